@@ -1,0 +1,42 @@
+"""Everything that emseg raises on purpose.
+
+    EmsegError
+    |-- InputError            what was asked for cannot be done; nothing was written      exit code 2
+    |   |-- VolumeError       the input volume, or what was said about it, is unusable
+    |   |-- ModelError        the model file or its description is unusable
+    |   |-- PlanError         volume, model, region and limits do not fit together
+    |   `-- OutputError       the place for the output is taken, inside the input, or not writable
+    `-- BlockError            one block cannot be computed; the others go on              exit code 3
+
+Each message names the two things that disagree and the remedy, on one line.
+"""
+
+from __future__ import annotations
+
+
+class EmsegError(Exception):
+    """Base of all errors that emseg raises on purpose."""
+
+
+class InputError(EmsegError, ValueError):
+    """What was asked for cannot be done; nothing was written."""
+
+
+class VolumeError(InputError):
+    """The input volume, or what was said about it, cannot be used."""
+
+
+class ModelError(InputError):
+    """The model file, or the description of a network, cannot be used."""
+
+
+class PlanError(InputError):
+    """Volume, model, region and limits do not fit together."""
+
+
+class OutputError(InputError):
+    """The place for the output is taken, lies inside the input, or cannot be written."""
+
+
+class BlockError(EmsegError):
+    """One block cannot be computed; it stays *not computed* and the run goes on."""

@@ -1,0 +1,103 @@
+"""The U-Net of Ronneberger, Fischer and Brox (MICCAI 2015, arXiv:1505.04597) in torch, for any `ModelSpec`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from emseg.specs.model import ModelSpec
+
+
+class UNet(nn.Module):
+    """A U-Net of valid convolutions: ``(n, channels, z, y, x)`` in, logits ``(n, classes, z', y', x')`` out.
+
+    A planar network (nothing looks along z) runs as 2-D convolutions with z folded into the batch.
+
+    The forward pass is written layer by layer, each result replacing its source as soon as it is made, because
+    `ModelSpec.activation_bytes` promises what is alive at once.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        axes = slice(1, 3) if spec.planar else slice(0, 3)
+        convolution: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d if spec.planar else nn.Conv3d
+        transposed: type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d] = (
+            nn.ConvTranspose2d if spec.planar else nn.ConvTranspose3d
+        )
+        self._pooling = [factor[axes] for factor in spec.pooling]
+        widths = [spec.width * 2**level for level in range(spec.depth + 1)]
+        kernels = [kernel[axes] for kernel in spec.kernels]
+
+        self.down = nn.ModuleList()
+        channels = spec.channels
+        for width, kernel in zip(widths, kernels, strict=True):
+            self.down.append(nn.ModuleList([convolution(channels, width, kernel), convolution(width, width, kernel)]))
+            channels = width
+        self.up = nn.ModuleList()
+        self.join = nn.ModuleList()
+        for width, kernel, factor in list(zip(widths, kernels, self._pooling, strict=False))[::-1]:
+            self.up.append(transposed(2 * width, width, factor, stride=factor))
+            self.join.append(nn.ModuleList([convolution(2 * width, width, kernel), convolution(width, width, kernel)]))
+        self.head = convolution(widths[0], len(spec.classes), 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew: He initialisation (arXiv:1502.01852), standard deviation sqrt(2 / N), biases zero.
+
+        N is the number of terms that an output voxel adds up; in an up-convolution whose stride equals its kernel,
+        each output voxel adds up one tap per channel.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                terms = module.in_channels * math.prod(module.kernel_size)
+            elif isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
+                terms = module.in_channels
+            else:
+                continue
+            nn.init.normal_(module.weight, std=math.sqrt(2 / terms))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """Logits ``(n, classes, z', y', x')`` of tiles ``(n, channels, z, y, x)``."""
+        if not self.spec.planar:
+            return self._forward(tiles)
+        n, _, z, _, _ = tiles.shape
+        logits = self._forward(tiles.transpose(1, 2).flatten(0, 1))
+        return logits.unflatten(0, (n, z)).transpose(1, 2)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        skips: list[Tensor] = []
+        for level, convolutions in enumerate(self.down):
+            if level:
+                skips.append(x)
+                x = self._pool(x, self._pooling[level - 1])
+            x = _convolve(convolutions, x)
+            if level >= self.spec.depth - 1:  # the end of the contracting path, as in the paper
+                x = functional.dropout(x, self.spec.dropout, self.training)
+        for up, convolutions in zip(self.up, self.join, strict=True):
+            x = up(x)
+            x = torch.cat([_crop(skips.pop(), x), x], dim=1)
+            x = _convolve(convolutions, x)
+        logits: Tensor = self.head(x)
+        return logits
+
+    def _pool(self, x: Tensor, factor: tuple[int, ...]) -> Tensor:
+        return functional.max_pool2d(x, factor) if self.spec.planar else functional.max_pool3d(x, factor)
+
+
+def _convolve(convolutions: nn.Module, x: Tensor) -> Tensor:
+    for convolution in convolutions.children():
+        x = convolution(x)
+        x = functional.relu_(x)
+    return x
+
+
+def _crop(skip: Tensor, like: Tensor) -> Tensor:
+    """The centre of `skip`, as large as `like`; the two always differ by an even number, since kernels are odd."""
+    inner = [slice((a - b) // 2, (a - b) // 2 + b) for a, b in zip(skip.shape[2:], like.shape[2:], strict=True)]
+    return skip[(slice(None), slice(None), *inner)]

@@ -1,0 +1,62 @@
+"""What a block needs from outside: something to read from, something that predicts, something to write to.
+
+The adapters in `emseg.store` and `emseg.model` fulfil these; so can a user's own class.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.box import Box
+from emseg.specs.model import ModelSpec
+from emseg.specs.volume import VolumeSpec
+
+
+class VolumeReader(Protocol):
+    """An open volume. Threads may read at the same time."""
+
+    @property
+    def spec(self) -> VolumeSpec:
+        """What the volume is."""
+        ...
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """The voxels of `box`, ``(z, y, x)`` in the volume's type; the caller owns the array.
+
+        Raises
+        ------
+        BlockError
+            If what is stored there cannot be read (a damaged chunk, say).
+        """
+        ...
+
+
+class Predictor(Protocol):
+    """A network with its weights, ready on a device. One thread predicts at a time."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the network is."""
+        ...
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits ``(n, classes, z', y', x') float32`` of normalised tiles ``(n, z, y, x) float32``."""
+        ...
+
+
+class LabelWriter(Protocol):
+    """An open output. Threads and processes may write different blocks at the same time."""
+
+    def write(self, box: Box, labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None) -> None:
+        """Store a block: labels ``(z, y, x)`` and, where the run keeps them, probabilities ``(class, z, y, x)``.
+
+        `box` is in the volume's coordinates and must be whole write units; labels are written last.
+        """
+        ...
+
+    def is_done(self, box: Box) -> bool:
+        """Whether each write unit of `box` exists in each array of the run."""
+        ...

@@ -1,0 +1,312 @@
+"""What a U-Net is and costs, answered by arithmetic alone: no weights, no torch.
+
+The network is that of Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image
+Segmentation", MICCAI 2015 (arXiv:1505.04597), with its sizes as parameters::
+
+    level 0   tile -> conv conv ------------- crop, join -> conv conv -> 1x1x1 -> logits
+    level 1           pool -> conv conv ----- crop, join -> conv conv -> up
+    level 2                   pool -> conv conv -> up
+
+Each axis goes through the same arithmetic on its own. A valid convolution with kernel k takes k - 1 voxels, pooling
+by p divides, an up-convolution multiplies by p. Two convolutions a level down and two up, so the voxels that level l
+and all below it take off an axis, counted at level l, are ``loss(l) = 4 (k_l - 1) + p_l loss(l + 1)``, and
+``2 (k - 1)`` at the bottom. Half of ``loss(0)`` is the context per side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self, get_args
+
+from emseg.box import Triple, triple
+from emseg.errors import ModelError
+
+OutputKind = Literal["softmax"]
+"""How logits become probabilities: ``softmax`` for classes that exclude one another."""
+
+FLOAT32_BYTES = 4
+INT64_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of the network as the cost arithmetic sees it."""
+
+    kind: Literal["convolve", "pool", "up", "join"]
+    inputs: int
+    """Channels in."""
+    outputs: int
+    """Channels out."""
+    taps: int
+    """Voxels of the kernel; 0 where nothing is learnt."""
+    shape: Triple
+    """Shape (z, y, x) in voxels of what it makes."""
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations; in an up-convolution each output voxel adds up a single tap."""
+        taps = min(self.taps, 1) if self.kind == "up" else self.taps
+        return 2 * self.inputs * self.outputs * taps * math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The facts about a U-Net that planning needs; all else follows from them.
+
+    Raises
+    ------
+    ModelError
+        If a field is out of range or the fields disagree.
+
+    Examples
+    --------
+    The network of the paper:
+
+    >>> paper = ModelSpec.unet(width=64, depth=4, classes=("inside", "membrane"))
+    >>> paper.context, paper.lattice
+    ((0, 92, 92), (1, 16, 16))
+    >>> paper.output_shape((1, 572, 572))
+    (1, 388, 388)
+    >>> paper.parameters
+    31030658
+    """
+
+    width: int
+    """Channels of the first level; each level below has twice those of the one above."""
+    depth: int
+    """Number of poolings."""
+    classes: tuple[str, ...]
+    """Name of each class, in the order of the label values from 0."""
+    kernels: tuple[Triple, ...]
+    """Kernel (z, y, x) in voxels of each level from the top; ``depth + 1`` of them, odd numbers."""
+    pooling: tuple[Triple, ...]
+    """Pooling factor (z, y, x) below each level; ``depth`` of them."""
+    channels: int = 1
+    """Channels of the input; a volume has one."""
+    dropout: float = 0.5
+    """Share of activations dropped in training at the end of the contracting path."""
+    output: OutputKind = "softmax"
+    """How logits become probabilities."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.depth < 0 or self.channels < 1:
+            raise ModelError(
+                f"a network needs width >= 1, depth >= 0 and channels >= 1, not width {self.width}, "
+                f"depth {self.depth}, channels {self.channels}"
+            )
+        if not 1 <= len(self.classes) <= 254:
+            raise ModelError(f"a network has 1 to 254 classes (labels are uint8, 255 is 'not computed'), not {len(self.classes)}")
+        if len(self.kernels) != self.depth + 1 or len(self.pooling) != self.depth:
+            raise ModelError(
+                f"depth {self.depth} needs {self.depth + 1} kernels and {self.depth} poolings, "
+                f"not {len(self.kernels)} and {len(self.pooling)}"
+            )
+        if any(k < 1 or k % 2 == 0 for kernel in self.kernels for k in kernel):
+            raise ModelError(f"kernels must be odd and positive on each axis, not {self.kernels}")
+        if any(p < 1 for factor in self.pooling for p in factor):
+            raise ModelError(f"pooling factors must be positive on each axis, not {self.pooling}")
+        if not 0 <= self.dropout < 1:
+            raise ModelError(f"dropout must be in [0, 1), not {self.dropout}")
+        if self.output not in get_args(OutputKind):
+            raise ModelError(f"the output kind must be one of {get_args(OutputKind)}, not {self.output!r}")
+
+    @classmethod
+    def unet(
+        cls,
+        *,
+        width: int = 64,
+        depth: int = 4,
+        classes: tuple[str, ...] = ("inside", "membrane"),
+        kernel: Triple = (1, 3, 3),
+        pooling: Triple = (1, 2, 2),
+        dropout: float = 0.5,
+    ) -> ModelSpec:
+        """A U-Net with the same kernel and pooling on each level; the defaults are those of the paper."""
+        return cls(width, depth, classes, (kernel,) * (depth + 1), (pooling,) * depth, dropout=dropout)
+
+    # -- geometry -----------------------------------------------------------------------------------------------
+
+    @property
+    def planar(self) -> bool:
+        """Whether the network never looks along z: a 2-D network, run slice by slice."""
+        return all(kernel[0] == 1 for kernel in self.kernels) and all(factor[0] == 1 for factor in self.pooling)
+
+    @property
+    def lattice(self) -> Triple:
+        """Product of the pooling factors (z, y, x): the network commutes only with shifts by multiples of it."""
+        return triple(math.prod(factor[axis] for factor in self.pooling) for axis in range(3))
+
+    @property
+    def context(self) -> Triple:
+        """Voxels (z, y, x) that valid convolutions take off each side of a tile."""
+        return triple(self._loss(axis) // 2 for axis in range(3))
+
+    def output_shape(self, tile: Triple) -> Triple:
+        """Shape (z, y, x) in voxels that the network makes of a tile of this shape.
+
+        Raises
+        ------
+        ModelError
+            If a tile of this shape cannot go through the network.
+        """
+        for axis, length in enumerate(tile):
+            if not self._fits(axis, length):
+                raise ModelError(
+                    f"a tile of shape {tile} does not fit the network on axis {'zyx'[axis]}: "
+                    f"{length} is not valid, the next valid size is {self.next_valid(axis, length)}"
+                )
+        return triple(length - 2 * c for length, c in zip(tile, self.context, strict=True))
+
+    def next_valid(self, axis: int, length: int) -> int:
+        """Smallest tile length on `axis`, in voxels, that is at least `length` and goes through the network."""
+        length = max(length, 2 * self.context[axis] + 1)
+        while not self._fits(axis, length):
+            length += 1
+        return length
+
+    def tile_for(self, target: Triple) -> Triple:
+        """Shape (z, y, x) in voxels of the smallest tile whose output holds a box of shape `target`."""
+        return triple(
+            self.next_valid(axis, length + 2 * c) for axis, (length, c) in enumerate(zip(target, self.context, strict=True))
+        )
+
+    def step(self, tile: Triple) -> Triple:
+        """Shift (z, y, x) in voxels between neighbouring tiles: the most that the output covers, on the lattice.
+
+        Raises
+        ------
+        ModelError
+            If the tile does not fit the network, or its output is smaller than the lattice.
+        """
+        output = self.output_shape(tile)
+        step = triple(length // s * s for length, s in zip(output, self.lattice, strict=True))
+        if 0 in step:
+            raise ModelError(f"a tile of shape {tile} gives {output}, less than the lattice {self.lattice}: use a larger tile")
+        return step
+
+    def _loss(self, axis: int, level: int = 0) -> int:
+        taken = self.kernels[level][axis] - 1
+        if level == self.depth:
+            return 2 * taken
+        return 4 * taken + self.pooling[level][axis] * self._loss(axis, level + 1)
+
+    def _fits(self, axis: int, length: int) -> bool:
+        for level in range(self.depth):
+            length -= 2 * (self.kernels[level][axis] - 1)
+            if length <= 0 or length % self.pooling[level][axis]:
+                return False
+            length //= self.pooling[level][axis]
+        length -= 2 * (self.kernels[self.depth][axis] - 1)
+        for level in reversed(range(self.depth)):
+            if length <= 0:
+                return False
+            length = length * self.pooling[level][axis] - 2 * (self.kernels[level][axis] - 1)
+        return length > 0
+
+    # -- cost ---------------------------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> int:
+        """Number of learnt numbers, biases included."""
+        layers = self._layers(self.tile_for((1, 1, 1)))
+        return sum(layer.inputs * layer.outputs * layer.taps + layer.outputs for layer in layers if layer.taps)
+
+    def flops(self, tile: Triple) -> int:
+        """Floating-point operations of all convolutions on one tile; a multiplication and an addition count as two.
+
+        Raises
+        ------
+        ModelError
+            If the tile does not fit the network.
+        """
+        self.output_shape(tile)
+        return sum(layer.flops for layer in self._layers(tile))
+
+    def activation_bytes(self, tile: Triple) -> int:
+        """Bytes of tensors alive at once while one float32 tile goes through the network, at the worst moment of inference.
+
+        Weights and the scratch memory inside a convolution are not counted.
+
+        Raises
+        ------
+        ModelError
+            If the tile does not fit the network.
+        """
+        self.output_shape(tile)
+        held = self.channels * math.prod(tile)  # the tile, and later the skips
+        skips: list[int] = []
+        current = peak = 0
+        for layer in self._layers(tile):
+            made = layer.outputs * math.prod(layer.shape)
+            if layer.kind == "pool":
+                skips.append(current)
+                held, current = held + current, 0
+                peak = max(peak, held + made + made * INT64_BYTES // FLOAT32_BYTES)  # torch keeps an index per maximum
+            elif layer.kind == "join":
+                peak = max(peak, held + current + made)
+                held -= skips.pop()
+            else:
+                peak = max(peak, held + current + made)
+            current = made
+        return FLOAT32_BYTES * peak
+
+    def _layers(self, tile: Triple) -> Iterator[Layer]:
+        """Each layer in the order of the forward pass, as it meets a tile of this shape."""
+        shape, channels = tile, self.channels
+        for level, kernel in enumerate(self.kernels):
+            width = self.width * 2**level
+            if level:
+                shape = triple(length // p for length, p in zip(shape, self.pooling[level - 1], strict=True))
+                yield Layer("pool", channels, channels, 0, shape)
+            for inputs in (channels, width):
+                shape = triple(length - k + 1 for length, k in zip(shape, kernel, strict=True))
+                yield Layer("convolve", inputs, width, math.prod(kernel), shape)
+            channels = width
+        for level in reversed(range(self.depth)):
+            width, kernel, factor = self.width * 2**level, self.kernels[level], self.pooling[level]
+            shape = triple(length * p for length, p in zip(shape, factor, strict=True))
+            yield Layer("up", channels, width, math.prod(factor), shape)
+            yield Layer("join", 2 * width, 2 * width, 0, shape)
+            for inputs in (2 * width, width):
+                shape = triple(length - k + 1 for length, k in zip(shape, kernel, strict=True))
+                yield Layer("convolve", inputs, width, math.prod(kernel), shape)
+            channels = width
+        yield Layer("convolve", channels, len(self.classes), 1, shape)
+
+    # -- JSON ---------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The spec that `to_json` wrote.
+
+        Raises
+        ------
+        ModelError
+            If a field is missing, unknown or has the wrong type.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := set(data) - known:
+            raise ModelError(f"unknown fields {sorted(unknown)} in the model's description; known are {sorted(known)}")
+        try:
+            return cls(
+                width=int(data["width"]),
+                depth=int(data["depth"]),
+                classes=tuple(str(name) for name in data["classes"]),
+                kernels=tuple(triple(kernel) for kernel in data["kernels"]),
+                pooling=tuple(triple(factor) for factor in data["pooling"]),
+                channels=int(data.get("channels", 1)),
+                dropout=float(data.get("dropout", 0.5)),
+                output=data.get("output", "softmax"),
+            )
+        except KeyError as error:
+            raise ModelError(f"the model's description lacks {error}") from error
+        except (TypeError, ValueError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(f"the model's description is not valid: {error}") from error

@@ -1,0 +1,77 @@
+"""What a volume is: shape, type, and where its voxels lie in space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+from emseg.box import Box, Triple, triple
+from emseg.errors import VolumeError
+
+DTYPES = ("uint8", "uint16", "float32")
+"""Types that a volume may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSpec:
+    """The facts about an input volume; a 2-D image is a volume of one z slice.
+
+    Raises
+    ------
+    VolumeError
+        If an axis is empty or the type is not one that emseg reads.
+    """
+
+    shape: Triple
+    """Shape (z, y, x) in voxels."""
+    dtype: str
+    """Name of the NumPy type, one of `DTYPES`."""
+    unit: Triple
+    """Shape (z, y, x) in voxels of what is stored in one file: shard if sharded, else chunk."""
+    rank: Literal[2, 3] = 3
+    """Axes of the stored array: 2 for an image (y, x), 3 for (z, y, x)."""
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Size (z, y, x) of a voxel, in `units`."""
+    translation: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Place (z, y, x) of the first voxel's centre, in `units`."""
+    units: tuple[str | None, str | None, str | None] = (None, None, None)
+    """Unit of length of each axis (z, y, x), spelt as in OME-Zarr (``nanometer``); None where not stated."""
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1:
+            raise VolumeError(f"the volume has shape {self.shape}, which holds no voxel: each axis needs at least one")
+        if self.dtype not in DTYPES:
+            raise VolumeError(f"the volume is {self.dtype}, but emseg reads {', '.join(DTYPES)}: convert it first")
+
+    @property
+    def box(self) -> Box:
+        """The whole volume."""
+        return Box.of_shape(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all voxels, uncompressed."""
+        return math.prod(self.shape) * self.itemsize
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one voxel."""
+        return {"uint8": 1, "uint16": 2, "float32": 4}[self.dtype]
+
+    def crop(self, region: Box) -> tuple[float, float, float]:
+        """Translation (z, y, x), in `units`, of the first voxel of a region."""
+        z, y, x = (t + s * o for t, s, o in zip(self.translation, self.scale, region.start, strict=True))
+        return (z, y, x)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The spec that `to_json` wrote."""
+        scale, translation, units = (tuple(data[name]) for name in ("scale", "translation", "units"))
+        shape, unit = triple(data["shape"]), triple(data["unit"])
+        return cls(shape, str(data["dtype"]), unit, data["rank"], scale, translation, units)  # type: ignore[arg-type]
