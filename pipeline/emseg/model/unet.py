@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +26,8 @@ class UNet(nn.Module):
         super().__init__()
         self.spec = spec
         axes = slice(1, 3) if spec.planar else slice(0, 3)
-        convolution: type[nn.Conv2d] | type[nn.Conv3d] = nn.Conv2d if spec.planar else nn.Conv3d
-        transposed: type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d] = (
-            nn.ConvTranspose2d if spec.planar else nn.ConvTranspose3d
-        )
+        convolution: Any = nn.Conv2d if spec.planar else nn.Conv3d
+        transposed: Any = nn.ConvTranspose2d if spec.planar else nn.ConvTranspose3d
         self._pooling = [factor[axes] for factor in spec.pooling]
         widths = [spec.width * 2**level for level in range(spec.depth + 1)]
         kernels = [kernel[axes] for kernel in spec.kernels]
@@ -68,7 +68,7 @@ class UNet(nn.Module):
             return self._forward(tiles)
         n, _, z, _, _ = tiles.shape
         logits = self._forward(tiles.transpose(1, 2).flatten(0, 1))
-        return logits.unflatten(0, (n, z)).transpose(1, 2)
+        return logits.reshape(n, z, *logits.shape[1:]).transpose(1, 2)
 
     def _forward(self, x: Tensor) -> Tensor:
         skips: list[Tensor] = []
@@ -86,7 +86,7 @@ class UNet(nn.Module):
         logits: Tensor = self.head(x)
         return logits
 
-    def _pool(self, x: Tensor, factor: tuple[int, ...]) -> Tensor:
+    def _pool(self, x: Tensor, factor: Sequence[int]) -> Tensor:
         return functional.max_pool2d(x, factor) if self.spec.planar else functional.max_pool3d(x, factor)
 
 

@@ -97,7 +97,7 @@ class ModelSpec:
                 f"depth {self.depth}, channels {self.channels}"
             )
         if not 1 <= len(self.classes) <= 254:
-            raise ModelError(f"a network has 1 to 254 classes (labels are uint8, 255 is 'not computed'), not {len(self.classes)}")
+            raise ModelError(f"a network has 1 to 254 classes (label 255 means 'not computed'), not {len(self.classes)}")
         if len(self.kernels) != self.depth + 1 or len(self.pooling) != self.depth:
             raise ModelError(
                 f"depth {self.depth} needs {self.depth + 1} kernels and {self.depth} poolings, "

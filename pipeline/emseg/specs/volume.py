@@ -28,8 +28,8 @@ class VolumeSpec:
     """Shape (z, y, x) in voxels."""
     dtype: str
     """Name of the NumPy type, one of `DTYPES`."""
-    unit: Triple
-    """Shape (z, y, x) in voxels of what is stored in one file: shard if sharded, else chunk."""
+    chunk: Triple
+    """Shape (z, y, x) in voxels of what is read and decompressed at once: the chunk, inside a shard if sharded."""
     rank: Literal[2, 3] = 3
     """Axes of the stored array: 2 for an image (y, x), 3 for (z, y, x)."""
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -73,5 +73,5 @@ class VolumeSpec:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The spec that `to_json` wrote."""
         scale, translation, units = (tuple(data[name]) for name in ("scale", "translation", "units"))
-        shape, unit = triple(data["shape"]), triple(data["unit"])
-        return cls(shape, str(data["dtype"]), unit, data["rank"], scale, translation, units)  # type: ignore[arg-type]
+        shape, chunk = triple(data["shape"]), triple(data["chunk"])
+        return cls(shape, str(data["dtype"]), chunk, data["rank"], scale, translation, units)

@@ -1,0 +1,132 @@
+"""What happens to one block: read -> normalise -> mirror -> tiles -> predict -> stitch -> write."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.box import Box, Triple
+from emseg.errors import BlockError
+from emseg.grid.mirror import reflect
+from emseg.grid.plan import Block
+from emseg.grid.stitch import Canvas, classify, quantise, softmax
+from emseg.grid.tiles import Tile, hull_of, tiles_of
+from emseg.normalise import Normalisation, refuse_nonfinite
+from emseg.outcome import Outcome, Stopwatch
+from emseg.ports import LabelWriter, Predictor, VolumeReader
+from emseg.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What a worker holds open while it segments blocks, several at a time."""
+
+    recipe: Recipe
+    volume: VolumeReader
+    predictor: Predictor
+    labels: LabelWriter
+    turn: AbstractContextManager[object]
+    """Held by the block whose turn it is at the predictor; the others read and write meanwhile."""
+
+
+def segment_block(bench: Bench, block: Block) -> Outcome:
+    """How the segmentation of one block ended; a failure is an outcome, never an exception."""
+    watch = Stopwatch()
+    cause = None
+    try:
+        _segment(bench, block, watch)
+    except BlockError as error:
+        cause = str(error)
+    except Exception as error:  # whatever goes wrong in one block must not end the run
+        cause = f"{type(error).__name__}: {error}"
+    return Outcome(
+        block=block.index,
+        status="failed" if cause else "done",
+        voxels=block.write.voxels,
+        seconds=watch.seconds(),
+        cause=" ".join(cause.split()) if cause else None,
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+        peak_bytes=_peak_bytes(),
+    )
+
+
+def _segment(bench: Bench, block: Block, watch: Stopwatch) -> None:
+    plan, model, box = bench.recipe.plan, bench.recipe.plan.model, block.write
+    with watch.phase("read"):
+        seen = plan.read_box(block)
+        values = read_normalised(bench.volume, bench.recipe.normalisation, seen)
+    labels: Canvas[np.uint8] = Canvas(box, np.uint8)
+    probabilities: Canvas[np.uint8] | None = None
+    if bench.recipe.probabilities:
+        probabilities = Canvas(box, np.uint8, len(model.classes))
+    with watch.phase("wait"):
+        bench.turn.__enter__()
+    try:
+        with watch.phase("predict"):
+            for target, logits in predict_tiles(bench.predictor, values, seen, plan.tiles(block), plan.batch):
+                labels.paste(target, classify(logits))
+                if probabilities is not None:
+                    probabilities.paste(target, quantise(softmax(logits)))
+    finally:
+        bench.turn.__exit__(None, None, None)
+    with watch.phase("write"):
+        bench.labels.write(box, labels.finish(), None if probabilities is None else probabilities.finish())
+
+
+def predict_box(
+    volume: VolumeReader, predictor: Predictor, normalisation: Normalisation, box: Box, tile: Triple, lead: Triple
+) -> NDArray[np.float32]:
+    """Probabilities ``(class, z, y, x) float32`` of any box inside a volume, through tiles of any valid shape and lead."""
+    seen = hull_of(box, tile, predictor.spec, lead)
+    values = read_normalised(volume, normalisation, seen)
+    canvas: Canvas[np.float32] = Canvas(box, np.float32, len(predictor.spec.classes))
+    for target, logits in predict_tiles(predictor, values, seen, tiles_of(box, tile, predictor.spec, lead), batch=1):
+        canvas.paste(target, softmax(logits))
+    return canvas.finish()
+
+
+def read_normalised(volume: VolumeReader, normalisation: Normalisation, box: Box) -> NDArray[np.float32]:
+    """Normalised voxels ``(z, y, x) float32`` of a box that may reach beyond the volume, which mirrors it.
+
+    Raises
+    ------
+    BlockError
+        If a voxel is NaN or infinite, or what is stored cannot be read.
+    """
+    reflection = reflect(box, volume.spec.shape)
+    values = volume.read(reflection.source)
+    refuse_nonfinite(values, reflection.source, BlockError)
+    return reflection.fill(normalisation.apply(values, reflection.source))
+
+
+def predict_tiles(
+    predictor: Predictor, values: NDArray[np.float32], seen: Box, tiles: Iterator[Tile], batch: int
+) -> Iterator[tuple[Box, NDArray[np.float32]]]:
+    """Each tile's target with its logits ``(class, z, y, x) float32``, from the voxels of the box `seen`.
+
+    Raises
+    ------
+    BlockError
+        If the network predicts NaN or infinity.
+    """
+    while group := list(itertools.islice(tiles, batch)):
+        sources = np.stack([values[tile.source.relative_to(seen.start).slices()] for tile in group])
+        for tile, logits in zip(group, predictor.predict(sources), strict=True):
+            if not np.isfinite(logits).all():
+                raise BlockError(f"the network predicts NaN or infinity in {tile.target}: its weights or the voxels are broken")
+            kept = tile.target.relative_to(tile.output.start).slices()
+            yield tile.target, logits[(slice(None), *kept)]
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

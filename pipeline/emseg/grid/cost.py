@@ -1,0 +1,76 @@
+"""What a plan costs, by arithmetic: printed by `emseg plan`, checked against real runs by the tests."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from emseg.grid.layout import decoded
+from emseg.grid.mirror import reflect
+from emseg.grid.plan import Plan
+from emseg.specs.volume import VolumeSpec
+
+RUNTIME_BYTES = 450 * 2**20
+"""Memory of a worker process before it works: Python, torch, zarr and Dask, measured with torch 2.13 for CPUs."""
+BLOCKS_IN_FLIGHT = 2
+"""Blocks that a worker has in hand at once: one is predicted while another is read or written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The costs of a plan; all bytes are uncompressed."""
+
+    blocks: int
+    tiles: int
+    """Network inputs in all."""
+    flops: int
+    """Floating-point operations of all convolutions."""
+    bytes_needed: int
+    """Bytes of the region's voxels."""
+    bytes_read: int
+    """Bytes that are read and decompressed, neighbours and whole chunks included."""
+    bytes_per_worker: int
+    """Memory of a worker process at its worst moment."""
+    output_bytes: int
+    output_files: int
+    """Files with voxels; a few small ones of metadata come on top."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values, with the share of reading that is needed."""
+        return {**asdict(self), "bytes_read_per_needed": self.bytes_read / self.bytes_needed}
+
+
+def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool) -> Cost:
+    """What a plan costs on a volume, with or without stored probabilities."""
+    model, region = plan.model, plan.region
+    tiles = read = 1
+    for axis in range(3):
+        lattice, step = model.lattice[axis], model.step(plan.tile)[axis]
+        on_axis = 0
+        for start in range(region.start[axis], region.stop[axis], plan.unit[axis]):
+            stop = min(start + plan.unit[axis], region.stop[axis])
+            on_axis += -(-(stop - start // lattice * lattice) // step)
+        tiles *= on_axis
+        read *= decoded(volume, region, axis, plan.unit[axis], model.context[axis])
+    arrays = 1 + (len(model.classes) if probabilities else 0)
+    return Cost(
+        blocks=len(plan),
+        tiles=tiles,
+        flops=tiles * model.flops(plan.tile),
+        bytes_needed=region.voxels * volume.itemsize,
+        bytes_read=read * volume.itemsize,
+        bytes_per_worker=_worker_bytes(plan, volume, arrays),
+        output_bytes=region.voxels * arrays,
+        output_files=len(plan) * (2 if probabilities else 1),
+    )
+
+
+def _worker_bytes(plan: Plan, volume: VolumeSpec, arrays: int) -> int:
+    """Runtime, weights, the activations of one batch, and the blocks in hand."""
+    first = plan.block(0)
+    seen = plan.read_box(first)
+    read = reflect(seen, plan.shape).source.voxels * (volume.itemsize + 4)
+    block = read + seen.voxels * 4 + math.prod(plan.unit) * (arrays + 1)
+    activations = plan.batch * plan.model.activation_bytes(plan.tile)
+    return RUNTIME_BYTES + 4 * plan.model.parameters + activations + BLOCKS_IN_FLIGHT * block

@@ -1,0 +1,201 @@
+"""Choosing tile, write unit and chunk: the cheapest layout that leaves enough blocks to share out.
+
+Each axis goes through the same arithmetic. A write unit is a power of two times the lattice; its tiles divide it
+evenly; a layout's price is the arithmetic of all its tiles plus what must be read and decompressed for them. Nothing
+here depends on how many workers there are, or the number of workers would change the bytes of the output.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from emseg.box import Box, Triple, triple
+from emseg.errors import ModelError, PlanError
+from emseg.grid.plan import Plan
+from emseg.specs.model import ModelSpec
+from emseg.specs.volume import VolumeSpec
+
+BLOCKS_WANTED = 32
+"""Four blocks for each of eight workers."""
+DEAREST = 3.0
+"""More blocks are not bought with more than this many times the least arithmetic."""
+UNIT_VOXELS = 2**24
+"""Largest write unit, in voxels: 256 cubed."""
+CHUNK_VOXELS = 2**18
+"""Chunks are cut to about this many voxels, 64 cubed: smaller ones cost zarr-python more than their data."""
+TILE_BYTES = 2**30
+"""Largest activation memory of a tile, in bytes."""
+CROWD = 2**12
+"""Write units smaller than a quarter of the largest are only tried where there are fewer blocks than this."""
+FLOPS_PER_BYTE = 4000
+"""Price of reading and decompressing a byte, in floating-point operations done meanwhile.
+
+A core does about 400 (80 GFLOP/s of convolutions against 200 MB/s through zarr-python, measured), a GPU on a shared
+file system 100 times as many; one plan must serve both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How one axis is cut."""
+
+    unit: int
+    """Length of a write unit, in voxels."""
+    parts: int
+    """Tiles along a whole write unit."""
+    tile: int
+    """Length of a tile, in voxels."""
+    units: int
+    """Write units along the region."""
+    tiles: int
+    """Tiles along the region."""
+
+
+def plan_volume(volume: VolumeSpec, model: ModelSpec, region: Box | None = None, tile: Triple | None = None) -> Plan:
+    """The plan that segments a region of a volume, by default all of it, at the lowest price.
+
+    A region is cut into the tiles of a whole run, so that it gets the same last bits as the crop of one.
+
+    Parameters
+    ----------
+    tile
+        Shape (z, y, x) in voxels of a network input, if it is not to be chosen.
+
+    Raises
+    ------
+    PlanError
+        If the region is not inside the volume, or volume and network do not fit together.
+    """
+    region = region or volume.box
+    if not volume.box.contains(region):
+        raise PlanError(f"the region {region} is not inside the volume {volume.box}: give a region within it")
+    if model.channels != 1:
+        raise PlanError(f"the model reads {model.channels} channels, but a volume has 1: use a model with one channel")
+    if tile is None and region != volume.box:
+        tile = plan_volume(volume, model).tile
+    if tile is not None:
+        try:
+            model.step(tile)
+        except ModelError as error:
+            raise PlanError(str(error)) from error
+    layouts = list(_layouts(model, region, tile))
+    cheapest = min(_flops(model, cuts) for cuts in layouts)
+    affordable = [cuts for cuts in layouts if _flops(model, cuts) <= DEAREST * cheapest]
+    wanted = min(BLOCKS_WANTED, max(_count(cuts) for cuts in affordable))
+    enough = [cuts for cuts in affordable if _count(cuts) >= wanted]
+    chosen = min(enough, key=lambda cuts: _price(volume, model, region, cuts))
+    unit = triple(cut.unit for cut in chosen)
+    return Plan(volume.shape, region, model, triple(cut.tile for cut in chosen), 1, unit, _chunk(unit))
+
+
+def _layouts(model: ModelSpec, region: Box, tile: Triple | None) -> Iterator[tuple[Cut, ...]]:
+    """Every combination of write units that is neither too large nor too small, each with the tiles that suit it."""
+    lengths = [_unit_lengths(model, region, axis, tile) for axis in range(3)]
+    least = triple(axis[0] for axis in lengths)
+    for units in itertools.product(*lengths):
+        voxels, blocks = math.prod(units), math.prod(-(-n // unit) for n, unit in zip(region.shape, units, strict=True))
+        if (voxels > UNIT_VOXELS and units != least) or (voxels < UNIT_VOXELS // 4 and blocks > CROWD):
+            continue
+        if tile is not None:
+            yield tuple(_cut(model, region, axis, unit, tile=tile[axis]) for axis, unit in enumerate(units))
+        else:
+            yield _fitted(model, region, triple(units))
+
+
+def _unit_lengths(model: ModelSpec, region: Box, axis: int, tile: Triple | None) -> list[int]:
+    """Lengths to try for a write unit along one axis, the last one not below the region's.
+
+    With a given tile they are multiples of its step, less one lattice cell if the region starts off the lattice: its
+    tiles must start before it does, and would not reach the end of a whole multiple.
+    """
+    lattice, length = model.lattice[axis], region.shape[axis]
+    step = lattice if tile is None else model.step(tile)[axis]
+    spare = lattice if tile is not None and region.start[axis] % lattice and step > lattice else 0
+    lengths = [step - spare]
+    while lengths[-1] < length:
+        step *= 2
+        lengths.append(step - spare)
+    return lengths
+
+
+def _fitted(model: ModelSpec, region: Box, units: Triple) -> tuple[Cut, ...]:
+    """The cut of these units into the fewest tiles whose activations fit `TILE_BYTES`."""
+    cuts = tuple(_cut(model, region, axis, unit, parts=1) for axis, unit in enumerate(units))
+    while model.activation_bytes(triple(cut.tile for cut in cuts)) > TILE_BYTES:
+        finer = [
+            tuple(_cut(model, region, i, cut.unit, parts=cut.parts * 2) if i == axis else cut for i, cut in enumerate(cuts))
+            for axis in range(3)
+            if cuts[axis].parts < cuts[axis].unit // model.lattice[axis]
+        ]
+        if not finer:
+            smallest = model.activation_bytes(triple(cut.tile for cut in cuts))
+            raise PlanError(
+                f"the smallest tile of this model needs {smallest} bytes of activations, the limit is {TILE_BYTES}: "
+                "use a model of less width or depth"
+            )
+        cuts = min(finer, key=lambda tried: _flops(model, tried))
+    return cuts
+
+
+def _cut(model: ModelSpec, region: Box, axis: int, unit: int, *, parts: int = 0, tile: int = 0) -> Cut:
+    """The cut of one axis into units of this length, and those into `parts` tiles or tiles of length `tile`."""
+    length, lattice = region.shape[axis], model.lattice[axis]
+    ahead = region.start[axis] % lattice  # the first tile starts on the lattice, up to this many voxels early
+    if not tile:
+        target = -(-(min(unit, length) + ahead) // (parts * lattice)) * lattice
+        tile = model.next_valid(axis, target + 2 * model.context[axis])
+    step = (tile - 2 * model.context[axis]) // lattice * lattice
+    units = -(-length // unit)
+    last = length - (units - 1) * unit
+    tiles = (units - 1) * -(-(unit + ahead) // step) + -(-(last + ahead) // step)
+    return Cut(unit, parts, tile, units, tiles)
+
+
+def _price(volume: VolumeSpec, model: ModelSpec, region: Box, cuts: tuple[Cut, ...]) -> float:
+    """What a layout costs, in floating-point operations."""
+    read = volume.itemsize
+    for axis, cut in enumerate(cuts):
+        read *= decoded(volume, region, axis, cut.unit, model.context[axis])
+    return _flops(model, cuts) + FLOPS_PER_BYTE * read
+
+
+@lru_cache(maxsize=512)
+def decoded(volume: VolumeSpec, region: Box, axis: int, unit: int, context: int) -> int:
+    """Voxels along one axis that all blocks together decompress: whole chunks, those in a context several times.
+
+    The closed form of `emseg.grid.mirror.reflect` for all blocks at once.
+    """
+    chunk, length = volume.chunk[axis], volume.shape[axis]
+    start = np.arange(region.start[axis], region.stop[axis], unit)
+    stop = np.minimum(start + unit, region.stop[axis])
+    lowest, highest = start - context, stop + context - 1
+    mirrored_low = np.where(lowest < 0, -lowest, 0)
+    mirrored_high = np.where(highest >= length, 2 * (length - 1) - highest, length)
+    first = np.maximum(np.minimum(np.maximum(lowest, 0), mirrored_high), 0)
+    last = np.minimum(np.maximum(np.minimum(highest, length - 1), mirrored_low), length - 1)
+    ends = np.minimum((last // chunk + 1) * chunk, length)
+    return int((ends - first // chunk * chunk).sum())
+
+
+def _flops(model: ModelSpec, cuts: tuple[Cut, ...]) -> int:
+    return math.prod(cut.tiles for cut in cuts) * model.flops(triple(cut.tile for cut in cuts))
+
+
+def _count(cuts: tuple[Cut, ...]) -> int:
+    return math.prod(cut.units for cut in cuts)
+
+
+def _chunk(unit: Triple) -> Triple:
+    """Shape (z, y, x) of the chunks of a write unit: halves of it, about cubic, of at most `CHUNK_VOXELS`."""
+    chunk = list(unit)
+    while math.prod(chunk) > CHUNK_VOXELS:
+        longest = max((axis for axis in range(3) if chunk[axis] % 2 == 0), key=lambda axis: chunk[axis], default=None)
+        if longest is None:
+            break
+        chunk[longest] //= 2
+    return triple(chunk)

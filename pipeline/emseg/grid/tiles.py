@@ -1,0 +1,74 @@
+"""Overlap tiles: what goes into the network, and which voxels come out of it.
+
+    source (one tile)   |<-- context -->|<------ output ------>|<-- context -->|
+    lattice             .   .   .   .   .   .   .   .   .   .   .   .   .   .   .
+    target                              |<---- kept ---->|
+
+A U-Net commutes only with shifts by its pooling lattice, so the output of each tile starts on the lattice, counted
+from the *volume's* origin; then each voxel sees the same inputs and the same pooling windows whatever the tiling. A
+tile is never shifted back to fit: it hangs over the end, mirroring supplies what is missing, and the rest is cropped.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from emseg.box import Box, Triple, triple
+from emseg.specs.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One network input and the part of its output that is kept; both in the volume's coordinates."""
+
+    source: Box
+    """What the network sees; it may reach beyond the volume."""
+    target: Box
+    """What is kept of its output."""
+    output: Box
+    """All of its output: `source` less the context."""
+
+
+def tiles_of(box: Box, tile: Triple, model: ModelSpec, lead: Triple = (0, 0, 0)) -> Iterator[Tile]:
+    """Tiles of shape `tile` (z, y, x) whose targets cover `box` exactly once.
+
+    Parameters
+    ----------
+    lead
+        Voxels (z, y, x), at least 0 and less than a step, by which the first tile's output starts earlier than it
+        must; rounded down to the lattice. Any lead gives the same result: `emseg verify` uses it to prove so.
+
+    Raises
+    ------
+    ModelError
+        If the tile does not fit the network.
+
+    Examples
+    --------
+    >>> model = ModelSpec.unet(width=1, depth=1)
+    >>> [str(tile.target) for tile in tiles_of(Box((0, 0, 0), (1, 2, 7)), (1, 20, 20), model)]
+    ['0:1,0:2,0:4', '0:1,0:2,4:7']
+    """
+    step, context = model.step(tile), model.context
+    origins = []
+    for start, stop, lattice, s, ahead in zip(box.start, box.stop, model.lattice, step, lead, strict=True):
+        origins.append(range((start - ahead) // lattice * lattice, stop, s))
+    for z, y, x in itertools.product(*origins):
+        kept = Box((z, y, x), (z + step[0], y + step[1], x + step[2]))
+        source = Box.of_shape(tile).shift((z - context[0], y - context[1], x - context[2]))
+        yield Tile(source, kept.intersect(box), source.grow(triple(-c for c in context)))
+
+
+def hull_of(box: Box, tile: Triple, model: ModelSpec, lead: Triple = (0, 0, 0)) -> Box:
+    """The read box of `box`: everything that its tiles see, in the volume's coordinates."""
+    step, context = model.step(tile), model.context
+    start, stop = [], []
+    for axis in range(3):
+        lattice = model.lattice[axis]
+        first = (box.start[axis] - lead[axis]) // lattice * lattice
+        count = -(-(box.stop[axis] - first) // step[axis])
+        start.append(first - context[axis])
+        stop.append(first - context[axis] + (count - 1) * step[axis] + tile[axis])
+    return Box(triple(start), triple(stop))

@@ -1,0 +1,1 @@
+"""How good labels are, against a known truth; NumPy only."""

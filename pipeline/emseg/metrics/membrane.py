@@ -1,0 +1,113 @@
+"""Membrane detection voxel for voxel: counts, precision, recall, F1; NumPy only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORE = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many voxels were found, invented and missed; counts of parts add up to those of the whole."""
+
+    found: int
+    """Membrane in prediction and truth."""
+    invented: int
+    """Membrane in the prediction only."""
+    missed: int
+    """Membrane in the truth only."""
+
+    def __add__(self, other: Self) -> Counts:
+        return Counts(self.found + other.found, self.invented + other.invented, self.missed + other.missed)
+
+    @property
+    def precision(self) -> float:
+        """Share of the predicted membrane that is true; 0 if nothing is predicted."""
+        return _share(self.found, self.found + self.invented)
+
+    @property
+    def recall(self) -> float:
+        """Share of the true membrane that is predicted; 0 if there is none."""
+        return _share(self.found, self.found + self.missed)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; 0 if there is no membrane at all."""
+        return _share(2 * self.found, 2 * self.found + self.invented + self.missed)
+
+
+def count(prediction: NDArray[Any], truth: NDArray[np.uint8], *, membrane: int = 1) -> Counts:
+    """Counts over all voxels whose truth is not 255.
+
+    Parameters
+    ----------
+    prediction
+        Class of each voxel, of the shape of `truth`.
+    truth
+        Class of each voxel, uint8; 255 is ignored.
+    membrane
+        The class that is counted.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(f"the prediction has shape {prediction.shape}, but the truth {truth.shape}")
+    predicted, true = prediction == membrane, truth == membrane
+    return Counts(
+        found=int(np.count_nonzero(predicted & true)),
+        invented=int(np.count_nonzero(predicted & ~true & (truth != IGNORE))),
+        missed=int(np.count_nonzero(true & ~predicted)),
+    )
+
+
+def f1(prediction: NDArray[Any], truth: NDArray[np.uint8], *, membrane: int = 1) -> float:
+    """F1 of the membrane over all voxels whose truth is not 255, from 0 to 1; see `count`."""
+    return count(prediction, truth, membrane=membrane).f1
+
+
+def best_threshold(scores: NDArray[np.floating[Any]], truth: NDArray[np.uint8]) -> tuple[float, float]:
+    """The threshold above which calling a voxel membrane gives the best F1, and that F1.
+
+    Each distinct score is tried, by one sort: with the scores in falling order, the first k of them are the prediction.
+
+    Parameters
+    ----------
+    scores
+        Any number that is higher where membrane is more likely, of the shape of `truth`.
+    truth
+        Class of each voxel, uint8: 1 membrane; 255 is ignored.
+
+    Raises
+    ------
+    ValueError
+        If no voxel is membrane.
+
+    Examples
+    --------
+    >>> threshold, best = best_threshold(np.array([0.1, 0.4, 0.6, 0.9]), np.array([0, 1, 0, 1], np.uint8))
+    >>> round(threshold, 2), round(best, 2)
+    (0.25, 0.8)
+    """
+    known = truth != IGNORE
+    order = np.argsort(-scores[known], kind="stable")
+    falling, true = scores[known][order].astype(np.float64), truth[known][order] == 1
+    members = np.count_nonzero(true)
+    if not members:
+        raise ValueError("a threshold cannot be chosen where the truth has no membrane")
+    last = np.append(np.flatnonzero(np.diff(falling)), falling.size - 1)  # the last place of each distinct score
+    values = 2 * np.cumsum(true)[last] / (last + 1 + members)
+    best = int(np.argmax(values))
+    below = falling[last[best] + 1] if last[best] + 1 < falling.size else falling[-1] - 1
+    return float((falling[last[best]] + below) / 2), float(values[best])
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0

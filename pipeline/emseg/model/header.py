@@ -1,0 +1,211 @@
+"""What a model file says about itself, read without torch: planning needs the network's facts, not its weights.
+
+A model file is a safetensors file (https://huggingface.co/docs/safetensors): data, never code. It starts with the
+header's length (8 bytes, little endian) and the header, a JSON object with the place of each tensor, here a network's
+parameters, all float32. The entry ``__metadata__`` has one key of ours::
+
+    {"__metadata__": {"emseg": '{"format": 1, "spec": {"width": 16, ...}, "card": {"name": "membrane-fib25", ...}}'},
+     "head.weight": {"dtype": "F32", "shape": [2, 16, 1, 1, 1], "data_offsets": [0, 128]}, ...}
+
+The file is checked as far as its header goes: each tensor lies in the file, and they are just those of the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from io import BufferedIOBase, BufferedReader
+from pathlib import Path
+from typing import Any, NoReturn
+
+from emseg.box import Triple
+from emseg.errors import ModelError
+from emseg.specs.model import ModelSpec
+
+KEY = "emseg"
+FORMAT = 1
+LENGTH_BYTES = 8
+MOST_HEADER_BYTES = 1 << 20
+FLOAT32_BYTES = 4
+PICKLES = (b"PK", b"\x80")
+"""First bytes of a zip file, in which torch keeps its pickle, and of a bare pickle."""
+
+CONVERT = "load it yourself in Python and write it with emseg.model.file.save_model"
+
+
+def read_header(path: Path) -> tuple[ModelSpec, dict[str, str]]:
+    """The network's description and the card (name, data, licence, scores ...) of a model file.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing or truncated, is not a model file, or disagrees with itself.
+    """
+    with open_model(path) as file:
+        return parse_header(file, path.stat().st_size, path)
+
+
+def model_digest(path: Path) -> str:
+    """SHA-256 of the whole model file, in hexadecimal.
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be read.
+    """
+    with open_model(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_model(path: Path) -> BufferedReader:
+    """The file, open for reading.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be opened.
+    """
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise ModelError(f"there is no model file {path}: check the path") from error
+    except OSError as error:
+        raise ModelError(f"the model file {path} cannot be read: {error.strerror}") from error
+
+
+def parse_header(file: BufferedIOBase, size: int, path: Path) -> tuple[ModelSpec, dict[str, str]]:
+    """What `read_header` returns, from an open file of `size` bytes; `path` is for messages.
+
+    Raises
+    ------
+    ModelError
+        As `read_header`.
+    """
+    start = file.read(LENGTH_BYTES)
+    if len(start) < LENGTH_BYTES:
+        raise ModelError(f"the model file {path} is truncated: it has {size} bytes, less than any header; fetch it again")
+    length = int.from_bytes(start, "little")
+    if length > MOST_HEADER_BYTES:  # a short header's length may start with the same bytes as a pickle
+        if start.startswith(PICKLES):
+            raise ModelError(f"{path} is a pickle (.pt, .pth), which can run code and is never loaded: {CONVERT}")
+        _refuse(path, f"its header would have {length} bytes, more than {MOST_HEADER_BYTES}")
+    if LENGTH_BYTES + length > size:
+        raise ModelError(
+            f"the model file {path} is truncated: its header ends at byte {LENGTH_BYTES + length}, "
+            f"the file at byte {size}; fetch it again"
+        )
+    try:
+        header = json.loads(file.read(length))
+    except (ValueError, RecursionError):
+        _refuse(path, "its header is not JSON")
+    if not isinstance(header, dict):
+        _refuse(path, "its header is not a JSON object")
+    spec, card = _description(header.pop("__metadata__", None), path)
+    _check_tensors(header, spec, size - LENGTH_BYTES - length, path)
+    return spec, card
+
+
+def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each parameter of the network of `emseg.model.unet`, by arithmetic.
+
+    Examples
+    --------
+    >>> parameter_shapes(ModelSpec.unet(width=4, depth=0))["down.0.0.weight"]
+    (4, 1, 3, 3)
+    """
+    first = 1 if spec.planar else 0
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def convolution(name: str, inputs: int, outputs: int, kernel: Triple) -> None:
+        shapes[f"{name}.weight"] = (outputs, inputs, *list(kernel)[first:])
+        shapes[f"{name}.bias"] = (outputs,)
+
+    widths = [spec.width * 2**level for level in range(spec.depth + 1)]
+    for level, (width, kernel) in enumerate(zip(widths, spec.kernels, strict=True)):
+        convolution(f"down.{level}.0", widths[level - 1] if level else spec.channels, width, kernel)
+        convolution(f"down.{level}.1", width, width, kernel)
+    for step, level in enumerate(reversed(range(spec.depth))):
+        width, kernel = widths[level], spec.kernels[level]
+        shapes[f"up.{step}.weight"] = (2 * width, width, *list(spec.pooling[level])[first:])
+        shapes[f"up.{step}.bias"] = (width,)
+        convolution(f"join.{step}.0", 2 * width, width, kernel)
+        convolution(f"join.{step}.1", width, width, kernel)
+    convolution("head", widths[0], len(spec.classes), (1, 1, 1))
+    return shapes
+
+
+def description(spec: ModelSpec, card: Mapping[str, str]) -> dict[str, str]:
+    """The ``__metadata__`` of a model file."""
+    return {KEY: json.dumps({"format": FORMAT, "spec": spec.to_json(), "card": dict(card)})}
+
+
+def _description(metadata: Any, path: Path) -> tuple[ModelSpec, dict[str, str]]:
+    if not isinstance(metadata, dict) or KEY not in metadata:
+        raise ModelError(
+            f"{path} is a safetensors file, but its header has no {KEY!r} entry that describes the network: {CONVERT}"
+        )
+    try:
+        data = json.loads(metadata[KEY])
+        version, fields, card = data["format"], data["spec"], data["card"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ModelError(f"the {KEY!r} entry in the header of {path} is damaged ({error!r}): {CONVERT}") from error
+    if version != FORMAT:
+        raise ModelError(
+            f"{path} has model format {version}, but this emseg reads format {FORMAT}: use the emseg that wrote it"
+        )
+    if not isinstance(card, dict) or not all(isinstance(value, str) for value in card.values()):
+        raise ModelError(f"the card in the header of {path} is not text by name: {CONVERT}")
+    if not isinstance(fields, dict):
+        raise ModelError(f"the network in the header of {path} is not a JSON object: {CONVERT}")
+    try:
+        return ModelSpec.from_json(fields), card
+    except (ModelError, OverflowError) as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _check_tensors(tensors: Mapping[str, Any], spec: ModelSpec, available: int, path: Path) -> None:
+    expected = parameter_shapes(spec)
+    if missing := expected.keys() - tensors.keys():
+        _disagree(path, f"it lacks {_list(missing)}")
+    if extra := tensors.keys() - expected.keys():
+        _disagree(path, f"it has {_list(extra)}, which the network does not")
+    end = 0
+    for name, (start, stop) in sorted(
+        ((name, _place(name, tensors[name], path)) for name in expected), key=lambda item: item[1]
+    ):
+        entry, shape = tensors[name], expected[name]
+        if entry.get("shape") != list(shape):
+            _disagree(path, f"{name} has shape {entry.get('shape')}, the network needs {list(shape)}")
+        if entry.get("dtype") != "F32":
+            _disagree(path, f"{name} is {entry.get('dtype')}, the network needs F32")
+        if start != end or stop - start != FLOAT32_BYTES * math.prod(shape):
+            _disagree(path, f"{name} lies at bytes {start} to {stop}, but {shape} float32 from {end} was expected")
+        end = stop
+    if end > available:
+        raise ModelError(
+            f"the model file {path} is truncated: its weights take {end} bytes, of which {available} are there; fetch it again"
+        )
+    if end < available:
+        _refuse(path, f"{available - end} bytes follow the last tensor")
+
+
+def _place(name: str, entry: Any, path: Path) -> tuple[int, int]:
+    place = entry.get("data_offsets") if isinstance(entry, dict) else None
+    if not isinstance(place, list) or len(place) != 2 or not all(type(offset) is int for offset in place):
+        _refuse(path, f"its header does not say where {name} lies")
+    return place[0], place[1]
+
+
+def _refuse(path: Path, reason: str) -> NoReturn:
+    raise ModelError(f"{path} is not a safetensors file ({reason}): {CONVERT}")
+
+
+def _disagree(path: Path, reason: str) -> NoReturn:
+    raise ModelError(f"the weights in {path} are not those of the network in its header: {reason}; {CONVERT}")
+
+
+def _list(names: set[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")

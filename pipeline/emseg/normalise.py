@@ -1,0 +1,155 @@
+"""Normalisation: intensities to mean 0 and deviation 1, measured once per volume or once per z slice.
+
+Never per tile: two tiles would then disagree about the same voxel. The numbers come from a seeded sample, are stored
+with the run, and are applied voxel by voxel, so that tiling cannot change them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.box import Box, triple
+from emseg.errors import VolumeError
+from emseg.ports import VolumeReader
+from emseg.specs.volume import VolumeSpec
+
+Scope = Literal["volume", "slice"]
+"""What shares one mean and deviation."""
+
+SAMPLE_EDGE = 64
+SAMPLE_BOXES = 64
+SLICE_EDGE = 128
+SLICE_BOXES = 16
+FLAT_EDGE = 4
+"""A square of this many equal pixels in a slice is padding: noise never gives one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """``(value - mean) / deviation``, with one pair of numbers for the volume or one for each z slice."""
+
+    scope: Scope
+    mean: tuple[float, ...]
+    """In grey values; one, or one per z slice of the volume."""
+    deviation: tuple[float, ...]
+    """In grey values, never 0; one, or one per z slice of the volume."""
+
+    def apply(self, values: NDArray[Any], box: Box) -> NDArray[np.float32]:
+        """Normalised voxels ``(z, y, x) float32`` of the voxels ``(z, y, x)`` of `box`, a box inside the volume."""
+        rows = slice(box.start[0], box.stop[0]) if self.scope == "slice" else slice(0, 1)
+        mean, deviation = (np.array(table[rows], np.float32)[:, None, None] for table in (self.mean, self.deviation))
+        normalised = values.astype(np.float32)
+        normalised -= mean
+        normalised /= deviation
+        return normalised
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {"scope": self.scope, "mean": list(self.mean), "deviation": list(self.deviation)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The normalisation that `to_json` wrote."""
+        return cls(data["scope"], tuple(data["mean"]), tuple(data["deviation"]))
+
+
+def survey(volume: VolumeReader, scope: Scope, seed: int = 0) -> tuple[Normalisation, str]:
+    """The normalisation of a volume, and a digest of the voxels that it was measured on.
+
+    The sample is drawn from the seed alone. Constant padding around the tissue is left out.
+
+    Raises
+    ------
+    VolumeError
+        If a sampled voxel is NaN or infinite.
+    """
+    if scope not in get_args(Scope):
+        raise VolumeError(f"normalisation is per {' or per '.join(get_args(Scope))}, not per {scope!r}")
+    rows = volume.spec.shape[0] if scope == "slice" else 1
+    moments, padded = np.zeros((3, rows)), np.zeros((3, rows))
+    digest = hashlib.sha256()
+    for box in sample_boxes(volume.spec, scope, seed):
+        values = volume.read(box)
+        refuse_nonfinite(values, box, VolumeError)
+        digest.update(np.ascontiguousarray(values).tobytes())
+        padding = _padding(values)
+        where = slice(box.start[0], box.stop[0]) if scope == "slice" else slice(0, 1)
+        moments[:, where] += _moments(values, ~padding, scope)
+        padded[:, where] += _moments(values, padding, scope)
+    moments = np.where(moments[0] > 0, moments, padded)  # nothing but padding: then that is what there is
+    count, total, squares = moments
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    deviation[deviation == 0] = 1
+    return Normalisation(scope, tuple(mean.tolist()), tuple(deviation.tolist())), digest.hexdigest()
+
+
+def sample_boxes(volume: VolumeSpec, scope: Scope, seed: int) -> Iterator[Box]:
+    """Boxes to measure: the whole volume where it is small, else boxes drawn from the seed.
+
+    With scope ``slice`` each z slice has its share of them.
+    """
+    depth = SAMPLE_EDGE
+    edge, boxes = (SLICE_EDGE, SLICE_BOXES) if scope == "slice" else (SAMPLE_EDGE, SAMPLE_BOXES)
+    rng = np.random.default_rng(seed)
+    z, y, x = volume.shape
+    slabs = range(0, z, depth)
+    if (y * x if scope == "slice" else z * y * x / depth) <= boxes * edge * edge:
+        for start in slabs:
+            yield Box((start, 0, 0), (min(start + depth, z), y, x))
+    elif scope == "slice":
+        for start in slabs:
+            for _ in range(boxes):
+                yield _random_box(rng, Box((start, 0, 0), (min(start + depth, z), y, x)), edge)
+    else:
+        for _ in range(boxes):
+            yield _random_box(rng, volume.box, edge)
+
+
+def refuse_nonfinite(values: NDArray[Any], box: Box, error: type[Exception]) -> None:
+    """Raise `error`, naming the first voxel of `box` that is NaN or infinite, if there is one."""
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return
+    where = np.argwhere(~np.isfinite(values))[0]
+    place = tuple(int(a + b) for a, b in zip(box.start, where, strict=True))
+    raise error(
+        f"voxel {place} (z, y, x) is {values[tuple(where)]}, but a network needs finite numbers: "
+        "replace it, or leave it out with --roi"
+    )
+
+
+def _random_box(rng: np.random.Generator, within: Box, edge: int) -> Box:
+    shape = triple(min(SAMPLE_EDGE if axis == 0 else edge, length) for axis, length in enumerate(within.shape))
+    free = (length - taken + 1 for length, taken in zip(within.shape, shape, strict=True))
+    return Box.of_shape(shape).shift(triple(int(rng.integers(f)) for f in free)).shift(within.start)
+
+
+def _padding(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which voxels lie in a constant square of their slice."""
+    padding = np.zeros(values.shape, bool)
+    depth, height, width = values.shape[0], *(length - FLAT_EDGE + 1 for length in values.shape[1:])
+    if min(height, width) < 1:
+        return padding
+    corners = itertools.product(range(FLAT_EDGE), repeat=2)
+    squares = [np.s_[:, dy : dy + height, dx : dx + width] for dy, dx in corners]
+    flat = np.ones((depth, height, width), bool)
+    for square in squares:
+        flat &= values[square] == values[squares[0]]
+    for square in squares:
+        padding[square] |= flat
+    return padding
+
+
+def _moments(values: NDArray[Any], where: NDArray[np.bool_], scope: Scope) -> NDArray[np.float64]:
+    """Count, sum and sum of squares ``(3, z or 1) float64`` of the chosen voxels."""
+    axis = (1, 2) if scope == "slice" else None
+    numbers = values.astype(np.float64)
+    powers = [where.astype(np.float64), np.where(where, numbers, 0), np.where(where, numbers * numbers, 0)]
+    return np.stack([np.atleast_1d(power.sum(axis=axis)) for power in powers])

@@ -1,0 +1,83 @@
+"""The recipe of a run: everything that decides its output bytes, and nothing that does not.
+
+It is stored in the output's attributes when the output is created. A later run on the same output must have the same
+recipe; how many workers there are, where, and in what order blocks are done is *placement*, and free to change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from emseg.grid.plan import Plan
+from emseg.normalise import Normalisation
+from emseg.specs.numerics import Numerics
+from emseg.specs.volume import VolumeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Volume, model, normalisation, geometry and numerics of a run."""
+
+    volume: VolumeSpec
+    volume_digest: str
+    """SHA-256 of the raw voxels that the normalisation was measured on; never a path."""
+    model_digest: str
+    """SHA-256 of the model file."""
+    normalisation: Normalisation
+    plan: Plan
+    numerics: Numerics
+    probabilities: bool
+    """Whether quantised probabilities are stored beside the labels."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the recipe."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: Recipe) -> Iterator[str]:
+        """Each item in which another recipe differs, with this recipe's value first: ``plan.tile: [..] / [..]``."""
+        mine, theirs = dict(_flatten(self.to_json())), dict(_flatten(other.to_json()))
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
+                yield f"{name}: {_short(mine.get(name))} / {_short(theirs.get(name))}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {
+            "volume": self.volume.to_json(),
+            "volume_digest": self.volume_digest,
+            "model_digest": self.model_digest,
+            "normalisation": self.normalisation.to_json(),
+            "plan": self.plan.to_json(),
+            "numerics": self.numerics.to_json(),
+            "probabilities": self.probabilities,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The recipe that `to_json` wrote."""
+        return cls(
+            volume=VolumeSpec.from_json(data["volume"]),
+            volume_digest=str(data["volume_digest"]),
+            model_digest=str(data["model_digest"]),
+            normalisation=Normalisation.from_json(data["normalisation"]),
+            plan=Plan.from_json(data["plan"]),
+            numerics=Numerics.from_json(data["numerics"]),
+            probabilities=bool(data["probabilities"]),
+        )
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", json.dumps(value)
+
+
+def _short(text: str | None) -> str:
+    return "nothing" if text is None else text if len(text) <= 60 else f"{text[:57]}..."

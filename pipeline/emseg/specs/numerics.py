@@ -1,0 +1,30 @@
+"""What decides the last bits of a prediction besides weights, geometry and tile shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """Runs agree to the last byte if these agree; else they agree in the labels but for ties."""
+
+    backend: str
+    """Library and version that computes, ``torch 2.13.0+cpu``."""
+    device: str
+    """Instruction set of the CPU, or model of the GPU."""
+    precision: str
+    """Type of the activations, ``float32``."""
+    threads: int
+    """Threads that one predictor computes with."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The numerics that `to_json` wrote."""
+        return cls(str(data["backend"]), str(data["device"]), str(data["precision"]), int(data["threads"]))

@@ -1,0 +1,35 @@
+"""How viewers are told the names and colours of classes."""
+
+from __future__ import annotations
+
+import colorsys
+from typing import Any
+
+GOLDEN = 0.6180339887498949
+"""Steps of this share of the colour circle keep any number of hues apart."""
+
+
+def colour(index: int) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of a class: always the same, and unlike its neighbours'."""
+    red, green, blue = colorsys.hsv_to_rgb((0.6 + GOLDEN * index) % 1, 0.75, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def image_label(classes: tuple[str, ...], image: str) -> dict[str, Any]:
+    """OME-Zarr metadata ``image-label``; `image` is the path from the labels to the image they belong to."""
+    return {
+        "colors": [{"label-value": index, "rgba": [*colour(index), 255]} for index in range(len(classes))],
+        "properties": [{"label-value": index, "name": name} for index, name in enumerate(classes)],
+        "source": {"image": image},
+    }
+
+
+def omero(classes: tuple[str, ...], highest: int) -> dict[str, Any]:
+    """OME-Zarr metadata ``omero`` of an image with one channel a class and values from 0 to `highest`."""
+    window = {"min": 0, "max": highest, "start": 0, "end": highest}
+    return {
+        "channels": [
+            {"label": name, "color": "{:02X}{:02X}{:02X}".format(*colour(index)), "active": True, "window": window}
+            for index, name in enumerate(classes)
+        ]
+    }

@@ -1,0 +1,189 @@
+"""An open output: a block is done when its files exist, and that is the only ledger there is.
+
+One write unit is one shard: one file in each array. Boxes are in the volume's coordinates; the grid of write units
+starts at the corner of the region that the output covers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.box import Box, Triple
+from emseg.errors import BlockError, OutputError
+from emseg.store.arrays import Shards
+from emseg.store.nodes import reason
+from emseg.store.staging import write_json
+
+NOT_COMPUTED = 255
+"""Value of labels and probabilities where nothing has been computed yet."""
+
+
+class Output:
+    """An open output; fulfils `emseg.ports.LabelWriter`.
+
+    Threads and processes may write different write units at the same time; it can be pickled.
+    """
+
+    def __init__(
+        self, path: Path, region: Box, classes: tuple[str, ...], attributes: dict[str, Any], labels: Shards, probabilities: Shards | None
+    ) -> None:
+        self.path = path
+        self.region = region
+        """What the output covers, in the volume's coordinates."""
+        self.classes = classes
+        """Name of each class, in the order of the label values from 0."""
+        self.attributes = attributes
+        """The attributes that `create_output` was given, as JSON values."""
+        self._labels = labels
+        self._probabilities = probabilities
+        self._arrays = [array for array in (labels, probabilities) if array is not None]
+        self.unit: Triple = labels.unit
+        """Shape (z, y, x) of a write unit, in voxels."""
+        self.chunk: Triple = labels.chunk
+        """Shape (z, y, x) of the chunks inside a write unit, in voxels."""
+
+    def __repr__(self) -> str:
+        return f"Output({str(self.path)!r})"
+
+    @property
+    def keeps_probabilities(self) -> bool:
+        """Whether probabilities are stored beside the labels."""
+        return self._probabilities is not None
+
+    def write(self, box: Box, labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None) -> None:
+        """Store a block: labels ``(z, y, x) uint8`` and, if the output keeps them, probabilities ``(class, z, y, x) uint8``.
+
+        What these write units held before is deleted first, and labels are written last: where there are labels, the
+        probabilities belong to them. Deleting also lets a damaged shard be written anew, which Zarr would want to read.
+
+        Raises
+        ------
+        BlockError
+            If the disk refuses.
+        ValueError
+            If `box` is not whole write units, or an array is not what belongs there; nothing computed is ever 255.
+        """
+        inside = box.relative_to(self.region.start)
+        files = self._files(box)
+        self._check(box, labels, probabilities)
+        try:
+            for file in files:
+                file.unlink(missing_ok=True)
+            if self._probabilities is not None and probabilities is not None:
+                self._probabilities.write(inside, probabilities)
+            self._labels.write(inside, labels)
+        except Exception as error:  # the disk's errors come through Zarr, which adds its own
+            raise BlockError(f"the block {box} cannot be written to {self.path} ({reason(error)}): see to the disk and resume") from error
+
+    def is_done(self, box: Box) -> bool:
+        """Whether each write unit of `box` exists in each array of the output.
+
+        Raises
+        ------
+        ValueError
+            If `box` is not whole write units.
+        """
+        return all(file.exists() for file in self._files(box))
+
+    def done_units(self) -> NDArray[np.bool_]:
+        """Whether each write unit exists in each array, ``(z, y, x) bool`` on the grid of write units.
+
+        It lists each folder once, which is far quicker than to ask for one unit after the other.
+        """
+        return np.logical_and.reduce([array.stored() for array in self._arrays])
+
+    def read_labels(self, box: Box) -> NDArray[np.uint8]:
+        """The labels of `box`, ``(z, y, x) uint8``, 255 where not computed.
+
+        Raises
+        ------
+        BlockError
+            If what is stored there cannot be read.
+        ValueError
+            If `box` is not within the region.
+        """
+        return self._read(self._labels, box)
+
+    def read_probabilities(self, box: Box) -> NDArray[np.uint8]:
+        """The probabilities of `box`, ``(class, z, y, x) uint8``, 0 to 254 for 0 to 1, 255 where not computed.
+
+        Raises
+        ------
+        BlockError
+            If what is stored there cannot be read.
+        ValueError
+            If `box` is not within the region, or the output keeps no probabilities.
+        """
+        if self._probabilities is None:
+            raise ValueError(f"{self.path} keeps labels only, not probabilities")
+        return self._read(self._probabilities, box)
+
+    def write_record(self, name: str, record: Any) -> None:
+        """Keep something about the run as a JSON file; after a power cut it is the old one or the new one.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
+        ValueError
+            If `record` is not JSON, or `name` is not lower-case letters, digits and hyphens.
+        """
+        write_json(self._record(name), record)
+
+    def read_record(self, name: str) -> Any:
+        """What `write_record` kept under this name; None if nothing.
+
+        Raises
+        ------
+        OutputError
+            If the file is damaged or cannot be read.
+        """
+        file = self._record(name)
+        try:
+            return json.loads(file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError) as error:
+            raise OutputError(f"{file} cannot be read ({reason(error)}): delete it, the labels do not need it") from error
+
+    def _record(self, name: str) -> Path:
+        if not re.fullmatch("[a-z0-9-]+", name) or name == "zarr":
+            raise ValueError(f"a record is named by lower-case letters, digits and hyphens, but not 'zarr'; {name!r} is not")
+        return self.path / "emseg" / f"{name}.json"
+
+    def _files(self, box: Box) -> list[Path]:
+        """File of each write unit of `box` in each array, labels first."""
+        try:
+            indices = list(self._labels.indices(box.relative_to(self.region.start)))
+        except ValueError as error:
+            raise ValueError(f"{box} is not whole write units of {self.unit} within the region {self.region}") from error
+        return [array.file(index) for array, index in itertools.product(self._arrays, indices)]
+
+    def _check(self, box: Box, labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None) -> None:
+        if labels.dtype != np.uint8 or labels.shape != box.shape:
+            raise ValueError(f"labels are {labels.dtype} {labels.shape}, not uint8 {box.shape}")
+        if (highest := int(labels.max())) >= len(self.classes):
+            raise ValueError(f"labels reach {highest}, but there are {len(self.classes)} classes")
+        if (probabilities is None) == self.keeps_probabilities:
+            raise ValueError(f"the output keeps probabilities: {self.keeps_probabilities}, but given: {probabilities is not None}")
+        if probabilities is None:
+            return
+        if probabilities.dtype != np.uint8 or probabilities.shape != (len(self.classes), *box.shape):
+            raise ValueError(f"probabilities are {probabilities.dtype} {probabilities.shape}, not uint8 {(len(self.classes), *box.shape)}")
+        if int(probabilities.max()) == NOT_COMPUTED:
+            raise ValueError(f"probabilities reach {NOT_COMPUTED}, which means not computed")
+
+    def _read(self, array: Shards, box: Box) -> NDArray[np.uint8]:
+        if not self.region.contains(box):
+            raise ValueError(f"the box {box} is not within the region {self.region}")
+        try:
+            return array.read(box.relative_to(self.region.start))
+        except Exception as error:  # a damaged shard may raise anything, according to the codec that meets it
+            raise BlockError(f"the block {box} of {self.path} cannot be read ({reason(error)}): compute it again") from error

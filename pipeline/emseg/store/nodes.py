@@ -1,0 +1,146 @@
+"""From a path to a Zarr node: the one place that knows where Zarr lives and that Zarr may be damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import zarr
+from zarr.storage import LocalStore
+
+from emseg.errors import VolumeError
+
+METADATA = ("zarr.json", ".zarray", ".zgroup")
+"""Files that make a folder a Zarr node, the newest format first."""
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A Zarr array or group, known by its metadata alone."""
+
+    path: Path
+    kind: Literal["array", "group"]
+    format: Literal[2, 3]
+    attributes: dict[str, Any]
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, on one line: the system's words for an `OSError`, else type and message."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def local(path: str | Path) -> Path:
+    """The absolute path of something on a local file system.
+
+    Raises
+    ------
+    VolumeError
+        If it is the address of a remote store.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise VolumeError(f"{path} is the address of a remote store, but emseg reads local paths: copy or mount it first")
+    return Path(path).absolute()
+
+
+def read_node(path: str | Path) -> Node:
+    """The Zarr node at a path.
+
+    Raises
+    ------
+    VolumeError
+        If there is nothing, no Zarr, or a damaged one, or it may not be read.
+    """
+    folder = local(path)
+    try:
+        os.stat(folder)
+        if not folder.is_dir():
+            raise _not_zarr(folder)
+        found = [name for name in METADATA if (folder / name).is_file()]
+        if not found:
+            raise _not_zarr(folder)
+        return _parse(folder, found[0])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise VolumeError(f"there is nothing at {path}: check the spelling of the path") from error
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be read ({reason(error)}): check its permissions and its disk") from error
+    except ValueError as error:
+        if isinstance(error, VolumeError):
+            raise
+        raise VolumeError(f"{str(path)!r} is not a path ({error}): check its spelling") from error
+
+
+def open_array(node: Node) -> zarr.Array[Any]:
+    """The Zarr array of a node, read-only.
+
+    Raises
+    ------
+    VolumeError
+        If the node is no array, or Zarr does not accept its metadata.
+    """
+    if node.kind != "array":
+        raise VolumeError(f"{node.path} is a Zarr group, not an array: name an array inside")
+    try:
+        return zarr.open_array(store=LocalStore(node.path, read_only=True), mode="r", zarr_format=node.format)
+    except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
+        raise VolumeError(
+            f"the Zarr array {node.path} cannot be opened ({reason(error)}): restore its metadata, or write it again"
+        ) from error
+
+
+def _parse(folder: Path, name: str) -> Node:
+    document = _read_json(folder / name)
+    _refuse_pickles(folder / name, {key: value for key, value in document.items() if key != "attributes"})
+    if name == "zarr.json":
+        kind, attributes = document.get("node_type"), document.get("attributes", {})
+    else:
+        kind = "array" if name == ".zarray" else "group"
+        attributes = _read_json(folder / ".zattrs") if (folder / ".zattrs").is_file() else {}
+    if kind not in ("array", "group"):
+        raise VolumeError(f"{folder / name} says node_type {kind!r}, not 'array' or 'group': restore it, or write it again")
+    if not isinstance(attributes, dict):
+        raise VolumeError(f"the attributes of {folder} are {type(attributes).__name__}, not an object: restore {name}")
+    return Node(folder, kind, 3 if name == "zarr.json" else 2, attributes)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise VolumeError(f"{file} is damaged ({reason(error)}): restore it from a copy, or write the Zarr again") from error
+    if not isinstance(document, dict):
+        raise VolumeError(f"{file} holds {type(document).__name__}, not an object: restore it from a copy")
+    return document
+
+
+def _refuse_pickles(file: Path, document: Any) -> None:
+    """Zarr v2 may name the codec ``pickle``, and decoding a pickle runs whatever code it holds."""
+    stack = [document]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+        elif isinstance(value, str) and value.rpartition(".")[2] == "pickle":
+            raise VolumeError(f"{file} names the codec 'pickle', which can run any code: write the volume with another codec")
+
+
+def _not_zarr(path: Path) -> VolumeError:
+    """The error for something that exists but is not Zarr."""
+    if path.is_dir():
+        if any(name.lower().endswith(TIFF_SUFFIXES) for name in os.listdir(path)):
+            return VolumeError(f"{path} is a folder of TIFF files, not a Zarr: convert it with `emseg ingest`")
+        return VolumeError(f"{path} holds none of {', '.join(METADATA)}, so it is not a Zarr: name the folder of a volume")
+    with path.open("rb") as file:
+        if file.read(4) in TIFF_MAGIC:
+            return VolumeError(f"{path} is a TIFF file, not a Zarr: convert it with `emseg ingest`")
+    return VolumeError(f"{path} is a file, but a Zarr is a folder: convert it to TIFF or Zarr first")

@@ -1,0 +1,158 @@
+"""OME-Zarr metadata as plain dictionaries: where stored voxels lie in space.
+
+Read are versions 0.4 (attributes ``multiscales``, Zarr v2) and 0.5 (attributes ``ome.multiscales``, Zarr v3), written is
+0.5: https://ngff.openmicroscopy.org/0.5/. Of a pyramid only level 0, the first dataset, is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+VERSION = "0.5"
+
+LENGTH_UNITS = (
+    *("angstrom", "attometer", "centimeter", "decimeter", "exameter", "femtometer", "foot", "gigameter", "hectometer"),
+    *("inch", "kilometer", "megameter", "meter", "micrometer", "mile", "millimeter", "nanometer", "parsec", "petameter"),
+    *("picometer", "terameter", "yard", "yoctometer", "yottameter", "zeptometer", "zettameter"),
+)
+"""Units of length that OME-Zarr knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Name, voxel size, place of the first voxel's centre, and unit of each stored axis."""
+
+    names: tuple[str, ...]
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+    units: tuple[str | None, ...]
+
+    def last(self, count: int) -> Space:
+        """The last `count` axes alone."""
+        return Space(self.names[-count:], self.scale[-count:], self.translation[-count:], self.units[-count:])
+
+    def with_channels(self) -> Space:
+        """The same axes with a channel axis in front."""
+        return Space(("c", *self.names), (1.0, *self.scale), (0.0, *self.translation), (None, *self.units))
+
+
+def multiscales_of(attributes: Mapping[str, Any]) -> Any:
+    """What the attributes of a group hold as ``multiscales``, unchecked; None if they hold none."""
+    ome = attributes.get("ome")
+    if isinstance(ome, Mapping) and "multiscales" in ome:
+        return ome["multiscales"]
+    return attributes.get("multiscales")
+
+
+def level_0(multiscales: Any) -> tuple[str, Space]:
+    """Path of the level 0 array, relative to its group, and where its voxels lie.
+
+    The transformations of the dataset are applied first, then those of the whole multiscale.
+
+    Raises
+    ------
+    ValueError
+        If the metadata are not what OME-Zarr says, or the path leads out of the group.
+    """
+    multiscale = _mapping(_first(multiscales, "multiscales"), "multiscales[0]")
+    dataset = _mapping(_first(multiscale.get("datasets"), "datasets"), "datasets[0]")
+    path = dataset.get("path")
+    if not isinstance(path, str) or not PurePosixPath(path).parts:
+        raise ValueError(f"the path of datasets[0] is {path!r}, not the name of an array")
+    if path.startswith("/") or "\\" in path or "\0" in path or ".." in PurePosixPath(path).parts:
+        raise ValueError(f"the path of datasets[0], {path!r}, leads out of the group")
+    names, units = _axes(multiscale.get("axes"))
+    steps = dataset.get("coordinateTransformations")
+    if not steps:
+        raise ValueError("datasets[0] has no coordinateTransformations")
+    scale, translation = [1.0] * len(names), [0.0] * len(names)
+    for step in (*_sequence(steps), *_sequence(multiscale.get("coordinateTransformations") or ())):
+        _apply(_mapping(step, "a transformation"), scale, translation)
+    if not all(math.isfinite(value) for value in (*scale, *translation)) or min(scale) <= 0:
+        raise ValueError(f"scale {scale} and translation {translation} must be finite, the scale positive")
+    return path, Space(names, tuple(scale), tuple(translation), units)
+
+
+def multiscales(path: str, space: Space, name: str) -> list[dict[str, Any]]:
+    """Attributes ``multiscales`` of a group with one array at `path`, relative to it."""
+    axes: list[dict[str, Any]] = []
+    for axis, unit in zip(space.names, space.units, strict=True):
+        axes.append({"name": axis, "type": "channel" if axis == "c" else "space"} | ({"unit": unit} if unit else {}))
+    steps = [{"type": "scale", "scale": list(space.scale)}, {"type": "translation", "translation": list(space.translation)}]
+    return [{"name": name, "axes": axes, "datasets": [{"path": path, "coordinateTransformations": steps}]}]
+
+
+def _apply(step: Mapping[str, Any], scale: list[float], translation: list[float]) -> None:
+    """Put one transformation behind those applied so far, in place."""
+    kind = step.get("type")
+    if kind == "identity":
+        return
+    if kind not in ("scale", "translation"):
+        raise ValueError(f"a transformation of type {kind!r} is not known; known are scale, translation and identity")
+    values = numbers(step.get(kind), len(scale), str(kind))
+    for axis, value in enumerate(values):
+        if kind == "scale":
+            scale[axis] *= value
+            translation[axis] *= value
+        else:
+            translation[axis] += value
+
+
+def numbers(value: Any, count: int, what: str) -> tuple[float, ...]:
+    """A JSON list of `count` finite numbers.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+    """
+    values = _sequence(value)
+    if len(values) != count or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise ValueError(f"{what} is {_short(value)}, not {count} numbers, one per axis")
+    try:
+        found = tuple(float(v) for v in values)
+    except OverflowError:
+        found = (math.inf,)
+    if not all(math.isfinite(v) for v in found):
+        raise ValueError(f"{what} is {_short(value)}: the numbers must be finite")
+    return found
+
+
+def _axes(value: Any) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
+    names: list[str] = []
+    units: list[str | None] = []
+    for axis in _sequence(value):
+        axis = _mapping(axis, "an axis")
+        name, unit = axis.get("name"), axis.get("unit")
+        if not isinstance(name, str) or not (unit is None or isinstance(unit, str)):
+            raise ValueError(f"an axis has name {_short(name)} and unit {_short(unit)}, which must be strings")
+        names.append(name.lower())
+        units.append(unit or None)
+    if not names:
+        raise ValueError("there are no axes")
+    return tuple(names), tuple(units)
+
+
+def _first(value: Any, what: str) -> Any:
+    if not _sequence(value):
+        raise ValueError(f"{what} is {_short(value)}, not a list with at least one entry")
+    return value[0]
+
+
+def _mapping(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what} is {_short(value)}, not an object")
+    return value
+
+
+def _sequence(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

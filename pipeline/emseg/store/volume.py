@@ -1,0 +1,176 @@
+"""Reading an input volume: Zarr v2 or v3, sharded or not, a plain array or an OME-Zarr image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from emseg.box import AXES, Box, triple
+from emseg.errors import BlockError, VolumeError
+from emseg.specs.volume import DTYPES, VolumeSpec
+from emseg.store.nodes import Node, open_array, read_node, reason
+from emseg.store.ome import Space, level_0, multiscales_of
+from emseg.store.plain import plain_space, spatial_names
+
+T = TypeVar("T")
+
+LISTED = 8
+"""Most names that an error message lists."""
+
+
+class ZarrVolume:
+    """An open volume on a local path; fulfils `emseg.ports.VolumeReader`.
+
+    Threads may read at the same time. Pickled it is its path, so another process opens it anew.
+    """
+
+    def __init__(self, path: Path, array: zarr.Array[Any], spec: VolumeSpec) -> None:
+        self.path = path
+        self._array = array
+        self._spec = spec
+
+    @property
+    def spec(self) -> VolumeSpec:
+        """What the volume is."""
+        return self._spec
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """The voxels of `box`, ``(z, y, x)`` in the volume's type; a chunk that was never written reads as its fill value.
+
+        Raises
+        ------
+        BlockError
+            If what is stored there cannot be read.
+        ValueError
+            If the box is not within the volume.
+        """
+        if not self.spec.box.contains(box):
+            raise ValueError(f"the box {box} is not within the volume {self.spec.box}")
+        rank = self.spec.rank
+        selection = (0,) * (self._array.ndim - rank) + box.slices()[-rank:]
+        try:
+            voxels = np.asarray(self._array[selection])
+        except Exception as error:  # a damaged chunk may raise anything, according to the codec that meets it
+            raise BlockError(f"the voxels {box} of {self.path} cannot be read ({reason(error)}): restore their files") from error
+        return np.ascontiguousarray(voxels, dtype=self.spec.dtype).reshape(box.shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_volume, (self.path,)
+
+    def __repr__(self) -> str:
+        return f"ZarrVolume({str(self.path)!r})"
+
+
+def open_volume(path: str | Path) -> ZarrVolume:
+    """The volume at a path: a Zarr array, or level 0 of an OME-Zarr image.
+
+    Axes are (z, y, x) or (y, x); axes in front of these that hold one entry each, such as time and channel of an
+    OME-Zarr image, are left out. The voxel size is that of the OME metadata; for a plain array that of its own
+    attributes ``voxel_size`` or ``resolution``, ``offset`` and ``units``, and else 1 with no unit.
+
+    Raises
+    ------
+    VolumeError
+        If there is no such volume, or one that emseg cannot read; the message says why and what helps.
+    """
+    node = read_node(path)
+    array, space = _open_image(node) if node.kind == "group" else _open_plain(node)
+    try:
+        return ZarrVolume(node.path, array, _spec(array, space))
+    except VolumeError as error:
+        raise VolumeError(f"{path}: {error}") from error
+    except Exception as error:  # what Zarr opened it may still not be able to describe
+        raise VolumeError(f"{path} has metadata that make no sense ({reason(error)}): write the volume again") from error
+
+
+def _open_plain(node: Node) -> tuple[zarr.Array[Any], Space]:
+    array = open_array(node)
+    try:
+        return array, plain_space(node.attributes, array.ndim, _dimension_names(array))
+    except ValueError as error:
+        raise VolumeError(f"the attributes of {node.path} are wrong, {error}: repair or remove them") from error
+
+
+def _open_image(group: Node) -> tuple[zarr.Array[Any], Space]:
+    multiscales = multiscales_of(group.attributes)
+    if multiscales is None:
+        names = list(islice(_images_inside(group.path), LISTED + 1))
+        listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "") or "none"
+        raise VolumeError(f"{group.path} is a Zarr group without multiscales: name an array inside it; there are {listed}")
+    repair = "repair them, or name the array itself"
+    try:
+        inside, space = level_0(multiscales)
+    except ValueError as error:
+        raise VolumeError(f"the OME metadata of {group.path} are wrong, {error}: {repair}") from error
+    try:
+        array = open_array(read_node(group.path / inside))
+    except VolumeError as error:
+        raise VolumeError(f"the OME metadata of {group.path} name the array {inside!r}, but {error}") from error
+    if array.ndim != len(space.names):
+        raise VolumeError(f"the OME metadata of {group.path} have the axes {space.names}, but {inside!r} has {array.ndim}: {repair}")
+    own = spatial_names(_dimension_names(array))
+    if own and own != space.names:
+        raise VolumeError(f"the OME metadata of {group.path} have the axes {space.names}, but {inside!r} has {own}: {repair}")
+    return array, space
+
+
+def _dimension_names(array: zarr.Array[Any]) -> Any:
+    """Names of the axes as Zarr v3 stores them; None in v2."""
+    return getattr(array.metadata, "dimension_names", None)
+
+
+def _images_inside(folder: Path) -> Iterator[str]:
+    """Relative path of each array or OME-Zarr image below a group."""
+    for root, names, _ in os.walk(folder):
+        names.sort()
+        if Path(root) == folder:
+            continue
+        try:
+            node = read_node(root)
+        except VolumeError:
+            continue
+        if node.kind == "array" or multiscales_of(node.attributes) is not None:
+            names.clear()
+            yield Path(root).relative_to(folder).as_posix()
+
+
+def _spec(array: zarr.Array[Any], space: Space) -> VolumeSpec:
+    """The spec of an array whose axes are known."""
+    rank: Literal[2, 3] = 3 if "z" in space.names else 2
+    extra, spatial = space.names[:-rank], space.names[-rank:]
+    if spatial != AXES[-rank:] or set(extra) & set(AXES):
+        axes = f"({', '.join(space.names)})" if any(space.names) else f"{array.ndim} without names"
+        raise VolumeError(f"the axes are {axes}, but emseg reads (z, y, x) or (y, x): transpose the array, or name its axes")
+    if any(length != 1 for length in array.shape[:-rank]):
+        raise VolumeError(
+            f"the axes ({', '.join(space.names)}) have shape {array.shape}, but emseg reads one channel at one time: "
+            f"copy the part you want into a volume where ({', '.join(extra)}) have length 1"
+        )
+    if (dtype := array.dtype.newbyteorder("=").name) not in DTYPES:
+        raise VolumeError(f"the volume is {dtype}, but emseg reads {', '.join(DTYPES)}: convert it first")
+    unit = (array.shards or array.chunks)[-rank:]
+    if min(unit) < 1:
+        raise VolumeError(f"the chunks have shape {unit}, but each axis needs at least one voxel: write the volume again")
+    front = 3 - rank
+    kept = space.last(rank)
+    return VolumeSpec(
+        shape=triple((1,) * front + array.shape[-rank:]),
+        dtype=dtype,
+        unit=triple((1,) * front + unit),
+        rank=rank,
+        scale=_three((1.0,) * front + kept.scale),
+        translation=_three((0.0,) * front + kept.translation),
+        units=_three((None,) * front + kept.units),
+    )
+
+
+def _three(values: tuple[T, ...]) -> tuple[T, T, T]:
+    z, y, x = values
+    return z, y, x

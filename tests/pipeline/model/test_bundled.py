@@ -1,0 +1,42 @@
+"""The models that come with emseg."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from emseg.errors import ModelError
+from emseg.model.bundled import DEFAULT, bundled_models, resolve_model
+from emseg.model.file import load_model
+
+
+def test_names_and_paths(tmp_path: Path) -> None:
+    models = bundled_models()
+    assert DEFAULT in models
+    assert resolve_model() == resolve_model(None) == resolve_model(DEFAULT) == models[DEFAULT]
+    own = tmp_path / "own.safetensors"
+    own.touch()
+    assert resolve_model(own) == resolve_model(str(own)) == own
+
+
+def test_unknown_name_lists_the_bundled_ones() -> None:
+    with pytest.raises(ModelError, match=f"'membrane-typo'.*{DEFAULT}") as caught:
+        resolve_model("membrane-typo")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(bundled_models()))
+def test_each_is_a_model_with_a_complete_card(name: str) -> None:
+    model = load_model(bundled_models()[name])
+    assert model.card["name"] == name
+    for entry in ("data", "attribution", "licence", "split", "scores", "normalisation", "voxel_size", "training"):
+        assert model.card.get(entry), entry
+    assert max(model.spec.context) <= 28
+    model.network()
+
+
+def test_licence_is_there() -> None:
+    text = (bundled_models()[DEFAULT].parent / "LICENSE.txt").read_text()
+    assert "Attribution" in text
+    assert "NonCommercial" not in text

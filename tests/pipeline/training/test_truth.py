@@ -1,0 +1,51 @@
+"""Membrane truth against a slow loop over voxels."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
+
+from emseg.training.truth import IGNORE, INSIDE, MEMBRANE, membrane_truth
+
+
+def slow(ids: NDArray[np.uint16], planar: bool) -> NDArray[np.uint8]:
+    truth = np.empty(ids.shape, np.uint8)
+    steps = [(0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)] + ([] if planar else [(1, 0, 0), (-1, 0, 0)])
+    for z, y, x in product(*map(range, ids.shape)):
+        own = ids[z, y, x]
+        others = [
+            ids[z + dz, y + dy, x + dx]
+            for dz, dy, dx in steps
+            if 0 <= z + dz < ids.shape[0] and 0 <= y + dy < ids.shape[1] and 0 <= x + dx < ids.shape[2]
+        ]
+        touches = any(other not in (0, own) for other in others)
+        truth[z, y, x] = IGNORE if own == 0 else MEMBRANE if touches else INSIDE
+    return truth
+
+
+@given(
+    arrays(np.uint16, array_shapes(min_dims=3, max_dims=3, max_side=5), elements=st.sampled_from([0, 1, 2, 65535])),
+    st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_against_a_loop(ids: NDArray[np.uint16], planar: bool) -> None:
+    before = ids.copy()
+    assert np.array_equal(membrane_truth(ids, planar=planar), slow(ids, planar))
+    assert np.array_equal(ids, before)
+
+
+def test_planar_ignores_the_next_slice() -> None:
+    ids = np.array([[[1, 1]], [[2, 2]]])
+    assert (membrane_truth(ids) == MEMBRANE).all()
+    assert (membrane_truth(ids, planar=True) == INSIDE).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int64", "uint64"])
+def test_any_integer_type(dtype: str) -> None:
+    assert membrane_truth(np.array([[[3, 0, 4, 5]]], dtype)).tolist() == [[[INSIDE, IGNORE, MEMBRANE, MEMBRANE]]]
