@@ -58,9 +58,7 @@ class Reflection:
 
 def reflect(box: Box, shape: Triple) -> Reflection:
     """The `Reflection` that fills `box` from a volume of `shape` (z, y, x) voxels."""
-    folded = [
-        fold(np.arange(start, stop), length) for start, stop, length in zip(box.start, box.stop, shape, strict=True)
-    ]
+    folded = [fold(np.arange(start, stop), length) for start, stop, length in zip(box.start, box.stop, shape, strict=True)]
     first, last = triple(int(axis.min()) for axis in folded), triple(int(axis.max()) + 1 for axis in folded)
     z, y, x = (axis - start for axis, start in zip(folded, first, strict=True))
     return Reflection(Box(first, last), (z, y, x))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from emseg.errors import ModelError
+from emseg.errors import ModelError, OutputError
 from emseg.model.header import description, open_model, parse_header
 from emseg.model.unet import UNet
 from emseg.specs.model import ModelSpec
@@ -56,14 +56,14 @@ def save_model(path: Path, network: UNet, card: Mapping[str, str]) -> None:
     ------
     ModelError
         If a weight is not finite, or a value of the card is not text.
+    OutputError
+        If the file cannot be written.
     """
     if odd := sorted(name for name, value in card.items() if not isinstance(value, str)):
         raise ModelError(f"a model's card is text by name, but {', '.join(odd)} is not: convert it to str")
     weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in network.state_dict().items()}
     _check_finite(weights, path)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_bytes(save(weights, description(network.spec, card)))
-    os.replace(unfinished, path)
+    write_file(path, save(weights, description(network.spec, card)))
 
 
 def load_model(path: Path) -> ModelFile:
@@ -83,6 +83,25 @@ def load_model(path: Path) -> ModelFile:
         raise ModelError(f"{path} is not a safetensors file ({error}): fetch it again") from error
     _check_finite(weights, path)
     return ModelFile(spec, card, hashlib.sha256(data).hexdigest(), weights)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees what was there before, or all of the new one.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}): check its folder and the space left there") from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def _check_finite(weights: Mapping[str, Tensor], path: Path) -> None:

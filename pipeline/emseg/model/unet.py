@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ class UNet(nn.Module):
     A planar network (nothing looks along z) runs as 2-D convolutions with z folded into the batch.
 
     The forward pass is written layer by layer, each result replacing its source as soon as it is made, because
-    `ModelSpec.activation_bytes` promises what is alive at once.
+    `ModelSpec.activation_bytes` promises what is alive at once: a function that takes `x` would keep it alive.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -28,7 +27,9 @@ class UNet(nn.Module):
         axes = slice(1, 3) if spec.planar else slice(0, 3)
         convolution: Any = nn.Conv2d if spec.planar else nn.Conv3d
         transposed: Any = nn.ConvTranspose2d if spec.planar else nn.ConvTranspose3d
-        self._pooling = [factor[axes] for factor in spec.pooling]
+        self._pool: Any = functional.max_pool2d if spec.planar else functional.max_pool3d
+        pooling = [factor[axes] for factor in spec.pooling]
+        self._pooling = pooling
         widths = [spec.width * 2**level for level in range(spec.depth + 1)]
         kernels = [kernel[axes] for kernel in spec.kernels]
 
@@ -39,7 +40,7 @@ class UNet(nn.Module):
             channels = width
         self.up = nn.ModuleList()
         self.join = nn.ModuleList()
-        for width, kernel, factor in list(zip(widths, kernels, self._pooling, strict=False))[::-1]:
+        for width, kernel, factor in list(zip(widths, kernels, pooling, strict=False))[::-1]:
             self.up.append(transposed(2 * width, width, factor, stride=factor))
             self.join.append(nn.ModuleList([convolution(2 * width, width, kernel), convolution(width, width, kernel)]))
         self.head = convolution(widths[0], len(spec.classes), 1)
@@ -76,25 +77,17 @@ class UNet(nn.Module):
             if level:
                 skips.append(x)
                 x = self._pool(x, self._pooling[level - 1])
-            x = _convolve(convolutions, x)
+            for convolution in convolutions.children():
+                x = functional.relu_(convolution(x))
             if level >= self.spec.depth - 1:  # the end of the contracting path, as in the paper
                 x = functional.dropout(x, self.spec.dropout, self.training)
         for up, convolutions in zip(self.up, self.join, strict=True):
             x = up(x)
             x = torch.cat([_crop(skips.pop(), x), x], dim=1)
-            x = _convolve(convolutions, x)
+            for convolution in convolutions.children():
+                x = functional.relu_(convolution(x))
         logits: Tensor = self.head(x)
         return logits
-
-    def _pool(self, x: Tensor, factor: Sequence[int]) -> Tensor:
-        return functional.max_pool2d(x, factor) if self.spec.planar else functional.max_pool3d(x, factor)
-
-
-def _convolve(convolutions: nn.Module, x: Tensor) -> Tensor:
-    for convolution in convolutions.children():
-        x = convolution(x)
-        x = functional.relu_(x)
-    return x
 
 
 def _crop(skip: Tensor, like: Tensor) -> Tensor:

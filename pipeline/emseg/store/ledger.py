@@ -32,7 +32,13 @@ class Output:
     """
 
     def __init__(
-        self, path: Path, region: Box, classes: tuple[str, ...], attributes: dict[str, Any], labels: Shards, probabilities: Shards | None
+        self,
+        path: Path,
+        region: Box,
+        classes: tuple[str, ...],
+        attributes: dict[str, Any],
+        labels: Shards,
+        probabilities: Shards | None,
     ) -> None:
         self.path = path
         self.region = region
@@ -80,7 +86,7 @@ class Output:
                 self._probabilities.write(inside, probabilities)
             self._labels.write(inside, labels)
         except Exception as error:  # the disk's errors come through Zarr, which adds its own
-            raise BlockError(f"the block {box} cannot be written to {self.path} ({reason(error)}): see to the disk and resume") from error
+            raise BlockError(f"the block {box} of {self.path} cannot be written ({reason(error)}): check the disk") from error
 
     def is_done(self, box: Box) -> bool:
         """Whether each write unit of `box` exists in each array of the output.
@@ -97,7 +103,10 @@ class Output:
 
         It lists each folder once, which is far quicker than to ask for one unit after the other.
         """
-        return np.logical_and.reduce([array.stored() for array in self._arrays])
+        done = np.ones(self._labels.grid, dtype=bool)
+        for array in self._arrays:
+            done &= array.stored()
+        return done
 
     def read_labels(self, box: Box) -> NDArray[np.uint8]:
         """The labels of `box`, ``(z, y, x) uint8``, 255 where not computed.
@@ -172,11 +181,14 @@ class Output:
         if (highest := int(labels.max())) >= len(self.classes):
             raise ValueError(f"labels reach {highest}, but there are {len(self.classes)} classes")
         if (probabilities is None) == self.keeps_probabilities:
-            raise ValueError(f"the output keeps probabilities: {self.keeps_probabilities}, but given: {probabilities is not None}")
+            raise ValueError(
+                f"probabilities kept: {self.keeps_probabilities}, probabilities given: {probabilities is not None}"
+            )
         if probabilities is None:
             return
-        if probabilities.dtype != np.uint8 or probabilities.shape != (len(self.classes), *box.shape):
-            raise ValueError(f"probabilities are {probabilities.dtype} {probabilities.shape}, not uint8 {(len(self.classes), *box.shape)}")
+        shape = (len(self.classes), *box.shape)
+        if probabilities.dtype != np.uint8 or probabilities.shape != shape:
+            raise ValueError(f"probabilities are {probabilities.dtype} {probabilities.shape}, not uint8 {shape}")
         if int(probabilities.max()) == NOT_COMPUTED:
             raise ValueError(f"probabilities reach {NOT_COMPUTED}, which means not computed")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,7 @@ def read_node(path: str | Path) -> Node:
     """
     folder = local(path)
     try:
-        os.stat(folder)
+        folder.stat()
         if not folder.is_dir():
             raise _not_zarr(folder)
         found = [name for name in METADATA if (folder / name).is_file()]
@@ -137,7 +136,7 @@ def _refuse_pickles(file: Path, document: Any) -> None:
 def _not_zarr(path: Path) -> VolumeError:
     """The error for something that exists but is not Zarr."""
     if path.is_dir():
-        if any(name.lower().endswith(TIFF_SUFFIXES) for name in os.listdir(path)):
+        if any(file.suffix.lower() in TIFF_SUFFIXES for file in path.iterdir()):
             return VolumeError(f"{path} is a folder of TIFF files, not a Zarr: convert it with `emseg ingest`")
         return VolumeError(f"{path} holds none of {', '.join(METADATA)}, so it is not a Zarr: name the folder of a volume")
     with path.open("rb") as file:

@@ -125,8 +125,8 @@ def numbers(value: Any, count: int, what: str) -> tuple[float, ...]:
 def _axes(value: Any) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
     names: list[str] = []
     units: list[str | None] = []
-    for axis in _sequence(value):
-        axis = _mapping(axis, "an axis")
+    for entry in _sequence(value):
+        axis = _mapping(entry, "an axis")
         name, unit = axis.get("name"), axis.get("unit")
         if not isinstance(name, str) or not (unit is None or isinstance(unit, str)):
             raise ValueError(f"an axis has name {_short(name)} and unit {_short(unit)}, which must be strings")

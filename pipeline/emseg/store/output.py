@@ -27,6 +27,9 @@ from emseg.store.nodes import Node, read_node, reason
 from emseg.store.ome import VERSION, Space, multiscales
 from emseg.store.staging import output_path, remove_folder, staged
 
+LABELS = "labels/classes/0"
+PROBABILITIES = "probabilities/0"
+
 FORMAT = 1
 """Version of the layout above."""
 
@@ -79,12 +82,25 @@ def create_output(
         raise ValueError(f"{len(classes)} classes do not fit uint8 beside {NOT_COMPUTED} for not computed")
     if SELF in attributes:
         raise ValueError(f"the attribute {SELF!r} is taken")
-    start, stop = region.start, region.stop
-    described = {"format": FORMAT, "region": [start, stop], "classes": classes, "probabilities": probabilities}
+    described = {
+        "format": FORMAT,
+        "region": [region.start, region.stop],
+        "classes": classes,
+        "probabilities": probabilities,
+    }
     own = json.loads(json.dumps({**attributes, SELF: described}, allow_nan=False))
     space = Space(AXES, volume.scale, volume.crop(region), volume.units).last(volume.rank)
+    shape, shard, inner = (lengths[-volume.rank :] for lengths in (region.shape, unit, chunk))
     with staged(output_path(path)) as work:
-        _create(work, own, space, region.shape[-volume.rank :], unit[-volume.rank :], chunk[-volume.rank :], classes, probabilities)
+        create_group(work, "", {"ome": _image(space, classes, probabilities, at_root=True), "emseg": own})
+        create_group(work, "emseg", {})
+        create_group(work, "labels", {"ome": {"version": VERSION, "labels": ["classes"]}})
+        create_group(work, "labels/classes", {"ome": _labels(space, classes)})
+        _create(work, LABELS, space, shape, shard, inner)
+        if probabilities:
+            count = len(classes)
+            create_group(work, "probabilities", {"ome": _image(space, classes, probabilities, at_root=False)})
+            _create(work, PROBABILITIES, space.with_channels(), (count, *shape), (count, *shard), (1, *inner))
 
 
 def open_output(path: str | Path) -> Output:
@@ -105,8 +121,8 @@ def open_output(path: str | Path) -> Output:
             raise OutputError(f"{path} is an output of format {described['format']}, not {FORMAT}: use the emseg that wrote it")
         start, stop = described["region"]
         region, classes = Box(triple(start), triple(stop)), tuple(map(str, described["classes"]))
-        labels = _open_array(node.path, "labels/classes/0", 0)
-        probabilities = _open_array(node.path, "probabilities/0", len(classes)) if described["probabilities"] else None
+        labels = _open_array(node.path, LABELS, 0)
+        probabilities = _open_array(node.path, PROBABILITIES, len(classes)) if described["probabilities"] else None
         for array in (labels, probabilities or labels):
             if array.shape != region.shape or array.unit != labels.unit:
                 raise ValueError(f"the arrays have shape {array.shape} and units {array.unit}, the region has {region.shape}")
@@ -132,44 +148,25 @@ def remove_output(path: str | Path) -> None:
     remove_folder(output.path)
 
 
-def _create(
-    root: Path,
-    own: dict[str, Any],
-    space: Space,
-    shape: tuple[int, ...],
-    unit: tuple[int, ...],
-    chunk: tuple[int, ...],
-    classes: tuple[str, ...],
-    probabilities: bool,
-) -> None:
-    """Groups and arrays; all lengths are those of the stored axes."""
-    count = len(classes)
-    channels = space.with_channels()
-    image = {"multiscales": multiscales("labels/classes/0", space, "classes")}
-    if probabilities:
-        image = {"multiscales": multiscales("probabilities/0", channels, "probabilities"), "omero": omero(classes, NOT_COMPUTED - 1)}
-    label = {"multiscales": multiscales("0", space, "classes"), "image-label": image_label(classes, image="../../")}
-    create_group(root, "", {"ome": {"version": VERSION, **image}, "emseg": own})
-    create_group(root, "emseg", {})
-    create_group(root, "labels", {"ome": {"version": VERSION, "labels": ["classes"]}})
-    create_group(root, "labels/classes", {"ome": {"version": VERSION, **label}})
-    create_array(
-        root, "labels/classes/0", shape=shape, shard=unit, chunk=chunk, dtype="uint8", fill_value=NOT_COMPUTED, axes=space.names
-    )
+def _image(space: Space, classes: tuple[str, ...], probabilities: bool, *, at_root: bool) -> dict[str, Any]:
+    """OME metadata of the image that the root is, or of the group `probabilities` inside."""
     if not probabilities:
-        return
-    image = {**image, "multiscales": multiscales("0", channels, "probabilities")}
-    create_group(root, "probabilities", {"ome": {"version": VERSION, **image}})
-    create_array(
-        root,
-        "probabilities/0",
-        shape=(count, *shape),
-        shard=(count, *unit),
-        chunk=(1, *chunk),
-        dtype="uint8",
-        fill_value=NOT_COMPUTED,
-        axes=channels.names,
-    )
+        return {"version": VERSION, "multiscales": multiscales(LABELS, space, "classes")}
+    path = PROBABILITIES if at_root else "0"
+    image = multiscales(path, space.with_channels(), "probabilities")
+    return {"version": VERSION, "multiscales": image, "omero": omero(classes, NOT_COMPUTED - 1)}
+
+
+def _labels(space: Space, classes: tuple[str, ...]) -> dict[str, Any]:
+    """OME metadata of the group `labels/classes`, two levels below the image that it belongs to."""
+    image = multiscales("0", space, "classes")
+    return {"version": VERSION, "multiscales": image, "image-label": image_label(classes, "../../")}
+
+
+def _create(
+    root: Path, name: str, space: Space, shape: tuple[int, ...], shard: tuple[int, ...], chunk: tuple[int, ...]
+) -> None:
+    create_array(root, name, shape=shape, shard=shard, chunk=chunk, dtype="uint8", fill_value=NOT_COMPUTED, axes=space.names)
 
 
 def _described(node: Node) -> dict[str, Any]:

@@ -48,8 +48,8 @@ def plain_space(attributes: Mapping[str, Any], ndim: int, dimension_names: Any) 
         raise ValueError(f"voxel_size is {scale}, which must be positive")
     offset, units = attributes.get("offset"), attributes.get("units")
     translation = (0.0,) * spatial if offset is None else numbers(offset, spatial, "offset")
+    extra, spelt = ndim - spatial, none.units[:spatial]
     units = [units] * spatial if isinstance(units, str) else units
-    stated = isinstance(units, list) and len(units) == spatial and all(isinstance(unit, str) for unit in units)
-    spelt = tuple(ABBREVIATIONS.get(unit, unit) or None for unit in units) if stated else (None,) * spatial
-    extra = ndim - spatial
+    if isinstance(units, list) and len(units) == spatial and all(isinstance(unit, str) for unit in units):
+        spelt = tuple(ABBREVIATIONS.get(unit, unit) or None for unit in units)
     return Space(names, none.scale[:extra] + scale, none.translation[:extra] + translation, none.units[:extra] + spelt)

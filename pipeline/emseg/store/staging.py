@@ -74,7 +74,7 @@ def staged(path: Path, *, replace: bool = False) -> Iterator[Path]:
         if replace and os.path.lexists(path):
             _exchange(work, path)
         else:
-            os.rename(work, path)
+            work.rename(path)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and os.path.lexists(path):
             raise OutputError(f"{path} was made by somebody else in the meantime: choose another name") from error
@@ -93,7 +93,7 @@ def remove_folder(path: Path) -> None:
     """
     aside = _beside(path)
     try:
-        os.rename(path, aside)
+        path.rename(aside)
         shutil.rmtree(aside)
     except OSError as error:
         left = f", what is left of it is {aside}" if aside.exists() else ""
@@ -117,7 +117,7 @@ def write_json(file: Path, document: Any) -> None:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(work, file)
+        work.replace(file)
         folder = os.open(file.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -137,10 +137,10 @@ def _beside(path: Path) -> Path:
 def _exchange(work: Path, path: Path) -> None:
     """Put `work` in the place of `path`, and delete what was there."""
     old = _beside(path)
-    os.rename(path, old)
+    path.rename(old)
     try:
-        os.rename(work, path)
+        work.rename(path)
     except OSError:
-        os.rename(old, path)
+        old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)

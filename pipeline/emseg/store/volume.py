@@ -58,7 +58,7 @@ class ZarrVolume:
         try:
             voxels = np.asarray(self._array[selection])
         except Exception as error:  # a damaged chunk may raise anything, according to the codec that meets it
-            raise BlockError(f"the voxels {box} of {self.path} cannot be read ({reason(error)}): restore their files") from error
+            raise BlockError(f"the voxels {box} of {self.path} cannot be read ({reason(error)}): restore them") from error
         return np.ascontiguousarray(voxels, dtype=self.spec.dtype).reshape(box.shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -86,8 +86,6 @@ def open_volume(path: str | Path) -> ZarrVolume:
         return ZarrVolume(node.path, array, _spec(array, space))
     except VolumeError as error:
         raise VolumeError(f"{path}: {error}") from error
-    except Exception as error:  # what Zarr opened it may still not be able to describe
-        raise VolumeError(f"{path} has metadata that make no sense ({reason(error)}): write the volume again") from error
 
 
 def _open_plain(node: Node) -> tuple[zarr.Array[Any], Space]:
@@ -114,10 +112,12 @@ def _open_image(group: Node) -> tuple[zarr.Array[Any], Space]:
     except VolumeError as error:
         raise VolumeError(f"the OME metadata of {group.path} name the array {inside!r}, but {error}") from error
     if array.ndim != len(space.names):
-        raise VolumeError(f"the OME metadata of {group.path} have the axes {space.names}, but {inside!r} has {array.ndim}: {repair}")
+        raise VolumeError(
+            f"the OME metadata of {group.path} have axes {space.names}, but {inside!r} has {array.ndim}: {repair}"
+        )
     own = spatial_names(_dimension_names(array))
     if own and own != space.names:
-        raise VolumeError(f"the OME metadata of {group.path} have the axes {space.names}, but {inside!r} has {own}: {repair}")
+        raise VolumeError(f"the OME metadata of {group.path} have axes {space.names}, but {inside!r} has {own}: {repair}")
     return array, space
 
 
@@ -155,20 +155,28 @@ def _spec(array: zarr.Array[Any], space: Space) -> VolumeSpec:
         )
     if (dtype := array.dtype.newbyteorder("=").name) not in DTYPES:
         raise VolumeError(f"the volume is {dtype}, but emseg reads {', '.join(DTYPES)}: convert it first")
-    unit = (array.shards or array.chunks)[-rank:]
-    if min(unit) < 1:
-        raise VolumeError(f"the chunks have shape {unit}, but each axis needs at least one voxel: write the volume again")
+    chunk = _chunks(array)[-rank:]
+    if min(chunk) < 1:
+        raise VolumeError(f"the chunks have shape {chunk}, but each axis needs at least one voxel: write the volume again")
     front = 3 - rank
     kept = space.last(rank)
     return VolumeSpec(
         shape=triple((1,) * front + array.shape[-rank:]),
         dtype=dtype,
-        unit=triple((1,) * front + unit),
+        chunk=triple((1,) * front + chunk),
         rank=rank,
         scale=_three((1.0,) * front + kept.scale),
         translation=_three((0.0,) * front + kept.translation),
         units=_three((None,) * front + kept.units),
     )
+
+
+def _chunks(array: zarr.Array[Any]) -> tuple[int, ...]:
+    """Shape of what is decompressed at once: of the chunks inside the shards, if it is sharded."""
+    try:
+        return tuple(int(length) for length in array.chunks)
+    except Exception as error:  # grids of chunks other than regular ones have no such shape
+        raise VolumeError(f"the chunks have no common shape ({reason(error)}): write the volume with regular chunks") from error
 
 
 def _three(values: tuple[T, ...]) -> tuple[T, T, T]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from emseg.errors import InputError
+from emseg.model.file import write_file
 from emseg.model.unet import UNet
 
 KEY = "emseg-training"
@@ -22,15 +22,19 @@ KEY = "emseg-training"
 def save_checkpoint(
     path: Path, network: UNet, optimizer: torch.optim.AdamW, settings: Mapping[str, Any], step: int, f1: float | None
 ) -> None:
-    """Write weights and optimiser after `step` steps; a reader sees the old file or the new one, never a part."""
+    """Write weights and optimiser after `step` steps; a reader sees the old file or the new one, never a part.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
     tensors = {f"weights.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
     for name, parameter in network.named_parameters():
         for moment in ("exp_avg", "exp_avg_sq"):
             tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment].contiguous()
     header = json.dumps({"settings": settings, "step": step, "f1": f1})
-    unfinished = path.with_name(path.name + ".unfinished")
-    save_file(tensors, unfinished, metadata={KEY: header})
-    os.replace(unfinished, path)
+    write_file(path, save(tensors, {KEY: header}))
 
 
 def load_checkpoint(
@@ -63,5 +67,14 @@ def load_checkpoint(
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    names = sorted(set(then) | set(now))
-    return ", ".join(f"{name} {then.get(name)} is now {now.get(name)}" for name in names if then.get(name) != now.get(name))
+    before, after = _flat(then), _flat(now)
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return ", ".join(f"{name} {before.get(name)} is now {after.get(name)}" for name in names)
+
+
+def _flat(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Each setting by its full name: ``fit.augment.noise``."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{where}{name}.") if isinstance(value, Mapping) else {f"{where}{name}": value}
+    return flat

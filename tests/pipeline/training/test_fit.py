@@ -77,7 +77,7 @@ def test_it_leaves_the_global_generator_alone(sample: Sample) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     """Stands for whatever ends a training early."""
 
 
@@ -89,9 +89,9 @@ def test_resumed_is_as_if_never_stopped(sample: Sample, tmp_path: Path) -> None:
     def stop(progress: Progress) -> None:
         steps.append(progress.step)
         if progress.step == 25:
-            raise Stop
+            raise StoppedError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         fit(SPEC, SETTINGS, sample, sample, checkpoint=checkpoint, on_progress=stop)
     steps.clear()
     resumed, again = fit(
@@ -125,9 +125,9 @@ def test_a_checkpoint_of_another_training_is_refused(sample: Sample, tmp_path: P
         return str(caught.value)
 
     assert "data a is now b" in refused(SPEC, short, {"data": "b"})
-    assert "rate" in refused(SPEC, replace(short, rate=2e-2), {"data": "a"})
-    assert "noise" in refused(SPEC, replace(short, augment=AugmentSpec(noise=0)), {"data": "a"})
-    assert "width" in refused(replace(SPEC, width=5), short, {"data": "a"})
+    assert "fit.rate 0.005 is now 0.02;" in refused(SPEC, replace(short, rate=2e-2), {"data": "a"})
+    assert "fit.augment.noise 0.1 is now 0;" in refused(SPEC, replace(short, augment=AugmentSpec(noise=0)), {"data": "a"})
+    assert "model.width 6 is now 5;" in refused(replace(SPEC, width=5), short, {"data": "a"})
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip", b"\x02\0\0\0\0\0\0\0{}"])

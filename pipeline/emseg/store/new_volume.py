@@ -1,0 +1,108 @@
+"""Writing a volume slab by slab: an OME-Zarr 0.5 image with one level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.box import AXES, Box, Triple
+from emseg.errors import OutputError, VolumeError
+from emseg.specs.volume import VolumeSpec
+from emseg.store.arrays import Shards, create_array, create_group
+from emseg.store.nodes import read_node
+from emseg.store.ome import VERSION, Space, multiscales
+from emseg.store.staging import output_path, staged
+
+SLAB_BYTES = 2**28
+"""Most bytes of slices held at once."""
+
+SIDE = 64
+"""Edge of a chunk in voxels, where slices are small enough to hold that many at once."""
+
+CHUNKS_PER_SHARD = 4
+"""Chunks along each edge of a shard."""
+
+MARK = {"volume": 1}
+"""Attribute ``emseg`` of the volumes written here: what may be overwritten."""
+
+
+def slab_layout(shape: Triple, dtype: str) -> tuple[Triple, Triple]:
+    """Shapes (z, y, x) in voxels of shards, and of the chunks inside, for a volume that comes slice by slice.
+
+    A slab is as deep as a shard and is held in memory. Chunks have 64^3 voxels; where a slab of that depth is more than
+    `SLAB_BYTES`, they are flatter and wider.
+
+    Examples
+    --------
+    >>> slab_layout((1000, 1024, 1024), "uint8")
+    ((256, 256, 256), (64, 64, 64))
+    >>> slab_layout((1000, 8192, 8192), "uint8")
+    ((4, 1024, 1024), (4, 256, 256))
+    """
+    slices = SLAB_BYTES // (shape[1] * shape[2] * np.dtype(dtype).itemsize)
+    depth = min(_power_of_two(max(slices, 1)), CHUNKS_PER_SHARD * SIDE)
+    while depth >= 2 * shape[0]:
+        depth //= 2
+    thickness = min(depth, SIDE)
+    side = SIDE * _power_of_two(math.isqrt(SIDE // thickness))
+    return (depth, CHUNKS_PER_SHARD * side, CHUNKS_PER_SHARD * side), (thickness, side, side)
+
+
+def _power_of_two(number: int) -> int:
+    """The largest power of two that is not above a positive number."""
+    return 1 << number.bit_length() - 1
+
+
+class SlabWriter:
+    """A volume that is being written, in slabs as deep as a shard."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+
+    def write(self, start: int, slab: NDArray[Any]) -> None:
+        """Stores slices ``(z, y, x)`` from slice `start` on; only the last slab may be less deep than a shard."""
+        depth, height, width = slab.shape
+        box = Box((start, 0, 0), (start + depth, height, width))
+        self._shards.indices(box)
+        self._shards.write(box, slab)
+
+
+@contextmanager
+def new_volume(path: str | Path, spec: VolumeSpec, shard: Triple, *, replace: bool = False) -> Iterator[SlabWriter]:
+    """A new volume to be filled by slabs; it gets its name when the ``with`` ends, and is gone if that fails.
+
+    With `replace` it takes the place of a volume that was made here before.
+
+    Raises
+    ------
+    OutputError
+        If `path` exists and is not to be replaced or not a volume that was made here, or it cannot be written.
+    """
+    target = output_path(path)
+    if replace and target.exists():
+        _refuse_foreign(target)
+    with staged(target, replace=replace) as work:
+        space = Space(AXES, spec.scale, spec.translation, spec.units)
+        image = {"version": VERSION, "multiscales": multiscales("0", space, "volume")}
+        create_group(work, "", {"ome": image, "emseg": MARK})
+        array = create_array(
+            work, "0", shape=spec.shape, shard=shard, chunk=spec.chunk, dtype=spec.dtype, fill_value=0, axes=AXES
+        )
+        yield SlabWriter(Shards(work / "0", array, 0))
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Only what was surely written here, and nothing that somebody has put inside, may be replaced."""
+    try:
+        node = read_node(path)
+        ours = node.attributes.get("emseg") == MARK and {entry.name for entry in path.iterdir()} == {"zarr.json", "0"}
+    except (VolumeError, OSError):
+        ours = False
+    if path.is_symlink() or not ours:
+        raise OutputError(f"{path} is not a volume that emseg has ingested and nothing else: choose another name, or remove it")

@@ -1,0 +1,219 @@
+"""Reading a stack of slices from TIFF: a file of many pages, or a folder of files with one page each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tifffile import TiffFile, TiffFrame, TiffPage
+
+from emseg.box import Triple
+from emseg.errors import VolumeError
+from emseg.specs.volume import DTYPES
+from emseg.store.nodes import local, reason
+from emseg.store.slices import slice_files
+from emseg.store.tiff_size import Stated, stated_size
+
+STACK_AXES = "ZTIQ"
+"""What tifffile calls an axis of slices: z, time, sequence, unknown."""
+
+BLACK_IS_ZERO = 1
+"""Value of the tag PhotometricInterpretation for plain grey."""
+
+
+class TiffStack(Protocol):
+    """An open stack of slices."""
+
+    shape: Triple
+    """Shape (z, y, x) in voxels."""
+    dtype: str
+    """Name of the NumPy type, one of `emseg.specs.volume.DTYPES`."""
+    stated: Stated | None
+    """The voxel size that the files state."""
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Slices from `start` to before `stop`, ``(z, y, x)`` in the machine's byte order.
+
+        Raises
+        ------
+        VolumeError
+            If a slice is damaged.
+        """
+        ...
+
+
+@contextmanager
+def open_tiff(source: str | Path) -> Iterator[TiffStack]:
+    """The stack in a TIFF file or in a folder of TIFF slices, for as long as the ``with`` lasts.
+
+    All headers are read at once, voxels only when they are asked for.
+
+    Raises
+    ------
+    VolumeError
+        If there is no such stack, or one that emseg cannot read; the message says why and what helps.
+    """
+    path = local(source)
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        raise VolumeError(f"{str(source)!r} cannot be read ({reason(error)}): check the spelling of the path") from error
+    if path.is_dir():
+        yield _Folder(path)
+    else:
+        with _open(path) as tif:
+            yield _File(path, tif)
+
+
+class _File:
+    """A file of many pages."""
+
+    def __init__(self, path: Path, tif: TiffFile) -> None:
+        self._path = path
+        with _damage(f"the TIFF file {path}"):
+            series = tif.series[0]
+            self._pages: Sequence[TiffPage | TiffFrame | None] = series.pages
+            self._offset, axes, shape = series.dataoffset, series.axes, series.shape
+            if len(tif.series) > 1:  # pages that differ, if only in how they are compressed
+                self._pages, self._offset = _alike(path, tif), None
+                axes, shape = "IYX", (len(self._pages), *series.keyframe.shape)
+            self.dtype = _grey(path, series.keyframe)
+            self._stored = np.dtype(self.dtype).newbyteorder(tif.byteorder)
+            self.shape = _stack_shape(path, axes, shape)
+            self.stated = stated_size(tif, self.shape[0])
+            held, said = len(self._pages), self.shape[0]
+            if self._offset is not None:
+                held = (path.stat().st_size - self._offset) // (self.shape[1] * self.shape[2] * self._stored.itemsize)
+            if series.kind != "imagej" and tif.imagej_metadata:  # tifffile ignores this header if the file is too short for it
+                said = max(said, int(tif.imagej_metadata.get("images", 1)))
+            if held < said:
+                raise VolumeError(f"{path} should hold {said} slices, but holds {held}: it is cut short, so copy it again")
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        height, width = self.shape[1:]
+        voxels = np.empty((stop - start, height, width), self.dtype)
+        with _damage(f"slices {start} to {stop - 1} of {self._path}"):
+            if self._offset is not None:
+                # not np.memmap: a file cut short meanwhile, or a failing disk, would end the process
+                plane = height * width
+                offset = self._offset + start * plane * self._stored.itemsize
+                voxels[:] = np.fromfile(self._path, self._stored, plane * len(voxels), offset=offset).reshape(voxels.shape)
+                return voxels
+            for voxel_slice, page in zip(voxels, self._pages[start:stop], strict=True):
+                voxel_slice[:] = _whole(page, voxel_slice.shape)
+        return voxels
+
+
+class _Folder:
+    """A folder of files with one page each."""
+
+    def __init__(self, path: Path) -> None:
+        self._files = slice_files(path)
+        stated = set()
+        for file in self._files:
+            with _open(file) as tif, _damage(f"the TIFF file {file}"):
+                if len(tif.pages) != 1:
+                    raise VolumeError(
+                        f"{file} has {len(tif.pages)} pages, but files in a folder have one: name that file alone"
+                    )
+                page = tif.pages.first
+                found = (page.shape, _grey(file, page))
+                stated.add(stated_size(tif, len(self._files)))
+            if file == self._files[0]:
+                first = found
+            if found != first:
+                raise VolumeError(
+                    f"{self._files[0].name} is {first[0]} {first[1]}, but {file.name} is {found[0]} {found[1]}: "
+                    f"give all slices in {path} one size and type"
+                )
+        (height, width), self.dtype = first
+        self.shape: Triple = (len(self._files), height, width)
+        self.stated = stated.pop() if len(stated) == 1 else None
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        voxels = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        for voxel_slice, file in zip(voxels, self._files[start:stop], strict=True):
+            with _open(file) as tif, _damage(f"the TIFF file {file}"):
+                voxel_slice[:] = _whole(tif.pages.first, voxel_slice.shape)
+        return voxels
+
+
+@contextmanager
+def _damage(what: str) -> Iterator[None]:
+    """Turns whatever a damaged file makes tifffile raise into a `VolumeError`."""
+    try:
+        yield
+    except VolumeError:
+        raise
+    except Exception as error:
+        remedy = "install imagecodecs, or save it without compression" if "imagecodecs" in str(error) else "copy it again"
+        raise VolumeError(f"{what} cannot be read ({reason(error)}): {remedy}") from error
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[TiffFile]:
+    """A TIFF file whose chain of pages is complete; tifffile would take what is left of a broken one."""
+    try:
+        tif = TiffFile(path)
+    except Exception as error:
+        raise VolumeError(f"{path} cannot be opened as TIFF ({reason(error)}): name a TIFF file, or copy it again") from error
+    with tif:
+        with _damage(f"the TIFF file {path}"):
+            tif.filehandle.seek(tif.pages.next_page_offset or 0)
+            end = tif.filehandle.read(tif.tiff.offsetsize)
+            if len(end) < tif.tiff.offsetsize or any(end):
+                raise VolumeError(f"{path} is cut short: after {len(tif.pages)} pages it says there are more; copy it again")
+        yield tif
+
+
+def _stack_shape(path: Path, axes: str, shape: tuple[int, ...]) -> Triple:
+    """Shape (z, y, x) of a series that is one stack of slices."""
+    long = "".join(axis for axis, length in zip(axes, shape, strict=True) if length > 1 or axis in "YX")
+    if long not in ("YX", *(f"{axis}YX" for axis in STACK_AXES)):
+        raise VolumeError(
+            f"{path} has axes {axes} of lengths {shape}, but emseg reads one stack of slices: save one channel of it"
+        )
+    return math.prod(shape[:-2]), shape[-2], shape[-1]
+
+
+def _alike(path: Path, tif: TiffFile) -> list[TiffPage | TiffFrame | None]:
+    """All pages of a file, if they have one size and type."""
+    pages = list(tif.pages)
+    first = pages[0]
+    for index, page in enumerate(pages):
+        if (page.shape, page.dtype) != (first.shape, first.dtype):
+            raise VolumeError(
+                f"page 0 of {path} is {first.shape} {first.dtype}, but page {index} is {page.shape} {page.dtype}: "
+                "keep pages of one size and type"
+            )
+    return list(pages)
+
+
+def _grey(path: Path, page: TiffPage) -> str:
+    """Name of the type of a page of plain grey that emseg can read."""
+    tag = page.tags.valueof("PhotometricInterpretation", default=BLACK_IS_ZERO)
+    if page.samplesperpixel != 1 or tag != BLACK_IS_ZERO or page.imagedepth != 1 or len(page.shape) != 2:
+        name = getattr(tag, "name", tag)
+        raise VolumeError(
+            f"{path} has pages of shape {page.shape} and colours {name}, but emseg reads plain grey where black is zero: "
+            "save it as grey"
+        )
+    dtype = "of an unknown type" if page.dtype is None else page.dtype.name
+    if dtype not in DTYPES:
+        raise VolumeError(f"{path} is {dtype}, but emseg reads {', '.join(DTYPES)}: convert it first, to uint8 say")
+    return dtype
+
+
+def _whole(page: TiffPage | TiffFrame | None, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The pixels ``(y, x)`` of a page."""
+    if page is None:
+        raise VolumeError("a page is missing")
+    pixels = page.asarray()
+    if pixels.shape != shape:
+        raise VolumeError(f"a page has shape {pixels.shape}, the first has {shape}")
+    return pixels

@@ -1,0 +1,169 @@
+"""What a block needs from outside, in memory: readers, writers and predictors that fulfil `emseg.ports`."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from emseg.block import Bench
+from emseg.box import Box, Triple, triple
+from emseg.errors import BlockError
+from emseg.grid.plan import Plan
+from emseg.grid.stitch import NOT_COMPUTED
+from emseg.normalise import Normalisation
+from emseg.ports import LabelWriter, Predictor
+from emseg.recipe import Recipe
+from emseg.specs.model import ModelSpec
+from emseg.specs.numerics import Numerics
+from emseg.specs.volume import VolumeSpec
+
+AS_IS = Normalisation("volume", (0.0,), (1.0,))
+"""Leaves intensities as they are."""
+
+
+class ArrayVolume:
+    """A volume in memory that remembers what was read; a `broken` box of it cannot be."""
+
+    def __init__(self, values: NDArray[Any], chunk: Triple = (8, 8, 8), broken: Box | None = None) -> None:
+        self.values = values
+        self.spec = VolumeSpec(triple(values.shape), values.dtype.name, chunk)
+        self.reads: list[Box] = []
+        self._broken = broken
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """A copy of the voxels of `box`, which must lie inside the volume."""
+        assert self.spec.box.contains(box), f"a read of {box} reaches beyond {self.spec.box}"
+        self.reads.append(box)
+        if self._broken is not None and voxels_shared(box, self._broken):
+            raise BlockError(f"the chunk at {self._broken.start} cannot be decompressed")
+        return self.values[box.slices()].copy()
+
+
+class MemoryLabels:
+    """An output in memory that refuses what a real one must never be asked: part of a unit, or a unit twice."""
+
+    def __init__(self, plan: Plan, probabilities: bool) -> None:
+        self._plan = plan
+        self.labels = np.full(plan.region.shape, NOT_COMPUTED, np.uint8)
+        count = len(plan.model.classes)
+        self.probabilities = np.full((count, *plan.region.shape), NOT_COMPUTED, np.uint8) if probabilities else None
+
+    def write(self, box: Box, labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None) -> None:
+        """Store whole write units, once."""
+        region = self._plan.region
+        assert region.contains(box)
+        for start, stop, corner, end, unit in zip(
+            box.start, box.stop, region.start, region.stop, self._plan.unit, strict=True
+        ):
+            assert (start - corner) % unit == 0, f"{box} starts inside a write unit of {self._plan.unit}"
+            assert (stop - corner) % unit == 0 or stop == end, f"{box} stops inside a write unit of {self._plan.unit}"
+        where = box.relative_to(region.start).slices()
+        assert (self.labels[where] == NOT_COMPUTED).all(), f"{box} is written twice"
+        assert labels.dtype == np.uint8
+        assert labels.shape == box.shape
+        assert labels.max() < len(self._plan.model.classes)
+        assert (probabilities is None) == (self.probabilities is None)
+        if probabilities is not None and self.probabilities is not None:
+            assert probabilities.dtype == np.uint8
+            assert probabilities.shape == (len(self._plan.model.classes), *box.shape)
+            assert probabilities.max() < NOT_COMPUTED
+            self.probabilities[(slice(None), *where)] = probabilities
+        self.labels[where] = labels
+
+    def is_done(self, box: Box) -> bool:
+        """Whether all of `box` is written."""
+        return bool((self.labels[box.relative_to(self._plan.region.start).slices()] != NOT_COMPUTED).all())
+
+
+class FullDisk(MemoryLabels):
+    """An output that fails for one block."""
+
+    def __init__(self, plan: Plan, probabilities: bool, full_at: Box) -> None:
+        super().__init__(plan, probabilities)
+        self._full_at = full_at
+
+    def write(self, box: Box, labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None) -> None:
+        """Store whole write units, but for one."""
+        if box == self._full_at:
+            raise OSError(28, "No space left on device")
+        super().write(box, labels, probabilities)
+
+
+class LocalMean:
+    """Class i has the mean around a voxel, times i: right for every tiling, since it has no lattice."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.batches: list[int] = []
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits; the mean is over the box that reaches as far as the network's context."""
+        assert tiles.dtype == np.float32
+        self.batches.append(len(tiles))
+        window = tuple(2 * c + 1 for c in self.spec.context)
+        mean = sliding_window_view(tiles, window, axis=(1, 2, 3)).mean(axis=(-3, -2, -1), dtype=np.float64)
+        assert mean.shape[1:] == self.spec.output_shape(triple(tiles.shape[1:]))
+        return np.stack([mean * i for i in range(len(self.spec.classes))], axis=1).astype(np.float32)
+
+
+class SayingPredictor(LocalMean):
+    """Predicts the same logit everywhere for each class, however odd."""
+
+    def __init__(self, spec: ModelSpec, logits: tuple[float, ...]) -> None:
+        super().__init__(spec)
+        self._logits = np.array(logits, np.float32)
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The logits given at the start, at each voxel."""
+        like = super().predict(tiles)
+        return np.broadcast_to(self._logits[None, :, None, None, None], like.shape).copy()
+
+
+class FailingPredictor(LocalMean):
+    """Breaks down at one of its calls, counted from 0."""
+
+    def __init__(self, spec: ModelSpec, at: int, error: BaseException) -> None:
+        super().__init__(spec)
+        self._at, self._error = at, error
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits, or the error."""
+        if len(self.batches) == self._at:
+            self.batches.append(0)
+            raise self._error
+        return super().predict(tiles)
+
+
+def recipe_of(volume: VolumeSpec, plan: Plan, normalisation: Normalisation = AS_IS, probabilities: bool = True) -> Recipe:
+    """A recipe with made-up digests and numerics."""
+    return Recipe(volume, "0" * 64, "1" * 64, normalisation, plan, Numerics("none 0", "none", "float32", 1), probabilities)
+
+
+def bench_of(
+    volume: ArrayVolume,
+    predictor: Predictor,
+    plan: Plan,
+    *,
+    normalisation: Normalisation = AS_IS,
+    probabilities: bool = True,
+    labels: LabelWriter | None = None,
+) -> Bench:
+    """A bench in memory; without `labels`, with `MemoryLabels` for the plan."""
+    recipe = recipe_of(volume.spec, plan, normalisation, probabilities)
+    return Bench(recipe, volume, predictor, labels or MemoryLabels(plan, probabilities), threading.Lock())
+
+
+def plan_by_hand(
+    model: ModelSpec, shape: Triple, unit: Triple, tile: Triple, region: Box | None = None, batch: int = 1
+) -> Plan:
+    """A plan of any write units, also such as `plan_volume` would not choose."""
+    return Plan(shape, region or Box.of_shape(shape), model, tile, batch, unit, unit)
+
+
+def voxels_shared(one: Box, other: Box) -> bool:
+    """Whether two boxes overlap."""
+    return all(a < d and c < b for a, b, c, d in zip(one.start, one.stop, other.start, other.stop, strict=True))

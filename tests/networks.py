@@ -1,0 +1,95 @@
+"""Small real networks, and one pass of them over a whole volume: the truth that tiling must give."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from emseg.box import Box, Triple, triple
+from emseg.grid.stitch import softmax
+from emseg.model.unet import UNet
+from emseg.specs.model import ModelSpec
+from oracles import mirror
+
+
+def random_network(spec: ModelSpec, seed: int = 0, dtype: torch.dtype = torch.float64) -> UNet:
+    """A network with all weights and biases drawn from the seed, in evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    network = UNet(spec)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            fan_in = max(1, parameter[0].numel())
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2 / fan_in) ** 0.5)
+    return network.to(dtype).eval()
+
+
+def run(network: UNet, tile: NDArray[Any]) -> NDArray[Any]:
+    """Logits ``(class, z, y, x)`` of one tile ``(z, y, x)``, in the network's own type."""
+    with torch.inference_mode():
+        source = torch.from_numpy(np.ascontiguousarray(tile)).to(next(network.parameters()).dtype)
+        logits: NDArray[Any] = network(source[None, None])[0].numpy()
+    return logits
+
+
+def one_pass(network: UNet, values: NDArray[Any]) -> NDArray[Any]:
+    """Logits ``(class, z, y, x)`` of a whole volume ``(z, y, x)``: mirrored by NumPy, one tile, nothing stitched."""
+    spec, shape = network.spec, triple(values.shape)
+    source = Box.of_shape(spec.tile_for(shape)).relative_to(spec.context)
+    logits = run(network, mirror(values, source))
+    return logits[(slice(None), *Box.of_shape(shape).slices())]
+
+
+def probabilities_in_one_pass(network: UNet, values: NDArray[Any]) -> NDArray[Any]:
+    """Probabilities ``(class, z, y, x)`` of a whole volume, as `one_pass`."""
+    return softmax(one_pass(network, values))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Most bytes of tensors alive at once inside the ``with``, those of the tensors that come in included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._alive = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, split into those that it is made of, and count the storages that it takes and makes."""
+        kwargs = kwargs or {}
+        for tensor in tree_leaves((args, kwargs)):
+            self._count(tensor)
+        made = NotImplemented if func is torch.ops.prim.device.default else func.decompose(*args, **kwargs)
+        if made is NotImplemented:
+            made = func(*args, **kwargs)
+        for tensor in tree_leaves(made):
+            self._count(tensor)
+        return made
+
+    def _count(self, tensor: Any) -> None:
+        if not isinstance(tensor, torch.Tensor) or isinstance(tensor, torch.nn.Parameter):
+            return
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self._alive += storage.nbytes()
+        self.peak = max(self.peak, self._alive)
+        weakref.finalize(storage, self._free, key, storage.nbytes())
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self._alive -= size
+
+
+def live_bytes(network: UNet, tile: Triple) -> int:
+    """Most bytes of tensors alive at once while one tile goes through the network, by watching it."""
+    spec, network = network.spec, network.eval()
+    with torch.inference_mode(), LiveBytes() as watch:
+        network(torch.zeros(1, spec.channels, *tile))
+    return watch.peak

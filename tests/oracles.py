@@ -1,0 +1,69 @@
+"""Slow and obvious references, in NumPy alone."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.box import Box, Triple
+
+
+def pad_reflect(values: NDArray[Any], before: Triple, after: Triple) -> NDArray[Any]:
+    """A whole volume mirrored by so many voxels, as often as it takes, by `numpy.pad`."""
+    for axis in range(3):
+        front, back = before[axis], after[axis]
+        while front or back:
+            if values.shape[axis] == 1:
+                step = (front, back)
+            else:
+                step = (min(front, values.shape[axis] - 1), min(back, values.shape[axis] - 1))
+            widths = [(0, 0)] * 3
+            widths[axis] = step
+            values = np.pad(values, widths, mode="edge" if values.shape[axis] == 1 else "reflect")
+            front, back = front - step[0], back - step[1]
+    return values
+
+
+def mirror(values: NDArray[Any], box: Box) -> NDArray[Any]:
+    """The voxels of a box that may reach beyond the volume, cut out of the padded volume."""
+    before = tuple(max(0, -start) for start in box.start)
+    after = tuple(max(0, stop - length) for stop, length in zip(box.stop, values.shape, strict=True))
+    padded = pad_reflect(values, (before[0], before[1], before[2]), (after[0], after[1], after[2]))
+    return padded[tuple(slice(a + b, c + b) for a, b, c in zip(box.start, before, box.stop, strict=True))]
+
+
+def voxels(box: Box) -> set[Triple]:
+    """Each voxel of a box."""
+    return set(itertools.product(*(range(start, stop) for start, stop in zip(box.start, box.stop, strict=True))))
+
+
+def painted(within: Box, parts: list[Box]) -> NDArray[np.int64]:
+    """How often each voxel of `within` lies in a part; a part that reaches outside fails."""
+    count = np.zeros(within.shape, np.int64)
+    for part in parts:
+        assert within.contains(part), f"{part} is not inside {within}"
+        count[part.relative_to(within.start).slices()] += 1
+    return count
+
+
+def hull(parts: list[Box]) -> Box:
+    """The smallest box around all parts."""
+    starts, stops = np.array([part.start for part in parts]), np.array([part.stop for part in parts])
+    z, y, x = (int(v) for v in starts.min(axis=0))
+    last_z, last_y, last_x = (int(v) for v in stops.max(axis=0))
+    return Box((z, y, x), (last_z, last_y, last_x))
+
+
+def chunk_voxels(box: Box, shape: Triple, chunk: Triple) -> int:
+    """Voxels of all the chunks that a box inside a volume touches, listed chunk by chunk."""
+    total = 0
+    grid = (range(-(-length // size)) for length, size in zip(shape, chunk, strict=True))
+    for place in itertools.product(*grid):
+        start = [i * size for i, size in zip(place, chunk, strict=True)]
+        stop = [min(s + size, length) for s, size, length in zip(start, chunk, shape, strict=True)]
+        if all(a < d and c < b for a, b, c, d in zip(start, stop, box.start, box.stop, strict=True)):
+            total += int(np.prod([b - a for a, b in zip(start, stop, strict=True)]))
+    return total

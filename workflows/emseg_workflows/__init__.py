@@ -1,0 +1,35 @@
+"""How all blocks get run, and where: Dask, clusters and the command line.
+
+The flows are importable from here, ``from emseg_workflows import segment``, and loaded when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emseg_workflows.flows.ingest import ingest as ingest
+    from emseg_workflows.flows.preview import preview as preview
+    from emseg_workflows.flows.segment import plan_run as plan_run
+    from emseg_workflows.flows.segment import segment as segment
+    from emseg_workflows.flows.train import train as train
+    from emseg_workflows.flows.verify import verify as verify
+
+_FLOWS = {
+    "ingest": "ingest",
+    "plan_run": "segment",
+    "preview": "preview",
+    "segment": "segment",
+    "train": "train",
+    "verify": "verify",
+}
+"""Public function, and the module of `emseg_workflows.flows` that it lives in."""
+
+__all__ = ["ingest", "plan_run", "preview", "segment", "train", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FLOWS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.flows.{_FLOWS[name]}"), name)

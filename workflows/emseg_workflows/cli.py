@@ -1,0 +1,268 @@
+"""The command ``emseg``: each command parses, calls one flow, prints, and leaves with an exit code.
+
+    0 done   1 unexpected   2 bad input or refused, nothing written   3 finished with failed blocks
+    130, 143 stopped by a signal
+
+Heavy imports stay inside the commands, so that ``emseg --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import click
+
+from emseg import __version__
+from emseg.box import Triple, triple
+from emseg.errors import EmsegError
+
+
+class Numbers(click.ParamType):
+    """Three whole numbers as they are typed after ``--tile``: ``z,y,x``."""
+
+    name = "z,y,x"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Triple:
+        """The numbers."""
+        try:
+            return triple(value.split(",")) if isinstance(value, str) else triple(value)
+        except ValueError:
+            self.fail(f"{value!r} is not three whole numbers z,y,x", param, ctx)
+
+
+model_option = click.option(
+    "--model", metavar="NAME|FILE", help="A bundled model (see `emseg models`) or a model file; by default the bundled one."
+)
+region_option = click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of the volume, in voxels; by default all of it.")
+tile_option = click.option("--tile", type=Numbers(), help="Shape of one network input, in voxels; by default chosen for you.")
+probabilities_option = click.option(
+    "--probabilities", is_flag=True, help="Store the probability of each class beside the labels."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__)
+def cli() -> None:
+    """Segment electron-microscopy volumes of any size, exactly as one pass over the whole volume would.
+
+    \b
+    emseg ingest STACK.tif volume.zarr --voxel-size 50 4 4
+    emseg run volume.zarr --workers 8
+    emseg preview volume.emseg.zarr
+    """
+
+
+@cli.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("volume", type=click.Path(path_type=Path))
+@click.option("--voxel-size", type=float, nargs=3, metavar="Z Y X", help="Size of a voxel, in nanometres.")
+@click.option("--overwrite", is_flag=True, help="Replace a volume that is already there.")
+def ingest(source: Path, volume: Path, voxel_size: tuple[float, float, float] | None, overwrite: bool) -> None:
+    """Make the Zarr volume VOLUME from SOURCE, a multi-page TIFF or a folder of TIFF slices."""
+    from emseg_workflows.flows.ingest import ingest as flow  # noqa: PLC0415
+
+    made = flow(source, volume, voxel_size=voxel_size, overwrite=overwrite)
+    click.echo(f"{volume}: {' x '.join(map(str, made.shape))} {made.dtype}, {_voxel_size(made.scale, made.units)}")
+
+
+@cli.command()
+@click.argument("volume", type=click.Path(path_type=Path))
+@model_option
+@region_option
+@tile_option
+@probabilities_option
+@json_option
+def plan(volume: Path, model: str | None, roi: str | None, tile: Triple | None, probabilities: bool, as_json: bool) -> None:
+    """Say what a run on VOLUME would do and cost, and stop there."""
+    from emseg.grid.cost import cost_of  # noqa: PLC0415
+    from emseg_workflows.flows.segment import plan_run  # noqa: PLC0415
+
+    made, spec = plan_run(volume, model=model, region=roi, tile=tile)
+    cost = cost_of(made, spec, probabilities)
+    if as_json:
+        click.echo(json.dumps({"plan": made.to_json(), "cost": cost.to_json()}, indent=2))
+        return
+    for name, value in (
+        ("region", str(made.region)),
+        ("blocks", f"{cost.blocks} of {' x '.join(map(str, made.unit))} voxels (z, y, x)"),
+        ("tiles", f"{cost.tiles} of {' x '.join(map(str, made.tile))} voxels"),
+        ("arithmetic", f"{cost.flops / 1e12:.3g} TFLOP, {cost.flops / made.region.voxels / 1e3:.0f} kFLOP per voxel"),
+        ("reading", f"{_size(cost.bytes_read)}, {cost.bytes_read / cost.bytes_needed:.2f} times what is needed"),
+        ("memory", f"{_size(cost.bytes_per_worker)} per worker"),
+        ("output", f"{_size(cost.output_bytes)} before compression, in {cost.output_files} files"),
+    ):
+        click.echo(f"{name:<11}{value}")
+
+
+@cli.command()
+@click.argument("volume", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The output; by default VOLUME.emseg.zarr beside it.")
+@click.option("--workers", type=click.IntRange(min=0), help="Worker processes; by default one per core. 0: no Dask.")
+@click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster whose scheduler is at this address.")
+@model_option
+@region_option
+@probabilities_option
+@click.option(
+    "--normalise",
+    type=click.Choice(["volume", "slice"]),
+    default="volume",
+    show_default=True,
+    help="Measure intensities once per volume, or per z slice.",
+)
+@tile_option
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads per predictor; part of the plan."
+)
+@click.option("--overwrite", is_flag=True, help="Remove an output that is already there, and begin anew.")
+@json_option
+def run(
+    volume: Path,
+    output: Path | None,
+    workers: int | None,
+    scheduler: str | None,
+    model: str | None,
+    roi: str | None,
+    probabilities: bool,
+    normalise: Literal["volume", "slice"],
+    tile: Triple | None,
+    threads: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Segment VOLUME, or go on with a run that was stopped."""
+    from emseg_workflows.console import RunConsole  # noqa: PLC0415
+    from emseg_workflows.flows.segment import segment  # noqa: PLC0415
+
+    with RunConsole() as console:
+        report = segment(
+            volume,
+            output,
+            model=model,
+            region=roi,
+            probabilities=probabilities,
+            normalise=normalise,
+            tile=tile,
+            threads=threads,
+            workers=workers,
+            scheduler=scheduler,
+            overwrite=overwrite,
+            on_event=console,
+        )
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2))
+    sys.exit(report.exit_code)
+
+
+@cli.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--boxes", type=click.IntRange(min=1), default=8, show_default=True, help="Random boxes to compute again.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed that the boxes are drawn from.")
+@click.option("--volume", type=click.Path(path_type=Path), help="The volume, if it was moved since the run.")
+@click.option("--model", metavar="NAME|FILE", help="The model, if it was moved since the run.")
+@json_option
+def verify(output: Path, boxes: int, seed: int, volume: Path | None, model: str | None, as_json: bool) -> None:
+    """Prove on OUTPUT that tiling left no trace: compute random boxes again with other tiles, and compare."""
+    from emseg_workflows.flows.verify import verify as flow  # noqa: PLC0415
+
+    verdict = flow(output, boxes=boxes, seed=seed, volume=volume, model=model)
+    click.echo(json.dumps(verdict.to_json(), indent=2) if as_json else str(verdict))
+    sys.exit(verdict.exit_code)
+
+
+@cli.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("-o", "--picture", type=click.Path(path_type=Path), help="The PNG to write; by default OUTPUT.png beside it.")
+@click.option("--slice", "z", type=int, help="z slice of the output; by default the middle one.")
+@click.option("--volume", type=click.Path(path_type=Path), help="The volume, if it was moved since the run.")
+def preview(output: Path, picture: Path | None, z: int | None, volume: Path | None) -> None:
+    """Draw one slice of OUTPUT as a PNG: raw, labels, and both in one."""
+    from emseg_workflows.flows.preview import preview as flow  # noqa: PLC0415
+
+    click.echo(flow(output, picture, z=z, volume=volume))
+
+
+@cli.command()
+@json_option
+def models(as_json: bool) -> None:
+    """List the bundled models."""
+    from emseg.model.bundled import bundled_models  # noqa: PLC0415
+    from emseg.model.header import read_header  # noqa: PLC0415
+
+    cards = {name: read_header(path) for name, path in bundled_models().items()}
+    if as_json:
+        click.echo(json.dumps({name: {"spec": spec.to_json(), "card": card} for name, (spec, card) in cards.items()}, indent=2))
+        return
+    for name, (spec, card) in cards.items():
+        click.echo(f"{name}: classes {', '.join(spec.classes)}; {spec.parameters} parameters, context {spec.context} voxels")
+        for key, value in card.items():
+            click.echo(f"    {key}: {value}")
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint of a training that was stopped.")
+def train(config: Path, resume: bool) -> None:
+    """Train a network as the TOML file CONFIG says."""
+    from emseg_workflows.flows.train import train as flow  # noqa: PLC0415
+
+    def show(progress: Any) -> None:
+        if progress.step % 50 == 0 or progress.step == progress.steps:
+            click.echo(progress, err=True)
+
+    click.echo(flow(config, resume=resume, on_progress=show))
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def main() -> None:
+    """Run the command line, and leave with the exit code that its end deserves."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        cli.main(standalone_mode=False)
+    except EmsegError as error:
+        _leave(f"error: {' '.join(str(error).split())}", 2)
+    except click.ClickException as error:
+        error.show()
+        _leave("", 2)
+    except (KeyboardInterrupt, click.Abort):
+        _leave("stopped: what is written stays; the same command goes on from there", 130)
+    except Terminated:
+        _leave("terminated: what is written stays; the same command goes on from there", 143)
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _leave(message: str, code: int) -> None:
+    if message:
+        click.echo(message, err=True)
+    sys.exit(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _voxel_size(scale: tuple[float, ...], units: tuple[str | None, ...]) -> str:
+    if None in units:
+        return "voxel size not stated"
+    return f"voxels of {' x '.join(f'{length:g}' for length in scale)} {units[-1]}"
+
+
+def _size(count: int) -> str:
+    """Bytes as a person reads them."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} PiB"

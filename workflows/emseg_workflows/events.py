@@ -1,0 +1,51 @@
+"""What a run tells those who watch it. Flows emit events; the console, and anything else, observes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from emseg.grid.plan import Plan
+from emseg.outcome import Outcome
+from emseg_workflows.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """Something the user should know, in one line; the run goes on."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The first block is about to be handed out."""
+
+    output: Path
+    plan: Plan
+    already_done: int
+    """Blocks that an earlier run has written."""
+    workers: int
+    """Worker processes; 0 if this process does the work itself."""
+    dashboard: str | None
+    """Address of the Dask dashboard, if there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEnded:
+    """A block is done, or failed."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """No block is left to hand out."""
+
+    report: Report
+
+
+Event = Noticed | RunStarted | BlockEnded | RunEnded
+Observer = Callable[[Event], None]
+"""Is called with each event, in the driver's thread."""

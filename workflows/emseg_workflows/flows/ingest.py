@@ -1,0 +1,96 @@
+"""Making a volume of TIFF slices: `emseg ingest`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from emseg.errors import OutputError, VolumeError
+from emseg.specs.volume import VolumeSpec
+from emseg.store.new_volume import new_volume, slab_layout
+from emseg.store.ome import LENGTH_UNITS
+from emseg.store.staging import output_path
+from emseg.store.tiff import open_tiff
+from emseg.store.tiff_size import Stated
+
+NOT_STATED = Stated((1.0, 1.0, 1.0), (None, None, None), "nowhere: it is not stated")
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """A volume that was made of slices."""
+
+    spec: VolumeSpec
+    """What it is."""
+    size_from: str
+    """Where its voxel size comes from, in words."""
+
+
+def ingest(
+    source: str | Path,
+    volume_path: str | Path,
+    *,
+    voxel_size: tuple[float, float, float] | None = None,
+    unit: str = "nanometer",
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Ingested:
+    """The volume made of a TIFF stack, or of a folder of TIFF slices; it is there in whole, or not at all.
+
+    Parameters
+    ----------
+    source
+        A TIFF file of many pages, or a folder of files with one page each, numbered in their names.
+    volume_path
+        Where to make the volume, an OME-Zarr image.
+    voxel_size
+        Size (z, y, x) of a voxel in `unit`; None for what the TIFF states, else 1 with no unit.
+    unit
+        Unit of length of `voxel_size`, as OME-Zarr spells it.
+    overwrite
+        Whether to replace a volume that was ingested before.
+    progress
+        Called with the number of slices done, and of all slices.
+
+    Raises
+    ------
+    VolumeError
+        If the slices cannot be read, or are not one volume.
+    OutputError
+        If the volume cannot be written there.
+    """
+    given = None if voxel_size is None else _given(voxel_size, unit)
+    target = output_path(volume_path)
+    with open_tiff(source) as stack:
+        _refuse_overlap(Path(source), target)
+        size = given or stack.stated or NOT_STATED
+        shard, chunk = slab_layout(stack.shape, stack.dtype)
+        spec = VolumeSpec(stack.shape, stack.dtype, chunk, 3, size.scale, units=size.units)
+        slices = stack.shape[0]
+        with new_volume(target, spec, shard, replace=overwrite) as volume:
+            for start in range(0, slices, shard[0]):
+                stop = min(start + shard[0], slices)
+                volume.write(start, stack.read(start, stop))
+                if progress is not None:
+                    progress(stop, slices)
+    return Ingested(spec, size.source)
+
+
+def _given(voxel_size: tuple[float, float, float], unit: str) -> Stated:
+    if len(voxel_size) != 3 or not all(math.isfinite(length) and length > 0 for length in voxel_size):
+        raise VolumeError(f"the voxel size is {voxel_size}, but must be three positive numbers (z, y, x): correct it")
+    if unit not in LENGTH_UNITS:
+        raise VolumeError(f"the unit is {unit!r}, but OME-Zarr writes it in full: one of {', '.join(LENGTH_UNITS)}")
+    z, y, x = map(float, voxel_size)
+    return Stated((z, y, x), (unit, unit, unit), "what was given")
+
+
+def _refuse_overlap(source: Path, target: Path) -> None:
+    """A volume inside its source would be mixed with the slices; a source inside the volume would be overwritten."""
+    here, there = source.resolve(), target.resolve()
+    if there.is_relative_to(here) or here.is_relative_to(there):
+        raise OutputError(
+            f"the volume {target} and its source {source} lie in one another: choose another place for the volume"
+        )

@@ -1,0 +1,306 @@
+"""`emseg run`: a volume and a model in, a label volume out."""
+
+from __future__ import annotations
+
+import platform
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from emseg import __version__
+from emseg.box import Box, Triple
+from emseg.errors import OutputError, PlanError
+from emseg.grid.cost import BLOCKS_IN_FLIGHT, cost_of
+from emseg.grid.layout import plan_volume
+from emseg.grid.plan import Block, Plan
+from emseg.model.bundled import resolve_model
+from emseg.model.header import model_digest, read_header
+from emseg.normalise import Scope, survey
+from emseg.outcome import Outcome
+from emseg.recipe import Recipe
+from emseg.specs.model import ModelSpec
+from emseg.specs.numerics import Numerics
+from emseg.specs.region import parse_region
+from emseg.specs.volume import VolumeSpec
+from emseg.store.ledger import Output
+from emseg.store.output import create_output, open_output, remove_output
+from emseg.store.volume import open_volume
+from emseg_workflows.bench import Job
+from emseg_workflows.events import BlockEnded, Event, Noticed, Observer, RunEnded, RunStarted
+from emseg_workflows.flows.places import check_output_place, check_space, default_output
+from emseg_workflows.report import Report, Tally
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+class Executor(Protocol):
+    """Something that runs blocks: this process, or a Dask cluster."""
+
+    @property
+    def workers(self) -> int:
+        """Worker processes; 0 for this process."""
+        ...
+
+    @property
+    def dashboard(self) -> str | None:
+        """Address to watch it at, if there is one."""
+        ...
+
+    def numerics(self, threads: int) -> Numerics:
+        """The numerics of a predictor with this many threads where the blocks will run."""
+        ...
+
+    def run(self, job: Job, blocks: Iterator[Block]) -> Iterator[Outcome]:
+        """The outcome of each block, in any order."""
+        ...
+
+
+def segment(
+    volume: str | Path,
+    output: str | Path | None = None,
+    *,
+    model: str | Path | None = None,
+    region: str | Box | None = None,
+    probabilities: bool = False,
+    normalise: Scope = "volume",
+    tile: Triple | None = None,
+    threads: int = 1,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    client: Client | None = None,
+    overwrite: bool = False,
+    on_event: Observer | None = None,
+) -> Report:
+    """The report of a run that segments a volume; blocks that an earlier run has written are not computed again.
+
+    Parameters
+    ----------
+    volume
+        A Zarr array or OME-Zarr image, (z, y, x) or (y, x), of uint8, uint16 or float32.
+    output
+        The OME-Zarr group to write; by default beside the volume, see `default_output`.
+    model
+        Name of a bundled model, or a model file; None for the default one.
+    region
+        Part of the volume, ``z0:z1,y0:y1,x0:x1`` in voxels; all of it if None.
+    probabilities
+        Store the probability of each class beside the labels.
+    normalise
+        Measure mean and deviation of the intensities once per ``volume``, or per z ``slice``.
+    tile
+        Shape (z, y, x) in voxels of one network input; chosen by the planner if None.
+    threads
+        Threads that each predictor computes with. They are part of the plan: another number may change the last bits.
+    workers
+        Worker processes to start on this machine; None for one per core (and thread), 0 for this process, without Dask.
+    scheduler, client
+        A running Dask cluster to use instead, by the address of its scheduler or by a client.
+    overwrite
+        Remove an output that is already there, and begin anew.
+    on_event
+        Called with each event of the run; see `emseg_workflows.events`.
+
+    Raises
+    ------
+    InputError
+        If anything asked for does not fit together; nothing was written then.
+    """
+    notify = on_event or _ignore
+    volume, model_path = Path(volume), resolve_model(model)
+    source = open_volume(volume)
+    spec, card = read_header(model_path)
+    box = parse_region(region, source.spec) if isinstance(region, str) else region
+    place = Path(output) if output is not None else default_output(volume)
+    check_output_place(place, volume)
+    begun = _begun(place, overwrite)
+    plan = _plan(source.spec, spec, box, tile, begun[1] if begun else None)
+    check_space(place, cost_of(plan, source.spec, probabilities).output_bytes)
+    for message in _doubts(source.spec, spec, card):
+        notify(Noticed(message))
+    normalisation, volume_digest = survey(source, normalise)
+
+    with _executor(workers, threads, scheduler, client) as executor:
+        recipe = Recipe(
+            volume=source.spec,
+            volume_digest=volume_digest,
+            model_digest=model_digest(model_path),
+            normalisation=normalisation,
+            plan=plan,
+            numerics=executor.numerics(threads),
+            probabilities=probabilities,
+        )
+        if begun:
+            _check_same(place, begun[1], recipe)
+        else:
+            _create(place, recipe, card, overwrite)
+        job = Job(recipe, volume.absolute(), model_path.absolute(), place.absolute())
+        return _run(job, open_output(place), executor, notify)
+
+
+def plan_run(
+    volume: str | Path,
+    *,
+    model: str | Path | None = None,
+    region: str | Box | None = None,
+    tile: Triple | None = None,
+) -> tuple[Plan, VolumeSpec]:
+    """The plan of a run with these options, and the volume it is for; nothing is written.
+
+    Raises
+    ------
+    InputError
+        As `segment`.
+    """
+    source = open_volume(Path(volume))
+    spec, _ = read_header(resolve_model(model))
+    box = parse_region(region, source.spec) if isinstance(region, str) else region
+    return plan_volume(source.spec, spec, box, tile), source.spec
+
+
+def _run(job: Job, output: Output, executor: Executor, notify: Callable[[Event], None]) -> Report:
+    """Hand out the blocks that are left, and count how they end."""
+    plan = job.recipe.plan
+    done = output.done_units().ravel()
+    skipped = int(done.sum())
+    record, name = _record(job, executor, output), _record_name(output)
+    output.write_record(name, record)
+    notify(RunStarted(job.output, plan, skipped, executor.workers, executor.dashboard))
+    tally, start = Tally(plan, skipped), perf_counter()
+    left = (plan.block(int(index)) for index in np.flatnonzero(~done))
+    try:
+        for outcome in executor.run(job, left):
+            tally.count(outcome)
+            notify(BlockEnded(outcome))
+    finally:
+        report = tally.report(perf_counter() - start)
+        output.write_record(name, {**record, "ended": _now(), "report": report.to_json()})
+    notify(RunEnded(report))
+    return report
+
+
+def _begun(place: Path, overwrite: bool) -> tuple[Output, Recipe] | None:
+    """The run that has begun at this place, if one is to be gone on with.
+
+    Raises
+    ------
+    OutputError
+        If something else is there.
+    """
+    if not place.exists() and not place.is_symlink():
+        return None
+    output = open_output(place)
+    if overwrite:
+        return None
+    try:
+        return output, Recipe.from_json(output.attributes["recipe"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise OutputError(
+            f"the output {place} does not say how it was made ({error!r}): start over with --overwrite"
+        ) from error
+
+
+def _plan(volume: VolumeSpec, model: ModelSpec, box: Box | None, tile: Triple | None, begun: Recipe | None) -> Plan:
+    """The stored plan of a run that has begun, where it answers what is asked for; else a new one."""
+    if begun is not None:
+        plan = begun.plan
+        asked = (volume.shape, model, box or volume.box, tile or plan.tile)
+        if asked == (plan.shape, plan.model, plan.region, plan.tile):
+            return plan
+    return plan_volume(volume, model, box, tile)
+
+
+def _check_same(place: Path, begun: Recipe, asked: Recipe) -> None:
+    differences = list(begun.differences(asked))
+    if differences:
+        shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
+        raise OutputError(
+            f"{place} was begun with other settings (there / now): {shown}: "
+            "repeat the first run's settings to go on, choose another place with -o, or start over with --overwrite"
+        )
+
+
+def _create(place: Path, recipe: Recipe, card: dict[str, str], overwrite: bool) -> None:
+    if overwrite and place.exists():
+        remove_output(place)
+    create_output(
+        place,
+        volume=recipe.volume,
+        region=recipe.plan.region,
+        classes=recipe.plan.model.classes,
+        unit=recipe.plan.unit,
+        chunk=recipe.plan.chunk,
+        probabilities=recipe.probabilities,
+        attributes={"recipe": recipe.to_json(), "fingerprint": recipe.fingerprint, "model": card},
+    )
+
+
+def _doubts(volume: VolumeSpec, model: ModelSpec, card: dict[str, str]) -> Iterator[str]:
+    """What the user should know before a run that can still go on."""
+    if not model.planar and volume.shape[0] == 1:
+        yield "the model is three-dimensional, the volume has a single slice: mirroring repeats it along z"
+    trained = card.get("voxel_size", "")
+    here = " ".join(f"{scale:g}" for scale in volume.scale)
+    if trained and None in volume.units:
+        yield f"the volume does not state its voxel size; the model was trained at {trained}"
+    elif trained and not trained.startswith(here):
+        yield f"the model was trained at {trained} voxels (z y x), the volume has {here} {volume.units[2]}: labels may be poor"
+
+
+@contextmanager
+def _executor(workers: int | None, threads: int, scheduler: str | None, client: Client | None) -> Iterator[Executor]:
+    from emseg_workflows.executors.serial import SerialExecutor  # noqa: PLC0415
+
+    if threads < 1 or (workers is not None and workers < 0):
+        raise PlanError(f"a run needs at least 1 thread per predictor and 0 workers, not {threads} and {workers}")
+    if client is None and scheduler is None and workers == 0:
+        yield SerialExecutor()
+        return
+    from emseg_workflows.clusters.local import default_workers, local_cluster, running_cluster  # noqa: PLC0415
+    from emseg_workflows.executors.dask import DaskExecutor  # noqa: PLC0415
+
+    if client is not None:
+        yield DaskExecutor(client)
+        return
+    cluster: AbstractContextManager[Client]
+    if scheduler is not None:
+        cluster = running_cluster(scheduler)
+    else:
+        cluster = local_cluster(workers or default_workers(threads), BLOCKS_IN_FLIGHT)
+    with cluster as owned:
+        yield DaskExecutor(owned)
+
+
+def _record(job: Job, executor: Executor, output: Output) -> dict[str, Any]:
+    """What is known about a run when it starts; causes and timings, not needed to go on."""
+    return {
+        "volume": str(job.volume),
+        "model": str(job.model),
+        "fingerprint": output.attributes["fingerprint"],
+        "emseg": __version__,
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "workers": executor.workers,
+        "started": _now(),
+    }
+
+
+def _record_name(output: Output) -> str:
+    number = 1
+    while output.read_record(f"run-{number:04d}") is not None:
+        number += 1
+    return f"run-{number:04d}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _ignore(event: Event) -> None:
+    """Nobody watches."""

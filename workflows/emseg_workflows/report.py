@@ -1,0 +1,103 @@
+"""The report of a run: a fold of its outcomes. Done, skipped, failed and left are different words."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from emseg.grid.plan import Plan
+from emseg.outcome import Outcome, Seconds
+
+LISTED = 1000
+"""Failed blocks that a report names; all are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A block that failed; its voxels stay *not computed*."""
+
+    block: int
+    box: str
+    """Its voxels, as they are typed after ``--roi``."""
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a run ended."""
+
+    blocks: int
+    """Blocks of the plan."""
+    skipped: int
+    """Blocks that an earlier run had written."""
+    done: int
+    """Blocks written by this run."""
+    failed: int
+    failures: tuple[Failure, ...]
+    """The first of the failed blocks."""
+    voxels: int
+    """Voxels written by this run."""
+    seconds: float
+    """Time between the first block and the last, by the clock."""
+    phases: Seconds
+    """Sums over all blocks of this run; blocks of one worker overlap."""
+    worker_peak_bytes: int
+    """Largest memory of a worker process."""
+
+    @property
+    def left(self) -> int:
+        """Blocks that nobody has tried yet."""
+        return self.blocks - self.skipped - self.done - self.failed
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every block is written, else 3."""
+        return 3 if self.failed or self.left else 0
+
+    @property
+    def megavoxels_per_second(self) -> float:
+        """Speed of this run."""
+        return self.voxels / self.seconds / 1e6 if self.seconds else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {**asdict(self), "left": self.left, "megavoxels_per_second": self.megavoxels_per_second}
+
+
+class Tally:
+    """Counts outcomes as they come."""
+
+    def __init__(self, plan: Plan, skipped: int) -> None:
+        self._plan = plan
+        self._skipped = skipped
+        self._done = self._failed = self._voxels = self._peak = 0
+        self._failures: list[Failure] = []
+        self._phases = dict.fromkeys((field.name for field in fields(Seconds)), 0.0)
+
+    def count(self, outcome: Outcome) -> None:
+        """Add one block."""
+        self._peak = max(self._peak, outcome.peak_bytes)
+        for phase in self._phases:
+            self._phases[phase] += getattr(outcome.seconds, phase)
+        if outcome.status == "done":
+            self._done += 1
+            self._voxels += outcome.voxels
+            return
+        self._failed += 1
+        if len(self._failures) < LISTED:
+            box = self._plan.block(outcome.block).write
+            self._failures.append(Failure(outcome.block, str(box), outcome.cause or "unknown"))
+
+    def report(self, seconds: float) -> Report:
+        """The report so far, `seconds` after the first block was handed out."""
+        return Report(
+            blocks=len(self._plan),
+            skipped=self._skipped,
+            done=self._done,
+            failed=self._failed,
+            failures=tuple(self._failures),
+            voxels=self._voxels,
+            seconds=seconds,
+            phases=Seconds(**self._phases),
+            worker_peak_bytes=self._peak,
+        )

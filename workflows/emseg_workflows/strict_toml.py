@@ -1,0 +1,89 @@
+"""A TOML file as a frozen dataclass, strictly: what is misspelt, missing or of the wrong type is refused, never guessed."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from emseg.errors import InputError
+
+T = TypeVar("T")
+
+
+def read_toml(path: Path, kind: type[T]) -> T:
+    """The dataclass `kind` that a TOML file describes; a nested dataclass is a table.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or is not TOML, or a key is unknown, missing or of the wrong type.
+    """
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no configuration {path}: check the path") from error
+    except OSError as error:
+        raise InputError(f"the configuration {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"the configuration {path} is not TOML: {error}") from error
+    try:
+        return build(table, kind, "")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def build(table: Mapping[str, Any], kind: type[T], where: str) -> T:
+    """The dataclass `kind` out of a table whose place in the file is `where` (``fit.augment.``).
+
+    Raises
+    ------
+    InputError
+        If a key is unknown, missing or of the wrong type, or the dataclass refuses its values.
+    """
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for name in table:
+        if name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0)
+            raise InputError(f"unknown key {where}{name}: did you mean {where}{near[0]}?")
+    for name, field in known.items():
+        if name not in table and field.default is MISSING and field.default_factory is MISSING:
+            raise InputError(f"the key {where}{name} is missing: add it")
+    hints = get_type_hints(kind)
+    return kind(**{name: _value(value, hints[name], where + name) for name, value in table.items()})
+
+
+def _value(value: Any, kind: Any, where: str) -> Any:
+    """A TOML value as the type `kind` of a field; whole numbers pass as float, arrays become tuples."""
+    if is_dataclass(kind) and isinstance(value, dict):
+        return build(value, kind, f"{where}.")  # type: ignore[arg-type]
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in (bool, int, float, str) and type(value) is kind:
+        return value
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        raise InputError(f"{where} is {value!r}, but must be one of {', '.join(map(repr, get_args(kind)))}")
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {name: _value(entry, get_args(kind)[1], f"{where}.{name}") for name, entry in value.items()}
+    if get_origin(kind) is tuple and isinstance(value, list):
+        kinds = get_args(kind)
+        if kinds[-1] is Ellipsis:
+            kinds = (kinds[0],) * len(value)
+        if len(kinds) == len(value):
+            return tuple(_value(entry, k, f"{where}[{n}]") for n, (entry, k) in enumerate(zip(value, kinds, strict=True)))
+    raise InputError(f"{where} is {value!r}, but must be {_words(kind)}")
+
+
+def _words(kind: Any) -> str:
+    """What a type is called in TOML."""
+    if get_origin(kind) is tuple:
+        first, *rest = get_args(kind)
+        return f"a list of {_words(first)}" if rest == [Ellipsis] else f"a list of {len(rest) + 1}, each {_words(first)}"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
+    return names.get(kind, "a table")
