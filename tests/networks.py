@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from emseg.box import Box, Triple, triple
 from emseg.grid.stitch import softmax
+from emseg.model.predictor import TorchPredictor
 from emseg.model.unet import UNet
 from emseg.specs.model import ModelSpec
 from oracles import mirror
@@ -63,7 +64,8 @@ class LiveBytes(TorchDispatchMode):
         kwargs = kwargs or {}
         for tensor in tree_leaves((args, kwargs)):
             self._count(tensor)
-        made = NotImplemented if func is torch.ops.prim.device.default else func.decompose(*args, **kwargs)
+        with self:
+            made = func.decompose(*args, **kwargs)
         if made is NotImplemented:
             made = func(*args, **kwargs)
         for tensor in tree_leaves(made):
@@ -88,8 +90,8 @@ class LiveBytes(TorchDispatchMode):
 
 
 def live_bytes(network: UNet, tile: Triple) -> int:
-    """Most bytes of tensors alive at once while one tile goes through the network, by watching it."""
-    spec, network = network.spec, network.eval()
-    with torch.inference_mode(), LiveBytes() as watch:
-        network(torch.zeros(1, spec.channels, *tile))
+    """Most bytes of tensors alive at once while a predictor takes one tile, by watching it."""
+    predictor, zeros = TorchPredictor(network, threads=1), np.zeros((1, *tile), np.float32)
+    with LiveBytes() as watch:
+        predictor.predict(zeros)
     return watch.peak

@@ -23,7 +23,7 @@ from emseg.box import Triple, triple
 from emseg.errors import EmsegError
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType[Triple]):
     """Three whole numbers as they are typed after ``--tile``: ``z,y,x``."""
 
     name = "z,y,x"
@@ -31,7 +31,7 @@ class Numbers(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Triple:
         """The numbers."""
         try:
-            return triple(value.split(",")) if isinstance(value, str) else triple(value)
+            return triple(int(part) for part in value.split(",")) if isinstance(value, str) else triple(value)
         except ValueError:
             self.fail(f"{value!r} is not three whole numbers z,y,x", param, ctx)
 
@@ -69,7 +69,8 @@ def ingest(source: Path, volume: Path, voxel_size: tuple[float, float, float] | 
     from emseg_workflows.flows.ingest import ingest as flow  # noqa: PLC0415
 
     made = flow(source, volume, voxel_size=voxel_size, overwrite=overwrite)
-    click.echo(f"{volume}: {' x '.join(map(str, made.shape))} {made.dtype}, {_voxel_size(made.scale, made.units)}")
+    spec = made.spec
+    click.echo(f"{volume}: {' x '.join(map(str, spec.shape))} {spec.dtype}, {_voxel_size(spec.scale, spec.units)}")
 
 
 @cli.command()
@@ -248,7 +249,7 @@ def _leave(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signal module's signature
     raise Terminated
 
 

@@ -52,9 +52,7 @@ def tiles_of(box: Box, tile: Triple, model: ModelSpec, lead: Triple = (0, 0, 0))
     ['0:1,0:2,0:4', '0:1,0:2,4:7']
     """
     step, context = model.step(tile), model.context
-    origins = []
-    for start, stop, lattice, s, ahead in zip(box.start, box.stop, model.lattice, step, lead, strict=True):
-        origins.append(range((start - ahead) // lattice * lattice, stop, s))
+    origins = _origins(box, tile, model, lead)
     for z, y, x in itertools.product(*origins):
         kept = Box((z, y, x), (z + step[0], y + step[1], x + step[2]))
         source = Box.of_shape(tile).shift((z - context[0], y - context[1], x - context[2]))
@@ -63,12 +61,16 @@ def tiles_of(box: Box, tile: Triple, model: ModelSpec, lead: Triple = (0, 0, 0))
 
 def hull_of(box: Box, tile: Triple, model: ModelSpec, lead: Triple = (0, 0, 0)) -> Box:
     """The read box of `box`: everything that its tiles see, in the volume's coordinates."""
-    step, context = model.step(tile), model.context
-    start, stop = [], []
-    for axis in range(3):
-        lattice = model.lattice[axis]
-        first = (box.start[axis] - lead[axis]) // lattice * lattice
-        count = -(-(box.stop[axis] - first) // step[axis])
-        start.append(first - context[axis])
-        stop.append(first - context[axis] + (count - 1) * step[axis] + tile[axis])
-    return Box(triple(start), triple(stop))
+    origins, context = _origins(box, tile, model, lead), model.context
+    start = triple(axis[0] - c for axis, c in zip(origins, context, strict=True))
+    stop = triple(axis[-1] - c + length for axis, c, length in zip(origins, context, tile, strict=True))
+    return Box(start, stop)
+
+
+def _origins(box: Box, tile: Triple, model: ModelSpec, lead: Triple) -> tuple[range, range, range]:
+    """Where the outputs of the tiles start on each axis (z, y, x)."""
+    z, y, x = (
+        range(start // lattice * lattice - ahead // lattice * lattice, stop, step)
+        for start, stop, lattice, step, ahead in zip(box.start, box.stop, model.lattice, model.step(tile), lead, strict=True)
+    )
+    return z, y, x

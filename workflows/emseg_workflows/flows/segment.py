@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import platform
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from emseg import __version__
 from emseg.box import Box, Triple
 from emseg.errors import OutputError, PlanError
 from emseg.grid.cost import BLOCKS_IN_FLIGHT, cost_of
@@ -34,6 +30,7 @@ from emseg.store.volume import open_volume
 from emseg_workflows.bench import Job
 from emseg_workflows.events import BlockEnded, Event, Noticed, Observer, RunEnded, RunStarted
 from emseg_workflows.flows.places import check_output_place, check_space, default_output
+from emseg_workflows.flows.record import RunRecord, recipe_of
 from emseg_workflows.report import Report, Tally
 
 if TYPE_CHECKING:
@@ -120,7 +117,7 @@ def segment(
     place = Path(output) if output is not None else default_output(volume)
     check_output_place(place, volume)
     begun = _begun(place, overwrite)
-    plan = _plan(source.spec, spec, box, tile, begun[1] if begun else None)
+    plan = _plan(source.spec, spec, box, tile, begun)
     check_space(place, cost_of(plan, source.spec, probabilities).output_bytes)
     for message in _doubts(source.spec, spec, card):
         notify(Noticed(message))
@@ -137,7 +134,7 @@ def segment(
             probabilities=probabilities,
         )
         if begun:
-            _check_same(place, begun[1], recipe)
+            _check_same(place, begun, recipe)
         else:
             _create(place, recipe, card, overwrite)
         job = Job(recipe, volume.absolute(), model_path.absolute(), place.absolute())
@@ -169,8 +166,7 @@ def _run(job: Job, output: Output, executor: Executor, notify: Callable[[Event],
     plan = job.recipe.plan
     done = output.done_units().ravel()
     skipped = int(done.sum())
-    record, name = _record(job, executor, output), _record_name(output)
-    output.write_record(name, record)
+    record = RunRecord(output, job, executor.workers)
     notify(RunStarted(job.output, plan, skipped, executor.workers, executor.dashboard))
     tally, start = Tally(plan, skipped), perf_counter()
     left = (plan.block(int(index)) for index in np.flatnonzero(~done))
@@ -180,13 +176,13 @@ def _run(job: Job, output: Output, executor: Executor, notify: Callable[[Event],
             notify(BlockEnded(outcome))
     finally:
         report = tally.report(perf_counter() - start)
-        output.write_record(name, {**record, "ended": _now(), "report": report.to_json()})
+        record.end(report)
     notify(RunEnded(report))
     return report
 
 
-def _begun(place: Path, overwrite: bool) -> tuple[Output, Recipe] | None:
-    """The run that has begun at this place, if one is to be gone on with.
+def _begun(place: Path, overwrite: bool) -> Recipe | None:
+    """The recipe of the run that has begun at this place, if it is to be gone on with.
 
     Raises
     ------
@@ -198,12 +194,7 @@ def _begun(place: Path, overwrite: bool) -> tuple[Output, Recipe] | None:
     output = open_output(place)
     if overwrite:
         return None
-    try:
-        return output, Recipe.from_json(output.attributes["recipe"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise OutputError(
-            f"the output {place} does not say how it was made ({error!r}): start over with --overwrite"
-        ) from error
+    return recipe_of(output)
 
 
 def _plan(volume: VolumeSpec, model: ModelSpec, box: Box | None, tile: Triple | None, begun: Recipe | None) -> Plan:
@@ -275,31 +266,6 @@ def _executor(workers: int | None, threads: int, scheduler: str | None, client: 
         cluster = local_cluster(workers or default_workers(threads), BLOCKS_IN_FLIGHT)
     with cluster as owned:
         yield DaskExecutor(owned)
-
-
-def _record(job: Job, executor: Executor, output: Output) -> dict[str, Any]:
-    """What is known about a run when it starts; causes and timings, not needed to go on."""
-    return {
-        "volume": str(job.volume),
-        "model": str(job.model),
-        "fingerprint": output.attributes["fingerprint"],
-        "emseg": __version__,
-        "python": platform.python_version(),
-        "host": socket.gethostname(),
-        "workers": executor.workers,
-        "started": _now(),
-    }
-
-
-def _record_name(output: Output) -> str:
-    number = 1
-    while output.read_record(f"run-{number:04d}") is not None:
-        number += 1
-    return f"run-{number:04d}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _ignore(event: Event) -> None:

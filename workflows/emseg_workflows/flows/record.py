@@ -1,0 +1,94 @@
+"""The run record: one JSON file per run inside the output. Losing it loses causes and timings, never voxels."""
+
+from __future__ import annotations
+
+import platform
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from emseg import __version__
+from emseg.errors import OutputError
+from emseg.recipe import Recipe
+from emseg.store.ledger import Output
+from emseg_workflows.bench import Job
+from emseg_workflows.report import Report
+
+
+class RunRecord:
+    """The record of the run that is going on."""
+
+    def __init__(self, output: Output, job: Job, workers: int) -> None:
+        self._output = output
+        self._name = f"run-{_count(output) + 1:04d}"
+        self._facts: dict[str, Any] = {
+            "volume": str(job.volume),
+            "model": str(job.model),
+            "fingerprint": job.recipe.fingerprint,
+            "emseg": __version__,
+            "python": platform.python_version(),
+            "host": socket.gethostname(),
+            "workers": workers,
+            "started": _now(),
+        }
+        output.write_record(self._name, self._facts)
+
+    def end(self, report: Report) -> None:
+        """Add how the run ended."""
+        self._output.write_record(self._name, {**self._facts, "ended": _now(), "report": report.to_json()})
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What an output was made from."""
+
+    recipe: Recipe
+    volume: Path
+    model: Path
+
+
+def recipe_of(output: Output) -> Recipe:
+    """The recipe that an output was begun with.
+
+    Raises
+    ------
+    OutputError
+        If the output does not have one that can be read.
+    """
+    try:
+        return Recipe.from_json(output.attributes["recipe"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise OutputError(
+            f"the output {output.path} does not say how it was made ({error!r}): start over with --overwrite"
+        ) from error
+
+
+def origin_of(output: Output, volume: str | Path | None, model: Path | None) -> Origin:
+    """What an output was made from: as given, else as its newest record says.
+
+    Raises
+    ------
+    OutputError
+        If there is no record, and something is not given.
+    """
+    record = output.read_record(f"run-{_count(output):04d}") or {}
+    volume = volume or record.get("volume")
+    model = model or record.get("model")
+    if not volume or not model:
+        missing = "--volume" if not volume else "--model"
+        raise OutputError(f"the run record of {output.path} is lost, so it does not say where its input is: give {missing}")
+    return Origin(recipe_of(output), Path(volume), Path(model))
+
+
+def _count(output: Output) -> int:
+    """Records so far."""
+    number = 0
+    while output.read_record(f"run-{number + 1:04d}") is not None:
+        number += 1
+    return number
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

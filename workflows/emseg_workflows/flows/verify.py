@@ -1,0 +1,195 @@
+"""`emseg verify`: the proof, on a user's own output, that tiling left no trace.
+
+Boxes of the output are computed again in the run's own numerics, once with the run's tiles and once with tiles of
+another shape that start elsewhere on the lattice. Half of the boxes lie across corners of blocks, where a seam would be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emseg.block import predict_box
+from emseg.box import Box, Triple, triple
+from emseg.errors import BlockError, ModelError, OutputError
+from emseg.grid.plan import Plan
+from emseg.grid.stitch import NOT_COMPUTED, quantise
+from emseg.model.bundled import resolve_model
+from emseg.model.file import load_model
+from emseg.model.predictor import TorchPredictor, numerics_here
+from emseg.normalise import survey
+from emseg.ports import Predictor, VolumeReader
+from emseg.recipe import Recipe
+from emseg.store.ledger import Output
+from emseg.store.output import open_output
+from emseg.store.volume import open_volume
+from emseg_workflows.flows.record import origin_of
+
+TOLERANCE = 1e-4
+"""Largest difference of two float32 computations of one probability."""
+EDGE = 48
+"""Length of a box, in voxels."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What the comparison found; all counts are voxels, or stored probabilities."""
+
+    boxes: int = 0
+    voxels: int = 0
+    not_computed: int = 0
+    """Voxels that the run has not written; they are not compared."""
+    ties: int = 0
+    """Labels that differ where the two best classes are within `TOLERANCE`: rounding decides there."""
+    wrong_labels: int = 0
+    """Labels that differ elsewhere."""
+    wrong_probabilities: int = 0
+    """Stored probabilities more than one quantum from the computed ones."""
+    largest_difference: float = 0.0
+    """Between a probability computed with the run's tiles and with the others."""
+    failures: list[str] = field(default_factory=list)
+    """Boxes that could not be read or computed, with the cause."""
+    same_numerics: bool = True
+    """Whether this machine computes as the run did."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the output is what one pass over the whole volume would have given."""
+        return not (self.wrong_labels or self.wrong_probabilities or self.failures or self.largest_difference > TOLERANCE)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if the proof holds, else 3."""
+        return 0 if self.holds else 3
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {**asdict(self), "holds": self.holds}
+
+    def __str__(self) -> str:
+        lines = [
+            f"boxes      {self.boxes} computed again with other tiles, {self.voxels} voxels compared, "
+            f"{self.not_computed} not computed by the run",
+            f"labels     {self.wrong_labels} wrong; {self.ties} differ where the two best classes are within {TOLERANCE:g}",
+            f"stored     {self.wrong_probabilities} probabilities more than one quantum off",
+            f"computed   largest difference between the two tilings {self.largest_difference:.2g}, allowed {TOLERANCE:g}",
+        ]
+        if not self.same_numerics:
+            lines.append("note       this machine computes with other numerics than the run did: ties may differ")
+        lines += [f"failed     {failure}" for failure in self.failures]
+        lines.append("verdict    tiled = untiled" if self.holds else "verdict    NOT what one pass would give")
+        return "\n".join(lines)
+
+
+def verify(
+    output: str | Path,
+    *,
+    boxes: int = 8,
+    seed: int = 0,
+    volume: str | Path | None = None,
+    model: str | Path | None = None,
+) -> Verdict:
+    """The verdict on an output: random boxes of it, computed again, against what is stored.
+
+    Parameters
+    ----------
+    output
+        What a run has written.
+    boxes
+        How many boxes to compute again.
+    seed
+        What they are drawn from.
+    volume, model
+        Where the volume and the model are, if not where the run found them.
+
+    Raises
+    ------
+    InputError
+        If the output, its volume or its model is not there or not the same, or no box holds a computed voxel.
+    """
+    stored = open_output(output)
+    origin = origin_of(stored, volume, resolve_model(model) if model is not None else None)
+    recipe = origin.recipe
+    source = open_volume(origin.volume)
+    _check_same_volume(source, recipe, origin.volume)
+    loaded = load_model(origin.model)
+    if loaded.digest != recipe.model_digest:
+        raise ModelError(
+            f"{origin.model} has digest {loaded.digest[:12]}, the run's model {recipe.model_digest[:12]}: give --model"
+        )
+    threads = recipe.numerics.threads
+    predictor = TorchPredictor(loaded.network(), threads)
+    verdict = Verdict(same_numerics=numerics_here(threads) == recipe.numerics)
+    for box, tile, lead in _draw(recipe.plan, boxes, seed):
+        verdict.boxes += 1
+        try:
+            _compare(verdict, stored, source, predictor, recipe, box, tile, lead)
+        except BlockError as error:
+            verdict.failures.append(f"{box}: {error}")
+    if not verdict.voxels and not verdict.failures:
+        raise OutputError(f"none of {boxes} boxes of {output} was computed by its run: finish the run first")
+    return verdict
+
+
+def _compare(
+    verdict: Verdict,
+    stored: Output,
+    source: VolumeReader,
+    predictor: Predictor,
+    recipe: Recipe,
+    box: Box,
+    tile: Triple,
+    lead: Triple,
+) -> None:
+    """Add what one box shows."""
+    labels = stored.read_labels(box)
+    computed = labels != NOT_COMPUTED
+    verdict.not_computed += int(np.count_nonzero(~computed))
+    if not computed.any():
+        return
+    verdict.voxels += int(np.count_nonzero(computed))
+    theirs = predict_box(source, predictor, recipe.normalisation, box, recipe.plan.tile, (0, 0, 0))
+    ours = predict_box(source, predictor, recipe.normalisation, box, tile, lead)
+    verdict.largest_difference = max(verdict.largest_difference, float(np.abs(theirs - ours).max()))
+
+    differs = computed & (labels != ours.argmax(axis=0))
+    best = np.sort(ours, axis=0)
+    tied = best[-1] - best[-2] <= TOLERANCE if len(best) > 1 else np.zeros(box.shape, bool)
+    verdict.ties += int(np.count_nonzero(differs & tied))
+    verdict.wrong_labels += int(np.count_nonzero(differs & ~tied))
+    if recipe.probabilities:
+        off = np.abs(stored.read_probabilities(box).astype(int) - quantise(ours).astype(int)) > 1
+        verdict.wrong_probabilities += int(np.count_nonzero(off & computed))
+
+
+def _draw(plan: Plan, boxes: int, seed: int) -> Iterator[tuple[Box, Triple, Triple]]:
+    """Boxes inside the region, every second one across a corner of blocks, each with another tile and lead."""
+    rng = np.random.default_rng(seed)
+    region, model = plan.region, plan.model
+    for number in range(boxes):
+        shape = triple(min(EDGE, length) for length in region.shape)
+        free = [length - taken for length, taken in zip(region.shape, shape, strict=True)]
+        if number % 2:
+            corner = (int(rng.integers(n)) * unit for n, unit in zip(plan.grid, plan.unit, strict=True))
+            start = triple(min(max(c - s // 2, 0), f) for c, s, f in zip(corner, shape, free, strict=True))
+        else:
+            start = triple(int(rng.integers(f + 1)) for f in free)
+        wanted = triple(int(rng.integers(s // 2, s + 1)) + lattice for s, lattice in zip(shape, model.lattice, strict=True))
+        tile = model.tile_for(wanted)
+        if tile == plan.tile:
+            tile = model.tile_for(triple(w + lattice for w, lattice in zip(wanted, model.lattice, strict=True)))
+        lead = triple(int(rng.integers(step)) for step in model.step(tile))
+        yield Box.of_shape(shape).shift(start).shift(region.start), tile, lead
+
+
+def _check_same_volume(source: VolumeReader, recipe: Recipe, path: Path) -> None:
+    _, digest = survey(source, recipe.normalisation.scope)
+    if source.spec != recipe.volume or digest != recipe.volume_digest:
+        raise OutputError(
+            f"the volume {path} is not the one that the run read (digest {digest[:12]}, not "
+            f"{recipe.volume_digest[:12]}): give the right one with --volume"
+        )
