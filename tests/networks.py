@@ -33,7 +33,7 @@ def random_network(spec: ModelSpec, seed: int = 0, dtype: torch.dtype = torch.fl
 def run(network: UNet, tile: NDArray[Any]) -> NDArray[Any]:
     """Logits ``(class, z, y, x)`` of one tile ``(z, y, x)``, in the network's own type."""
     with torch.inference_mode():
-        source = torch.from_numpy(np.ascontiguousarray(tile)).to(next(network.parameters()).dtype)
+        source = torch.from_numpy(tile.copy()).to(next(network.parameters()).dtype)
         logits: NDArray[Any] = network(source[None, None])[0].numpy()
     return logits
 

@@ -11,27 +11,11 @@ from numpy.typing import NDArray
 from emseg.box import Box, Triple
 
 
-def pad_reflect(values: NDArray[Any], before: Triple, after: Triple) -> NDArray[Any]:
-    """A whole volume mirrored by so many voxels, as often as it takes, by `numpy.pad`."""
-    for axis in range(3):
-        front, back = before[axis], after[axis]
-        while front or back:
-            if values.shape[axis] == 1:
-                step = (front, back)
-            else:
-                step = (min(front, values.shape[axis] - 1), min(back, values.shape[axis] - 1))
-            widths = [(0, 0)] * 3
-            widths[axis] = step
-            values = np.pad(values, widths, mode="edge" if values.shape[axis] == 1 else "reflect")
-            front, back = front - step[0], back - step[1]
-    return values
-
-
 def mirror(values: NDArray[Any], box: Box) -> NDArray[Any]:
-    """The voxels of a box that may reach beyond the volume, cut out of the padded volume."""
-    before = tuple(max(0, -start) for start in box.start)
-    after = tuple(max(0, stop - length) for stop, length in zip(box.stop, values.shape, strict=True))
-    padded = pad_reflect(values, (before[0], before[1], before[2]), (after[0], after[1], after[2]))
+    """The voxels of a box that may reach beyond the volume: the whole volume mirrored by `numpy.pad`, then cut."""
+    before = [max(0, -start) for start in box.start]
+    after = [max(0, stop - length) for stop, length in zip(box.stop, values.shape, strict=True)]
+    padded = np.pad(values, list(zip(before, after, strict=True)), mode="reflect")
     return padded[tuple(slice(a + b, c + b) for a, b, c in zip(box.start, before, box.stop, strict=True))]
 
 

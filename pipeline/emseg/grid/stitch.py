@@ -19,7 +19,8 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Probabilities ``(class, z, y, x) float32`` of logits of that shape; they sum to 1 over the classes."""
-    raised = np.exp(logits - logits.max(axis=0))
+    with np.errstate(over="ignore"):  # logits may lie further apart than the largest float32: -inf, so 0
+        raised = np.exp(logits - logits.max(axis=0))
     probabilities: NDArray[np.float32] = raised / raised.sum(axis=0)
     return probabilities
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from operator import index
 from typing import Any, Literal, Self, get_args
 
 from emseg.box import Triple, triple
@@ -295,12 +296,12 @@ class ModelSpec:
             raise ModelError(f"unknown fields {sorted(unknown)} in the model's description; known are {sorted(known)}")
         try:
             return cls(
-                width=int(data["width"]),
-                depth=int(data["depth"]),
-                classes=tuple(str(name) for name in data["classes"]),
-                kernels=tuple(triple(kernel) for kernel in data["kernels"]),
-                pooling=tuple(triple(factor) for factor in data["pooling"]),
-                channels=int(data.get("channels", 1)),
+                width=index(data["width"]),
+                depth=index(data["depth"]),
+                classes=_names(data["classes"]),
+                kernels=tuple(triple(map(index, kernel)) for kernel in data["kernels"]),
+                pooling=tuple(triple(map(index, factor)) for factor in data["pooling"]),
+                channels=index(data.get("channels", 1)),
                 dropout=float(data.get("dropout", 0.5)),
                 output=data.get("output", "softmax"),
             )
@@ -310,3 +311,9 @@ class ModelSpec:
             if isinstance(error, ModelError):
                 raise
             raise ModelError(f"the model's description is not valid: {error}") from error
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    if isinstance(values, str) or not all(isinstance(name, str) for name in values):
+        raise TypeError(f"classes must be a list of names, not {values!r}")
+    return tuple(values)

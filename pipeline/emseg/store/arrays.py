@@ -123,13 +123,26 @@ class Shards:
         """Stores ``(z, y, x)`` or ``(channel, z, y, x)``; `box` must be whole shards, which are written as a whole."""
         self.array[self._selection(box)] = values.reshape(*values.shape[: bool(self._channels)], *box.shape[-self._rank :])
 
+    def flush(self, box: Box) -> None:
+        """Waits until the shards of `box` are on the disk, so that not even a power cut takes them back."""
+        for index in self.indices(box):
+            with self.file(index).open("rb") as file:
+                os.fsync(file.fileno())
+
+    def has(self, index: Triple) -> bool:
+        """Whether a shard exists; an empty file, as a power cut may leave it, does not count."""
+        try:
+            return self.file(index).stat().st_size > 0
+        except OSError:
+            return False
+
     def stored(self) -> NDArray[np.bool_]:
         """Whether each shard exists, ``(z, y, x) bool`` on the grid; lists each folder once."""
         found = np.zeros(self.grid, dtype=bool)
         for index in _numbered(self._root, self._rank):
             place = (0,) * (3 - self._rank) + index
             if all(i < n for i, n in zip(place, self.grid, strict=True)):
-                found[place] = True
+                found[place] = self.has(triple(place))
         return found
 
     @property
@@ -147,7 +160,7 @@ def _numbered(folder: str | Path, depth: int) -> Iterator[tuple[int, ...]]:
     """Numbers in the paths of all files `depth` levels below a folder whose names are numbers."""
     try:
         entries = [entry for entry in os.scandir(folder) if entry.name.isdecimal()]
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return
     for entry in entries:
         if depth == 1:

@@ -77,14 +77,16 @@ class Output:
             If `box` is not whole write units, or an array is not what belongs there; nothing computed is ever 255.
         """
         inside = box.relative_to(self.region.start)
-        files = self._files(box)
+        indices = self._indices(box)
         self._check(box, labels, probabilities)
         try:
-            for file in files:
-                file.unlink(missing_ok=True)
+            for array, index in itertools.product(self._arrays, indices):
+                array.file(index).unlink(missing_ok=True)
             if self._probabilities is not None and probabilities is not None:
                 self._probabilities.write(inside, probabilities)
+                self._probabilities.flush(inside)
             self._labels.write(inside, labels)
+            self._labels.flush(inside)
         except Exception as error:  # the disk's errors come through Zarr, which adds its own
             raise BlockError(f"the block {box} of {self.path} cannot be written ({reason(error)}): check the disk") from error
 
@@ -96,7 +98,7 @@ class Output:
         ValueError
             If `box` is not whole write units.
         """
-        return all(file.exists() for file in self._files(box))
+        return all(array.has(index) for array, index in itertools.product(self._arrays, self._indices(box)))
 
     def done_units(self) -> NDArray[np.bool_]:
         """Whether each write unit exists in each array, ``(z, y, x) bool`` on the grid of write units.
@@ -167,13 +169,12 @@ class Output:
             raise ValueError(f"a record is named by lower-case letters, digits and hyphens, but not 'zarr'; {name!r} is not")
         return self.path / "emseg" / f"{name}.json"
 
-    def _files(self, box: Box) -> list[Path]:
-        """File of each write unit of `box` in each array, labels first."""
+    def _indices(self, box: Box) -> list[Triple]:
+        """Index of each write unit of `box` in the grid."""
         try:
-            indices = list(self._labels.indices(box.relative_to(self.region.start)))
+            return list(self._labels.indices(box.relative_to(self.region.start)))
         except ValueError as error:
             raise ValueError(f"{box} is not whole write units of {self.unit} within the region {self.region}") from error
-        return [array.file(index) for array, index in itertools.product(self._arrays, indices)]
 
     def _check(self, box: Box, labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None) -> None:
         if labels.dtype != np.uint8 or labels.shape != box.shape:

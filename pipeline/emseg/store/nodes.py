@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import zarr
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
 from emseg.errors import VolumeError
@@ -43,8 +46,14 @@ def local(path: str | Path) -> Path:
     Raises
     ------
     VolumeError
-        If it is the address of a remote store.
+        If it is the address of a remote store, or holds what no file name can.
     """
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise VolumeError(f"{str(path)!r} has characters that no file name can have: check its spelling")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
         raise VolumeError(f"{path} is the address of a remote store, but emseg reads local paths: copy or mount it first")
     return Path(path).absolute()
@@ -71,10 +80,21 @@ def read_node(path: str | Path) -> Node:
         raise VolumeError(f"there is nothing at {path}: check the spelling of the path") from error
     except OSError as error:
         raise VolumeError(f"{path} cannot be read ({reason(error)}): check its permissions and its disk") from error
-    except ValueError as error:
-        if isinstance(error, VolumeError):
-            raise
-        raise VolumeError(f"{str(path)!r} is not a path ({error}): check its spelling") from error
+
+
+class LocalFiles(LocalStore):
+    """Local files, none of which is empty.
+
+    A power cut may leave a file empty. zarr 3.1 takes an empty shard for one that was never written, in silence.
+    """
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        found = await super().get(key, prototype, byte_range)
+        if found is not None and len(found) == 0:
+            raise ValueError(f"the file {key} is empty")
+        return found
 
 
 def open_array(node: Node) -> zarr.Array[Any]:
@@ -88,7 +108,7 @@ def open_array(node: Node) -> zarr.Array[Any]:
     if node.kind != "array":
         raise VolumeError(f"{node.path} is a Zarr group, not an array: name an array inside")
     try:
-        return zarr.open_array(store=LocalStore(node.path, read_only=True), mode="r", zarr_format=node.format)
+        return zarr.open_array(store=LocalFiles(node.path, read_only=True), mode="r", zarr_format=node.format)
     except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
         raise VolumeError(
             f"the Zarr array {node.path} cannot be opened ({reason(error)}): restore its metadata, or write it again"

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import zarr
-from zarr.storage import LocalStore
 
 from emseg.box import AXES, Box, Triple, triple
 from emseg.errors import OutputError, VolumeError
@@ -23,7 +22,7 @@ from emseg.specs.volume import VolumeSpec
 from emseg.store.arrays import Shards, create_array, create_group
 from emseg.store.classes import image_label, omero
 from emseg.store.ledger import NOT_COMPUTED, Output
-from emseg.store.nodes import Node, read_node, reason
+from emseg.store.nodes import LocalFiles, Node, read_node, reason
 from emseg.store.ome import VERSION, Space, multiscales
 from emseg.store.staging import output_path, remove_folder, staged
 
@@ -179,7 +178,7 @@ def _described(node: Node) -> dict[str, Any]:
 
 
 def _open_array(root: Path, name: str, channels: int) -> Shards:
-    array = zarr.open_array(store=LocalStore(root), path=name, mode="r+", zarr_format=3)
+    array = zarr.open_array(store=LocalFiles(root), path=name, mode="r+", zarr_format=3)
     if array.dtype != "uint8" or array.fill_value != NOT_COMPUTED:
         raise ValueError(f"{name} is {array.dtype} with fill value {array.fill_value}, not uint8 with {NOT_COMPUTED}")
     return Shards(root / name, array, channels)

@@ -47,10 +47,6 @@ def output_path(path: str | Path) -> Path:
         raise OutputError(str(error)) from error
     except OSError as error:
         raise output_error(Path(path), error) from error
-    except ValueError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"{str(path)!r} is not a path ({error}): check its spelling") from error
     return target
 
 

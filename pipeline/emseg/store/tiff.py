@@ -17,6 +17,7 @@ from emseg.errors import VolumeError
 from emseg.specs.volume import DTYPES
 from emseg.store.nodes import local, reason
 from emseg.store.slices import slice_files
+from emseg.store.tiff_chain import chain_length
 from emseg.store.tiff_size import Stated, stated_size
 
 STACK_AXES = "ZTIQ"
@@ -151,23 +152,23 @@ def _damage(what: str) -> Iterator[None]:
     except VolumeError:
         raise
     except Exception as error:
-        remedy = "install imagecodecs, or save it without compression" if "imagecodecs" in str(error) else "copy it again"
+        missing = isinstance(error, ImportError) or "imagecodecs" in str(error)
+        remedy = "install imagecodecs, or save it without compression" if missing else "copy it again"
         raise VolumeError(f"{what} cannot be read ({reason(error)}): {remedy}") from error
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[TiffFile]:
-    """A TIFF file whose chain of pages is complete; tifffile would take what is left of a broken one."""
+    """A TIFF file all of whose pages can be found."""
     try:
         tif = TiffFile(path)
     except Exception as error:
         raise VolumeError(f"{path} cannot be opened as TIFF ({reason(error)}): name a TIFF file, or copy it again") from error
     with tif:
         with _damage(f"the TIFF file {path}"):
-            tif.filehandle.seek(tif.pages.next_page_offset or 0)
-            end = tif.filehandle.read(tif.tiff.offsetsize)
-            if len(end) < tif.tiff.offsetsize or any(end):
-                raise VolumeError(f"{path} is cut short: after {len(tif.pages)} pages it says there are more; copy it again")
+            said, found = chain_length(tif), len(tif.pages)
+            if said != found:
+                raise VolumeError(f"{path} should hold {said} pages, but {found} can be read: copy it again")
         yield tif
 
 
@@ -176,7 +177,7 @@ def _stack_shape(path: Path, axes: str, shape: tuple[int, ...]) -> Triple:
     long = "".join(axis for axis, length in zip(axes, shape, strict=True) if length > 1 or axis in "YX")
     if long not in ("YX", *(f"{axis}YX" for axis in STACK_AXES)):
         raise VolumeError(
-            f"{path} has axes {axes} of lengths {shape}, but emseg reads one stack of slices: save one channel of it"
+            f"{path} has axes {axes} of lengths {shape}, but emseg reads one stack of slices: save it as a z stack"
         )
     return math.prod(shape[:-2]), shape[-2], shape[-1]
 
@@ -212,8 +213,13 @@ def _grey(path: Path, page: TiffPage) -> str:
 def _whole(page: TiffPage | TiffFrame | None, shape: tuple[int, ...]) -> NDArray[Any]:
     """The pixels ``(y, x)`` of a page."""
     if page is None:
-        raise VolumeError("a page is missing")
+        raise VolumeError("the OME-TIFF lacks a page that its OME-XML describes: copy all its files again")
+    end = max((start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
+    if end > page.parent.filehandle.size:  # tifffile fills up the last tile of a file cut short
+        raise VolumeError(f"page {page.index} of {page.parent.filehandle.path} is cut short: copy the file again")
     pixels = page.asarray()
     if pixels.shape != shape:
-        raise VolumeError(f"a page has shape {pixels.shape}, the first has {shape}")
+        raise VolumeError(
+            f"page {page.index} of {page.parent.filehandle.path} is {pixels.shape}, the first is {shape}: copy it again"
+        )
     return pixels

@@ -17,9 +17,20 @@ from strategies import boxes, boxes_in, shapes
 @example(length=2, before=59, after=60)
 @settings(max_examples=300)
 def test_fold_is_numpy_pad_reflect(length: int, before: int, after: int) -> None:
-    """In one call: NumPy mirrors again where the pad is longer than the axis."""
-    padded = np.pad(np.arange(length), (before, after), mode="reflect" if length > 1 else "edge")
+    padded = np.pad(np.arange(length), (before, after), mode="reflect")
     np.testing.assert_array_equal(fold(np.arange(-before, length + after), length), padded)
+
+
+@given(st.integers(2, 9))
+def test_fold_is_a_walk_to_and_fro(length: int) -> None:
+    place, direction, walk = 0, 1, []
+    for _ in range(50):
+        walk.append(place)
+        if not 0 <= place + direction < length:
+            direction = -direction
+        place += direction
+    assert fold(np.arange(50), length).tolist() == walk
+    assert fold(-np.arange(50), length).tolist() == walk
 
 
 @given(st.integers(1, 10**6), st.integers(-(10**12), 10**12))

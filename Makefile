@@ -1,0 +1,35 @@
+# Two commands do everything on a machine with Python 3.11 or newer: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet -c deploy/constraints.txt
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/demo
+	$(BIN)/python examples/segment_sample.py demo
+
+test: lint
+	$(BIN)/pytest
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Measurements: they take minutes and judge nothing.
+bench: .venv/test
+	$(BIN)/python tests/benchmarks/bench_memory.py
+
+.venv/demo: pyproject.toml deploy/constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emseg needs Python 3.11 or newer: make demo PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(INSTALL) -e .
+	touch $@
+
+.venv/test: .venv/demo
+	$(INSTALL) -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

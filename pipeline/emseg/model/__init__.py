@@ -1,0 +1,1 @@
+"""The network, its files, and the predictor behind the port."""

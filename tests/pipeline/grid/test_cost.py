@@ -1,0 +1,113 @@
+"""Costs against counting: every tile listed, every chunk listed, every allocation traced."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emseg.block import segment_block
+from emseg.box import Box, Triple
+from emseg.grid.cost import BLOCKS_IN_FLIGHT, RUNTIME_BYTES, cost_of
+from emseg.grid.layout import plan_volume
+from emseg.grid.mirror import reflect
+from emseg.grid.plan import Plan
+from emseg.specs.model import ModelSpec
+from emseg.specs.volume import DTYPES, VolumeSpec
+from fakes import ArrayVolume, SayingPredictor, bench_of, plan_by_hand
+from oracles import chunk_voxels
+from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
+
+PLANAR = ModelSpec.unet(width=8, depth=2)
+SOLID = ModelSpec.unet(width=8, depth=2, kernel=(3, 3, 3), pooling=(2, 2, 2))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Plan, VolumeSpec]:
+    """Any plan by hand, and a volume in chunks of any shape."""
+    model, shape = draw(model_specs(most_flops=10**5)), draw(shapes(30))
+    volume = VolumeSpec(shape, draw(st.sampled_from(DTYPES)), draw(triples(st.integers(3, 40))))
+    unit = draw(triples(st.integers(4, 30)))
+    return plan_by_hand(model, shape, unit, draw(valid_tiles(model)), draw(boxes_in(shape))), volume
+
+
+@given(cases(), st.booleans())
+@settings(max_examples=150)
+def test_costs_are_what_counting_gives(case: tuple[Plan, VolumeSpec], probabilities: bool) -> None:
+    plan, volume = case
+    tiles = sum(1 for block in plan for _ in plan.tiles(block))
+    cost = cost_of(plan, volume, probabilities)
+    assert cost.blocks == len(list(plan))
+    assert cost.tiles == tiles
+    assert cost.flops == tiles * plan.model.flops(plan.tile)
+    assert cost.bytes_needed == sum(block.write.voxels for block in plan) * np.dtype(volume.dtype).itemsize
+    arrays = 1 + len(plan.model.classes) * probabilities
+    assert cost.output_bytes == sum(block.write.voxels for block in plan) * arrays
+    assert cost.output_files == len(plan) * (1 + probabilities)
+
+
+@given(cases())
+@settings(max_examples=100)
+def test_bytes_read_are_the_chunks_that_the_blocks_really_read(case: tuple[Plan, VolumeSpec]) -> None:
+    """Each block is run; the reader remembers what it was asked for; the chunks of that are listed one by one."""
+    plan, spec = case
+    volume = ArrayVolume(np.zeros(spec.shape, spec.dtype), spec.chunk)
+    bench = bench_of(volume, SayingPredictor(plan.model, (1.0,) * len(plan.model.classes)), plan, probabilities=False)
+    for block in plan:
+        assert segment_block(bench, block).cause is None
+    read = sum(chunk_voxels(box, spec.shape, spec.chunk) for box in volume.reads)
+    assert cost_of(plan, spec, probabilities=False).bytes_read == read * spec.itemsize
+
+
+@pytest.mark.parametrize("model", [PLANAR, SOLID])
+@pytest.mark.parametrize("shape", [(30, 200, 130), (1, 400, 400), (90, 90, 90), (13, 200, 50)])
+def test_bytes_read_of_a_planned_run(model: ModelSpec, shape: Triple) -> None:
+    volume = VolumeSpec(shape, "uint16", (16, 32, 32))
+    for region in (None, Box((0, 17, 3), (shape[0], shape[1] - 9, shape[2]))):
+        plan = plan_volume(volume, model, region)
+        sources = [reflect(plan.read_box(block), shape).source for block in plan]
+        read = sum(chunk_voxels(source, shape, volume.chunk) for source in sources)
+        assert cost_of(plan, volume, probabilities=True).bytes_read == read * volume.itemsize
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize(
+    ("model", "shape", "unit", "index"),
+    [
+        (PLANAR, (12, 480, 480), (12, 160, 160), 4),
+        (SOLID, (1, 300, 300), (1, 100, 100), 4),
+        (SOLID, (100, 100, 100), (32, 32, 32), 21),
+    ],
+)
+def test_a_block_stays_within_the_memory_of_its_worker(
+    model: ModelSpec, shape: Triple, unit: Triple, index: int, dtype: str, probabilities: bool
+) -> None:
+    """NumPy's arrays, at their worst, in a block among others: not more than is said, and not far less."""
+    tile = model.tile_for((min(unit[0], 4), 32, 32))
+    plan = plan_by_hand(model, shape, unit, tile)
+    volume = ArrayVolume(np.zeros(shape, dtype))
+    bench = bench_of(volume, SayingPredictor(model, (0.0, 1.0)), plan, probabilities=probabilities)
+    fixed = RUNTIME_BYTES + 4 * model.parameters + model.activation_bytes(tile)
+    said = (cost_of(plan, volume.spec, probabilities).bytes_per_worker - fixed) / BLOCKS_IN_FLIGHT
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        assert segment_block(bench, plan.block(index)).cause is None
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert said / 2 < peak <= said + model.activation_bytes(tile)
+
+
+def test_json_has_the_share_that_is_needed() -> None:
+    volume = VolumeSpec((1, 400, 400), "uint8", (1, 64, 64))
+    cost = cost_of(plan_volume(volume, PLANAR), volume, probabilities=True)
+    data = cost.to_json()
+    assert data.pop("bytes_read_per_needed") == pytest.approx(cost.bytes_read / 160_000)
+    assert type(cost)(**data) == cost

@@ -1,0 +1,79 @@
+"""The predictor gives what the network gives, in the network's own type."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from emseg.model.predictor import TorchPredictor, numerics_here
+from emseg.specs.model import ModelSpec
+from networks import random_network, run
+
+PLANAR = ModelSpec.unet(width=3, depth=2)
+SOLID = ModelSpec.unet(width=3, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
+
+
+def tiles(spec: ModelSpec, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    z, y, x = spec.tile_for((2, 5, 3))
+    return np.random.default_rng(0).normal(size=(count, z, y, x)).astype(np.float32)
+
+
+@pytest.mark.parametrize("spec", [PLANAR, SOLID])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_logits_are_those_of_the_network(spec: ModelSpec, dtype: torch.dtype, tolerance: float) -> None:
+    expected = [run(random_network(spec, dtype=torch.float64), tile) for tile in tiles(spec, 3)]
+    logits = TorchPredictor(random_network(spec, dtype=dtype), threads=1).predict(tiles(spec, 3))
+    assert logits.shape == (3, 2, *spec.output_shape(spec.tile_for((2, 5, 3))))
+    assert logits.dtype == (np.float64 if dtype == torch.float64 else np.float32)
+    np.testing.assert_allclose(logits, np.stack(expected), rtol=tolerance, atol=tolerance)
+
+
+def test_the_tiles_are_left_alone() -> None:
+    before = tiles(PLANAR, 2)
+    given = before.copy()
+    TorchPredictor(random_network(PLANAR, dtype=torch.float32), threads=1).predict(given)
+    np.testing.assert_array_equal(given, before)
+
+
+@pytest.mark.parametrize("spec", [PLANAR, SOLID])
+def test_the_same_bytes_each_time(spec: ModelSpec) -> None:
+    predictor = TorchPredictor(random_network(spec, dtype=torch.float32), threads=1)
+    again = TorchPredictor(random_network(spec, dtype=torch.float32), threads=1)
+    first = predictor.predict(tiles(spec, 1)).tobytes()
+    assert predictor.predict(tiles(spec, 1)).tobytes() == first
+    assert again.predict(tiles(spec, 1)).tobytes() == first
+
+
+def test_a_network_in_training_is_put_to_evaluation() -> None:
+    network = random_network(PLANAR).train()
+    predictor = TorchPredictor(network, threads=1)
+    np.testing.assert_array_equal(predictor.predict(tiles(PLANAR, 1)), predictor.predict(tiles(PLANAR, 1)))
+    assert not network.training
+
+
+def test_it_computes_with_its_threads_whoever_calls() -> None:
+    """Torch counts threads for each calling thread, and they change the last bits."""
+    predictor = TorchPredictor(random_network(PLANAR), threads=2)
+    seen: list[int] = []
+
+    def call() -> None:
+        torch.set_num_threads(1)
+        predictor.predict(tiles(PLANAR, 1))
+        seen.append(torch.get_num_threads())
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    caller.join()
+    assert seen == [2]
+    torch.set_num_threads(1)
+
+
+def test_numerics_say_what_decides_the_last_bits() -> None:
+    numerics = numerics_here(threads=3)
+    assert numerics.backend == f"torch {torch.__version__}"
+    assert numerics.device == torch.backends.cpu.get_cpu_capability()
+    assert numerics.precision == "float32"
+    assert numerics.threads == 3

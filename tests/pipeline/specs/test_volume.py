@@ -1,0 +1,50 @@
+"""Facts about a volume."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emseg.box import Box, Triple
+from emseg.errors import VolumeError
+from emseg.specs.volume import DTYPES, VolumeSpec
+from strategies import shapes
+
+FINE = VolumeSpec((2, 3, 4), "uint16", (1, 2, 3), 3, (40.0, 4.0, 8.0), (100.0, 0.0, -5.0), ("nanometer", "nanometer", None))
+
+
+@given(shapes(), st.sampled_from(DTYPES))
+def test_bytes_are_those_of_the_array(shape: Triple, dtype: str) -> None:
+    array = np.empty(shape, dtype)
+    spec = VolumeSpec(shape, dtype, (1, 1, 1))
+    assert (spec.nbytes, spec.itemsize) == (array.nbytes, array.itemsize)
+    assert spec.box == Box((0, 0, 0), shape)
+
+
+def test_a_region_lies_where_its_first_voxel_is() -> None:
+    assert FINE.crop(Box((1, 2, 3), (2, 3, 4))) == (140.0, 8.0, 19.0)
+    assert FINE.crop(FINE.box) == FINE.translation
+
+
+def test_json_round_trip() -> None:
+    assert VolumeSpec.from_json(json.loads(json.dumps(FINE.to_json()))) == FINE
+    plain = VolumeSpec((1, 3, 4), "uint8", (1, 2, 3), rank=2)
+    again = VolumeSpec.from_json(json.loads(json.dumps(plain.to_json())))
+    assert again == plain
+    assert hash(again) == hash(plain), "plans keep arithmetic by the volume"
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0), (2, -1, 4)])
+def test_an_empty_volume_is_refused(shape: Triple) -> None:
+    with pytest.raises(VolumeError, match="holds no voxel: each axis needs at least one"):
+        VolumeSpec(shape, "uint8", (1, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8", ">u2", "bool"])
+def test_other_types_are_refused(dtype: str) -> None:
+    with pytest.raises(VolumeError, match=f"is {dtype}, but emseg reads uint8, uint16, float32: convert it first"):
+        VolumeSpec((2, 3, 4), dtype, (1, 1, 1))

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emseg.errors import VolumeError
+from emseg.store.slices import slice_files
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def order(folder: Path) -> list[str]:
+    return [file.name for file in slice_files(folder)]
+
+
+def error(folder: Path) -> str:
+    with pytest.raises(VolumeError) as caught:
+        slice_files(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_slice_2_comes_before_slice_10(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"slice{number}.tif" for number in range(1, 13)))
+    assert order(tmp_path) == [f"slice{number}.tif" for number in range(1, 13)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(first=st.integers(0, 2000), count=st.integers(1, 30), width=st.integers(0, 5), data=st.data())
+def test_numbers_decide_however_they_are_written(
+    tmp_path_factory: pytest.TempPathFactory, first: int, count: int, width: int, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("slices")
+    names = [f"run7_z{number:0{width}d}_2024.TIFF" for number in range(first, first + count)]
+    touch(folder, *data.draw(st.permutations(names)))
+    assert order(folder) == names
+
+
+def test_other_numbers_may_change(tmp_path: Path) -> None:
+    names = [
+        f"{date}_s{number:03d}_z={number * 0.008:.4f}um.tif" for number, date in ((1, 20240101), (2, 20240101), (3, 20240102))
+    ]
+    touch(tmp_path, *names)
+    assert order(tmp_path) == names
+
+
+def test_other_files_do_not_matter(tmp_path: Path) -> None:
+    touch(tmp_path, "a1.tif", "a2.tif", ".a3.tif", "a4.png", "notes.txt", "a3")
+    (tmp_path / "a9.tif").mkdir()
+    assert order(tmp_path) == ["a1.tif", "a2.tif"]
+
+
+@pytest.mark.parametrize("name", ["stack.tif", "a7.tif"])
+def test_a_single_slice_needs_no_number(tmp_path: Path, name: str) -> None:
+    assert order(touch(tmp_path, name)) == [name]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "holds no file .tif or .tiff"),
+        (["a.txt"], "holds no file .tif or .tiff"),
+        (["a1.tif", "a2.tif", "a4.tif"], "slice 3 is missing in {} between a2.tif and a4.tif"),
+        (["a8.tif", "a9.tif", "a11.tif", "a13.tif"], "slice 10 is missing in {} between a9.tif and a11.tif"),
+        (["a0.tif", "a10.tif", "a20.tif"], "slice 1 is missing in {} between a0.tif and a10.tif"),
+        (["x5_1.tif", "x9_2.tif", "x1_4.tif"], "slice 3 is missing in {} between x9_2.tif and x1_4.tif"),
+        (["a1.tif", "a01.tif"], "a01.tif and a1.tif in {} both have slice number 1: keep one of them"),
+        (["a1.tif", "a1.tiff"], "a1.tif and a1.tiff in {} both have slice number 1: keep one of them"),
+        (["a1.tif", "a2.tif", "a2.TIF"], "both have slice number 2: keep one of them"),
+        (["a.tif", "a.tiff"], "have no number that counts slices"),
+        (["a1.tif", "b2.tif"], "the names a1.tif and b2.tif in {} differ by more than a number"),
+        (["a1.tif", "a1_2.tif"], "differ by more than a number"),
+    ],
+)
+def test_what_is_not_a_stack(tmp_path: Path, names: list[str], message: str) -> None:
+    assert message.format(tmp_path) in error(touch(tmp_path, *names))

@@ -1,0 +1,133 @@
+"""Whole runs on small volumes: making their inputs, the truth for their outputs, and comparing folders."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+
+from emseg.box import Triple, triple
+from emseg.grid.layout import plan_volume
+from emseg.grid.plan import Plan
+from emseg.grid.stitch import QUANTA
+from emseg.model.file import load_model, save_model
+from emseg.specs.model import ModelSpec
+from emseg.specs.volume import VolumeSpec
+from networks import probabilities_in_one_pass, random_network
+
+PLANAR = ModelSpec.unet(width=3, depth=1)
+CUBIC = ModelSpec(3, 1, ("inside", "membrane", "other"), ((3, 3, 3), (1, 1, 1)), ((2, 2, 2),))
+CHUNK = (5, 16, 16)
+TIE = 1e-4
+"""Probabilities closer than this may be told apart by rounding."""
+
+
+def save_random_model(path: Path, spec: ModelSpec, seed: int = 0, card: dict[str, str] | None = None) -> Path:
+    """A model file with weights drawn from the seed."""
+    save_model(path, random_network(spec, seed, torch.float32), card or {})
+    return path
+
+
+def texture(shape: Triple, seed: int = 0) -> NDArray[np.uint8]:
+    """Blobs with noise ``(z, y, x) uint8``: a random network gives them every one of its classes."""
+    rng = np.random.default_rng(seed)
+    z, y, x = (np.arange(length) for length in shape)
+    waves = np.sin(z / 3)[:, None, None] + np.sin(y / 4)[:, None] + np.sin(x / 5)
+    return np.clip(128 + 30 * waves + rng.normal(0, 25, shape), 0, 255).astype(np.uint8)
+
+
+def save_volume(path: Path, values: NDArray[Any], chunk: tuple[int, ...] | None = None, **attributes: Any) -> Path:
+    """A plain Zarr array with these voxels."""
+    chunk = chunk or CHUNK[-values.ndim :]
+    chunk = tuple(min(c, max(1, length)) for c, length in zip(chunk, values.shape, strict=True))
+    array = zarr.create_array(path, shape=values.shape, chunks=chunk, dtype=values.dtype, attributes=attributes)
+    if values.size:
+        array[...] = values
+    return path
+
+
+def shape_of_many_blocks(spec: ModelSpec) -> Triple:
+    """An odd shape whose plan has 24 blocks or more, and several along each axis."""
+    for shape in itertools.product((7, 13, 17, 21), (29, 37, 45), (31, 39, 47)):
+        plan = plan_of(shape, spec)
+        if min(plan.grid) > 1 and len(plan) >= 24:
+            return shape
+    raise AssertionError("no shape gives so many blocks: widen the search")
+
+
+def plan_of(shape: Triple, spec: ModelSpec, dtype: str = "uint8") -> Plan:
+    """The plan for a volume that `save_volume` makes."""
+    chunk = triple(min(c, length) for c, length in zip(CHUNK, shape, strict=True))
+    return plan_volume(VolumeSpec(shape, dtype, chunk), spec)
+
+
+def one_pass(values: NDArray[Any], model: Path, *, per_slice: bool = False) -> NDArray[np.float32]:
+    """Probabilities ``(class, z, y, x)`` of a whole volume in one tile; it must have no padding."""
+    axes = (1, 2) if per_slice else None
+    numbers = values.astype(np.float64)
+    mean, deviation = (part(axis=axes, keepdims=True).astype(np.float32) for part in (numbers.mean, numbers.std))
+    normalised = (values.astype(np.float32) - mean) / deviation
+    return probabilities_in_one_pass(load_model(model).network(), normalised).astype(np.float32)
+
+
+def assert_same_labels(labels: NDArray[np.uint8], truth: NDArray[np.float32]) -> None:
+    """Each label is the most probable class, but for ties; no class has it all."""
+    best = np.sort(truth, axis=0)
+    clear = best[-1] - best[-2] > TIE
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(labels[clear], truth.argmax(axis=0)[clear])
+    assert labels.max() < len(truth)
+    assert len(np.unique(labels)) > 1, "one class everywhere: nothing is tested"
+
+
+def assert_same_probabilities(stored: NDArray[np.uint8], truth: NDArray[np.float32]) -> None:
+    """Stored probabilities are those of the truth, within the rounding to whole quanta."""
+    assert np.abs(stored / QUANTA - truth).max() <= 0.5 / QUANTA + TIE
+    assert len(np.unique(stored)) > 20, "hardly any value: nothing is tested"
+
+
+def bytes_of(output: Path) -> dict[str, str]:
+    """Digest of each file of an output, but for the records of its runs."""
+    return {name: digest for name, digest in snapshot(output).items() if not name.startswith("emseg/run-")}
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """What is at each path below a folder: the digest of a file, the target of a link, or ``folder``."""
+    found = {}
+    for root, folders, files in os.walk(folder):
+        for name in folders + files:
+            path = Path(root, name)
+            if path.is_symlink():
+                what = f"link to {path.readlink()}"
+            else:
+                what = "folder" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+            found[path.relative_to(folder).as_posix()] = what
+    return found
+
+
+def shards(output: Path, array: str = "labels/classes/0") -> list[Path]:
+    """The file of each write unit of an array of an output."""
+    return sorted(path for path in (output / array / "c").rglob("*") if path.is_file())
+
+
+def emseg_process(*arguments: object, **more: Any) -> subprocess.Popen[str]:
+    """The command line, running in a process group of its own."""
+    command = [sys.executable, "-m", "emseg_workflows", *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, **more)
+
+
+def emseg(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
+    """How the command line ended."""
+    with emseg_process(*arguments, **more) as process:
+        out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -1,0 +1,59 @@
+"""The whole way on real serial sections, with the bundled network and with that of the paper."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from PIL import Image
+
+from emseg.model.file import save_model
+from emseg.model.unet import UNet
+from emseg.specs.model import ModelSpec
+from emseg_workflows import ingest, plan_run, preview, segment
+
+DATA = Path(os.environ.get("EMSEG_DATA", "."))
+STACK = DATA / "isbi2012" / "train-volume.tif"
+pytestmark = pytest.mark.skipif(not STACK.exists(), reason="EMSEG_DATA names no folder with isbi2012")
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 24 slices as a volume."""
+    path = tmp_path_factory.mktemp("isbi") / "isbi.zarr"
+    ingest(STACK, path, voxel_size=(50, 4, 4))
+    return path
+
+
+def test_stack_to_picture(volume: Path) -> None:
+    """TIFF, ingest, run, preview; the voxel size goes through."""
+    report = segment(volume, workers=2, normalise="slice")
+    assert report.exit_code == 0
+    assert report.voxels == 24 * 512 * 512
+    output = volume.with_name("isbi.emseg.zarr")
+    labels = zarr.open_array(output / "labels/classes/0", mode="r")[:]
+    assert 0.02 < np.mean(labels == 1) < 0.6
+    (scale,) = [
+        step["scale"]
+        for step in zarr.open_group(output / "labels/classes", mode="r").attrs["ome"]["multiscales"][0]["datasets"][0][
+            "coordinateTransformations"
+        ]
+        if step["type"] == "scale"
+    ]
+    assert scale == [50, 4, 4]
+    assert Image.open(preview(output)).size[0] > 3 * 512
+
+
+def test_the_network_of_the_paper_on_one_slice(volume: Path) -> None:
+    """31,030,658 weights, drawn at random: 572 in, 388 out, steps of 384."""
+    paper = ModelSpec.unet(width=64, depth=4)
+    model = volume.with_name("paper.safetensors")
+    save_model(model, UNet(paper), {"name": "random weights"})
+    options = {"model": model, "region": "7:8,:,:", "tile": (1, 572, 572)}
+    plan, _ = plan_run(volume, **options)
+    assert plan.model.output_shape(plan.tile) == (1, 388, 388)
+    assert plan.model.step(plan.tile) == (1, 384, 384)
+    assert plan.model.parameters == 31_030_658
+    report = segment(volume, volume.with_name("paper.zarr"), workers=0, threads=2, **options)
+    assert (report.done, report.voxels) == (len(plan), 512 * 512)
