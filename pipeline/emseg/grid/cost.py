@@ -52,7 +52,7 @@ def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool) -> Cost:
             stop = min(start + plan.unit[axis], region.stop[axis])
             on_axis += -(-(stop - start // lattice * lattice) // step)
         tiles *= on_axis
-        read *= decoded(volume, region, axis, plan.unit[axis], model.context[axis])
+        read *= decoded(volume, region, model, axis, plan.unit[axis], plan.tile[axis])
     arrays = 1 + (len(model.classes) if probabilities else 0)
     return Cost(
         blocks=len(plan),

@@ -160,20 +160,25 @@ def _price(volume: VolumeSpec, model: ModelSpec, region: Box, cuts: tuple[Cut, .
     """What a layout costs, in floating-point operations."""
     read = volume.itemsize
     for axis, cut in enumerate(cuts):
-        read *= decoded(volume, region, axis, cut.unit, model.context[axis])
+        read *= decoded(volume, region, model, axis, cut.unit, cut.tile)
     return _flops(model, cuts) + FLOPS_PER_BYTE * read
 
 
 @lru_cache(maxsize=512)
-def decoded(volume: VolumeSpec, region: Box, axis: int, unit: int, context: int) -> int:
+def decoded(volume: VolumeSpec, region: Box, model: ModelSpec, axis: int, unit: int, tile: int) -> int:
     """Voxels along one axis that all blocks together decompress: whole chunks, those in a context several times.
 
-    The closed form of `emseg.grid.mirror.reflect` for all blocks at once.
+    The closed form of `emseg.grid.tiles.hull_of` and `emseg.grid.mirror.reflect` for all blocks at once.
     """
     chunk, length = volume.chunk[axis], volume.shape[axis]
+    lattice, context = model.lattice[axis], model.context[axis]
+    step = (tile - 2 * context) // lattice * lattice
     start = np.arange(region.start[axis], region.stop[axis], unit)
     stop = np.minimum(start + unit, region.stop[axis])
-    lowest, highest = start - context, stop + context - 1
+    origin = start // lattice * lattice
+    tiles = -(-(stop - origin) // step)
+    lowest = origin - context
+    highest = lowest + (tiles - 1) * step + tile - 1
     mirrored_low = np.where(lowest < 0, -lowest, 0)
     mirrored_high = np.where(highest >= length, 2 * (length - 1) - highest, length)
     first = np.maximum(np.minimum(np.maximum(lowest, 0), mirrored_high), 0)
