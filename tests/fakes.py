@@ -56,9 +56,7 @@ class MemoryLabels:
         """Store whole write units, once."""
         region = self._plan.region
         assert region.contains(box)
-        for start, stop, corner, end, unit in zip(
-            box.start, box.stop, region.start, region.stop, self._plan.unit, strict=True
-        ):
+        for start, stop, corner, end, unit in zip(box.start, box.stop, region.start, region.stop, self._plan.unit, strict=True):
             assert (start - corner) % unit == 0, f"{box} starts inside a write unit of {self._plan.unit}"
             assert (stop - corner) % unit == 0 or stop == end, f"{box} stops inside a write unit of {self._plan.unit}"
         where = box.relative_to(region.start).slices()

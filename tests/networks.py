@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from oracles import mirror
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -16,7 +17,6 @@ from emseg.grid.stitch import softmax
 from emseg.model.predictor import TorchPredictor
 from emseg.model.unet import UNet
 from emseg.specs.model import ModelSpec
-from oracles import mirror
 
 
 def random_network(spec: ModelSpec, seed: int = 0, dtype: torch.dtype = torch.float64) -> UNet:

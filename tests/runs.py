@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
+from networks import probabilities_in_one_pass, random_network
 from numpy.typing import NDArray
 
 from emseg.box import Triple, triple
@@ -22,7 +23,6 @@ from emseg.grid.stitch import QUANTA
 from emseg.model.file import load_model, save_model
 from emseg.specs.model import ModelSpec
 from emseg.specs.volume import VolumeSpec
-from networks import probabilities_in_one_pass, random_network
 
 PLANAR = ModelSpec.unet(width=3, depth=1)
 CUBIC = ModelSpec(3, 1, ("inside", "membrane", "other"), ((3, 3, 3), (1, 1, 1)), ((2, 2, 2),))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from emseg.box import Box, Triple, triple
 from oracles import voxels
 from strategies import boxes, shapes, triples
+
+from emseg.box import Box, Triple, triple
 
 small = boxes(-4, 5)
 

@@ -7,8 +7,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from fakes import ArrayVolume, SayingPredictor, bench_of, plan_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import chunk_voxels
+from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
 from emseg.block import segment_block
 from emseg.box import Box, Triple
@@ -18,9 +21,6 @@ from emseg.grid.mirror import reflect
 from emseg.grid.plan import Plan
 from emseg.specs.model import ModelSpec
 from emseg.specs.volume import DTYPES, VolumeSpec
-from fakes import ArrayVolume, SayingPredictor, bench_of, plan_by_hand
-from oracles import chunk_voxels
-from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
 PLANAR = ModelSpec.unet(width=8, depth=2)
 SOLID = ModelSpec.unet(width=8, depth=2, kernel=(3, 3, 3), pooling=(2, 2, 2))

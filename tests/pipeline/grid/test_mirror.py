@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from oracles import mirror
+from strategies import boxes, boxes_in, shapes
 
 from emseg.box import Box, Triple
 from emseg.grid.mirror import fold, mirrored, reflect
-from oracles import mirror
-from strategies import boxes, boxes_in, shapes
 
 
 @given(length=st.integers(1, 9), before=st.integers(0, 60), after=st.integers(0, 60))

@@ -6,15 +6,15 @@ import itertools
 import json
 
 import pytest
+from fakes import plan_by_hand
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import hull, painted
+from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
 from emseg.box import Box, Triple
 from emseg.grid.plan import Plan
 from emseg.specs.model import ModelSpec
-from fakes import plan_by_hand
-from oracles import hull, painted
-from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
 SMALL = ModelSpec.unet(width=1, depth=1)
 
@@ -34,7 +34,9 @@ def test_write_boxes_partition_the_region(plan: Plan) -> None:
 
 @given(plans())
 def test_each_block_is_one_whole_write_unit(plan: Plan) -> None:
-    starts = set(itertools.product(*(range(a, b, n) for a, b, n in zip(plan.region.start, plan.region.stop, plan.unit, strict=True))))
+    starts = set(
+        itertools.product(*(range(a, b, n) for a, b, n in zip(plan.region.start, plan.region.stop, plan.unit, strict=True)))
+    )
     assert {block.write.start for block in plan} == starts
     for block in plan:
         for start, stop, unit, end in zip(block.write.start, block.write.stop, plan.unit, plan.region.stop, strict=True):

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
+from strategies import boxes
 
 from emseg.box import Box
 from emseg.grid.stitch import NOT_COMPUTED, QUANTA, Canvas, classify, quantise, softmax
 from emseg.grid.tiles import tiles_of
 from emseg.specs.model import ModelSpec
-from strategies import boxes
 
 BIG = float(np.finfo(np.float32).max)
 logits = arrays(

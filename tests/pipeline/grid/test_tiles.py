@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import hull, painted
+from strategies import boxes, model_specs, valid_tiles
 
 from emseg.box import Box, Triple
 from emseg.errors import ModelError
 from emseg.grid.tiles import hull_of, tiles_of
 from emseg.specs.model import ModelSpec
-from oracles import hull, painted
-from strategies import boxes, model_specs, valid_tiles
 
 PAPER = ModelSpec.unet()
 

@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import pytest
 import torch
+from networks import random_network, run
 
 from emseg.model.predictor import TorchPredictor, numerics_here
 from emseg.specs.model import ModelSpec
-from networks import random_network, run
 
 PLANAR = ModelSpec.unet(width=3, depth=2)
 SOLID = ModelSpec.unet(width=3, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))

@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import live_bytes, random_network, run
+from strategies import model_specs, valid_tiles
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,8 +20,6 @@ from emseg.box import Triple
 from emseg.errors import ModelError
 from emseg.model.unet import UNet
 from emseg.specs.model import ModelSpec
-from networks import live_bytes, random_network, run
-from strategies import model_specs, valid_tiles
 
 PAPER = ModelSpec.unet(width=64, depth=4)
 PLANAR = ModelSpec.unet(width=4, depth=2)
@@ -164,7 +164,9 @@ def test_it_commutes_with_shifts_by_the_lattice(data: st.DataObject) -> None:
     cells[axis] = 2
     z, y, x = (cell * lattice for cell, lattice in zip(cells, spec.lattice, strict=True))
     tile = spec.tile_for((z, y, x))
-    values = np.random.default_rng(1).normal(size=[length + lattice for length, lattice in zip(tile, spec.lattice, strict=True)])
+    values = np.random.default_rng(1).normal(
+        size=[length + lattice for length, lattice in zip(tile, spec.lattice, strict=True)]
+    )
     one, other = shifted(random_network(spec), axis, spec.lattice[axis], values, tile)
     np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
@@ -229,7 +231,9 @@ def test_a_planar_network_looks_at_each_slice_alone() -> None:
         np.testing.assert_allclose(together[:, z : z + 1], run(network, stack[z : z + 1]), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("spec", [ModelSpec.unet(width=32, depth=2), ModelSpec.unet(width=16, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))])
+@pytest.mark.parametrize(
+    "spec", [ModelSpec.unet(width=32, depth=2), ModelSpec.unet(width=16, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))]
+)
 def test_weights_start_with_the_deviation_of_he(spec: ModelSpec) -> None:
     """So the spread of intensities is the same in and out of a layer, whatever its size."""
     torch.manual_seed(0)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import model_specs, valid_tiles
 
 from emseg.box import Triple
 from emseg.errors import ModelError
 from emseg.specs.model import ModelSpec
-from strategies import model_specs, valid_tiles
 
 PAPER = ModelSpec.unet()
 SMALL = ModelSpec.unet(width=2, depth=1)

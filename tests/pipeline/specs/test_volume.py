@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import shapes
 
 from emseg.box import Box, Triple
 from emseg.errors import VolumeError
 from emseg.specs.volume import DTYPES, VolumeSpec
-from strategies import shapes
 
 FINE = VolumeSpec((2, 3, 4), "uint16", (1, 2, 3), 3, (40.0, 4.0, 8.0), (100.0, 0.0, -5.0), ("nanometer", "nanometer", None))
 

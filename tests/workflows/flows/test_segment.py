@@ -12,16 +12,6 @@ import pytest
 import zarr
 from distributed import Client
 from numpy.typing import NDArray
-
-from emseg.box import Box
-from emseg.errors import InputError, OutputError, PlanError
-from emseg.grid.cost import BLOCKS_IN_FLIGHT
-from emseg.normalise import Scope
-from emseg.specs.model import ModelSpec
-from emseg.store.output import open_output
-from emseg_workflows.clusters.local import local_cluster
-from emseg_workflows.events import BlockEnded, Event, Noticed, RunEnded, RunStarted
-from emseg_workflows.flows.segment import plan_run, segment
 from runs import (
     CUBIC,
     PLANAR,
@@ -35,6 +25,16 @@ from runs import (
     shards,
     texture,
 )
+
+from emseg.box import Box
+from emseg.errors import InputError, OutputError, PlanError
+from emseg.grid.cost import BLOCKS_IN_FLIGHT
+from emseg.normalise import Scope
+from emseg.specs.model import ModelSpec
+from emseg.store.output import open_output
+from emseg_workflows.clusters.local import local_cluster
+from emseg_workflows.events import BlockEnded, Event, Noticed, RunEnded, RunStarted
+from emseg_workflows.flows.segment import plan_run, segment
 
 SPECS = {"planar": PLANAR, "cubic": CUBIC}
 
@@ -194,9 +194,7 @@ def test_region_is_the_crop(case: Case, start: tuple[int, int, int], tmp_path: P
 
 
 def test_region_lies_at_its_place_in_space(planar: Case, tmp_path: Path) -> None:
-    image = save_volume(
-        tmp_path / "sized.zarr", planar.values, voxel_size=[50, 4, 8], offset=[100, 10, 0], units=["nm"] * 3
-    )
+    image = save_volume(tmp_path / "sized.zarr", planar.values, voxel_size=[50, 4, 8], offset=[100, 10, 0], units=["nm"] * 3)
     segment(image, tmp_path / "region.zarr", model=planar.model, region="1:,3:20,5:", workers=0)
     for group in ("region.zarr", "region.zarr/labels/classes"):
         ome: Any = zarr.open_group(tmp_path / group, mode="r").attrs["ome"]
@@ -276,9 +274,7 @@ def test_a_stopped_run_goes_on(planar: Case, tmp_path: Path) -> None:
         ({"volume": "other"}, "volume_digest: "),
     ],
 )
-def test_going_on_with_other_settings_is_refused(
-    planar: Case, changed: dict[str, Any], named: str, tmp_path: Path
-) -> None:
+def test_going_on_with_other_settings_is_refused(planar: Case, changed: dict[str, Any], named: str, tmp_path: Path) -> None:
     output = copy_of(planar, tmp_path)
     shards(output)[3].unlink()
     before = bytes_of(output)
