@@ -75,7 +75,7 @@ def test_training_starts(folder: Path) -> None:
     assert command.strip() == "emseg train workflows/fib25.toml"
     text = (ROOT / "workflows" / "fib25.toml").read_text()
     config = tomllib.loads(text)
-    for table, key, value in (("model", "width", 2), ("fit", "steps", 2), ("fit", "warm_up", 1), ("fit", "validate_every", 2)):
+    for table, key, value in (("model", "width", 2), ("fit", "steps", 2), ("fit", "warmup", 1), ("fit", "validate_every", 2)):
         text = text.replace(f"{key} = {config[table][key]}", f"{key} = {value}", 1)
     text = text.replace(config["output"], str(folder / "tiny.safetensors"))
     (folder / "tiny.toml").write_text(text)

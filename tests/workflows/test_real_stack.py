@@ -42,7 +42,8 @@ def test_stack_to_picture(volume: Path) -> None:
         if step["type"] == "scale"
     ]
     assert scale == [50, 4, 4]
-    assert Image.open(preview(output)).size[0] > 3 * 512
+    with Image.open(preview(output)) as picture:
+        assert picture.size[0] > 3 * 512
 
 
 def test_the_network_of_the_paper_on_one_slice(volume: Path) -> None:

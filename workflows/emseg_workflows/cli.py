@@ -231,9 +231,13 @@ def main() -> None:
         cli.main(standalone_mode=False)
     except EmsegError as error:
         _leave(f"error: {' '.join(str(error).split())}", 2)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        _leave("", 2)
+        sys.exit(2)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "emseg"
+        _leave(f"error: {error.format_message().rstrip('.')}: see `{command} --help`", 2)
     except (KeyboardInterrupt, click.Abort):
         _leave("stopped: what is written stays; the same command goes on from there", 130)
     except Terminated:
@@ -244,8 +248,7 @@ def main() -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    if message:
-        click.echo(message, err=True)
+    click.echo(message, err=True)
     sys.exit(code)
 
 

@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from emseg.grid.layout import decoded
-from emseg.grid.mirror import reflect
 from emseg.grid.plan import Plan
+from emseg.specs.model import FLOAT32_BYTES
 from emseg.specs.volume import VolumeSpec
 
 RUNTIME_BYTES = 450 * 2**20
 """Memory of a worker process before it works: Python, torch, zarr and Dask, measured with torch 2.13 for CPUs."""
 BLOCKS_IN_FLIGHT = 2
 """Blocks that a worker has in hand at once: one is predicted while another is read or written."""
+CANVASES = 2
+"""Labels and probabilities: each marks which voxels are painted, a byte each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +69,8 @@ def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool) -> Cost:
 
 
 def _worker_bytes(plan: Plan, volume: VolumeSpec, arrays: int) -> int:
-    """Runtime, weights, the activations of one batch, and the blocks in hand."""
-    first = plan.block(0)
-    seen = plan.read_box(first)
-    read = reflect(seen, plan.shape).source.voxels * (volume.itemsize + 4)
-    block = read + seen.voxels * 4 + math.prod(plan.unit) * (arrays + 1)
+    """Runtime, weights, the activations of one batch, and the blocks in hand: as read, normalised, mirrored, stitched."""
+    seen = plan.read_box(plan.block(0)).voxels  # the first block is whole; as much is read where nothing is mirrored
+    block = seen * (volume.itemsize + 2 * FLOAT32_BYTES) + math.prod(plan.unit) * (arrays + CANVASES)
     activations = plan.batch * plan.model.activation_bytes(plan.tile)
-    return RUNTIME_BYTES + 4 * plan.model.parameters + activations + BLOCKS_IN_FLIGHT * block
+    return RUNTIME_BYTES + FLOAT32_BYTES * plan.model.parameters + activations + BLOCKS_IN_FLIGHT * block

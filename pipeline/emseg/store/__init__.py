@@ -1,10 +1,12 @@
 """Storage: the only folder that knows Zarr and TIFF.
 
-    volume      reads an input volume            open_volume
-    output      makes, reads, writes an output   create_output, open_output, remove_output
-    tiff        reads TIFF stacks                open_tiff
-    new_volume  writes a volume slab by slab     new_volume
+    volume       reads an input volume                 open_volume
+    output       makes, opens and removes an output    create_output, open_output, remove_output
+    ledger       an open output                        Output
+    new_volume   writes a volume slab by slab          new_volume
+    tiff         reads TIFF stacks                     open_tiff
 
-They stand on `nodes` (a path becomes a Zarr node), `ome` (metadata as plain dictionaries), `arrays` (how emseg lays out
-an array), `staging` (all or nothing), and for TIFF on `slices` (the order of files) and `tiff_size` (the size of a voxel).
+They stand on `nodes` (a path becomes a Zarr node), `ome` and `plain` (where voxels lie, as OME-Zarr or a plain array says
+it), `classes` (what viewers are told about classes), `arrays` (how emseg lays out an array), `staging` (all or nothing), and
+for TIFF on `slices` (the order of files), `tiff_chain` (is a file whole?) and `tiff_size` (the size of a voxel).
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,7 +86,7 @@ def new_volume(path: str | Path, spec: VolumeSpec, shard: Triple, *, replace: bo
         If `path` exists and is not to be replaced or not a volume that was made here, or it cannot be written.
     """
     target = output_path(path)
-    if replace and target.exists():
+    if replace and os.path.lexists(target):
         _refuse_foreign(target)
     with staged(target, replace=replace) as work:
         space = Space(AXES, spec.scale, spec.translation, spec.units)

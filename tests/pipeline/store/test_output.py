@@ -174,7 +174,7 @@ def test_a_plain_picture_of_the_files(tmp_path: Path) -> None:
 # -- blocks -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data(), rank=st.sampled_from([2, 3]), probabilities=st.booleans())
 def test_blocks_against_a_plain_array(data: st.DataObject, rank: int, probabilities: bool) -> None:
     lengths = [1 if rank == 2 and axis == 0 else data.draw(st.integers(1, 40)) for axis in range(3)]
@@ -630,7 +630,7 @@ def places(document: Any) -> Iterator[tuple[Any, Any]]:
             yield from places(document[key])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_damaged_metadata_never_raise_anything_else(documents: dict[Path, str], data: st.DataObject) -> None:
     file = data.draw(st.sampled_from(sorted(documents)))

@@ -32,7 +32,7 @@ def test_slice_2_comes_before_slice_10(tmp_path: Path) -> None:
     assert order(tmp_path) == [f"slice{number}.tif" for number in range(1, 13)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(first=st.integers(0, 2000), count=st.integers(1, 30), width=st.integers(0, 5), data=st.data())
 def test_numbers_decide_however_they_are_written(
     tmp_path_factory: pytest.TempPathFactory, first: int, count: int, width: int, data: st.DataObject

@@ -217,7 +217,7 @@ def test_a_file_cut_short_is_never_taken_for_a_shorter_stack(tmp_path: Path, nam
             np.testing.assert_array_equal(found, voxels())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(name=st.sampled_from(["tifffile", "tifffile compressed", "ImageJ", "OME", "pages", "BigTIFF pages"]), data=st.data())
 def test_damaged_bytes_never_raise_anything_else(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ome_zarr_models.v04 import Image as Image04
 from ome_zarr_models.v05 import Image as Image05
@@ -96,7 +96,6 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save(folder / name, voxels("uint16"), **options) for name, options in LAYOUTS.items()}
 
 
-@settings(deadline=None)
 @given(
     name=st.sampled_from(sorted(LAYOUTS)),
     ends=st.tuples(*(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True) for n in SHAPE)),
@@ -482,7 +481,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
     return {file: file.read_text() for file in files}
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(data=st.data())
 def test_mutated_metadata_never_raise_anything_else(images: dict[Path, str], data: st.DataObject) -> None:
     file = data.draw(st.sampled_from(sorted(images)))
@@ -509,7 +508,7 @@ def test_mutated_metadata_never_raise_anything_else(images: dict[Path, str], dat
         file.write_text(images[file])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_mutated_bytes_never_raise_anything_else(images: dict[Path, str], data: st.DataObject) -> None:
     file = data.draw(st.sampled_from(sorted(images)))

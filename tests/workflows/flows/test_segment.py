@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +66,11 @@ def planar(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(tmp_path_factory.mktemp("planar"), PLANAR)
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4])
-def cluster(request: pytest.FixtureRequest) -> Iterator[Client]:
-    with local_cluster(request.param, BLOCKS_IN_FLIGHT) as client:
-        yield client
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Callable[[int], Client]]:
+    """Clusters by their number of workers; each is started once."""
+    with ExitStack() as running:
+        yield cache(lambda workers: running.enter_context(local_cluster(workers, BLOCKS_IN_FLIGHT)))
 
 
 def labels_of(output: Path) -> NDArray[np.uint8]:
@@ -88,7 +91,9 @@ def test_reference_is_one_pass_over_the_whole_volume(case: Case) -> None:
     assert min(plan.grid) >= 2
     assert (case.report.done, case.report.exit_code) == (len(plan), 0)
     truth, stored = one_pass(case.values, case.model), open_output(case.reference)
-    assert_same_labels(stored.read_labels(stored.region), truth)
+    labels = stored.read_labels(stored.region)
+    assert_same_labels(labels, truth)
+    assert set(np.unique(labels)) == set(range(len(truth)))
     assert_same_probabilities(stored.read_probabilities(stored.region), truth)
 
 
@@ -148,16 +153,21 @@ def check(folder: Path, values: NDArray[Any], spec: ModelSpec, scope: Scope = "v
 # -- placement changes nothing ----------------------------------------------------------------------------------------
 
 
-def test_any_number_of_workers_gives_the_same_bytes(case: Case, cluster: Client, tmp_path: Path) -> None:
-    report = case.run(tmp_path / "output.zarr", client=cluster, workers=None)
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers_gives_the_same_bytes(
+    case: Case, cluster: Callable[[int], Client], workers: int, tmp_path: Path
+) -> None:
+    report = case.run(tmp_path / "output.zarr", client=cluster(workers), workers=None)
     assert (report.done, report.failed) == (case.report.done, 0)
     assert bytes_of(tmp_path / "output.zarr") == bytes_of(case.reference)
 
 
-def test_a_cluster_by_its_address_gives_the_same_bytes(planar: Case, cluster: Client, tmp_path: Path) -> None:
-    planar.run(tmp_path / "output.zarr", scheduler=cluster.scheduler.address, workers=None)
+def test_a_cluster_by_its_address_gives_the_same_bytes(
+    planar: Case, cluster: Callable[[int], Client], tmp_path: Path
+) -> None:
+    planar.run(tmp_path / "output.zarr", scheduler=cluster(2).scheduler.address, workers=None)
     assert bytes_of(tmp_path / "output.zarr") == bytes_of(planar.reference)
-    assert cluster.submit(int, 7).result() == 7  # the cluster is somebody else's, and goes on
+    assert cluster(2).submit(int, 7).result() == 7  # the cluster is somebody else's, and goes on
 
 
 def test_workers_of_its_own(planar: Case, tmp_path: Path) -> None:
@@ -173,9 +183,11 @@ def test_workers_of_its_own(planar: Case, tmp_path: Path) -> None:
     assert isinstance(events[-1], RunEnded)
 
 
-def test_threads_of_a_predictor_are_the_same_on_a_cluster(planar: Case, cluster: Client, tmp_path: Path) -> None:
+def test_threads_of_a_predictor_are_the_same_on_a_cluster(
+    planar: Case, cluster: Callable[[int], Client], tmp_path: Path
+) -> None:
     planar.run(tmp_path / "here.zarr", threads=2)
-    planar.run(tmp_path / "there.zarr", threads=2, client=cluster, workers=None)
+    planar.run(tmp_path / "there.zarr", threads=2, client=cluster(2), workers=None)
     assert bytes_of(tmp_path / "here.zarr") == bytes_of(tmp_path / "there.zarr")
     assert open_output(tmp_path / "here.zarr").attributes["recipe"]["numerics"]["threads"] == 2
 

@@ -33,11 +33,17 @@ class RunRecord:
             "workers": workers,
             "started": _now(),
         }
-        output.write_record(self._name, self._facts)
 
-    def end(self, report: Report) -> None:
-        """Add how the run ended."""
-        self._output.write_record(self._name, {**self._facts, "ended": _now(), "report": report.to_json()})
+    def keep(self, report: Report | None) -> None:
+        """Write what is known, with a report how the run ended.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
+        """
+        end = {} if report is None else {"ended": _now(), "report": report.to_json()}
+        self._output.write_record(self._name, {**self._facts, **end})
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,8 +119,6 @@ def segment(
     begun = _begun(place, overwrite)
     plan = _plan(source.spec, spec, box, tile, begun)
     check_space(place, cost_of(plan, source.spec, probabilities).output_bytes)
-    for message in _doubts(source.spec, spec, card):
-        notify(Noticed(message))
     normalisation, volume_digest = survey(source, normalise)
 
     with _executor(workers, threads, scheduler, client) as executor:
@@ -137,6 +135,8 @@ def segment(
             _check_same(place, begun, recipe)
         else:
             _create(place, recipe, card, overwrite)
+        for message in _doubts(source.spec, spec, card):
+            notify(Noticed(message))
         job = Job(recipe, volume.absolute(), model_path.absolute(), place.absolute())
         return _run(job, open_output(place), executor, notify)
 
@@ -167,6 +167,7 @@ def _run(job: Job, output: Output, executor: Executor, notify: Callable[[Event],
     done = output.done_units().ravel()
     skipped = int(done.sum())
     record = RunRecord(output, job, executor.workers)
+    _keep(record, None, notify)
     notify(RunStarted(job.output, plan, skipped, executor.workers, executor.dashboard))
     tally, start = Tally(plan, skipped), perf_counter()
     left = (plan.block(int(index)) for index in np.flatnonzero(~done))
@@ -176,9 +177,17 @@ def _run(job: Job, output: Output, executor: Executor, notify: Callable[[Event],
             notify(BlockEnded(outcome))
     finally:
         report = tally.report(perf_counter() - start)
-        record.end(report)
+        _keep(record, report, notify)
     notify(RunEnded(report))
     return report
+
+
+def _keep(record: RunRecord, report: Report | None, notify: Observer) -> None:
+    """Write the record of a run; a disk that is too full for it must not end the run, whose voxels do not need it."""
+    try:
+        record.keep(report)
+    except OutputError as error:
+        notify(Noticed(f"the run record is not kept: {error}"))
 
 
 def _begun(place: Path, overwrite: bool) -> Recipe | None:
@@ -191,10 +200,14 @@ def _begun(place: Path, overwrite: bool) -> Recipe | None:
     """
     if not place.exists() and not place.is_symlink():
         return None
-    output = open_output(place)
-    if overwrite:
-        return None
-    return recipe_of(output)
+    try:
+        output = open_output(place)
+    except OutputError as error:
+        cause, _, _ = str(error).rpartition(": ")
+        raise OutputError(
+            f"{place} already exists, and no run can go on there ({cause}): choose another place with -o"
+        ) from error
+    return None if overwrite else recipe_of(output)
 
 
 def _plan(volume: VolumeSpec, model: ModelSpec, box: Box | None, tile: Triple | None, begun: Recipe | None) -> Plan:

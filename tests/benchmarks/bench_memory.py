@@ -1,0 +1,78 @@
+"""Peak memory of worker and driver does not grow with the volume: 256 MiB against 4 GiB, two workers.
+
+    python tests/benchmarks/bench_memory.py [FOLDER]
+
+The network has a single level of width 1, since a real one would take hours on the larger volume. FOLDER, by default a
+temporary one, needs 5 GiB; it is removed at the end.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import zarr
+from emseg.model.file import save_model
+from emseg.model.unet import UNet
+from emseg.specs.model import ModelSpec
+from emseg_workflows import segment
+
+EDGE = 256
+"""Length of a shard of the volume, in voxels: 16 MiB."""
+SIZES = {"256 MiB": (1, 4, 4), "4 GiB": (4, 8, 8)}
+"""Shards along (z, y, x)."""
+
+
+def make_volume(path: Path, shards: tuple[int, int, int]) -> None:
+    """A volume of noise whose shards are all the same file, which makes it in seconds."""
+    array = zarr.create_array(
+        path, shape=[n * EDGE for n in shards], chunks=(64,) * 3, shards=(EDGE,) * 3, dtype="uint8", dimension_names="zyx"
+    )
+    array[:EDGE, :EDGE, :EDGE] = np.random.default_rng(0).integers(0, 256, (EDGE,) * 3, np.uint8)
+    first = path / "c" / "0" / "0" / "0"
+    for place in np.ndindex(*shards):
+        target = path.joinpath("c", *map(str, place))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target != first:
+            target.hardlink_to(first)
+
+
+def measure(volume: Path, model: Path) -> None:
+    """Segment, and print seconds and the peaks of worker and driver in bytes; in a process of its own."""
+    report = segment(volume, model=model, workers=2)
+    driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(report.exit_code, report.seconds, report.worker_peak_bytes, driver)
+
+
+def main(folder: Path) -> None:
+    """Print the table."""
+    model = folder / "one-level.safetensors"
+    save_model(model, UNet(ModelSpec.unet(width=1, depth=0, kernel=(3, 3, 3))), {"name": "one level"})
+    peaks = []
+    for name, shards in SIZES.items():
+        volume = folder / f"{name.replace(' ', '')}.zarr"
+        make_volume(volume, shards)
+        done = subprocess.run([sys.executable, __file__, "--measure", volume, model], capture_output=True, text=True, check=True)
+        code, seconds, worker, driver = map(float, done.stdout.split())
+        assert code == 0, done.stderr
+        print(f"{name:>8}  {seconds:6.0f} s  worker {worker / 2**20:5.0f} MiB  driver {driver / 2**20:5.0f} MiB", flush=True)
+        peaks.append((worker, driver))
+    (small_worker, small_driver), (large_worker, large_driver) = peaks
+    print(f"   ratio            worker {large_worker / small_worker:9.3f}  driver {large_driver / small_driver:9.3f}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        measure(Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        place = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="emseg-memory-"))
+        place.mkdir(exist_ok=True)
+        try:
+            main(place)
+        finally:
+            shutil.rmtree(place)
