@@ -20,13 +20,14 @@ from emseg.specs.model import ModelSpec
 
 
 def random_network(spec: ModelSpec, seed: int = 0, dtype: torch.dtype = torch.float64) -> UNet:
-    """A network with all weights and biases drawn from the seed, in evaluation mode."""
+    """A network with all weights and biases drawn from the seed, few of its units dead, in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     network = UNet(spec)
     with torch.no_grad():
         for parameter in network.parameters():
             fan_in = max(1, parameter[0].numel())
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2 / fan_in) ** 0.5)
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(drawn * (2 / fan_in) ** 0.5 if parameter.ndim > 1 else drawn.abs())
     return network.to(dtype).eval()
 
 

@@ -57,7 +57,7 @@ def save_volume(path: Path, values: NDArray[Any], chunk: tuple[int, ...] | None 
 
 def shape_of_many_blocks(spec: ModelSpec) -> Triple:
     """An odd shape whose plan has 24 blocks or more, and several along each axis."""
-    for shape in itertools.product((7, 17, 25, 33), (29, 37, 45, 53), (31, 39, 47, 55)):
+    for shape in itertools.product((7, 17, 25, 33, 41, 49), (29, 37, 45, 53, 61, 77), (31, 39, 47, 55, 63, 79)):
         plan = plan_of(shape, spec)
         if min(plan.grid) > 1 and len(plan) >= 24:
             return shape

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+
 from emseg.model.file import save_model
 from emseg.model.unet import UNet
 from emseg.specs.model import ModelSpec
@@ -57,7 +58,9 @@ def main(folder: Path) -> None:
     for name, shards in SIZES.items():
         volume = folder / f"{name.replace(' ', '')}.zarr"
         make_volume(volume, shards)
-        done = subprocess.run([sys.executable, __file__, "--measure", volume, model], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--measure", volume, model], capture_output=True, text=True, check=True
+        )
         code, seconds, worker, driver = map(float, done.stdout.split())
         assert code == 0, done.stderr
         print(f"{name:>8}  {seconds:6.0f} s  worker {worker / 2**20:5.0f} MiB  driver {driver / 2**20:5.0f} MiB", flush=True)

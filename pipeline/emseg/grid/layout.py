@@ -25,8 +25,8 @@ BLOCKS_WANTED = 32
 """Four blocks for each of eight workers."""
 DEAREST = 3.0
 """More blocks are not bought with more than this many times the least arithmetic."""
-UNIT_VOXELS = 2**24
-"""Largest write unit, in voxels: 256 cubed."""
+UNIT_VOXELS = 2**23
+"""Largest write unit, in voxels: 128 x 256 x 256. From a quarter of a gigavoxel on, blocks and memory stay the same."""
 CHUNK_VOXELS = 2**18
 """Chunks are cut to about this many voxels, 64 cubed: smaller ones cost zarr-python more than their data."""
 TILE_BYTES = 2**30

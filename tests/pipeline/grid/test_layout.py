@@ -9,8 +9,11 @@ import math
 import tracemalloc
 
 import pytest
+from fakes import plan_by_hand
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from oracles import painted
+from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
 from emseg.box import Box, Triple, triple
 from emseg.errors import PlanError
@@ -20,9 +23,6 @@ from emseg.grid.layout import BLOCKS_WANTED, CHUNK_VOXELS, CROWD, DEAREST, FLOPS
 from emseg.grid.plan import Plan
 from emseg.specs.model import ModelSpec
 from emseg.specs.volume import DTYPES, VolumeSpec
-from fakes import plan_by_hand
-from oracles import painted
-from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
 PAPER = ModelSpec.unet()
 PLANAR = ModelSpec.unet(width=8, depth=2)
@@ -80,7 +80,9 @@ def test_no_plan_knows_of_workers() -> None:
 
 
 @pytest.mark.parametrize("model", ALL)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 997), (3, 211, 5), (2, 2, 2), (101, 103, 107), (1, 4096, 4096), (20000, 30, 30)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (1, 1, 997), (3, 211, 5), (2, 2, 2), (101, 103, 107), (1, 4096, 4096), (20000, 30, 30)]
+)
 def test_thin_prime_and_lonely(model: ModelSpec, shape: Triple) -> None:
     spec = volume(shape)
     plan = plan_volume(spec, model)
@@ -227,7 +229,9 @@ def test_a_tile_larger_than_the_volume_is_one_tile() -> None:
 
 @pytest.mark.parametrize("region", [Box((0, 0, 0), (31, 512, 512)), Box((-1, 0, 0), (3, 5, 5)), Box((40, 0, 0), (41, 1, 1))])
 def test_a_region_outside_is_refused(region: Box) -> None:
-    with pytest.raises(PlanError, match=f"the region {region} is not inside the volume 0:30,0:512,0:512: give a region within it"):
+    with pytest.raises(
+        PlanError, match=f"the region {region} is not inside the volume 0:30,0:512,0:512: give a region within it"
+    ):
         plan_volume(volume((30, 512, 512)), PLANAR, region)
 
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 
 from emseg.errors import ModelError
+from emseg.metrics.membrane import best_threshold, f1
 from emseg.model.bundled import DEFAULT, bundled_models, resolve_model
 from emseg.model.file import load_model
+from emseg.training.truth import membrane_truth
+from emseg.training.validate import predict
+
+SAMPLE = Path(__file__).parents[3] / "examples" / "fib25-sample"
 
 
 def test_names_and_paths(tmp_path: Path) -> None:
@@ -34,6 +41,15 @@ def test_each_is_a_model_with_a_complete_card(name: str) -> None:
         assert model.card.get(entry), entry
     assert max(model.spec.context) <= 28
     model.network()
+
+
+def test_the_default_beats_grey_values_on_the_sample() -> None:
+    raw, ids = (tifffile.imread(SAMPLE / name)[:, 90:170, 90:170] for name in ("raw.tif", "truth.tif"))
+    normalised = ((raw - raw.mean()) / raw.std()).astype(np.float32)
+    truth = membrane_truth(ids)
+    labels = predict(load_model(resolve_model()).network(), normalised, (40, 40, 40)).argmax(axis=0)
+    _, by_threshold = best_threshold(-normalised, truth)
+    assert f1(labels, truth) > by_threshold + 0.1
 
 
 def test_licence_is_there() -> None:

@@ -162,9 +162,7 @@ def test_any_number_of_workers_gives_the_same_bytes(
     assert bytes_of(tmp_path / "output.zarr") == bytes_of(case.reference)
 
 
-def test_a_cluster_by_its_address_gives_the_same_bytes(
-    planar: Case, cluster: Callable[[int], Client], tmp_path: Path
-) -> None:
+def test_a_cluster_by_its_address_gives_the_same_bytes(planar: Case, cluster: Callable[[int], Client], tmp_path: Path) -> None:
     planar.run(tmp_path / "output.zarr", scheduler=cluster(2).scheduler.address, workers=None)
     assert bytes_of(tmp_path / "output.zarr") == bytes_of(planar.reference)
     assert cluster(2).submit(int, 7).result() == 7  # the cluster is somebody else's, and goes on

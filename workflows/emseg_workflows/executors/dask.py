@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from typing import cast
@@ -86,7 +86,7 @@ class DaskExecutor:
         numerics: Numerics = self._client.submit(local_numerics, threads, pure=False).result()
         return numerics
 
-    def run(self, job: Job, blocks: Iterable[Block]) -> Iterator[Outcome]:
+    def run(self, job: Job, blocks: Iterable[Block]) -> Generator[Outcome]:
         """The outcome of each block, in the order in which they end.
 
         Each future is let go of as soon as its outcome is here: a result that is still held when its worker leaves
@@ -111,8 +111,8 @@ class DaskExecutor:
                 self._client.unregister_worker_plugin(run)
 
     def _fill(self, run: str, waiting: Iterator[Block], running: dict[str, Block], ended: as_completed) -> None:
-        """Hand out blocks until each worker thread has `AHEAD` of them."""
-        window = AHEAD * sum(self._client.nthreads().values())
+        """Hand out blocks until each worker thread has `AHEAD` of them; one at least, as workers may be on their way."""
+        window = max(1, AHEAD * sum(self._client.nthreads().values()))
         for block in islice(waiting, max(0, window - len(running))):
             key = f"segment-{run}-{block.index}"
             running[key] = block

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 from emseg.grid.plan import Block
 from emseg.outcome import Outcome
@@ -21,7 +21,7 @@ class SerialExecutor:
         """The numerics of a predictor with this many threads where the blocks will run."""
         return local_numerics(threads)
 
-    def run(self, job: Job, blocks: Iterable[Block]) -> Iterator[Outcome]:
+    def run(self, job: Job, blocks: Iterable[Block]) -> Generator[Outcome]:
         """The outcome of each block, in order."""
         with open_bench(job) as bench:
             yield from segment_blocks(bench, blocks)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
@@ -54,8 +54,8 @@ class Executor(Protocol):
         """The numerics of a predictor with this many threads where the blocks will run."""
         ...
 
-    def run(self, job: Job, blocks: Iterator[Block]) -> Iterator[Outcome]:
-        """The outcome of each block, in any order."""
+    def run(self, job: Job, blocks: Iterator[Block]) -> Generator[Outcome]:
+        """The outcome of each block, in any order; closing it ends the run."""
         ...
 
 
@@ -172,9 +172,10 @@ def _run(job: Job, output: Output, executor: Executor, notify: Callable[[Event],
     tally, start = Tally(plan, skipped), perf_counter()
     left = (plan.block(int(index)) for index in np.flatnonzero(~done))
     try:
-        for outcome in executor.run(job, left):
-            tally.count(outcome)
-            notify(BlockEnded(outcome))
+        with closing(executor.run(job, left)) as outcomes:
+            for outcome in outcomes:
+                tally.count(outcome)
+                notify(BlockEnded(outcome))
     finally:
         report = tally.report(perf_counter() - start)
         _keep(record, report, notify)
@@ -251,9 +252,9 @@ def _doubts(volume: VolumeSpec, model: ModelSpec, card: dict[str, str]) -> Itera
         yield "the model is three-dimensional, the volume has a single slice: mirroring repeats it along z"
     trained = card.get("voxel_size", "")
     here = " ".join(f"{scale:g}" for scale in volume.scale)
-    if trained and None in volume.units:
+    if trained and None in volume.units[-volume.rank :]:
         yield f"the volume does not state its voxel size; the model was trained at {trained}"
-    elif trained and not trained.startswith(here):
+    elif trained and volume.rank == 3 and not trained.startswith(here):
         yield f"the model was trained at {trained} voxels (z y x), the volume has {here} {volume.units[2]}: labels may be poor"
 
 
@@ -263,6 +264,10 @@ def _executor(workers: int | None, threads: int, scheduler: str | None, client: 
 
     if threads < 1 or (workers is not None and workers < 0):
         raise PlanError(f"a run needs at least 1 thread per predictor and 0 workers, not {threads} and {workers}")
+    if workers is not None and (scheduler is not None or client is not None):
+        raise PlanError(
+            f"a run starts {workers} workers or uses those of {scheduler or client}, not both: leave out one of them"
+        )
     if client is None and scheduler is None and workers == 0:
         yield SerialExecutor()
         return

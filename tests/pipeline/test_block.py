@@ -1,0 +1,236 @@
+"""The headline: tiled = untiled. A real network in float64, any tiles, any blocks, against one pass over the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from fakes import ArrayVolume, LocalMean, MemoryLabels, bench_of, plan_by_hand
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import one_pass, random_network
+from numpy.typing import NDArray
+from oracles import hull, mirror
+from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
+
+import emseg.grid.plan
+from emseg.block import predict_box, predict_tiles, read_normalised, segment_block
+from emseg.box import Box, Triple, triple
+from emseg.grid.cost import cost_of
+from emseg.grid.layout import plan_volume
+from emseg.grid.plan import Plan
+from emseg.grid.stitch import QUANTA, Canvas, softmax
+from emseg.grid.tiles import Tile, tiles_of
+from emseg.model.predictor import TorchPredictor
+from emseg.model.unet import UNet
+from emseg.normalise import Normalisation
+from emseg.ports import Predictor
+from emseg.specs.model import ModelSpec
+from emseg.specs.volume import VolumeSpec
+
+EXACT = 1e-10
+"""Largest difference between two float64 computations of one probability."""
+FLOPS = 2 * 10**7
+"""About the arithmetic of one example."""
+
+PLANAR = ModelSpec.unet(width=4, depth=2)
+SOLID = ModelSpec.unet(width=4, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
+ANISOTROPIC = ModelSpec(3, 2, ("a", "b", "c"), ((1, 3, 3), (3, 3, 3), (3, 3, 3)), ((1, 2, 2), (2, 2, 2)))
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> tuple[UNet, Triple, Triple, Triple, Normalisation]:
+    """A network with its weights, the shapes of volume, write unit and tile, and numbers to normalise with."""
+    model = draw(model_specs(depths=st.integers(0, 3), widths=st.integers(1, 2), most_flops=FLOPS // 10))
+    shape = list(draw(shapes(40)))
+    while model.flops(model.tile_for(triple(shape))) > FLOPS and max(shape) > 1:
+        shape[int(np.argmax(shape))] //= 2
+    tile, unit = draw(valid_tiles(model)), draw(triples(st.integers(4, 30)))
+    while tiles_in(triple(shape), unit, tile, model) * model.flops(tile) > FLOPS:
+        if all(length >= n for length, n in zip(unit, shape, strict=True)):
+            tile = model.tile_for(triple(max(n, cell) for n, cell in zip(shape, model.lattice, strict=True)))
+            break
+        unit = triple(2 * length for length in unit)
+    seed, rows = draw(st.integers(0, 99)), draw(st.sampled_from([1, shape[0]]))
+    mean, deviation = np.random.default_rng(seed).uniform(50, 150, (2, rows)).tolist()
+    table = Normalisation("volume" if rows == 1 else "slice", tuple(mean), tuple(deviation))
+    return random_network(model, seed), triple(shape), unit, tile, table
+
+
+def tiles_in(shape: Triple, unit: Triple, tile: Triple, model: ModelSpec) -> int:
+    plan = plan_by_hand(model, shape, unit, tile)
+    return cost_of(plan, VolumeSpec(shape, "uint8", (8, 8, 8)), probabilities=False).tiles
+
+
+def noise(shape: Triple, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def normalised(values: NDArray[np.uint8], table: Normalisation) -> NDArray[np.float32]:
+    """The whole volume, normalised slice by slice."""
+    rows = len(values) if table.scope == "slice" else 1
+    mean, deviation = (np.array(numbers, np.float32) for numbers in (table.mean, table.deviation))
+    return np.stack([(plane.astype(np.float32) - mean[z % rows]) / deviation[z % rows] for z, plane in enumerate(values)])
+
+
+def stitched(volume: ArrayVolume, predictor: Predictor, plan: Plan, table: Normalisation) -> NDArray[np.float64]:
+    """Logits of the plan's region, block by block and tile by tile, in the network's own precision."""
+    whole: Canvas[np.float64] = Canvas(plan.region, np.float64, len(plan.model.classes))
+    for block in plan:
+        seen = plan.read_box(block)
+        values = read_normalised(volume, table, seen)
+        for target, logits in predict_tiles(predictor, values, seen, plan.tiles(block), plan.batch):
+            whole.paste(target, logits)
+    return whole.finish()
+
+
+def check_labels(labels: MemoryLabels, probabilities: NDArray[np.float64]) -> None:
+    """Labels are those of the truth but for ties; stored probabilities are the nearest quanta."""
+    best = np.sort(probabilities, axis=0)[::-1]
+    clear = best[0] - best[1] > EXACT if len(best) > 1 else np.ones(labels.labels.shape, bool)
+    np.testing.assert_array_equal(labels.labels[clear], probabilities.argmax(axis=0)[clear])
+    assert labels.probabilities is not None
+    assert np.abs(labels.probabilities - QUANTA * probabilities).max() <= 0.5 + QUANTA * EXACT
+
+
+@given(st.data(), scenes())
+@settings(max_examples=200)
+def test_tiled_is_untiled(data: st.DataObject, scene: tuple[UNet, Triple, Triple, Triple, Normalisation]) -> None:
+    """Any blocks, any tiles, also of a region of interest: what one pass over the mirrored whole gives."""
+    network, shape, unit, tile, table = scene
+    values = noise(shape)
+    volume = ArrayVolume(values)
+    region = data.draw(st.just(volume.spec.box) | boxes_in(shape))
+    truth = one_pass(network, normalised(values, table))[(slice(None), *region.slices())]
+    plan, predictor = plan_by_hand(network.spec, shape, unit, tile, region), TorchPredictor(network, threads=1)
+
+    logits = stitched(volume, predictor, plan, table)
+    np.testing.assert_allclose(softmax(logits), softmax(truth), rtol=0, atol=EXACT)
+    np.testing.assert_allclose(logits, truth, rtol=EXACT, atol=EXACT)
+
+
+@given(scenes())
+@settings(max_examples=60)
+def test_what_is_written_is_untiled(scene: tuple[UNet, Triple, Triple, Triple, Normalisation]) -> None:
+    network, shape, unit, tile, table = scene
+    values = noise(shape)
+    plan = plan_by_hand(network.spec, shape, unit, tile)
+    labels = MemoryLabels(plan, probabilities=True)
+    bench = bench_of(ArrayVolume(values), TorchPredictor(network, threads=1), plan, normalisation=table, labels=labels)
+    for block in reversed(list(plan)):
+        assert not labels.is_done(block.write)
+        outcome = segment_block(bench, block)
+        assert (outcome.status, outcome.cause) == ("done", None)
+        assert labels.is_done(block.write)
+    check_labels(labels, softmax(one_pass(network, normalised(values, table))))
+
+
+@given(st.data(), scenes())
+@settings(max_examples=60)
+def test_a_box_by_itself_with_any_lead_is_untiled(
+    data: st.DataObject, scene: tuple[UNet, Triple, Triple, Triple, Normalisation]
+) -> None:
+    network, shape, _, tile, table = scene
+    values = noise(shape)
+    box = data.draw(boxes_in(shape))
+    z, y, x = (data.draw(st.integers(0, step - 1)) for step in network.spec.step(tile))
+    found = predict_box(ArrayVolume(values), TorchPredictor(network, threads=1), table, box, tile, (z, y, x))
+    truth = softmax(one_pass(network, normalised(values, table)))[(slice(None), *box.slices())]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, truth, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("region", [None, Box((1, 3, 6), (5, 90, 101))])
+@pytest.mark.parametrize("model", [PLANAR, SOLID, ANISOTROPIC])
+@pytest.mark.parametrize("shape", [(6, 97, 101), (1, 150, 20), (37, 1, 120)])
+def test_plans_as_they_are_made_are_untiled(shape: Triple, model: ModelSpec, region: Box | None) -> None:
+    values, network = noise(shape), random_network(model)
+    volume = VolumeSpec(shape, "uint8", (16, 16, 16))
+    if region is not None and not volume.box.contains(region):
+        region = Box((0, 0, 3), (1, 1, shape[2]))
+    plan = plan_volume(volume, model, region)
+    table = Normalisation("volume", (120.0,), (70.0,))
+    truth = one_pass(network, normalised(values, table))[(slice(None), *plan.region.slices())]
+    logits = stitched(ArrayVolume(values), TorchPredictor(network, threads=1), plan, table)
+    np.testing.assert_allclose(logits, truth, rtol=EXACT, atol=EXACT)
+
+
+@given(st.data(), shapes(20), model_specs(depths=st.just(0)))
+@settings(max_examples=30)
+def test_nothing_of_this_needs_torch(data: st.DataObject, shape: Triple, model: ModelSpec) -> None:
+    """A mean over the context, by NumPy: block by block what it is over the mirrored whole."""
+    values, predictor = noise(shape), LocalMean(model)
+    plan = plan_by_hand(model, shape, data.draw(triples(st.integers(5, 20))), data.draw(valid_tiles(model)))
+    whole = mirror(normalised(values, Normalisation("volume", (99.0,), (50.0,))), plan.region.grow(model.context))
+    truth = predictor.predict(whole[None])[0]
+    logits = stitched(ArrayVolume(values), predictor, plan, Normalisation("volume", (99.0,), (50.0,)))
+    np.testing.assert_allclose(logits, truth, rtol=1e-5, atol=1e-5)
+
+
+# -- what would go wrong --------------------------------------------------------------------------------------------
+
+
+def late(off: Triple) -> Callable[..., Iterator[Tile]]:
+    """Tiles whose outputs start `off` voxels before the lattice; each is a cell longer than its target needs."""
+
+    def tiles(box: Box, tile: Triple, model: ModelSpec) -> Iterator[Tile]:
+        kept = triple(step - cell for step, cell in zip(model.step(tile), model.lattice, strict=True))
+        back = triple(-o for o in off)
+        for part in tiles_of(box, model.tile_for(kept), model):
+            source = Box.of_shape(tile).shift(part.source.start).shift(back)
+            yield Tile(source, part.target, source.grow(triple(-c for c in model.context)))
+
+    return tiles
+
+
+@pytest.mark.parametrize("model", [PLANAR, SOLID, ANISOTROPIC])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_tiles_off_the_lattice_are_wrong(model: ModelSpec, axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole cell off is right still, so it is the lattice that counts, and this test would see it left."""
+    shape: Triple = (6, 30, 30)
+    values, network = noise(shape), random_network(model)
+    table = Normalisation("volume", (120.0,), (70.0,))
+    truth = one_pass(network, normalised(values, table))
+    plan = plan_by_hand(model, shape, (4, 16, 16), model.tile_for(triple(3 * cell for cell in model.lattice)))
+    for by in range(model.lattice[axis] + 1):
+        off = triple(by if i == axis else 0 for i in range(3))
+        shifted = late(off)
+        monkeypatch.setattr(emseg.grid.plan, "tiles_of", shifted)
+        monkeypatch.setattr(emseg.grid.plan, "hull_of", lambda *case, made=shifted: hull([part.source for part in made(*case)]))
+        logits = stitched(ArrayVolume(values), TorchPredictor(network, threads=1), plan, table)
+        difference = np.abs(logits - truth).max()
+        if by % model.lattice[axis]:
+            assert difference > 1e-3, f"{by} of {model.lattice[axis]} voxels off"
+        else:
+            assert difference < EXACT
+
+
+def test_normalising_tile_by_tile_would_be_wrong() -> None:
+    """The table of another place changes the result: the rows are those of the volume's slices, mirrored ones too."""
+    values, network = noise((5, 30, 30)), random_network(PLANAR)
+    rising = Normalisation("slice", tuple(range(100, 105)), (60.0,) * 5)
+    plan = plan_by_hand(PLANAR, (5, 30, 30), (2, 16, 16), PLANAR.tile_for((1, 8, 8)), Box((2, 0, 0), (5, 30, 30)))
+    predictor = TorchPredictor(network, threads=1)
+    right = stitched(ArrayVolume(values), predictor, plan, rising)
+    np.testing.assert_allclose(right, one_pass(network, normalised(values, rising))[:, 2:], rtol=EXACT, atol=EXACT)
+    falling = Normalisation("slice", rising.mean[::-1], rising.deviation)
+    assert np.abs(stitched(ArrayVolume(values), predictor, plan, falling) - right).max() > 1e-3
+
+
+# -- the last bits --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [PLANAR, SOLID])
+def test_a_region_has_the_bytes_of_the_whole(model: ModelSpec) -> None:
+    """In float32: the tiles of a region lie elsewhere than those of the whole, but are as large."""
+    shape: Triple = (10, 120, 130)
+    values = noise(shape)
+    table = Normalisation("volume", (120.0,), (70.0,))
+    predictor = TorchPredictor(random_network(model, dtype=torch.float32), threads=1)
+    volume = ArrayVolume(values)
+    whole = stitched(volume, predictor, plan_volume(volume.spec, model), table).astype(np.float32)
+    for region in (Box((3, 41, 57), (8, 102, 119)), Box((0, 60, 0), (10, 61, 130))):
+        part = stitched(volume, predictor, plan_volume(volume.spec, model, region), table).astype(np.float32)
+        assert part.tobytes() == whole[(slice(None), *region.slices())].tobytes()

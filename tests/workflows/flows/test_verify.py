@@ -1,0 +1,140 @@
+"""Verify believes honest outputs, and catches each way of spoiling one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import CUBIC, PLANAR, save_random_model, save_volume, shards, texture
+
+from emseg import block
+from emseg.box import Box, Triple
+from emseg.errors import InputError
+from emseg.grid.tiles import Tile
+from emseg.specs.model import ModelSpec
+from emseg.store.output import open_output
+from emseg_workflows.flows.segment import segment
+from emseg_workflows.flows.verify import verify
+
+SPECS = {"planar": PLANAR, "cubic": CUBIC}
+SHAPE = (9, 61, 67)
+
+
+@pytest.fixture(scope="module", params=SPECS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a volume, a model, and the output of an honest run."""
+    folder = tmp_path_factory.mktemp(request.param)
+    save_volume(folder / "volume.zarr", texture(SHAPE))
+    save_random_model(folder / "model.safetensors", SPECS[request.param])
+    run(folder, folder / "honest.zarr")
+    return folder
+
+
+def run(folder: Path, output: Path, **more: Any) -> None:
+    """A run in this process."""
+    settings = {"model": folder / "model.safetensors", "probabilities": True, "workers": 0, **more}
+    assert segment(folder / "volume.zarr", output, **settings).exit_code == 0
+
+
+def spoilt(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the honest output."""
+    return Path(shutil.copytree(folder / "honest.zarr", tmp_path / "out.zarr"))
+
+
+def test_an_honest_output_holds(folder: Path) -> None:
+    verdict = verify(folder / "honest.zarr", boxes=6)
+    assert verdict.holds
+    assert (verdict.exit_code, verdict.boxes, verdict.not_computed) == (0, 6, 0)
+    assert verdict.voxels > 0
+    assert verdict.same_numerics
+    assert str(verdict).endswith("tiled = untiled")
+
+
+@pytest.mark.parametrize("more", [{"region": "2:7,5:50,9:66"}, {"normalise": "slice"}, {"probabilities": False}], ids=str)
+def test_other_honest_outputs_hold(folder: Path, more: dict[str, Any], tmp_path: Path) -> None:
+    run(folder, tmp_path / "out.zarr", **more)
+    assert verify(tmp_path / "out.zarr", boxes=4, seed=1).holds
+
+
+def test_an_image_holds(folder: Path, tmp_path: Path) -> None:
+    save_volume(tmp_path / "image.zarr", texture(SHAPE)[4])
+    segment(tmp_path / "image.zarr", tmp_path / "out.zarr", model=folder / "model.safetensors", workers=0)
+    assert verify(tmp_path / "out.zarr").holds
+
+
+def test_wrong_labels_are_found(folder: Path, tmp_path: Path) -> None:
+    output = open_output(spoilt(folder, tmp_path))
+    for unit in np.ndindex(output.done_units().shape):
+        start = tuple(int(i) * n for i, n in zip(unit, output.unit, strict=True))
+        write = Box(start, tuple(s + n for s, n in zip(start, output.unit, strict=True))).intersect(output.region)
+        labels, probabilities = output.read_labels(write), output.read_probabilities(write)
+        output.write(write, np.roll(labels, 1, axis=2), probabilities)
+    verdict = verify(output.path)
+    assert verdict.wrong_labels > 0
+    assert verdict.wrong_probabilities == 0
+    assert verdict.exit_code == 3
+
+
+def test_tiles_off_the_lattice_are_found(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose tiles all lie one voxel from where they should: its labels stay plausible, and are wrong."""
+    honest = block.predict_tiles
+
+    def shifted(predictor: Any, values: Any, seen: Box, tiles: Any, batch: int) -> Any:
+        return honest(predictor, values, seen, (_shift(tile, seen) for tile in tiles), batch)
+
+    def _shift(tile: Tile, seen: Box) -> Tile:
+        offset: Triple = (0, 0, -1) if tile.source.start[2] > seen.start[2] else (0, 0, 0)
+        return Tile(tile.source.shift(offset), tile.target, tile.output.shift(offset))
+
+    monkeypatch.setattr(block, "predict_tiles", shifted)
+    run(folder, tmp_path / "out.zarr", tile=_small_tile(folder))
+    monkeypatch.undo()
+    verdict = verify(tmp_path / "out.zarr", boxes=12)
+    assert verdict.wrong_labels > 0
+    assert not verdict.holds
+
+
+def _small_tile(folder: Path) -> Triple:
+    model: ModelSpec = SPECS[folder.name.rstrip("0123456789")]
+    return model.tile_for((4, 16, 16))
+
+
+def test_missing_blocks_are_counted_not_compared(folder: Path, tmp_path: Path) -> None:
+    output = spoilt(folder, tmp_path)
+    files = shards(output)
+    for file in files[: len(files) // 2]:
+        file.unlink()
+    verdict = verify(output, boxes=12)
+    assert verdict.holds
+    assert verdict.not_computed > 0
+
+
+def test_nothing_computed_is_refused(folder: Path, tmp_path: Path) -> None:
+    output = spoilt(folder, tmp_path)
+    for file in shards(output):
+        file.unlink()
+    with pytest.raises(InputError, match="finish the run first"):
+        verify(output)
+
+
+def test_a_damaged_shard_is_a_failure(folder: Path, tmp_path: Path) -> None:
+    output = spoilt(folder, tmp_path)
+    for file in shards(output):
+        data = bytearray(file.read_bytes())
+        data[len(data) // 3] ^= 1
+        file.write_bytes(data)
+    verdict = verify(output)
+    assert verdict.failures
+    assert verdict.exit_code == 3
+
+
+def test_another_volume_or_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    save_volume(tmp_path / "other.zarr", texture(SHAPE, seed=1))
+    with pytest.raises(InputError, match="--volume"):
+        verify(folder / "honest.zarr", volume=tmp_path / "other.zarr")
+    other = save_random_model(tmp_path / "other.safetensors", SPECS[folder.name.rstrip("0123456789")], seed=1)
+    with pytest.raises(InputError, match="--model"):
+        verify(folder / "honest.zarr", model=other)

@@ -1,0 +1,84 @@
+"""The Dask executor keeps its window, its loopback, and its word when something dies."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import psutil
+import pytest
+from distributed import Client
+from runs import PLANAR, save_random_model, save_volume, shape_of_many_blocks, texture
+
+from emseg.errors import InputError
+from emseg_workflows.clusters.local import DASHBOARD_PORT, LOOPBACK, local_cluster, running_cluster
+from emseg_workflows.events import BlockEnded, Event, RunStarted
+from emseg_workflows.executors.dask import AHEAD
+from emseg_workflows.flows.segment import segment
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with local_cluster(2, 2) as client:
+        yield client
+
+
+def test_only_loopback_listens(client: Client) -> None:
+    """Scheduler, workers, nannies and dashboards."""
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = [c.laddr for process in family for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert len(listening) >= 4
+    assert {address.ip for address in listening} <= {LOOPBACK, "::1"}
+
+
+def test_the_dashboard_answers(client: Client) -> None:
+    with urlopen(client.dashboard_link) as page:
+        assert page.status == 200
+
+
+def test_a_taken_dashboard_port_is_no_obstacle() -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind((LOOPBACK, DASHBOARD_PORT))
+            taken.listen()
+        except OSError:
+            pass  # somebody else has it: just as good
+        with local_cluster(1, 1) as client:
+            assert not client.dashboard_link.endswith(f":{DASHBOARD_PORT}/status")
+
+
+def test_the_scheduler_never_knows_more_than_the_window(client: Client, tmp_path: Path) -> None:
+    save_volume(tmp_path / "volume.zarr", texture(shape_of_many_blocks(PLANAR)))
+    model = save_random_model(tmp_path / "model.safetensors", PLANAR)
+    known, started = [], []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, BlockEnded):
+            tasks = client.run_on_scheduler(lambda dask_scheduler: [k for k in dask_scheduler.tasks if "segment" in str(k)])
+            known.append(len(tasks))
+        if isinstance(event, RunStarted):
+            started.append(event)
+
+    report = segment(tmp_path / "volume.zarr", model=model, client=client, on_event=watch)
+    assert report.exit_code == 0
+    assert report.done >= 24
+    assert started[0].workers == 2
+    window = AHEAD * sum(client.nthreads().values())
+    assert max(known) <= window + 1  # the one that has just ended may still be there
+    assert report.blocks > window
+
+
+def test_the_bench_is_released(client: Client, tmp_path: Path) -> None:
+    save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
+    model = save_random_model(tmp_path / "model.safetensors", PLANAR)
+    segment(tmp_path / "volume.zarr", model=model, client=client)
+    left = client.run(lambda dask_worker: [name for name in dask_worker.plugins if name.startswith("emseg")])
+    assert set(map(len, left.values())) == {0}
+
+
+def test_no_scheduler() -> None:
+    with pytest.raises(InputError, match="no Dask scheduler answers"), running_cluster("not an address"):
+        pass
