@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tifffile
 import torch
@@ -322,33 +323,25 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     return Undisturbed(tmp_path_factory.mktemp("signals"))
 
 
-def children(pid: int) -> list[int]:
-    """Processes whose parent this is."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in listed]
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs, and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The Dask workers that a run has started."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in family if "spawn_main" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    return workers
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_stopped_and_gone_on_with(number: int, code: int, undisturbed: Undisturbed, tmp_path: Path) -> None:
     output = tmp_path / "out.zarr"
     process = undisturbed.start(output)
-    workers = children(process.pid)
+    workers = workers_of(process)
     process.send_signal(number)
     _, printed = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in printed
-    deadline = time.monotonic() + 30
-    while any(map(alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(alive, workers))
+    _, orphans = psutil.wait_procs(workers, timeout=30)
+    assert not orphans
     done = emseg("run", "volume.zarr", "-o", output, "--workers", "2", "--json", folder=undisturbed.folder)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["skipped"] >= 3
@@ -358,7 +351,7 @@ def test_stopped_and_gone_on_with(number: int, code: int, undisturbed: Undisturb
 def test_a_killed_worker_costs_no_byte(undisturbed: Undisturbed, tmp_path: Path) -> None:
     output = tmp_path / "out.zarr"
     process = undisturbed.start(output)
-    os.kill(max(children(process.pid)), signal.SIGKILL)
+    workers_of(process)[0].kill()
     _, printed = process.communicate(timeout=100)
     assert process.returncode == 0, printed
     assert bytes_of(output) == bytes_of(undisturbed.output)

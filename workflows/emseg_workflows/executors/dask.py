@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import islice
 from typing import cast
 from uuid import uuid4
@@ -107,8 +107,9 @@ class DaskExecutor:
                 yield outcome
         finally:
             ended.clear()
-            if self._client.status == "running":
-                self._client.unregister_worker_plugin(run)
+            with suppress(OSError):  # a cluster that has gone has nothing left to release
+                if self._client.status == "running":
+                    self._client.unregister_worker_plugin(run)
 
     def _fill(self, run: str, waiting: Iterator[Block], running: dict[str, Block], ended: as_completed) -> None:
         """Hand out blocks until each worker thread has `AHEAD` of them; one at least, as workers may be on their way."""
