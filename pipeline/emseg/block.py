@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ from emseg.normalise import Normalisation, refuse_nonfinite
 from emseg.outcome import Outcome, Stopwatch
 from emseg.ports import LabelWriter, Predictor, VolumeReader
 from emseg.recipe import Recipe
+
+MOST_CAUSE = 400
+"""Longest cause in an outcome, in characters: libraries may raise pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +54,10 @@ def segment_block(bench: Bench, block: Block) -> Outcome:
         cause = f"{type(error).__name__}: {error}"
     return Outcome(
         block=block.index,
-        status="failed" if cause else "done",
+        status="done" if cause is None else "failed",
         voxels=block.write.voxels,
         seconds=watch.seconds(),
-        cause=" ".join(cause.split()) if cause else None,
+        cause=None if cause is None else _one_line(cause),
         worker=f"{socket.gethostname()}:{os.getpid()}",
         peak_bytes=_peak_bytes(),
     )
@@ -127,6 +131,15 @@ def predict_tiles(
             yield tile.target, logits[(slice(None), *kept)]
 
 
+def _one_line(cause: str) -> str:
+    line = " ".join(cause.split()) or "no reason given"
+    return line if len(line) <= MOST_CAUSE else f"{line[: MOST_CAUSE - 3]}..."
+
+
 def _peak_bytes() -> int:
+    """Largest memory of this process; on Linux without what it shared with its parent before it became a program of its own."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

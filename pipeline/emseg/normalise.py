@@ -29,6 +29,8 @@ SLICE_EDGE = 128
 SLICE_BOXES = 16
 FLAT_EDGE = 4
 """A square of this many equal pixels in a slice is padding: noise never gives one."""
+ROUNDING = 1e-6
+"""A deviation of this share of the mean is what rounding leaves of 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def survey(volume: VolumeReader, scope: Scope, seed: int = 0) -> tuple[Normalisa
     count, total, squares = moments
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    deviation[deviation == 0] = 1
+    deviation[deviation <= ROUNDING * np.abs(mean)] = 1
     return Normalisation(scope, tuple(mean.tolist()), tuple(deviation.tolist())), digest.hexdigest()
 
 

@@ -71,6 +71,16 @@ def test_the_scheduler_never_knows_more_than_the_window(client: Client, tmp_path
     assert report.blocks > window
 
 
+@pytest.mark.timeout(60)
+def test_a_client_that_is_not_the_newest(client: Client, tmp_path: Path) -> None:
+    """Dask would wait on the loop of the newest client, for ever."""
+    save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
+    model = save_random_model(tmp_path / "model.safetensors", PLANAR)
+    with local_cluster(1, 1) as newest:
+        assert newest.loop is not client.loop
+        assert segment(tmp_path / "volume.zarr", model=model, client=client).exit_code == 0
+
+
 def test_the_bench_is_released(client: Client, tmp_path: Path) -> None:
     save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
     model = save_random_model(tmp_path / "model.safetensors", PLANAR)

@@ -164,7 +164,7 @@ def run(
 @cli.command()
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--boxes", type=click.IntRange(min=1), default=8, show_default=True, help="Random boxes to compute again.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed that the boxes are drawn from.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed that the boxes are drawn from.")
 @click.option("--volume", type=click.Path(path_type=Path), help="The volume, if it was moved since the run.")
 @click.option("--model", metavar="NAME|FILE", help="The model, if it was moved since the run.")
 @json_option

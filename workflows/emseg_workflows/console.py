@@ -20,6 +20,7 @@ PLAIN_EVERY = 10.0
 RECENT = 60.0
 """Seconds that the speed is taken over."""
 SHOWN_FAILURES = 10
+"""Failed blocks that are named as they come, and again at the end."""
 
 
 class RunConsole:
@@ -71,7 +72,7 @@ class RunConsole:
         if self._progress is None:
             return
         self._progress.count(outcome)
-        if outcome.status == "failed":
+        if outcome.status == "failed" and self._progress.failed <= SHOWN_FAILURES:
             self._console.print(f"failed     block {outcome.block}: {outcome.cause}", markup=False)
         if self._console.is_terminal:
             self._live.update(Text(str(self._progress)))
@@ -83,7 +84,7 @@ class RunConsole:
         phases = report.phases
         self._console.print(
             f"done       {report.done} blocks in {_clock(report.seconds)}, {report.megavoxels_per_second:.2f} Mvoxel/s; "
-            f"{report.skipped} skipped, {report.failed} failed"
+            f"{report.skipped} skipped, {report.failed} failed" + (f", {report.left} left" if report.left else "")
         )
         self._console.print(
             f"time       read {phases.read:.1f} s, wait {phases.wait:.1f} s, predict {phases.predict:.1f} s, "
@@ -101,7 +102,7 @@ class Progress:
     def __init__(self, plan: Plan, already_done: int) -> None:
         self._blocks = len(plan)
         self._ended = already_done
-        self._failed = 0
+        self.failed = 0
         self._left = plan.region.voxels * (1 - already_done / self._blocks)
         self._recent: deque[tuple[float, int]] = deque([(perf_counter(), 0)])
 
@@ -109,7 +110,7 @@ class Progress:
         """Add one block."""
         now = perf_counter()
         self._ended += 1
-        self._failed += outcome.status == "failed"
+        self.failed += outcome.status == "failed"
         self._left -= outcome.voxels
         self._recent.append((now, outcome.voxels))
         while len(self._recent) > 2 and self._recent[0][0] < now - RECENT:
@@ -120,17 +121,18 @@ class Progress:
         voxels = sum(voxels for _, voxels in self._recent) - self._recent[0][1]
         speed = voxels / seconds if seconds else 0.0
         left = _clock(max(self._left, 0) / speed) if speed else "?"
-        failed = f", {self._failed} failed" if self._failed else ""
+        failed = f", {self.failed} failed" if self.failed else ""
         return f"blocks     {self._ended}/{self._blocks}{failed}, {speed / 1e6:.2f} Mvoxel/s, {left} left"
 
 
 def _clock(seconds: float) -> str:
     """Seconds as ``1 d 2 h``, ``3 h 04 min``, ``5 min 06 s`` or ``7.8 s``."""
-    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
     if days:
         return f"{days} d {hours % 24} h"
     if hours:
         return f"{hours} h {minutes % 60:02d} min"
-    if minutes:
-        return f"{minutes} min {int(seconds % 60):02d} s"
-    return f"{seconds:.1f} s"
+    return f"{minutes} min {whole % 60:02d} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
 from itertools import islice
 from typing import cast
@@ -96,15 +97,19 @@ class DaskExecutor:
         self._client.register_plugin(BenchPlugin(run, job))
         waiting = iter(blocks)
         running: dict[str, Block] = {}
-        ended = as_completed(with_results=True, raise_errors=False)
+        ended = as_completed(loop=self._client.loop, with_results=True, raise_errors=False)  # not of the newest client
         try:
             self._fill(run, waiting, running, ended)
             for future, result in ended:
                 block = running.pop(future.key)
                 outcome = result if future.status == "finished" else _lost(block, future)
                 del future, result
-                self._fill(run, waiting, running, ended)
                 yield outcome
+                self._fill(run, waiting, running, ended)
+        except OSError as error:  # the scheduler has gone; what was in hand may have been written or not
+            cause = " ".join(f"the Dask scheduler was lost ({error}): run again to go on".split())
+            for block in running.values():
+                yield Outcome(block.index, "failed", block.write.voxels, cause=cause)
         finally:
             ended.clear()
             with suppress(OSError):  # a cluster that has gone has nothing left to release
@@ -122,5 +127,5 @@ class DaskExecutor:
 
 def _lost(block: Block, future: Future[Outcome]) -> Outcome:
     """The outcome of a block whose task ended without one: its bench could not be set up, or its workers died."""
-    error = future.exception()
+    error = future.exception() if future.status == "error" else CancelledError("the scheduler does not know the task any more")
     return Outcome(block.index, "failed", block.write.voxels, cause=" ".join(f"{type(error).__name__}: {error}".split()))

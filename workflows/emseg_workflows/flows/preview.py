@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from emseg.recipe import Recipe
 from emseg.store.classes import colour
 from emseg.store.output import open_output
 from emseg.store.volume import open_volume
-from emseg_workflows.flows.record import origin_of
+from emseg_workflows.flows.record import input_of, recipe_of
 
 MOST_PIXELS = 1024
 """Edge of the part that is drawn, in voxels; of a larger slice, its middle."""
@@ -55,10 +56,13 @@ def preview(
         If the output or its volume is not there, or has no such slice.
     """
     stored = open_output(output)
-    origin = origin_of(stored, volume, None)
-    source = open_volume(origin.volume)
-    if source.spec != origin.recipe.volume:
-        raise OutputError(f"the volume {origin.volume} has changed since the run, {source.spec.shape} now: give --volume")
+    recipe = recipe_of(stored)
+    source = open_volume(input_of(stored, "volume", volume))
+    if source.spec != recipe.volume:
+        raise OutputError(
+            f"{source.path} is {source.spec.shape} {source.spec.dtype}, the volume of {output} {recipe.volume.shape} "
+            f"{recipe.volume.dtype}, or their voxel sizes differ: give the right one with --volume"
+        )
     box = _slice_box(stored.region, z)
     raw, labels = source.read(box)[0], stored.read_labels(box)[0]
 
@@ -67,13 +71,13 @@ def preview(
     shown = (labels != 0)[..., None]
     overlay = np.where(shown, (1 - OPACITY) * grey + OPACITY * colours, grey).astype(np.uint8)
     zoom = max(1, LEAST_PIXELS // max(labels.shape))
-    bar = _scale_bar(origin.recipe, labels.shape[1])
+    bar = _scale_bar(recipe, labels.shape[1])
     panels = [
         (f"raw, z = {box.start[0]}", grey),
         ("labels: " + ", ".join(stored.classes), colours),
         ("both" if (labels != NOT_COMPUTED).all() else "both; grey: not computed", overlay),
     ]
-    where = Path(picture) if picture is not None else Path(output).with_name(f"{Path(output).name}.png")
+    where = Path(picture) if picture is not None else stored.path.with_name(f"{stored.path.name}.png")
     try:
         _sheet(panels, zoom, bar).save(where, format="PNG")
     except OSError as error:
@@ -98,9 +102,10 @@ def _slice_box(region: Box, z: int | None) -> Box:
 
 
 def _contrast(raw: NDArray[Any]) -> Pixels:
-    """Intensities ``(y, x)`` as grey values; the darkest and brightest half per cent are cut off."""
-    low, high = np.percentile(raw, (0.5, 99.5))
-    scaled = (raw.astype(np.float32) - low) / max(high - low, 1e-6)
+    """Intensities ``(y, x)`` as grey values; the darkest and brightest half per cent are cut off, what is NaN is black."""
+    finite = np.isfinite(raw)
+    low, high = np.percentile(raw[finite], (0.5, 99.5)) if finite.any() else (0, 0)
+    scaled = (np.where(finite, raw, low).astype(np.float64) - low) / ((high - low) or 1)
     grey: Pixels = (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
     return grey
 
@@ -114,18 +119,19 @@ def _coloured(labels: NDArray[np.uint8], classes: int) -> Pixels:
     return table[labels]
 
 
-def _scale_bar(recipe: Recipe, width: int) -> tuple[int, str] | None:
-    """Length in voxels and caption of a scale bar about a quarter as long as the picture; None without a unit."""
+def _scale_bar(recipe: Recipe, width: int) -> tuple[float, str] | None:
+    """Length in voxels and caption of a scale bar of at most a quarter of the picture; None without a unit."""
     unit, size = recipe.volume.units[2], recipe.volume.scale[2]
     if unit is None:
         return None
     most = width * size / 4
-    nice = max(f * 10.0**e for e in range(-3, 7) for f in (1, 2, 5) if f * 10.0**e <= most or (e == -3 and f == 1))
+    power = 10.0 ** math.floor(math.log10(most))
+    nice = max(f * power for f in (1, 2, 5) if f * power <= most)
     short = {"nanometer": "nm", "micrometer": "um"}.get(unit, unit)
-    return round(nice / size), f"{nice:g} {short}"
+    return nice / size, f"{nice:g} {short}"
 
 
-def _sheet(panels: list[tuple[str, Pixels]], zoom: int, bar: tuple[int, str] | None) -> Image.Image:
+def _sheet(panels: list[tuple[str, Pixels]], zoom: int, bar: tuple[float, str] | None) -> Image.Image:
     """The panels in a row, each under its caption."""
     font = ImageFont.load_default(size=16)
     height, width = (length * zoom for length in panels[0][1].shape[:2])
@@ -136,7 +142,7 @@ def _sheet(panels: list[tuple[str, Pixels]], zoom: int, bar: tuple[int, str] | N
         sheet.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST), (left, CAPTION))
         draw.text((left + 4, 4), caption, fill=INK, font=font)
     if bar:
-        length, caption = bar[0] * zoom, bar[1]
+        length, caption = round(bar[0] * zoom), bar[1]
         left, bottom = 12, CAPTION + height - 12
         draw.rectangle((left - 6, bottom - 32, left + max(length, 60) + 6, bottom + 6), fill=INK)
         draw.rectangle((left, bottom - 4, left + length, bottom), fill=PAPER)

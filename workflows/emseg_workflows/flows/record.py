@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import platform
 import socket
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from emseg import __version__
 from emseg.errors import OutputError
@@ -46,15 +45,6 @@ class RunRecord:
         self._output.write_record(self._name, {**self._facts, **end})
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What an output was made from."""
-
-    recipe: Recipe
-    volume: Path
-    model: Path
-
-
 def recipe_of(output: Output) -> Recipe:
     """The recipe that an output was begun with.
 
@@ -71,21 +61,23 @@ def recipe_of(output: Output) -> Recipe:
         ) from error
 
 
-def origin_of(output: Output, volume: str | Path | None, model: Path | None) -> Origin:
-    """What an output was made from: as given, else as its newest record says.
+def input_of(output: Output, kind: Literal["volume", "model"], given: str | Path | None) -> Path:
+    """Where the volume or the model that an output was made from is: as given, else as its newest record says.
 
     Raises
     ------
     OutputError
-        If there is no record, and something is not given.
+        If it is not given, and there is no record, or nothing at the place that it names.
     """
-    record = output.read_record(f"run-{_count(output):04d}") or {}
-    volume = volume or record.get("volume")
-    model = model or record.get("model")
-    if not volume or not model:
-        missing = "--volume" if not volume else "--model"
-        raise OutputError(f"the run record of {output.path} is lost, so it does not say where its input is: give {missing}")
-    return Origin(recipe_of(output), Path(volume), Path(model))
+    if given is not None:
+        return Path(given)
+    record = output.read_record(f"run-{_count(output):04d}")
+    if not isinstance(record, dict) or not isinstance(record.get(kind), str):
+        raise OutputError(f"the run record of {output.path} is lost, so it does not say where its {kind} is: give --{kind}")
+    path = Path(record[kind])
+    if not path.exists():
+        raise OutputError(f"the {kind} of {output.path} was {path}, which is not there any more: give its place with --{kind}")
+    return path
 
 
 def _count(output: Output) -> int:

@@ -27,7 +27,7 @@ from emseg.recipe import Recipe
 from emseg.store.ledger import Output
 from emseg.store.output import open_output
 from emseg.store.volume import open_volume
-from emseg_workflows.flows.record import origin_of
+from emseg_workflows.flows.record import input_of, recipe_of
 
 TOLERANCE = 1e-4
 """Largest difference of two float32 computations of one probability."""
@@ -112,15 +112,14 @@ def verify(
         If the output, its volume or its model is not there or not the same, or no box holds a computed voxel.
     """
     stored = open_output(output)
-    origin = origin_of(stored, volume, resolve_model(model) if model is not None else None)
-    recipe = origin.recipe
-    source = open_volume(origin.volume)
-    _check_same_volume(source, recipe, origin.volume)
-    loaded = load_model(origin.model)
+    recipe = recipe_of(stored)
+    where = input_of(stored, "volume", volume)
+    source = open_volume(where)
+    _check_same_volume(source, recipe, where)
+    weights = input_of(stored, "model", resolve_model(model) if model is not None else None)
+    loaded = load_model(weights)
     if loaded.digest != recipe.model_digest:
-        raise ModelError(
-            f"{origin.model} has digest {loaded.digest[:12]}, the run's model {recipe.model_digest[:12]}: give --model"
-        )
+        raise ModelError(f"{weights} has digest {loaded.digest[:12]}, the run's model {recipe.model_digest[:12]}: give --model")
     threads = recipe.numerics.threads
     predictor = TorchPredictor(loaded.network(), threads)
     verdict = Verdict(same_numerics=numerics_here(threads) == recipe.numerics)

@@ -1,0 +1,50 @@
+"""Outcomes are small and their seconds add up."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import emseg.outcome
+from emseg.outcome import Outcome, Seconds, Stopwatch
+
+
+def test_json_names_everything() -> None:
+    outcome = Outcome(3, "failed", 512, Seconds(1.0, 2.0, 3.0, 4.0), "disk full", "host:1", 2**30)
+    assert json.loads(json.dumps(outcome.to_json())) == {
+        "block": 3,
+        "status": "failed",
+        "voxels": 512,
+        "seconds": {"read": 1.0, "wait": 2.0, "predict": 3.0, "write": 4.0},
+        "cause": "disk full",
+        "worker": "host:1",
+        "peak_bytes": 2**30,
+    }
+
+
+def test_phases_add_up_also_those_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(emseg.outcome, "perf_counter", lambda: now[0])
+    watch = Stopwatch()
+    assert watch.seconds() == Seconds(0, 0, 0, 0)
+    for _ in range(2):
+        with watch.phase("read"):
+            now[0] += 1.5
+    now[0] += 50  # between phases: nobody's
+
+    def fail() -> None:
+        now[0] += 4
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"), watch.phase("write"):
+        fail()
+    assert watch.seconds() == Seconds(read=3.0, write=4.0)
+
+
+def test_a_phase_is_a_field_of_seconds() -> None:
+    watch = Stopwatch()
+    with watch.phase("dream"):
+        pass
+    with pytest.raises(TypeError, match="dream"):
+        watch.seconds()

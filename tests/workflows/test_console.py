@@ -1,0 +1,151 @@
+"""What a run says on the terminal, and on a log where nothing can be redrawn."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from runs import PLANAR, plan_of
+
+from emseg.outcome import Outcome
+from emseg_workflows import console as module
+from emseg_workflows.console import SHOWN_FAILURES, Progress, RunConsole, _clock
+from emseg_workflows.events import BlockEnded, Event, Noticed, RunEnded, RunStarted
+from emseg_workflows.report import Tally
+
+PLAN = plan_of((7, 29, 31), PLANAR)
+VOXELS = PLAN.region.voxels
+
+
+class Clock:
+    """A clock that stands until it is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(module, "perf_counter", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def started(already_done: int = 0, dashboard: str | None = None, workers: int = 2) -> RunStarted:
+    return RunStarted(Path("/data/[red]odd[/red].zarr"), PLAN, already_done, workers, dashboard)
+
+
+def ended(block: int, cause: str | None = None) -> BlockEnded:
+    return BlockEnded(Outcome(block, "failed" if cause else "done", PLAN.block(block).write.voxels, cause=cause))
+
+
+def said(capsys: pytest.CaptureFixture[str], *events: Event) -> str:
+    with RunConsole() as console:
+        for event in events:
+            console(event)
+    out, err = capsys.readouterr()
+    assert out == "", "stdout is for results"
+    return err
+
+
+def test_a_run_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    tally = Tally(PLAN, 3)
+    blocks = [ended(block) for block in range(3, len(PLAN))]
+    for block in blocks:
+        tally.count(block.outcome)
+    text = said(capsys, started(3, "http://127.0.0.1:8787/status"), *blocks, RunEnded(tally.report(75.0)))
+    lines = text.splitlines()
+    assert lines[0] == "output     /data/[red]odd[/red].zarr"
+    assert f"{len(PLAN)} blocks of 4 x 8 x 8 voxels in tiles of 4 x 24 x 24, on 2 worker processes" in lines[1]
+    assert lines[2] == "resuming   3 blocks are already written"
+    assert lines[3] == "dashboard  http://127.0.0.1:8787/status"
+    assert lines[4].startswith(f"done       {len(PLAN) - 3} blocks in 1 min 15 s")
+    assert lines[4].endswith("3 skipped, 0 failed")
+    assert len(lines) == 6
+    assert "\x1b" not in text
+
+
+def test_in_this_process(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "on this process" in said(capsys, started(workers=0))
+
+
+def test_a_plain_line_now_and_then(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+    with RunConsole() as console:
+        console(started())
+        for block in range(25):
+            clock.now += 1.0
+            console(ended(block))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("blocks")]
+    assert len(lines) == 2
+    assert f"10/{len(PLAN)}" in lines[0]
+
+
+def test_a_cause_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, Noticed("[bold]odd[/bold]"), started(), ended(2, "[/] ValueError: [blue]x[/blue]"))
+    assert "note: [bold]odd[/bold]" in text
+    assert "failed     block 2: [/] ValueError: [blue]x[/blue]" in text
+
+
+def test_a_flood_of_failures_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    tally = Tally(PLAN, 0)
+    failures = [ended(block, "no space") for block in range(SHOWN_FAILURES + 8)]
+    for failure in failures:
+        tally.count(failure.outcome)
+    text = said(capsys, started(), *failures, RunEnded(tally.report(1.0)))
+    assert text.count(": no space") == 2 * SHOWN_FAILURES
+    assert "and 8 more" in text
+    assert f"{len(PLAN) - SHOWN_FAILURES - 8} left" in text
+
+
+def test_a_terminal_is_redrawn_and_left_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(module, "Console", lambda **_: Console(file=terminal, force_terminal=True, width=120))
+    with RunConsole() as console:
+        console(started())
+        console(ended(0))
+        console(ended(1, "bad chunk"))
+    text = terminal.getvalue()
+    assert f"blocks     2/{len(PLAN)}, 1 failed" in text
+    assert text.index("\x1b[?25l") < text.rindex("\x1b[?25h"), "the cursor stays hidden"
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
+def test_a_terminal_is_left_clean_after_an_interruption(kind: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(module, "Console", lambda **_: Console(file=terminal, force_terminal=True, width=120))
+    with pytest.raises(kind), RunConsole() as console:  # noqa: PT012  the body is what is interrupted
+        console(started())
+        raise kind
+    assert "\x1b[?25h" in terminal.getvalue()
+
+
+def test_speed_and_time_left(clock: Clock) -> None:
+    progress = Progress(PLAN, 0)
+    assert str(progress) == f"blocks     0/{len(PLAN)}, 0.00 Mvoxel/s, ? left"
+    for block in range(len(PLAN) // 2):
+        clock.now += 2.0
+        progress.count(ended(block).outcome)
+    done = sum(PLAN.block(block).write.voxels for block in range(len(PLAN) // 2))
+    left = (VOXELS - done) / (done / len(PLAN))
+    assert str(progress).endswith(f"{done / len(PLAN) / 1e6:.2f} Mvoxel/s, {_clock(left)} left")
+
+
+def test_speed_is_that_of_the_last_minute(clock: Clock) -> None:
+    progress = Progress(PLAN, 0)
+    clock.now += 10_000
+    progress.count(ended(0).outcome)
+    for block in range(1, 12):
+        clock.now += 10
+        progress.count(ended(block).outcome)
+    recent = sum(PLAN.block(block).write.voxels for block in range(6, 12))
+    left = VOXELS - sum(PLAN.block(block).write.voxels for block in range(12))
+    assert str(progress).endswith(f"{_clock(left / (recent / 60))} left")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (7.84, "7.8 s"), (306, "5 min 06 s"), (11_040, "3 h 04 min"), (93_600, "1 d 2 h"), (59.97, "1 min 00 s")],
+)
+def test_clock(seconds: float, text: str) -> None:
+    assert _clock(seconds) == text

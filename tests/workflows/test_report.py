@@ -1,0 +1,71 @@
+"""A report counts every block once: done, skipped, failed or left."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import PLANAR, plan_of
+
+from emseg.outcome import Outcome, Seconds
+from emseg_workflows.report import LISTED, Report, Tally
+
+PLAN = plan_of((7, 29, 31), PLANAR)
+
+
+def outcome(block: int, status: str, peak: int = 0) -> Outcome:
+    failed = status == "failed"
+    voxels = PLAN.block(block).write.voxels
+    return Outcome(block, "failed" if failed else "done", voxels, Seconds(1, 2, 3, 4), "why" if failed else None, "", peak)
+
+
+@given(st.lists(st.sampled_from(["done", "failed", "skipped", "left"]), min_size=len(PLAN), max_size=len(PLAN)))
+def test_every_block_is_counted_once(fates: list[str]) -> None:
+    tally = Tally(PLAN, fates.count("skipped"))
+    ended = [outcome(block, fate, peak=block) for block, fate in enumerate(fates) if fate in ("done", "failed")]
+    for one in ended:
+        tally.count(one)
+    report = tally.report(2.0)
+    for fate in ("done", "failed", "skipped", "left"):
+        assert getattr(report, fate) == fates.count(fate)
+    assert report.blocks == len(PLAN)
+    assert report.exit_code == (0 if set(fates) <= {"done", "skipped"} else 3)
+    assert report.voxels == sum(one.voxels for one in ended if one.status == "done")
+    assert report.megavoxels_per_second == pytest.approx(report.voxels / 2e6)
+    assert report.worker_peak_bytes == max((one.block for one in ended), default=0)
+    assert report.phases == Seconds(*(seconds * len(ended) for seconds in (1, 2, 3, 4)))
+    assert [failure.block for failure in report.failures] == [i for i, fate in enumerate(fates) if fate == "failed"]
+
+
+def test_a_failure_is_named_as_a_region_is_typed() -> None:
+    tally = Tally(PLAN, 0)
+    tally.count(outcome(5, "failed"))
+    (failure,) = tally.report(1.0).failures
+    box = PLAN.block(5).write
+    assert failure.box == ",".join(f"{a}:{b}" for a, b in zip(box.start, box.stop, strict=True))
+    assert failure.cause == "why"
+
+
+def test_most_failures_are_only_counted() -> None:
+    tally = Tally(PLAN, 0)
+    for _ in range(LISTED + 7):
+        tally.count(outcome(0, "failed"))
+    report = tally.report(1.0)
+    assert (report.failed, len(report.failures)) == (LISTED + 7, LISTED)
+
+
+def test_nothing_to_do_is_done() -> None:
+    report = Tally(PLAN, len(PLAN)).report(0.0)
+    assert (report.exit_code, report.left, report.megavoxels_per_second) == (0, 0, 0.0)
+
+
+def test_json() -> None:
+    tally = Tally(PLAN, 1)
+    tally.count(outcome(3, "failed"))
+    report: Report = tally.report(1.5)
+    told = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert told["failures"] == [{"block": 3, "box": report.failures[0].box, "cause": "why"}]
+    assert told["left"] == len(PLAN) - 2
+    assert told["phases"] == {"read": 1, "wait": 2, "predict": 3, "write": 4}
