@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from emseg.block import Bench
 from emseg.box import Box, Triple, triple
-from emseg.errors import BlockError
+from emseg.errors import BlockError, MemoryShortageError
 from emseg.grid.plan import Plan
 from emseg.grid.stitch import NOT_COMPUTED
 from emseg.normalise import Normalisation
@@ -23,6 +23,8 @@ from emseg.specs.volume import VolumeSpec
 
 AS_IS = Normalisation("volume", (0.0,), (1.0,))
 """Leaves intensities as they are."""
+NUMERICS = Numerics("none 0", "none", "float32", 1, "2" * 64)
+"""Made up."""
 
 
 class ArrayVolume:
@@ -136,9 +138,28 @@ class FailingPredictor(LocalMean):
         return super().predict(tiles)
 
 
+class SmallPredictor(LocalMean):
+    """Has memory for `room` voxels at once; says something else of tiles that are not alone if it is `swayed`."""
+
+    def __init__(self, spec: ModelSpec, room: int, *, swayed: bool = False) -> None:
+        super().__init__(spec)
+        self.refused: list[int] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self._room, self._swayed = room, swayed
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits, or `MemoryShortageError`."""
+        if tiles.size > self._room:
+            self.refused.append(len(tiles))
+            raise MemoryShortageError(f"{tiles.size} voxels")
+        self.shapes.append(tiles.shape)
+        logits = super().predict(tiles)
+        return logits + np.float32(1) if self._swayed and len(tiles) > 1 else logits
+
+
 def recipe_of(volume: VolumeSpec, plan: Plan, normalisation: Normalisation = AS_IS, probabilities: bool = True) -> Recipe:
     """A recipe with made-up digests and numerics."""
-    return Recipe(volume, "0" * 64, "1" * 64, normalisation, plan, Numerics("none 0", "none", "float32", 1), probabilities)
+    return Recipe(volume, "0" * 64, "1" * 64, normalisation, plan, NUMERICS, probabilities)
 
 
 def bench_of(

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.box import Box, Triple
-from emseg.errors import BlockError
+from emseg.canary import batch_is_free
+from emseg.errors import BlockError, Fault, MemoryShortageError
 from emseg.grid.mirror import reflect
 from emseg.grid.plan import Block
 from emseg.grid.stitch import Canvas, classify, quantise, softmax
@@ -45,19 +46,21 @@ class Bench:
 def segment_block(bench: Bench, block: Block) -> Outcome:
     """How the segmentation of one block ended; a failure is an outcome, never an exception."""
     watch = Stopwatch()
-    cause = None
+    cause: str | None = None
+    fault: Fault | None = None
     try:
         _segment(bench, block, watch)
     except BlockError as error:
-        cause = str(error)
+        cause, fault = str(error), error.fault
     except Exception as error:  # whatever goes wrong in one block must not end the run
-        cause = f"{type(error).__name__}: {error}"
+        cause, fault = f"{type(error).__name__}: {error}", "block"
     return Outcome(
         block=block.index,
         status="done" if cause is None else "failed",
         voxels=block.write.voxels,
         seconds=watch.seconds(),
         cause=None if cause is None else _one_line(cause),
+        fault=fault,
         worker=f"{socket.gethostname()}:{os.getpid()}",
         peak_bytes=_peak_bytes(),
     )
@@ -120,15 +123,29 @@ def predict_tiles(
     Raises
     ------
     BlockError
-        If the network predicts NaN or infinity.
+        If the network predicts NaN or infinity, or has too little memory for a batch that cannot be made smaller.
     """
     while group := list(itertools.islice(tiles, batch)):
         sources = np.stack([values[tile.source.relative_to(seen.start).slices()] for tile in group])
-        for tile, logits in zip(group, predictor.predict(sources), strict=True):
+        for tile, logits in zip(group, _predict(predictor, sources), strict=True):
             if not np.isfinite(logits).all():
                 raise BlockError(f"the network predicts NaN or infinity in {tile.target}: its weights or the voxels are broken")
             kept = tile.target.relative_to(tile.output.start).slices()
             yield tile.target, logits[(slice(None), *kept)]
+
+
+def _predict(predictor: Predictor, sources: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The logits of a batch, which is halved if memory is short and this predictor gives the same bytes for any batch."""
+    try:
+        return predictor.predict(sources)
+    except MemoryShortageError as error:
+        if len(sources) > 1 and batch_is_free(predictor, len(sources)):
+            half = len(sources) // 2
+            return np.concatenate([_predict(predictor, sources[:half]), _predict(predictor, sources[half:])])
+        raise BlockError(
+            f"the network has too little memory for {len(sources)} tiles of {sources.shape[1:]} voxels ({error}): "
+            "use fewer workers or a device with more memory, or start over with --overwrite and a smaller --tile"
+        ) from error
 
 
 def _one_line(cause: str) -> str:

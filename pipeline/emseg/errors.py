@@ -5,13 +5,18 @@
     |   |-- VolumeError       the input volume, or what was said about it, is unusable
     |   |-- ModelError        the model file or its description is unusable
     |   |-- PlanError         volume, model, region and limits do not fit together
+    |   |-- NumericsError     a worker computes other last bits than the run
     |   `-- OutputError       the place for the output is taken, inside the input, or not writable
-    `-- BlockError            one block cannot be computed; the others go on              exit code 3
+    |-- BlockError            one block cannot be computed; the others go on              exit code 3
+    |-- MemoryShortageError   a predictor has too little memory for its batch
+    `-- OrphanError           another run has taken over the output: nothing may be written any more
 
 Each message names the two things that disagree and the remedy, on one line.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 
 class EmsegError(Exception):
@@ -38,5 +43,26 @@ class OutputError(InputError):
     """The place for the output is taken, lies inside the input, or cannot be written."""
 
 
+Fault = Literal["block", "store", "device"]
+"""What is at fault where a block fails: the block itself, so that trying again is in vain; a store that may come back;
+the device, which only a new process can use again."""
+
+
+class NumericsError(InputError):
+    """A worker computes other last bits than its run."""
+
+
 class BlockError(EmsegError):
     """One block cannot be computed; it stays *not computed* and the run goes on."""
+
+    def __init__(self, message: str, fault: Fault = "block") -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+class MemoryShortageError(EmsegError):
+    """A predictor has too little memory for what it was given; with less it may succeed."""
+
+
+class OrphanError(EmsegError):
+    """Another run has taken over the output: nothing may be written any more."""

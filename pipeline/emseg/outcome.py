@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any, Literal
 
+from emseg.errors import Fault
+
 Status = Literal["done", "failed"]
 
 
@@ -40,6 +42,8 @@ class Outcome:
     """Host and process that did it."""
     peak_bytes: int = 0
     """Largest memory of that process so far."""
+    fault: Fault | None = None
+    """What was at fault where it failed."""
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from fakes import ArrayVolume, LocalMean, MemoryLabels, bench_of, plan_by_hand
+from fakes import ArrayVolume, LocalMean, MemoryLabels, SmallPredictor, bench_of, plan_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import one_pass, random_network
@@ -18,6 +18,7 @@ from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 import emseg.grid.plan
 from emseg.block import predict_box, predict_tiles, read_normalised, segment_block
 from emseg.box import Box, Triple, triple
+from emseg.errors import BlockError
 from emseg.grid.cost import cost_of
 from emseg.grid.layout import plan_volume
 from emseg.grid.plan import Plan
@@ -234,3 +235,51 @@ def test_a_region_has_the_bytes_of_the_whole(model: ModelSpec) -> None:
     for region in (Box((3, 41, 57), (8, 102, 119)), Box((0, 60, 0), (10, 61, 130))):
         part = stitched(volume, predictor, plan_volume(volume.spec, model, region), table).astype(np.float32)
         assert part.tobytes() == whole[(slice(None), *region.slices())].tobytes()
+
+
+# -- too little memory ----------------------------------------------------------------------------------------------
+
+MEAN = ModelSpec.unet(width=1, depth=0, kernel=(3, 3, 3))
+SMALL: Triple = MEAN.tile_for((4, 16, 16))
+
+
+def eight_tiles(predictor: LocalMean) -> NDArray[np.float32]:
+    """Logits of one block of eight tiles, given to the predictor in batches of up to eight."""
+    shape: Triple = (8, 32, 32)
+    plan = plan_by_hand(MEAN, shape, shape, SMALL, batch=8)
+    seen = plan.read_box(plan.block(0))
+    values = read_normalised(ArrayVolume(noise(shape)), Normalisation("volume", (120.0,), (70.0,)), seen)
+    whole: Canvas[np.float32] = Canvas(plan.region, np.float32, 2)
+    for target, logits in predict_tiles(predictor, values, seen, plan.tiles(plan.block(0)), plan.batch):
+        whole.paste(target, logits)
+    return whole.finish()
+
+
+@pytest.mark.parametrize(
+    ("room", "refused", "computed"),
+    [(8, [], [8]), (4, [8], [4, 4]), (3, [8, 4, 4], [2] * 4), (1, [8, 4, 2, 2, 4, 2, 2], [1] * 8)],
+)
+def test_a_batch_is_halved_when_memory_is_short(room: int, refused: list[int], computed: list[int]) -> None:
+    """And the bytes stay what they are with enough."""
+    predictor = SmallPredictor(MEAN, room * int(np.prod(SMALL)))
+    assert eight_tiles(predictor).tobytes() == eight_tiles(LocalMean(MEAN)).tobytes()
+    assert predictor.refused == refused
+    assert [count for count, *shape in predictor.shapes if triple(shape) == SMALL] == computed
+
+
+def test_a_batch_is_not_halved_if_that_would_change_the_bytes() -> None:
+    predictor = SmallPredictor(MEAN, 4 * int(np.prod(SMALL)), swayed=True)
+    message = r"too little memory for 8 tiles of \(.*\) voxels \(\d+ voxels\): use fewer workers .* smaller --tile"
+    with pytest.raises(BlockError, match=message) as caught:
+        eight_tiles(predictor)
+    assert "\n" not in str(caught.value)
+    assert caught.value.fault == "block"
+    assert predictor.refused == [8]
+    assert SMALL not in [shape[1:] for shape in predictor.shapes], "a tile of the block was predicted in another batch"
+
+
+def test_a_single_tile_cannot_be_halved() -> None:
+    predictor = SmallPredictor(MEAN, int(np.prod(SMALL)) - 1)
+    with pytest.raises(BlockError, match="too little memory for 1 tiles of"):
+        eight_tiles(predictor)
+    assert predictor.refused == [8, 4, 2, 1]

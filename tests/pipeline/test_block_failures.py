@@ -106,6 +106,20 @@ def test_a_predictor_that_breaks_down_fails_its_block(error: Exception, cause: s
     assert outcomes[5].seconds.read > 0
 
 
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (BlockError("weights are broken"), "block"),
+        (BlockError("the server does not answer", "store"), "store"),
+        (BlockError("the device failed", "device"), "device"),
+        (KeyError("scale"), "block"),
+    ],
+)
+def test_an_outcome_says_what_was_at_fault(error: Exception, fault: str) -> None:
+    outcomes = run(bench_of(ArrayVolume(values()), FailingPredictor(MODEL, at=5, error=error), PLAN))
+    assert [outcome.fault for outcome in outcomes] == [fault if index == 5 else None for index in range(len(PLAN))]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_network_that_predicts_no_number_fails(bad: float) -> None:
     outcomes = run(bench_of(ArrayVolume(values()), SayingPredictor(MODEL, (0.0, bad)), PLAN))

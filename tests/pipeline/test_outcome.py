@@ -11,7 +11,7 @@ from emseg.outcome import Outcome, Seconds, Stopwatch
 
 
 def test_json_names_everything() -> None:
-    outcome = Outcome(3, "failed", 512, Seconds(1.0, 2.0, 3.0, 4.0), "disk full", "host:1", 2**30)
+    outcome = Outcome(3, "failed", 512, Seconds(1.0, 2.0, 3.0, 4.0), "disk full", "host:1", 2**30, "store")
     assert json.loads(json.dumps(outcome.to_json())) == {
         "block": 3,
         "status": "failed",
@@ -20,6 +20,7 @@ def test_json_names_everything() -> None:
         "cause": "disk full",
         "worker": "host:1",
         "peak_bytes": 2**30,
+        "fault": "store",
     }
 
 

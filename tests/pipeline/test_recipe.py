@@ -25,7 +25,7 @@ RECIPE = Recipe(
     model_digest="b" * 64,
     normalisation=Normalisation("slice", (0.1,) * 6, (1 / 3,) * 6),
     plan=plan_volume(VOLUME, MODEL, Box((1, 2, 3), (6, 50, 60))),
-    numerics=Numerics("torch 2.13.0+cpu", "AVX2", "float32", 2),
+    numerics=Numerics("torch 2.13.0+cpu", "AVX2", "float32", 2, "d" * 64),
     probabilities=True,
 )
 
@@ -85,6 +85,7 @@ CHANGES = {
     "numerics.device": with_numerics(device="AVX512"),
     "numerics.precision": with_numerics(precision="bfloat16"),
     "numerics.threads": with_numerics(threads=1),
+    "numerics.canary": with_numerics(canary="e" * 64),
     "probabilities": replace(RECIPE, probabilities=False),
 }
 """Each single item of the recipe, changed; by how little does not matter."""

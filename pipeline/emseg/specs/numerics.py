@@ -20,6 +20,12 @@ class Numerics:
     threads: int
     """Threads that one predictor computes with."""
 
+    canary: str
+    """SHA-256 of the prediction of one fixed tile, see `emseg.canary`."""
+
+    def __str__(self) -> str:
+        return f"{self.backend} on {self.device} in {self.precision} with {self.threads} threads, canary {self.canary[:12]}"
+
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return asdict(self)
@@ -27,4 +33,6 @@ class Numerics:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The numerics that `to_json` wrote."""
-        return cls(str(data["backend"]), str(data["device"]), str(data["precision"]), int(data["threads"]))
+        return cls(
+            *(str(data["backend"]), str(data["device"]), str(data["precision"]), int(data["threads"]), str(data["canary"]))
+        )

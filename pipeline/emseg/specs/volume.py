@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
@@ -13,6 +14,9 @@ from emseg.errors import VolumeError
 DTYPES = ("uint8", "uint16", "float32")
 """Types that a volume may have."""
 
+LONGEST_AXIS = 2**24
+"""Most voxels along an axis, 67 mm at 4 nm: metadata that say more are damaged."""
+
 
 @dataclass(frozen=True, slots=True)
 class VolumeSpec:
@@ -21,7 +25,7 @@ class VolumeSpec:
     Raises
     ------
     VolumeError
-        If an axis is empty or the type is not one that emseg reads.
+        If an axis is empty or longer than `LONGEST_AXIS`, or the type is not one that emseg reads.
     """
 
     shape: Triple
@@ -42,6 +46,14 @@ class VolumeSpec:
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
             raise VolumeError(f"the volume has shape {self.shape}, which holds no voxel: each axis needs at least one")
+        if min(self.chunk) < 1:
+            raise VolumeError(f"the chunks have shape {self.chunk}, but each axis needs at least one voxel: write it again")
+        for name, shape in (("volume has", self.shape), ("chunks have", self.chunk)):
+            if max(shape) > LONGEST_AXIS:
+                raise VolumeError(
+                    f"the {name} shape {reprlib.repr(shape)}, but no volume has more than {LONGEST_AXIS} voxels on an axis: "
+                    "its metadata are damaged, restore them"
+                )
         if self.dtype not in DTYPES:
             raise VolumeError(f"the volume is {self.dtype}, but emseg reads {', '.join(DTYPES)}: convert it first")
 

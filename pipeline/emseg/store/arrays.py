@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
 from emseg.box import Box, Triple, triple
+from emseg.store.nodes import LocalFiles
+from emseg.store.staging import PARTIAL, commit, make_folders
+
+INDEX_ENTRY = 16
+"""Bytes in a shard's index for each chunk: offset and length; 4 more are the index's checksum."""
 
 
 def create_group(root: Path, name: str, attributes: dict[str, Any]) -> None:
@@ -32,13 +41,13 @@ def create_array(
     dtype: str,
     fill_value: int,
     axes: tuple[str, ...],
-) -> zarr.Array[Any]:
-    """An empty array `name` within the Zarr at `root`.
+) -> None:
+    """Makes an empty array `name` within the Zarr at `root`.
 
     The checksum comes last in the codecs: without it a flipped bit is read back unnoticed. Nothing about the time, the
     machine or the path is stored, so the same voxels give the same files.
     """
-    return zarr.create_array(
+    zarr.create_array(
         store=LocalStore(root),
         name=name,
         shape=shape,
@@ -54,13 +63,49 @@ def create_array(
     )
 
 
+class ShardFiles(LocalStore):
+    """Local files that are put in their place whole and on the disk, each only if `permit` does not raise.
+
+    What was stored before is never read: Zarr would join it with a shard at the far end, which is cut short.
+    """
+
+    def __init__(self, root: Path, permit: Callable[[], None] | None = None) -> None:
+        super().__init__(root)
+        self._permit = permit
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        return await super().get(key, prototype, byte_range) if key.endswith("zarr.json") else None
+
+    async def set(self, key: str, value: Buffer) -> None:
+        await asyncio.to_thread(self._put, Path(self.root, key), value)
+
+    def _put(self, file: Path, value: Buffer) -> None:
+        make_folders(file.parent, Path(self.root))
+        commit(file, memoryview(value.to_bytes()), self._permit)
+
+
+def open_shards(root: Path, name: str, channels: int, permit: Callable[[], None] | None = None) -> Shards:
+    """The array `name` within the Zarr at `root`; each shard is written only if `permit` does not raise.
+
+    Raises
+    ------
+    Exception
+        Of almost any type, if the metadata are damaged.
+    """
+    reader = zarr.open_array(store=LocalFiles(root, read_only=True), path=name, mode="r", zarr_format=3)
+    writer = zarr.open_array(store=ShardFiles(root, permit), path=name, mode="r+", zarr_format=3)
+    return Shards(root / name, reader, writer, channels)
+
+
 class Shards:
     """A sharded array (z, y, x) or (y, x), or with channels in front of these, used shard by shard.
 
     Boxes are relative to the array's first voxel, and always 3-D; all channels of a place are in one shard.
     """
 
-    def __init__(self, folder: Path, array: zarr.Array[Any], channels: int) -> None:
+    def __init__(self, folder: Path, array: zarr.Array[Any], writer: zarr.Array[Any], channels: int) -> None:
         """Channels are 0 if the array has no channel axis.
 
         Raises
@@ -72,6 +117,8 @@ class Shards:
         if rank not in (2, 3) or array.shards is None or array.shape[: bool(channels)] != (channels,)[: bool(channels)]:
             raise ValueError(f"the array {folder} with shape {array.shape} and shards {array.shards} is laid out differently")
         self.array = array
+        self._writer = writer
+        self._least = INDEX_ENTRY * math.prod(s // c for s, c in zip(array.shards, array.chunks, strict=True)) + 4
         self._folder = folder
         self._channels = channels
         self._rank = rank
@@ -120,30 +167,45 @@ class Shards:
         return found.reshape((*found.shape[: bool(self._channels)], *box.shape))
 
     def write(self, box: Box, values: NDArray[Any]) -> None:
-        """Stores ``(z, y, x)`` or ``(channel, z, y, x)``; `box` must be whole shards, which are written as a whole."""
-        self.array[self._selection(box)] = values.reshape(*values.shape[: bool(self._channels)], *box.shape[-self._rank :])
+        """Stores ``(z, y, x)`` or ``(channel, z, y, x)``; `box` must be whole shards.
 
-    def flush(self, box: Box) -> None:
-        """Waits until the shards of `box` are on the disk, so that not even a power cut takes them back."""
-        for index in self.indices(box):
-            with self.file(index).open("rb") as file:
-                os.fsync(file.fileno())
+        Each shard is in its place whole and on the disk when this returns, so that not even a power cut takes it back.
+        """
+        shape = (*values.shape[: bool(self._channels)], *box.shape[-self._rank :])
+        self._writer[self._selection(box)] = values.reshape(shape)
 
     def has(self, index: Triple) -> bool:
-        """Whether a shard exists; an empty file, as a power cut may leave it, does not count."""
+        """Whether a shard exists; a file that is shorter than its own index does not count."""
         try:
-            return self.file(index).stat().st_size > 0
+            return self.file(index).stat().st_size > self._least
         except OSError:
             return False
 
-    def stored(self) -> NDArray[np.bool_]:
-        """Whether each shard exists, ``(z, y, x) bool`` on the grid; lists each folder once."""
-        found = np.zeros(self.grid, dtype=bool)
-        for index in _numbered(self._root, self._rank):
-            place = (0,) * (3 - self._rank) + index
-            if all(i < n for i, n in zip(place, self.grid, strict=True)):
-                found[place] = self.has(triple(place))
-        return found
+    def stored(self, *, tidy: bool = False) -> NDArray[np.bool_]:
+        """Whether each shard exists, ``(z, y, x) bool`` on the grid; lists each folder once.
+
+        With `tidy`, files that a killed writer has left half-written are removed.
+        """
+        found = np.zeros(self.grid[-self._rank :], dtype=bool)
+        self._list(os.fspath(self._root), found, (), tidy)
+        return found.reshape(self.grid)
+
+    def _list(self, folder: str, found: NDArray[np.bool_], place: tuple[int, ...], tidy: bool) -> None:
+        """Mark the shards below a folder; ten million of them pass through here, so no object is made for each."""
+        length, leaf = found.shape[len(place)], len(place) == found.ndim - 1
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name.isdecimal() and (index := int(name)) < length and str(index) == name:
+                        if not leaf:
+                            self._list(entry.path, found, (*place, index), tidy)
+                        elif entry.is_file() and entry.stat().st_size > self._least:
+                            found[(*place, index)] = True
+                    elif tidy and name.endswith(PARTIAL):
+                        Path(entry.path).unlink(missing_ok=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return
 
     @property
     def _root(self) -> Path:
@@ -154,16 +216,3 @@ class Shards:
 
     def _three(self, lengths: tuple[int, ...]) -> Triple:
         return triple((1,) * (3 - self._rank) + lengths[-self._rank :])
-
-
-def _numbered(folder: str | Path, depth: int) -> Iterator[tuple[int, ...]]:
-    """Numbers in the paths of all files `depth` levels below a folder whose names are numbers."""
-    try:
-        entries = [entry for entry in os.scandir(folder) if entry.name.isdecimal()]
-    except OSError:
-        return
-    for entry in entries:
-        if depth == 1:
-            yield (int(entry.name),)
-        else:
-            yield from ((int(entry.name), *rest) for rest in _numbered(entry.path, depth - 1))

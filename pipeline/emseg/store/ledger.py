@@ -7,8 +7,6 @@ starts at the corner of the region that the output covers.
 from __future__ import annotations
 
 import itertools
-import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.box import Box, Triple
-from emseg.errors import BlockError, OutputError
+from emseg.errors import BlockError, OrphanError
 from emseg.store.arrays import Shards
-from emseg.store.nodes import reason
-from emseg.store.staging import write_json
+from emseg.store.nodes import fault_of, reason
+from emseg.store.staging import output_error
 
 NOT_COMPUTED = 255
 """Value of labels and probabilities where nothing has been computed yet."""
@@ -34,6 +32,7 @@ class Output:
     def __init__(
         self,
         path: Path,
+        generation: int,
         region: Box,
         classes: tuple[str, ...],
         attributes: dict[str, Any],
@@ -41,6 +40,8 @@ class Output:
         probabilities: Shards | None,
     ) -> None:
         self.path = path
+        self.generation = generation
+        """How often the output was begun; other generations' arrays have other names."""
         self.region = region
         """What the output covers, in the volume's coordinates."""
         self.classes = classes
@@ -59,6 +60,11 @@ class Output:
         return f"Output({str(self.path)!r})"
 
     @property
+    def records(self) -> Path:
+        """Folder of leases and run records."""
+        return self.path / "emseg"
+
+    @property
     def keeps_probabilities(self) -> bool:
         """Whether probabilities are stored beside the labels."""
         return self._probabilities is not None
@@ -66,29 +72,30 @@ class Output:
     def write(self, box: Box, labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None) -> None:
         """Store a block: labels ``(z, y, x) uint8`` and, if the output keeps them, probabilities ``(class, z, y, x) uint8``.
 
-        What these write units held before is deleted first, and labels are written last: where there are labels, the
-        probabilities belong to them. Deleting also lets a damaged shard be written anew, which Zarr would want to read.
+        Labels are written last: where there are labels, the probabilities belong to them.
 
         Raises
         ------
         BlockError
             If the disk refuses.
+        OrphanError
+            If another run has taken over the output.
         ValueError
             If `box` is not whole write units, or an array is not what belongs there; nothing computed is ever 255.
         """
         inside = box.relative_to(self.region.start)
-        indices = self._indices(box)
+        self._indices(box)
         self._check(box, labels, probabilities)
         try:
-            for array, index in itertools.product(self._arrays, indices):
-                array.file(index).unlink(missing_ok=True)
             if self._probabilities is not None and probabilities is not None:
                 self._probabilities.write(inside, probabilities)
-                self._probabilities.flush(inside)
             self._labels.write(inside, labels)
-            self._labels.flush(inside)
+        except OrphanError:
+            raise
         except Exception as error:  # the disk's errors come through Zarr, which adds its own
-            raise BlockError(f"the block {box} of {self.path} cannot be written ({reason(error)}): check the disk") from error
+            raise BlockError(
+                f"the block {box} of {self.path} cannot be written ({reason(error)}): check the disk", fault_of(error)
+            ) from error
 
     def is_done(self, box: Box) -> bool:
         """Whether each write unit of `box` exists in each array of the output.
@@ -100,15 +107,47 @@ class Output:
         """
         return all(array.has(index) for array, index in itertools.product(self._arrays, self._indices(box)))
 
-    def done_units(self) -> NDArray[np.bool_]:
+    def done_units(self, *, tidy: bool = False) -> NDArray[np.bool_]:
         """Whether each write unit exists in each array, ``(z, y, x) bool`` on the grid of write units.
 
-        It lists each folder once, which is far quicker than to ask for one unit after the other.
+        It lists each folder once, which is far quicker than to ask for one unit after the other. With `tidy`, files
+        that a killed writer has left half-written are removed; only who holds the lease may ask for that.
         """
         done = np.ones(self._labels.grid, dtype=bool)
         for array in self._arrays:
-            done &= array.stored()
+            done &= array.stored(tidy=tidy)
         return done
+
+    def check_unit(self, box: Box) -> None:
+        """Reads every byte of a block in each array, so that each checksum is proven.
+
+        Raises
+        ------
+        BlockError
+            If a shard is missing, damaged, or holds a voxel that was never computed.
+        """
+        for array in self._arrays:
+            if int(self._read(array, box).max()) == NOT_COMPUTED:
+                raise BlockError(f"the block {box} of {self.path} has voxels that were not computed: compute it again")
+
+    def remove_unit(self, box: Box) -> None:
+        """Makes a block *not computed* again; only who holds the lease may ask for that.
+
+        Labels are removed first, so that there are never labels whose probabilities are gone.
+
+        Raises
+        ------
+        OutputError
+            If the disk refuses.
+        ValueError
+            If `box` is not whole write units.
+        """
+        for array, index in itertools.product(self._arrays, self._indices(box)):
+            file = array.file(index)
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                raise output_error(file, error) from error
 
     def read_labels(self, box: Box) -> NDArray[np.uint8]:
         """The labels of `box`, ``(z, y, x) uint8``, 255 where not computed.
@@ -135,39 +174,6 @@ class Output:
         if self._probabilities is None:
             raise ValueError(f"{self.path} keeps labels only, not probabilities")
         return self._read(self._probabilities, box)
-
-    def write_record(self, name: str, record: Any) -> None:
-        """Keep something about the run as a JSON file; after a power cut it is the old one or the new one.
-
-        Raises
-        ------
-        OutputError
-            If it cannot be written.
-        ValueError
-            If `record` is not JSON, or `name` is not lower-case letters, digits and hyphens.
-        """
-        write_json(self._record(name), record)
-
-    def read_record(self, name: str) -> Any:
-        """What `write_record` kept under this name; None if nothing.
-
-        Raises
-        ------
-        OutputError
-            If the file is damaged or cannot be read.
-        """
-        file = self._record(name)
-        try:
-            return json.loads(file.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, RecursionError) as error:
-            raise OutputError(f"{file} cannot be read ({reason(error)}): delete it, the labels do not need it") from error
-
-    def _record(self, name: str) -> Path:
-        if not re.fullmatch("[a-z0-9-]+", name) or name == "zarr":
-            raise ValueError(f"a record is named by lower-case letters, digits and hyphens, but not 'zarr'; {name!r} is not")
-        return self.path / "emseg" / f"{name}.json"
 
     def _indices(self, box: Box) -> list[Triple]:
         """Index of each write unit of `box` in the grid."""
@@ -199,4 +205,5 @@ class Output:
         try:
             return array.read(box.relative_to(self.region.start))
         except Exception as error:  # a damaged shard may raise anything, according to the codec that meets it
-            raise BlockError(f"the block {box} of {self.path} cannot be read ({reason(error)}): compute it again") from error
+            cause = f"the block {box} of {self.path} cannot be read ({reason(error)}): compute it again"
+            raise BlockError(cause, fault_of(error)) from error

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from emseg.box import AXES, Box, Triple
 from emseg.errors import OutputError, VolumeError
 from emseg.specs.volume import VolumeSpec
-from emseg.store.arrays import Shards, create_array, create_group
+from emseg.store.arrays import Shards, create_array, create_group, open_shards
 from emseg.store.nodes import read_node
 from emseg.store.ome import VERSION, Space, multiscales
 from emseg.store.staging import output_path, staged
@@ -92,10 +92,8 @@ def new_volume(path: str | Path, spec: VolumeSpec, shard: Triple, *, replace: bo
         space = Space(AXES, spec.scale, spec.translation, spec.units)
         image = {"version": VERSION, "multiscales": multiscales("0", space, "volume")}
         create_group(work, "", {"ome": image, "emseg": MARK})
-        array = create_array(
-            work, "0", shape=spec.shape, shard=shard, chunk=spec.chunk, dtype=spec.dtype, fill_value=0, axes=AXES
-        )
-        yield SlabWriter(Shards(work / "0", array, 0))
+        create_array(work, "0", shape=spec.shape, shard=shard, chunk=spec.chunk, dtype=spec.dtype, fill_value=0, axes=AXES)
+        yield SlabWriter(open_shards(work, "0", 0))
 
 
 def _refuse_foreign(path: Path) -> None:

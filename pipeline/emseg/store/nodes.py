@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import zarr
-from zarr.abc.store import ByteRequest
+from zarr.abc.store import ByteRequest, RangeByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
-from emseg.errors import VolumeError
+from emseg.errors import Fault, VolumeError
+from emseg.store.blosc import use_whole_blosc
+
+use_whole_blosc()
 
 METADATA = ("zarr.json", ".zarray", ".zgroup")
 """Files that make a folder a Zarr node, the newest format first."""
@@ -37,7 +42,22 @@ def reason(error: BaseException) -> str:
     """Why something failed, on one line: the system's words for an `OSError`, else type and message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    text = f"{type(error).__name__}: {error}"[:1000]
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:300]
+
+
+LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR}
+"""Errors of a disk that trying again does not mend."""
+
+
+def fault_of(error: BaseException) -> Fault:
+    """Whether a store failed in a way that may pass, or what is stored is at fault."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return "block" if cause.errno in LASTING else "store"
+        cause = cause.__cause__ or cause.__context__
+    return "block"
 
 
 def local(path: str | Path) -> Path:
@@ -83,14 +103,18 @@ def read_node(path: str | Path) -> Node:
 
 
 class LocalFiles(LocalStore):
-    """Local files, none of which is empty.
+    """Local files, none of which is empty or ends within what is read of it.
 
-    A power cut may leave a file empty. zarr 3.1 takes an empty shard for one that was never written, in silence.
+    A power cut may leave a file empty. zarr 3.1 takes an empty shard for one that was never written, in silence. It also
+    takes memory for as many bytes as metadata say that there are.
     """
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
+        file = self.root / key
+        if isinstance(byte_range, RangeByteRequest) and file.is_file() and (size := file.stat().st_size) < byte_range.end:
+            raise ValueError(f"the file {key} has {size} bytes, but should have at least {byte_range.end}")
         found = await super().get(key, prototype, byte_range)
         if found is not None and len(found) == 0:
             raise ValueError(f"the file {key} is empty")
@@ -124,7 +148,8 @@ def _parse(folder: Path, name: str) -> Node:
         kind = "array" if name == ".zarray" else "group"
         attributes = _read_json(folder / ".zattrs") if (folder / ".zattrs").is_file() else {}
     if kind not in ("array", "group"):
-        raise VolumeError(f"{folder / name} says node_type {kind!r}, not 'array' or 'group': restore it, or write it again")
+        found = reprlib.repr(kind)
+        raise VolumeError(f"{folder / name} says node_type {found}, not 'array' or 'group': restore it, or write it again")
     if not isinstance(attributes, dict):
         raise VolumeError(f"the attributes of {folder} are {type(attributes).__name__}, not an object: restore {name}")
     return Node(folder, kind, 3 if name == "zarr.json" else 2, attributes)

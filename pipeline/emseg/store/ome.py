@@ -7,12 +7,16 @@ Read are versions 0.4 (attributes ``multiscales``, Zarr v2) and 0.5 (attributes 
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 VERSION = "0.5"
+
+LONGEST_NAME = 255
+"""Most characters of a name, as in a file system."""
 
 LENGTH_UNITS = (
     *("angstrom", "attometer", "centimeter", "decimeter", "exameter", "femtometer", "foot", "gigameter", "hectometer"),
@@ -61,9 +65,9 @@ def level_0(multiscales: Any) -> tuple[str, Space]:
     multiscale = _mapping(_first(multiscales, "multiscales"), "multiscales[0]")
     dataset = _mapping(_first(multiscale.get("datasets"), "datasets"), "datasets[0]")
     path = dataset.get("path")
-    if not isinstance(path, str) or not PurePosixPath(path).parts:
-        raise ValueError(f"the path of datasets[0] is {path!r}, not the name of an array")
-    if path.startswith("/") or "\\" in path or "\0" in path or ".." in PurePosixPath(path).parts:
+    if not is_name(path) or not PurePosixPath(path).parts:
+        raise ValueError(f"the path of datasets[0] is {_short(path)}, not the name of an array")
+    if path.startswith("/") or "\\" in path or ".." in PurePosixPath(path).parts:
         raise ValueError(f"the path of datasets[0], {path!r}, leads out of the group")
     names, units = _axes(multiscale.get("axes"))
     steps = dataset.get("coordinateTransformations")
@@ -92,7 +96,7 @@ def _apply(step: Mapping[str, Any], scale: list[float], translation: list[float]
     if kind == "identity":
         return
     if kind not in ("scale", "translation"):
-        raise ValueError(f"a transformation of type {kind!r} is not known; known are scale, translation and identity")
+        raise ValueError(f"a transformation of type {_short(kind)} is not known; known are scale, translation and identity")
     values = numbers(step.get(kind), len(scale), str(kind))
     for axis, value in enumerate(values):
         if kind == "scale":
@@ -122,14 +126,19 @@ def numbers(value: Any, count: int, what: str) -> tuple[float, ...]:
     return found
 
 
+def is_name(value: Any) -> TypeGuard[str]:
+    """Whether a JSON value can name an axis, a unit or an array: text that is fit to print."""
+    return isinstance(value, str) and len(value) <= LONGEST_NAME and value.isprintable()
+
+
 def _axes(value: Any) -> tuple[tuple[str, ...], tuple[str | None, ...]]:
     names: list[str] = []
     units: list[str | None] = []
     for entry in _sequence(value):
         axis = _mapping(entry, "an axis")
         name, unit = axis.get("name"), axis.get("unit")
-        if not isinstance(name, str) or not (unit is None or isinstance(unit, str)):
-            raise ValueError(f"an axis has name {_short(name)} and unit {_short(unit)}, which must be strings")
+        if not is_name(name) or not (unit is None or is_name(unit)):
+            raise ValueError(f"an axis has name {_short(name)} and unit {_short(unit)}, which must be short strings")
         names.append(name.lower())
         units.append(unit or None)
     if not names:
@@ -154,5 +163,5 @@ def _sequence(value: Any) -> Sequence[Any]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)  # not repr, which gives up on what is nested as deep as JSON can be
     return text if len(text) <= 60 else text[:57] + "..."

@@ -3,107 +3,213 @@
     OUT                   an image: the probabilities if they are kept, else the labels
     OUT/labels/classes/0  (z, y, x) uint8, the class of each voxel, 255 = not computed
     OUT/probabilities/0   (c, z, y, x) uint8, 0 to 254 for 0 to 1, 255 = not computed
-    OUT/emseg             the record of the run, as JSON files
+    OUT/emseg             leases and records of the runs, as JSON files
 
 A 2-D volume gives (y, x) and (c, y, x). The arrays start at the corner of the region that the output covers.
+
+An output that is begun anew gets another *generation* of arrays, ``labels/classes-2/0`` and ``probabilities-2/0``: a
+worker that has outlived its run may still write to the old ones, and harms nobody. The attributes of ``OUT`` say which
+generation counts, and are switched last.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import zarr
 
 from emseg.box import AXES, Box, Triple, triple
 from emseg.errors import OutputError, VolumeError
 from emseg.specs.volume import VolumeSpec
-from emseg.store.arrays import Shards, create_array, create_group
+from emseg.store.arrays import Shards, create_array, create_group, open_shards
 from emseg.store.classes import image_label, omero
+from emseg.store.lease import Token
 from emseg.store.ledger import NOT_COMPUTED, Output
-from emseg.store.nodes import LocalFiles, Node, read_node, reason
+from emseg.store.nodes import Node, read_node, reason
 from emseg.store.ome import VERSION, Space, multiscales
-from emseg.store.staging import output_path, remove_folder, staged
+from emseg.store.staging import PARTIAL, output_error, output_path, staged, write_json
 
-LABELS = "labels/classes/0"
-PROBABILITIES = "probabilities/0"
-
-FORMAT = 1
+FORMAT = 2
 """Version of the layout above."""
 
 SELF = "output"
 """Key of the attributes ``emseg`` under which an output describes itself."""
 
 
-def create_output(
-    path: str | Path,
-    *,
-    volume: VolumeSpec,
-    region: Box,
-    classes: tuple[str, ...],
-    unit: Triple,
-    chunk: Triple,
-    probabilities: bool,
-    attributes: dict[str, Any],
-) -> None:
-    """Makes an empty output, or nothing at all.
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The names of the arrays of one generation, counted from 1."""
 
-    Parameters
-    ----------
-    path
-        Where; nothing may exist there yet.
-    volume
-        The volume that is segmented: gives rank, voxel size and units.
-    region
-        What is segmented, in the volume's coordinates.
-    classes
-        Name of each class, in the order of the label values from 0.
-    unit, chunk
-        Shape (z, y, x) in voxels of a write unit, and of the chunks inside; the one is a multiple of the other.
-    probabilities
-        Whether to keep probabilities beside the labels.
-    attributes
-        JSON values to keep, later found as `Output.attributes`; the key ``output`` is taken.
+    number: int
+
+    @property
+    def classes(self) -> str:
+        """Name of the image below ``labels`` that holds the classes."""
+        return self._numbered("classes")
+
+    @property
+    def labels(self) -> str:
+        """Path of the array of labels."""
+        return f"labels/{self.classes}/0"
+
+    @property
+    def image(self) -> str:
+        """Path of the image of probabilities."""
+        return self._numbered("probabilities")
+
+    @property
+    def probabilities(self) -> str:
+        """Path of the array of probabilities."""
+        return f"{self.image}/0"
+
+    def _numbered(self, name: str) -> str:
+        return name if self.number == 1 else f"{name}-{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What an output looks like; decided before anything is written.
+
+    Raises
+    ------
+    ValueError
+        If the fields disagree, or `attributes` are not JSON.
+    """
+
+    volume: VolumeSpec
+    """The volume that is segmented: gives rank, voxel size and units."""
+    region: Box
+    """What is segmented, in the volume's coordinates."""
+    classes: tuple[str, ...]
+    """Name of each class, in the order of the label values from 0."""
+    unit: Triple
+    """Shape (z, y, x) of a write unit in voxels; a multiple of `chunk`."""
+    chunk: Triple
+    """Shape (z, y, x) of the chunks inside a write unit, in voxels."""
+    probabilities: bool
+    """Whether to keep probabilities beside the labels."""
+    attributes: dict[str, Any]
+    """JSON values to keep, later found as `Output.attributes`; the key ``output`` is taken."""
+
+    def __post_init__(self) -> None:
+        if not self.volume.box.contains(self.region):
+            raise ValueError(f"the region {self.region} is not within the volume {self.volume.box}")
+        if any(u % c for u, c in zip(self.unit, self.chunk, strict=True)):
+            raise ValueError(f"the write unit {self.unit} is not a multiple of the chunk {self.chunk}")
+        if not 1 <= len(self.classes) <= NOT_COMPUTED:
+            raise ValueError(f"{len(self.classes)} classes do not fit uint8 beside {NOT_COMPUTED} for not computed")
+        if SELF in self.attributes:
+            raise ValueError(f"the attribute {SELF!r} is taken")
+        json.dumps(self.attributes, allow_nan=False)
+
+    @property
+    def space(self) -> Space:
+        """Where the output's voxels lie."""
+        return Space(AXES, self.volume.scale, self.volume.crop(self.region), self.volume.units).last(self.volume.rank)
+
+    def root(self, generation: Generation) -> dict[str, Any]:
+        """Attributes of the root group."""
+        described = {
+            "format": FORMAT,
+            "generation": generation.number,
+            "region": [self.region.start, self.region.stop],
+            "classes": self.classes,
+            "probabilities": self.probabilities,
+        }
+        own = json.loads(json.dumps({**self.attributes, SELF: described}))
+        return {"ome": self._image(generation.probabilities, generation.labels), "emseg": own}
+
+    def make_arrays(self, root: Path, generation: Generation) -> None:
+        """Makes the empty arrays of a generation; nothing refers to them yet."""
+        shape, shard, inner = (lengths[-self.volume.rank :] for lengths in (self.region.shape, self.unit, self.chunk))
+        create_group(root, f"labels/{generation.classes}", {"ome": self._labels()})
+        _create_array(root, generation.labels, self.space, shape, shard, inner)
+        if self.probabilities:
+            count = (len(self.classes),)
+            create_group(root, generation.image, {"ome": self._image("0", "")})
+            space = self.space.with_channels()
+            _create_array(root, generation.probabilities, space, count + shape, count + shard, (1, *inner))
+
+    def _image(self, probabilities: str, labels: str) -> dict[str, Any]:
+        """OME metadata of a group that is an image of the array at one of these paths."""
+        if not self.probabilities:
+            return {"version": VERSION, "multiscales": multiscales(labels, self.space, "classes")}
+        image = multiscales(probabilities, self.space.with_channels(), "probabilities")
+        return {"version": VERSION, "multiscales": image, "omero": omero(self.classes, NOT_COMPUTED - 1)}
+
+    def _labels(self) -> dict[str, Any]:
+        """OME metadata of the image of classes, two levels below the image that it belongs to."""
+        image = multiscales("0", self.space, "classes")
+        return {"version": VERSION, "multiscales": image, "image-label": image_label(self.classes, "../../")}
+
+
+def create_output(path: str | Path, form: Form) -> None:
+    """Makes an empty output, or nothing at all.
 
     Raises
     ------
     OutputError
         If `path` exists, or cannot be written.
-    ValueError
-        If the other arguments disagree, or `attributes` are not JSON.
     """
-    if not volume.box.contains(region):
-        raise ValueError(f"the region {region} is not within the volume {volume.box}")
-    if any(u % c for u, c in zip(unit, chunk, strict=True)):
-        raise ValueError(f"the write unit {unit} is not a multiple of the chunk {chunk}")
-    if not 1 <= len(classes) <= NOT_COMPUTED:
-        raise ValueError(f"{len(classes)} classes do not fit uint8 beside {NOT_COMPUTED} for not computed")
-    if SELF in attributes:
-        raise ValueError(f"the attribute {SELF!r} is taken")
-    described = {
-        "format": FORMAT,
-        "region": [region.start, region.stop],
-        "classes": classes,
-        "probabilities": probabilities,
-    }
-    own = json.loads(json.dumps({**attributes, SELF: described}, allow_nan=False))
-    space = Space(AXES, volume.scale, volume.crop(region), volume.units).last(volume.rank)
-    shape, shard, inner = (lengths[-volume.rank :] for lengths in (region.shape, unit, chunk))
+    first = Generation(1)
     with staged(output_path(path)) as work:
-        create_group(work, "", {"ome": _image(space, classes, probabilities, at_root=True), "emseg": own})
+        create_group(work, "", form.root(first))
         create_group(work, "emseg", {})
-        create_group(work, "labels", {"ome": {"version": VERSION, "labels": ["classes"]}})
-        create_group(work, "labels/classes", {"ome": _labels(space, classes)})
-        _create(work, LABELS, space, shape, shard, inner)
-        if probabilities:
-            count = len(classes)
-            create_group(work, "probabilities", {"ome": _image(space, classes, probabilities, at_root=False)})
-            _create(work, PROBABILITIES, space.with_channels(), (count, *shape), (count, *shard), (1, *inner))
+        create_group(work, "labels", _listed(first))
+        form.make_arrays(work, first)
 
 
-def open_output(path: str | Path) -> Output:
-    """The output at a path, to read and to write.
+def renew_output(path: str | Path, form: Form) -> None:
+    """Begins an output anew, under a lease: new arrays first, then the attributes that lead to them.
+
+    Old arrays are removed by `settle_output`.
+
+    Raises
+    ------
+    OutputError
+        If the output cannot be opened or written.
+    """
+    output = open_output(path)
+    new = Generation(output.generation + 1)
+    try:
+        _remove_other_generations(output.path, output.generation)
+        form.make_arrays(output.path, new)
+        _switch(output.path / "labels", _listed(new))
+        _switch(output.path, form.root(new))
+    except OSError as error:
+        raise output_error(output.path, error) from error
+
+
+def settle_output(path: str | Path) -> None:
+    """Removes, under a lease, what runs that were killed have left: other generations and half-written files.
+
+    Raises
+    ------
+    OutputError
+        If the output cannot be opened or written.
+    """
+    output = open_output(path)
+    try:
+        _remove_other_generations(output.path, output.generation)
+        _switch(output.path / "labels", _listed(Generation(output.generation)))
+        half_written = itertools.chain(
+            output.path.glob(f"*{PARTIAL}"),
+            (output.path / "labels").glob(f"*{PARTIAL}"),
+            (output.path / "emseg").rglob(f"*{PARTIAL}"),
+        )
+        for left in list(half_written):
+            left.unlink(missing_ok=True)
+    except OSError as error:
+        raise output_error(output.path, error) from error
+
+
+def open_output(path: str | Path, token: Token | None = None) -> Output:
+    """The output at a path, to read, and with the token of a run to write.
 
     Raises
     ------
@@ -115,13 +221,16 @@ def open_output(path: str | Path) -> Output:
     except VolumeError as error:
         raise OutputError(str(error)) from error
     described = _described(node)
+    permit = None if token is None else token.check
     try:
         if described["format"] != FORMAT:
             raise OutputError(f"{path} is an output of format {described['format']}, not {FORMAT}: use the emseg that wrote it")
         start, stop = described["region"]
         region, classes = Box(triple(start), triple(stop)), tuple(map(str, described["classes"]))
-        labels = _open_array(node.path, LABELS, 0)
-        probabilities = _open_array(node.path, PROBABILITIES, len(classes)) if described["probabilities"] else None
+        names = Generation(int(described["generation"]))
+        labels = _open_array(node.path, names.labels, 0, permit)
+        with_channels = bool(described["probabilities"])
+        probabilities = _open_array(node.path, names.probabilities, len(classes), permit) if with_channels else None
         for array in (labels, probabilities or labels):
             if array.shape != region.shape or array.unit != labels.unit:
                 raise ValueError(f"the arrays have shape {array.shape} and units {array.unit}, the region has {region.shape}")
@@ -130,42 +239,29 @@ def open_output(path: str | Path) -> Output:
     except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
         raise OutputError(f"the output {path} is damaged ({reason(error)}): remove it, and compute it again") from error
     attributes = {key: value for key, value in node.attributes["emseg"].items() if key != SELF}
-    return Output(node.path, region, classes, attributes, labels, probabilities)
+    return Output(node.path, names.number, region, classes, attributes, labels, probabilities)
 
 
-def remove_output(path: str | Path) -> None:
-    """Deletes an output with all its contents, and nothing that is not an output.
-
-    Raises
-    ------
-    OutputError
-        If `open_output` does not accept what is there, or it cannot be deleted.
-    """
-    output = open_output(path)
-    if output.path.is_symlink():
-        raise OutputError(f"{path} is a link to an output, not an output: remove what it leads to, {output.path.resolve()}")
-    remove_folder(output.path)
+def _switch(group: Path, attributes: dict[str, Any]) -> None:
+    """Give a group other attributes, all at once, unless it has them already."""
+    file = group / "zarr.json"
+    document = json.loads(file.read_bytes())
+    if document["attributes"] != json.loads(json.dumps(attributes)):
+        write_json(file, {**document, "attributes": attributes})
 
 
-def _image(space: Space, classes: tuple[str, ...], probabilities: bool, *, at_root: bool) -> dict[str, Any]:
-    """OME metadata of the image that the root is, or of the group `probabilities` inside."""
-    if not probabilities:
-        return {"version": VERSION, "multiscales": multiscales(LABELS, space, "classes")}
-    path = PROBABILITIES if at_root else "0"
-    image = multiscales(path, space.with_channels(), "probabilities")
-    return {"version": VERSION, "multiscales": image, "omero": omero(classes, NOT_COMPUTED - 1)}
+def _listed(generation: Generation) -> dict[str, Any]:
+    """Attributes of the group ``labels``."""
+    return {"ome": {"version": VERSION, "labels": [generation.classes]}}
 
 
-def _labels(space: Space, classes: tuple[str, ...]) -> dict[str, Any]:
-    """OME metadata of the group `labels/classes`, two levels below the image that it belongs to."""
-    image = multiscales("0", space, "classes")
-    return {"version": VERSION, "multiscales": image, "image-label": image_label(classes, "../../")}
-
-
-def _create(
-    root: Path, name: str, space: Space, shape: tuple[int, ...], shard: tuple[int, ...], chunk: tuple[int, ...]
-) -> None:
-    create_array(root, name, shape=shape, shard=shard, chunk=chunk, dtype="uint8", fill_value=NOT_COMPUTED, axes=space.names)
+def _remove_other_generations(root: Path, kept: int) -> None:
+    """Remove the arrays of all generations but one; the newest might be half made, the older ones may still be written to."""
+    names = Generation(kept)
+    for folder, name, keep in ((root / "labels", "classes", names.classes), (root, "probabilities", names.image)):
+        for found in folder.iterdir():
+            if re.fullmatch(rf"{name}(-\d+)?", found.name) and found.name != keep:
+                shutil.rmtree(found)
 
 
 def _described(node: Node) -> dict[str, Any]:
@@ -177,8 +273,16 @@ def _described(node: Node) -> dict[str, Any]:
     return described
 
 
-def _open_array(root: Path, name: str, channels: int) -> Shards:
-    array = zarr.open_array(store=LocalFiles(root), path=name, mode="r+", zarr_format=3)
-    if array.dtype != "uint8" or array.fill_value != NOT_COMPUTED:
-        raise ValueError(f"{name} is {array.dtype} with fill value {array.fill_value}, not uint8 with {NOT_COMPUTED}")
-    return Shards(root / name, array, channels)
+def _create_array(
+    root: Path, name: str, space: Space, shape: tuple[int, ...], shard: tuple[int, ...], chunk: tuple[int, ...]
+) -> None:
+    create_array(root, name, shape=shape, shard=shard, chunk=chunk, dtype="uint8", fill_value=NOT_COMPUTED, axes=space.names)
+
+
+def _open_array(root: Path, name: str, channels: int, permit: Callable[[], None] | None) -> Shards:
+    shards = open_shards(root, name, channels, permit)
+    if shards.array.dtype != "uint8" or shards.array.fill_value != NOT_COMPUTED:
+        raise ValueError(
+            f"{name} is {shards.array.dtype} with fill value {shards.array.fill_value}, not uint8 with {NOT_COMPUTED}"
+        )
+    return shards

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from emseg.box import AXES
-from emseg.store.ome import Space, numbers
+from emseg.store.ome import Space, is_name, numbers
 
 ABBREVIATIONS = {"nm": "nanometer", "um": "micrometer", "µm": "micrometer", "μm": "micrometer", "mm": "millimeter"}
 """Units as people write them, and as OME-Zarr does; both signs for micro are in use."""
 
 
 def spatial_names(names: Any) -> tuple[str, ...] | None:
-    """Names of axes in lower case; None unless all are strings and z, y or x is among them."""
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+    """Names of axes in lower case; None unless all are names and z, y or x is among them."""
+    if not isinstance(names, list | tuple) or not all(map(is_name, names)):
         return None
     lower = tuple(name.lower() for name in names)
     return lower if set(lower) & set(AXES) else None
@@ -50,6 +50,6 @@ def plain_space(attributes: Mapping[str, Any], ndim: int, dimension_names: Any) 
     translation = (0.0,) * spatial if offset is None else numbers(offset, spatial, "offset")
     extra, spelt = ndim - spatial, none.units[:spatial]
     units = [units] * spatial if isinstance(units, str) else units
-    if isinstance(units, list) and len(units) == spatial and all(isinstance(unit, str) for unit in units):
+    if isinstance(units, list) and len(units) == spatial and all(map(is_name, units)):
         spelt = tuple(ABBREVIATIONS.get(unit, unit) or None for unit in units)
     return Space(names, none.scale[:extra] + scale, none.translation[:extra] + translation, none.units[:extra] + spelt)

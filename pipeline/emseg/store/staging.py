@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,10 @@ REMEDIES = {
     errno.EPERM: "choose a folder that you may write to",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+
+
+PARTIAL = ".partial"
+"""How the name of a file ends that is not in its place yet."""
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
@@ -79,25 +83,8 @@ def staged(path: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def remove_folder(path: Path) -> None:
-    """Deletes a folder; it first gets another name, so that half of it is never seen under its own.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be deleted.
-    """
-    aside = _beside(path)
-    try:
-        path.rename(aside)
-        shutil.rmtree(aside)
-    except OSError as error:
-        left = f", what is left of it is {aside}" if aside.exists() else ""
-        raise OutputError(f"{path} cannot be removed ({reason(error)}){left}: check the folder's permissions") from error
-
-
 def write_json(file: Path, document: Any) -> None:
-    """Writes a JSON file so that it is, even after a power cut, either what it was or what it should be.
+    """Writes a JSON file as `write_bytes` does.
 
     Raises
     ------
@@ -106,23 +93,61 @@ def write_json(file: Path, document: Any) -> None:
     ValueError
         If `document` is not JSON; infinity and NaN are not.
     """
-    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    work = _beside(file)
+    write_bytes(file, (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_bytes(file: Path, document: bytes) -> None:
+    """Writes a file so that it is, even after a power cut, either what it was or what it should be.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
     try:
-        with work.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        work.replace(file)
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        commit(file, document)
     except OSError as error:
         raise output_error(file, error) from error
+
+
+def commit(file: Path, document: bytes | memoryview, permit: Callable[[], None] | None = None) -> None:
+    """Puts a file in its place whole, and on the disk; `permit` is asked at the last moment and may raise.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses; the old file, if there was one, is still there then.
+    """
+    work = file.with_name(f".{file.name}.{secrets.token_hex(6)}{PARTIAL}")
+    try:
+        with work.open("xb") as stream:
+            stream.write(document)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if permit is not None:
+            permit()
+        work.replace(file)
+        sync_folder(file.parent)
     finally:
         work.unlink(missing_ok=True)
+
+
+def make_folders(folder: Path, root: Path) -> None:
+    """Makes a folder with all between it and `root`, which must exist, each on the disk before the next."""
+    if folder == root or folder.is_dir():
+        return
+    make_folders(folder.parent, root)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _beside(path: Path) -> Path:

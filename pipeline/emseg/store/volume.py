@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from emseg.box import AXES, Box, triple
 from emseg.errors import BlockError, VolumeError
 from emseg.specs.volume import DTYPES, VolumeSpec
-from emseg.store.nodes import Node, open_array, read_node, reason
+from emseg.store.nodes import METADATA, Node, fault_of, open_array, read_node, reason
 from emseg.store.ome import Space, level_0, multiscales_of
 from emseg.store.plain import plain_space, spatial_names
 
@@ -58,7 +58,10 @@ class ZarrVolume:
         try:
             voxels = np.asarray(self._array[selection])
         except Exception as error:  # a damaged chunk may raise anything, according to the codec that meets it
-            raise BlockError(f"the voxels {box} of {self.path} cannot be read ({reason(error)}): restore them") from error
+            cause = f"the voxels {box} of {self.path} cannot be read ({reason(error)}): restore them"
+            raise BlockError(cause, fault_of(error)) from error
+        if not any((self.path / name).exists() for name in METADATA):  # Zarr takes each chunk for one never written then
+            raise BlockError(f"the volume {self.path} is not there any more: mount or restore it", "store")
         return np.ascontiguousarray(voxels, dtype=self.spec.dtype).reshape(box.shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -156,8 +159,6 @@ def _spec(array: zarr.Array[Any], space: Space) -> VolumeSpec:
     if (dtype := array.dtype.newbyteorder("=").name) not in DTYPES:
         raise VolumeError(f"the volume is {dtype}, but emseg reads {', '.join(DTYPES)}: convert it first")
     chunk = _chunks(array)[-rank:]
-    if min(chunk) < 1:
-        raise VolumeError(f"the chunks have shape {chunk}, but each axis needs at least one voxel: write the volume again")
     front = 3 - rank
     kept = space.last(rank)
     return VolumeSpec(

@@ -9,7 +9,9 @@ import pytest
 import torch
 from networks import random_network, run
 
-from emseg.model.predictor import TorchPredictor, numerics_here
+from emseg.canary import canary_of
+from emseg.errors import BlockError, MemoryShortageError
+from emseg.model.predictor import TorchPredictor
 from emseg.specs.model import ModelSpec
 
 PLANAR = ModelSpec.unet(width=3, depth=2)
@@ -72,8 +74,49 @@ def test_it_computes_with_its_threads_whoever_calls() -> None:
 
 
 def test_numerics_say_what_decides_the_last_bits() -> None:
-    numerics = numerics_here(threads=3)
+    predictor, tile = TorchPredictor(random_network(PLANAR, dtype=torch.float32), threads=3), PLANAR.tile_for((1, 8, 8))
+    numerics = predictor.numerics(tile)
     assert numerics.backend == f"torch {torch.__version__}"
     assert numerics.device == torch.backends.cpu.get_cpu_capability()
     assert numerics.precision == "float32"
     assert numerics.threads == 3
+    assert numerics.canary == canary_of(predictor, tile)
+
+
+@pytest.mark.parametrize(
+    ("said", "seen", "told"),
+    [
+        (MemoryError(), MemoryShortageError, "out of memory"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB\nmore"),
+            MemoryShortageError,
+            "CUDA out of memory. Tried 2 GiB",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryShortageError, "can't allocate memory"),
+        (RuntimeError("CUDA error: an illegal memory access\nmore"), BlockError, r"\(CUDA error: an illegal memory access\)"),
+        (RuntimeError("shapes differ"), RuntimeError, "shapes differ"),
+    ],
+)
+def test_what_torch_says_in_words_becomes_an_error_of_its_kind(
+    said: Exception, seen: type[Exception], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = random_network(PLANAR)
+    predictor = TorchPredictor(network, threads=1)
+
+    def fail(*_: object) -> None:
+        raise said
+
+    monkeypatch.setattr(network, "forward", fail)
+    with pytest.raises(seen, match=told) as caught:
+        predictor.predict(tiles(PLANAR, 1))
+    assert type(caught.value) is seen
+    if isinstance(caught.value, BlockError):
+        assert caught.value.fault == "device"
+
+
+def test_too_little_memory_for_real() -> None:
+    """Torch itself refuses a batch larger than any address space."""
+    predictor = TorchPredictor(random_network(PLANAR, dtype=torch.float32), threads=1)
+    endless = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (1 << 18, 1, 1 << 14, 1 << 14), (0, 0, 0, 0))
+    with pytest.raises(MemoryShortageError):
+        predictor.predict(endless)

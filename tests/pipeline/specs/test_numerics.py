@@ -9,7 +9,7 @@ import pytest
 
 from emseg.specs.numerics import Numerics
 
-NUMERICS = Numerics("torch 2.13.0+cpu", "AVX2", "float32", 2)
+NUMERICS = Numerics("torch 2.13.0+cpu", "AVX2", "float32", 2, "c" * 64)
 
 
 def test_json_round_trip() -> None:

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import pickle
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from emseg.errors import BlockError, OutputError
 from emseg.specs.volume import VolumeSpec
 from emseg.store import staging
 from emseg.store.ledger import Output
-from emseg.store.output import create_output, open_output, remove_output
+from emseg.store.output import Form, create_output, open_output, renew_output, settle_output
+from emseg.store.records import FolderRecords
 from emseg.store.volume import open_volume
 
 VOLUME = VolumeSpec(
@@ -39,13 +41,30 @@ VOLUME = VolumeSpec(
 REGION = Box((5, 6, 7), (30, 60, 88))
 UNIT, CHUNK = (16, 32, 32), (8, 16, 32)
 CLASSES = ("inside", "membrane", "glia")
+FORM: dict[str, Any] = {
+    "volume": VOLUME,
+    "region": REGION,
+    "classes": CLASSES,
+    "unit": UNIT,
+    "chunk": CHUNK,
+    "probabilities": True,
+    "attributes": {},
+}
+
+
+INDEX = 16 + 4
+"""Bytes of the index of a shard with one chunk: offset, length and a checksum."""
 
 
 def make(path: Path, **changes: Any) -> Output:
     """An empty output of `REGION`."""
-    arguments = {"volume": VOLUME, "region": REGION, "classes": CLASSES, "unit": UNIT, "chunk": CHUNK}
-    create_output(path, **{**arguments, "probabilities": True, "attributes": {}, **changes})  # type: ignore[arg-type]
+    create_output(path, form(**changes))
     return open_output(path)
+
+
+def form(**changes: Any) -> Form:
+    """What the outputs here look like."""
+    return Form(**{**FORM, **changes})
 
 
 def units(region: Box = REGION, unit: Triple = UNIT) -> list[Box]:
@@ -151,7 +170,7 @@ def test_labels_are_a_volume_that_can_be_opened(tmp_path: Path) -> None:
 
 def test_zarr_finds_nothing_strange(tmp_path: Path) -> None:
     output = make(tmp_path / "o")
-    output.write_record("run", {"seconds": 1.5})
+    FolderRecords(output.records).put("run-0001/report.json", b"{}")
     assert [name for name, _ in sorted(group(tmp_path / "o").members())] == ["emseg", "labels", "probabilities"]
 
 
@@ -231,11 +250,15 @@ def test_not_done_if_one_array_lacks_the_unit(tmp_path: Path) -> None:
         assert not output.done_units().any()
 
 
-def test_a_file_emptied_by_a_power_cut_is_not_done(tmp_path: Path) -> None:
-    output = make(tmp_path / "o")
+@pytest.mark.parametrize("size", [0, 1, INDEX, INDEX - 1])
+@pytest.mark.parametrize("file", ["labels/classes/0/c/0/0/0", "probabilities/0/c/0/0/0/0"])
+def test_a_file_cut_short_by_a_power_cut_is_not_done(tmp_path: Path, file: str, size: int) -> None:
+    """An index says where the chunks are, so whatever is not longer than that has none."""
+    output = make(tmp_path / "o", chunk=UNIT, classes=("a",))  # a single chunk in each shard
     box = units()[0]
-    output.write(box, *content(box))
-    (tmp_path / "o" / "probabilities" / "0" / "c" / "0" / "0" / "0" / "0").write_bytes(b"")
+    output.write(box, np.zeros(box.shape, np.uint8), np.zeros((1, *box.shape), np.uint8))
+    assert output.is_done(box)
+    os.truncate(tmp_path / "o" / file, size)
     assert not output.is_done(box)
     assert not output.done_units().any()
 
@@ -248,14 +271,20 @@ def test_constant_blocks_are_stored(tmp_path: Path) -> None:
         assert (output.read_labels(box) == value).all()
 
 
-def test_stray_files_are_not_units(tmp_path: Path) -> None:
+def test_stray_files_are_not_units_and_half_written_ones_are_removed_when_asked(tmp_path: Path) -> None:
     output = make(tmp_path / "o", probabilities=False)
+    box = units()[0]
+    output.write(box, content(box)[0], None)
     folder = tmp_path / "o" / "labels" / "classes" / "0" / "c" / "0" / "0"
-    folder.mkdir(parents=True)
-    for name in ("0.0f3a.partial", "99", ".nfs1"):
-        (folder / name).touch()
-    (folder.parent / "7").touch()
-    assert not output.done_units().any()
+    partial, others = [".1.0f3a.partial", "2.partial"], ["99", ".nfs1", "01", "-1", "\u0661"]
+    for name in (*partial, *others):
+        (folder / name).write_bytes(bytes(1000))
+    (folder.parent / "7").write_bytes(bytes(1000))
+    for tidy in (False, True):
+        assert np.argwhere(output.done_units(tidy=tidy)).tolist() == [[0, 0, 0]]
+        left = {path.name for path in folder.iterdir()}
+        assert left == {"0", *others, *(() if tidy else partial)}
+    assert output.read_labels(box).tobytes() == content(box)[0].tobytes()
 
 
 def test_same_blocks_give_the_same_bytes_in_any_order(tmp_path: Path) -> None:
@@ -295,16 +324,25 @@ def test_a_flipped_bit_is_found_and_can_be_written_over(tmp_path: Path, which: i
         assert files(tmp_path / "o") == sound
 
 
-def test_labels_go_first_and_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are labels, there are probabilities."""
     output = make(tmp_path / "o")
     box = units()[0]
-    output.write(box, *content(box))
-    monkeypatch.setattr(
-        "emseg.store.arrays.Shards.write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left"))
-    )
+    replaced: list[Path] = []
+    replace = staging.Path.replace
+
+    def refuse_labels(work: Path, file: Path) -> Path:
+        if "labels" in file.parts:
+            raise OSError(errno.ENOSPC, "No space left")
+        replaced.append(file)
+        return replace(work, file)
+
+    monkeypatch.setattr(staging.Path, "replace", refuse_labels)
     with pytest.raises(BlockError, match=rf"the block {box} of .* cannot be written \(no space left\)"):
-        output.write(box, *content(box, 1))
+        output.write(box, *content(box))
+    assert replaced == [tmp_path / "o" / "probabilities" / "0" / "c" / "0" / "0" / "0" / "0"]
     assert not output.is_done(box)
+    assert (output.read_labels(box) == 255).all()
 
 
 def test_a_full_disk_is_a_block_error_and_leaves_nothing(tmp_path: Path) -> None:
@@ -369,37 +407,66 @@ def test_wrong_blocks_are_refused(tmp_path: Path) -> None:
 
 
 KILLED = """
-import sys
+import itertools, sys
 import numpy as np
 from emseg.box import Box
 from emseg.store.output import open_output
 output = open_output(sys.argv[1])
-shape = output.region.shape
-value = 0
+corners = list(itertools.product(*(range(0, n, u) for n, u in zip(output.region.shape, output.unit))))
 while True:
-    value = (value + 1) % 200
-    noise = np.random.default_rng(value).integers(0, 200, (2, *shape), np.uint8)
-    output.write(output.region, noise[0] % 2, noise)
-    print(value, flush=True)
+    np.random.default_rng().shuffle(corners)
+    for corner in corners:
+        box = Box.of_shape(output.unit).shift(tuple(map(int, corner)))
+        noise = np.random.default_rng(corner).integers(0, 200, (2, *box.shape), np.uint8)
+        output.write(box, noise[0] % 2, noise)
+        print("w", end="", flush=True)
 """
 
 
-def test_a_killed_writer_leaves_no_torn_unit(tmp_path: Path) -> None:
-    region = Box((0, 0, 0), (64, 256, 256))
-    volume = VolumeSpec(region.shape, "uint8", (64, 64, 64))
-    output = make(tmp_path / "o", volume=volume, region=region, classes=("a", "b"), unit=(32, 128, 128), chunk=(32, 64, 64))
-    for lines in (1, 2, 2):
+def test_a_writer_killed_at_any_moment_leaves_nothing_wrong(tmp_path: Path) -> None:
+    """Ten writers one after the other, each killed between two instructions that nobody chose."""
+    region, unit = Box((0, 0, 0), (64, 256, 256)), (16, 64, 64)
+    volume, random = VolumeSpec(region.shape, "uint8", (64, 64, 64)), np.random.default_rng(0)
+    output = make(tmp_path / "o", volume=volume, region=region, classes=("a", "b"), unit=unit, chunk=(16, 32, 64))
+    before = 0
+    for _ in range(10):
         with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "o")], stdout=subprocess.PIPE) as writer:
             assert writer.stdout is not None
-            for _ in range(lines):
-                assert writer.stdout.readline()
-            writer.send_signal(signal.SIGKILL)
-        for box in units(region, (32, 128, 128)):
-            labels, probabilities = output.read_labels(box), output.read_probabilities(box)
-            assert (labels == 255).all() or not (labels == 255).any()
-            assert (probabilities == 255).all() or not (probabilities == 255).any()
-            if output.is_done(box):
-                np.testing.assert_array_equal(labels, probabilities[0] % 2)
+            assert writer.stdout.read(1) == b"w"
+            time.sleep(random.uniform(0, 0.1))
+            writer.kill()
+        done = output.done_units(tidy=True)
+        assert not [path for path in (tmp_path / "o").rglob("*") if path.name.endswith(".partial")]
+        assert done.sum() >= max(before, 1)
+        before = done.sum()
+        for box, is_done in zip(units(region, unit), done.ravel(), strict=True):
+            assert output.is_done(box) == is_done
+            if is_done:
+                output.check_unit(box)
+                noise = np.random.default_rng(box.start).integers(0, 200, (2, *box.shape), np.uint8)
+                np.testing.assert_array_equal(output.read_probabilities(box), noise)
+                np.testing.assert_array_equal(output.read_labels(box), noise[0] % 2)
+            else:
+                assert (output.read_labels(box) == 255).all()
+
+
+def test_check_unit_finds_what_is_missing_or_damaged(tmp_path: Path) -> None:
+    output = make(tmp_path / "o")
+    box = units()[0]
+    with pytest.raises(BlockError, match="has voxels that were not computed: compute it again"):
+        output.check_unit(box)
+    output.write(box, *content(box))
+    output.check_unit(box)
+    for file in ("labels/classes/0/c/0/0/0", "probabilities/0/c/0/0/0/0"):
+        sound = (tmp_path / "o" / file).read_bytes()
+        (tmp_path / "o" / file).write_bytes(sound[:100] + bytes([sound[100] ^ 1]) + sound[101:])
+        with pytest.raises(BlockError, match=rf"the block {box} of .* cannot be read"):
+            output.check_unit(box)
+        (tmp_path / "o" / file).unlink()
+        with pytest.raises(BlockError, match="not computed"):
+            output.check_unit(box)
+        (tmp_path / "o" / file).write_bytes(sound)
+    output.check_unit(box)
 
 
 WRITER = """
@@ -528,16 +595,7 @@ def test_two_makers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(staging.Path, "mkdir", other_first)
     with pytest.raises(OutputError, match="made by somebody else"):
-        create_output(
-            tmp_path / "o",
-            volume=VOLUME,
-            region=REGION,
-            classes=CLASSES,
-            unit=UNIT,
-            chunk=CHUNK,
-            probabilities=False,
-            attributes={},
-        )
+        create_output(tmp_path / "o", form(probabilities=False))
     assert [path.name for path in tmp_path.rglob("*")] == ["o", "theirs"]
 
 
@@ -558,53 +616,38 @@ def unprivileged() -> Iterator[Path]:
 def test_permission_denied(unprivileged: Path) -> None:
     assert "permission denied): choose a folder that you may write to" in failure(unprivileged / "new")
     with pytest.raises(OutputError, match="permission denied"):
-        remove_output(unprivileged / "o")
+        renew_output(unprivileged / "o", form())
     output = open_output(unprivileged / "o")
     if os.getuid() == 0:
         with pytest.raises(BlockError, match="permission denied"):
             output.write(units()[0], *content(units()[0]))
-        with pytest.raises(OutputError, match="permission denied"):
-            output.write_record("run", {})
     assert (output.read_labels(REGION) == 255).all()
 
 
-# -- opening and removing ---------------------------------------------------------------------------------------
+# -- opening ----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_an_output_is_neither_opened_nor_removed(tmp_path: Path) -> None:
-    zarr.create_array(tmp_path / "array", shape=(2, 2, 2), dtype="uint8", attributes={"emseg": {"output": {"format": 1}}})
+def test_what_is_not_an_output_is_left_alone(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "array", shape=(2, 2, 2), dtype="uint8", attributes={"emseg": {"output": {"format": 2}}})
     zarr.create_group(tmp_path / "group", attributes={"emseg": {"volume": 1}})
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to(tmp_path / "o")
     make(tmp_path / "o")
     before = files(tmp_path)
     for name in ("array", "group", "folder", "file", "missing", "o/labels", "o/labels/classes/0"):
-        for action in (open_output, remove_output):
+        for action in (open_output, settle_output, lambda path: renew_output(path, form())):
             with pytest.raises(OutputError) as caught:
                 action(tmp_path / name)
             assert "\n" not in str(caught.value)
-    with pytest.raises(OutputError, match="is a link to an output"):
-        remove_output(tmp_path / "link")
     assert files(tmp_path) == before
 
 
 def test_an_output_of_another_format_is_refused(tmp_path: Path) -> None:
     make(tmp_path / "o")
     file = tmp_path / "o" / "zarr.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(OutputError, match="is an output of format 2, not 1: use the emseg that wrote it"):
+    file.write_text(file.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(OutputError, match="is an output of format 1, not 2: use the emseg that wrote it"):
         open_output(tmp_path / "o")
-
-
-def test_removing_removes_all_and_nothing_else(tmp_path: Path) -> None:
-    make(tmp_path / "other")
-    before = files(tmp_path)
-    output = make(tmp_path / "o")
-    output.write(units()[0], *content(units()[0]))
-    remove_output(tmp_path / "o")
-    assert files(tmp_path) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 @pytest.fixture(scope="module")
@@ -649,52 +692,164 @@ def test_damaged_metadata_never_raise_anything_else(documents: dict[Path, str], 
         file.write_text(documents[file])
 
 
-# -- the record -------------------------------------------------------------------------------------------------
+# -- generations ------------------------------------------------------------------------------------------------
 
 
-def test_records(tmp_path: Path) -> None:
-    output = make(tmp_path / "o")
-    assert output.read_record("run") is None
-    output.write_record("run", {"a": [1, 2.5]})
-    output.write_record("run", {"b": "ü"})
-    assert output.read_record("run") == {"b": "ü"}
-    assert sorted(path.name for path in (tmp_path / "o" / "emseg").iterdir()) == ["run.json", "zarr.json"]
+def arrays(path: Path) -> set[str]:
+    """The folders of all arrays in an output."""
+    return {str(file.parent.relative_to(path)) for file in path.rglob("zarr.json") if b'"array"' in file.read_bytes()}
 
 
-@pytest.mark.parametrize("name", ["", "zarr", "../run", "a/b", "Run", "a.b", ".", "a\n"])
-def test_names_of_records(tmp_path: Path, name: str) -> None:
-    output = make(tmp_path / "o")
-    for action in (lambda: output.write_record(name, {}), lambda: output.read_record(name)):
-        with pytest.raises(ValueError, match="a record is named by lower-case letters"):
-            action()
+def filled(path: Path, seed: int, **changes: Any) -> Output:
+    """The output at a path, its first unit written."""
+    output = open_output(path)
+    output.write(units()[0], *content(units()[0], seed))
+    return output
 
 
-def test_a_record_that_is_not_json_keeps_the_old_one(tmp_path: Path) -> None:
-    output = make(tmp_path / "o")
-    output.write_record("run", 1)
-    for record in (float("nan"), {1, 2}):
-        with pytest.raises((ValueError, TypeError)):
-            output.write_record("run", record)
-    assert output.read_record("run") == 1
+def test_an_output_begun_anew_has_new_arrays_only(tmp_path: Path) -> None:
+    path, box = tmp_path / "o", units()[0]
+    make(path, attributes={"run": 1})
+    filled(path, 1)
+    seen = {("labels/classes/0", "probabilities/0")}
+    for number in (2, 3, 4):
+        renew_output(path, form(attributes={"run": number}))
+        settle_output(path)
+        output = open_output(path)
+        assert (output.generation, output.attributes) == (number, {"run": number})
+        assert not output.done_units().any()
+        names = (f"labels/classes-{number}/0", f"probabilities-{number}/0")
+        assert arrays(path) == set(names)
+        assert names not in seen
+        seen.add(names)
+        filled(path, number)
+        np.testing.assert_array_equal(output.read_labels(box), content(box, number)[0])
+        np.testing.assert_array_equal(output.read_probabilities(box), content(box, number)[1])
+        assert Labels.from_zarr(group(path / "labels")).label_paths == [f"classes-{number}"]
+        assert multiscales_path(group(path)) == names[1]
+        assert open_volume(path / "labels" / f"classes-{number}").spec.shape == REGION.shape
 
 
-@pytest.mark.parametrize("text", ["", "{", "[" * 100000, "\xff"])
-def test_a_damaged_record(tmp_path: Path, text: str) -> None:
-    output = make(tmp_path / "o")
-    (tmp_path / "o" / "emseg" / "run.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(OutputError, match=r"run.json cannot be read \(.+\): delete it"):
-        output.read_record("run")
+def test_the_new_output_may_have_another_form(tmp_path: Path) -> None:
+    path, box = tmp_path / "o", Box((5, 6, 7), (13, 22, 39))
+    make(path)
+    filled(path, 1)
+    renew_output(path, form(unit=(8, 16, 32), probabilities=False, classes=("a", "b"), region=VOLUME.box))
+    settle_output(path)
+    output = open_output(path)
+    assert (output.unit, output.keeps_probabilities, output.classes) == ((8, 16, 32), False, ("a", "b"))
+    assert output.region == VOLUME.box
+    assert arrays(path) == {"labels/classes-2/0"}
+    assert (output.read_labels(box) == 255).all()
 
 
-def test_a_full_disk_keeps_the_old_record(tmp_path: Path) -> None:
-    output = make(tmp_path / "o")
-    output.write_record("run", "old")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
-    try:
-        with pytest.raises(OutputError, match="file too large"):
-            output.write_record("run", "new" * 1000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert output.read_record("run") == "old"
-    assert sorted(path.name for path in (tmp_path / "o" / "emseg").iterdir()) == ["run.json", "zarr.json"]
+class CrashError(BaseException):
+    """The end of a process, as far as one can have it without one: nothing catches it."""
+
+
+def crash_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends before its `step`-th change of the disk, counted from 0."""
+    left = iter(range(step))
+
+    def counted(change: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if next(left, None) is None:
+                raise CrashError
+            return change(*arguments, **options)
+
+        return call
+
+    for name in ("emseg.store.output.create_group", "emseg.store.output.create_array"):
+        module, _, function = name.rpartition(".")
+        monkeypatch.setattr(name, counted(getattr(sys.modules[module], function)))
+    for owner, function in ((shutil, "rmtree"), (os, "fsync"), (Path, "replace"), (Path, "unlink")):
+        monkeypatch.setattr(owner, function, counted(getattr(owner, function)))
+
+
+@pytest.mark.parametrize("probabilities", [True, False])
+def test_a_crash_at_any_step_leaves_the_old_or_the_new_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probabilities: bool
+) -> None:
+    box, sides, step = units()[0], [], 0
+    crashed = True
+    while crashed:
+        path = tmp_path / f"o{step}"
+        make(path, attributes={"run": 1})
+        filled(path, 1)
+        with monkeypatch.context() as patch:
+            crash_at(step, patch)
+            try:
+                renew_output(path, form(attributes={"run": 2}, probabilities=probabilities))
+                settle_output(path)
+                crashed = False
+            except CrashError:
+                pass
+        for tidied in (False, True):
+            if tidied:
+                settle_output(path)
+            output = open_output(path)
+            run = output.attributes["run"]
+            assert run == output.generation
+            if run == 1:
+                np.testing.assert_array_equal(output.read_labels(box), content(box, 1)[0])
+                np.testing.assert_array_equal(output.read_probabilities(box), content(box, 1)[1])
+            else:
+                assert not output.done_units().any()
+                assert output.keeps_probabilities == probabilities
+        sides.append(run)
+        name = "" if run == 1 else "-2"
+        kept = run == 1 or probabilities
+        assert arrays(path) == {f"labels/classes{name}/0", *([f"probabilities{name}/0"] if kept else [])}
+        assert Labels.from_zarr(group(path / "labels")).label_paths == [f"classes{name}"]
+        renew_output(path, form(attributes={"run": 9}))  # whatever was left, the next one can begin
+        assert open_output(path).attributes == {"run": 9}
+        step += 1
+    assert sides == sorted(sides)
+    assert set(sides) == {1, 2}
+    assert sides.count(1) > 5
+
+
+def test_what_an_orphan_writes_late_is_not_seen(tmp_path: Path) -> None:
+    path, box = tmp_path / "o", units()[0]
+    old = make(path)
+    renew_output(path, form())
+    filled(path, 2)
+    for settled in (False, True):
+        if settled:
+            settle_output(path)
+        with contextlib.suppress(BlockError):  # its arrays may be gone
+            old.write(box, *content(box, 1))
+            old.write(units()[-1], *content(units()[-1], 1))
+        new = open_output(path)
+        assert np.argwhere(new.done_units()).tolist() == [[0, 0, 0]]
+        np.testing.assert_array_equal(new.read_labels(box), content(box, 2)[0])
+        np.testing.assert_array_equal(new.read_probabilities(box), content(box, 2)[1])
+    settle_output(path)
+    assert arrays(path) == {"labels/classes-2/0", "probabilities-2/0"}
+
+
+def test_settling_leaves_all_else_alone(tmp_path: Path) -> None:
+    path = tmp_path / "o"
+    make(path)
+    filled(path, 1)
+    records = FolderRecords(path / "emseg")
+    records.put("run-0001/lease.json", b"{}")
+    (path / "probabilities-old").mkdir()
+    (path / "labels" / "nuclei").mkdir()
+    before = files(path)
+    (path / "emseg" / "run-0001" / ".lease.json.0f.partial").touch()
+    settle_output(path)
+    assert files(path) == before
+    assert (path / "probabilities-old").is_dir()
+    assert (path / "labels" / "nuclei").is_dir()
+
+
+def test_half_written_attributes_are_removed(tmp_path: Path) -> None:
+    """Attributes are files too: a run killed while it switches them leaves these."""
+    path = tmp_path / "o"
+    make(path)
+    before = files(path)
+    for folder in (path, path / "labels"):
+        (folder / ".zarr.json.0f.partial").touch()
+    settle_output(path)
+    assert files(path) == before
