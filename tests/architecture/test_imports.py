@@ -39,5 +39,15 @@ def test_public_names() -> None:
         "ModelSpec",
         "VolumeSpec",
     }
-    assert emseg_workflows.__all__ == ["ingest", "plan_run", "preview", "segment", "train", "verify"]
+    assert emseg_workflows.__all__ == [
+        "check",
+        "ingest",
+        "plan_run",
+        "preview",
+        "repair",
+        "segment",
+        "status",
+        "train",
+        "verify",
+    ]
     assert all(callable(getattr(emseg_workflows, name)) for name in emseg_workflows.__all__)

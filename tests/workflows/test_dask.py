@@ -14,8 +14,9 @@ from runs import PLANAR, save_random_model, save_volume, shape_of_many_blocks, t
 
 from emseg.errors import InputError
 from emseg_workflows.clusters.local import DASHBOARD_PORT, LOOPBACK, local_cluster, running_cluster
+from emseg_workflows.dispatch import AHEAD
 from emseg_workflows.events import BlockEnded, Event, RunStarted
-from emseg_workflows.executors.dask import AHEAD
+from emseg_workflows.executors import dask
 from emseg_workflows.flows.segment import segment
 
 
@@ -85,8 +86,7 @@ def test_the_bench_is_released(client: Client, tmp_path: Path) -> None:
     save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
     model = save_random_model(tmp_path / "model.safetensors", PLANAR)
     segment(tmp_path / "volume.zarr", model=model, client=client)
-    left = client.run(lambda dask_worker: [name for name in dask_worker.plugins if name.startswith("emseg")])
-    assert set(map(len, left.values())) == {0}
+    assert set(client.run(lambda: len(dask._benches)).values()) == {0}
 
 
 def test_no_scheduler() -> None:

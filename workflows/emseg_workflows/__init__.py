@@ -11,22 +11,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from emseg_workflows.flows.ingest import ingest as ingest
     from emseg_workflows.flows.preview import preview as preview
+    from emseg_workflows.flows.repair import check as check
+    from emseg_workflows.flows.repair import repair as repair
     from emseg_workflows.flows.segment import plan_run as plan_run
     from emseg_workflows.flows.segment import segment as segment
+    from emseg_workflows.flows.status import status as status
     from emseg_workflows.flows.train import train as train
     from emseg_workflows.flows.verify import verify as verify
 
 _FLOWS = {
+    "check": "repair",
     "ingest": "ingest",
     "plan_run": "segment",
     "preview": "preview",
+    "repair": "repair",
     "segment": "segment",
+    "status": "status",
     "train": "train",
     "verify": "verify",
 }
 """Public function, and the module of `emseg_workflows.flows` that it lives in."""
 
-__all__ = ["ingest", "plan_run", "preview", "segment", "train", "verify"]
+__all__ = ["check", "ingest", "plan_run", "preview", "repair", "segment", "status", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:

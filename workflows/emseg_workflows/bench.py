@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emseg.block import Bench
-from emseg.errors import ModelError
+from emseg.box import Triple
+from emseg.errors import ModelError, NumericsError
 from emseg.recipe import Recipe
 from emseg.specs.numerics import Numerics
+from emseg.store.lease import Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +23,15 @@ class Job:
     volume: Path
     model: Path
     output: Path
+    token: Token
+    """The right to write."""
+    mixed_hardware: bool = False
+    """Whether workers may compute with other numerics than the recipe's."""
 
 
 @contextmanager
-def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> Iterator[Bench]:
-    """A bench for this process, released at the end of the ``with``.
+def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> Iterator[tuple[Bench, Numerics]]:
+    """A bench for this process and how it computes, released at the end of the ``with``.
 
     Parameters
     ----------
@@ -36,24 +42,35 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
     ------
     ModelError
         If the model file is not the one that the run was planned with.
+    NumericsError
+        If this process computes other bytes than the run, and that is not allowed.
     """
     from emseg.model.file import load_model  # noqa: PLC0415  torch takes seconds to import
     from emseg.model.predictor import TorchPredictor  # noqa: PLC0415
     from emseg.store.output import open_output  # noqa: PLC0415
     from emseg.store.volume import open_volume  # noqa: PLC0415
 
+    recipe = job.recipe
     model = load_model(job.model)
-    if model.digest != job.recipe.model_digest:
+    if model.digest != recipe.model_digest:
         raise ModelError(
-            f"the model {job.model} has the digest {model.digest[:12]}, but the run began with {job.recipe.model_digest[:12]}: "
+            f"the model {job.model} has the digest {model.digest[:12]}, but the run began with {recipe.model_digest[:12]}: "
             "put the old file back, or start over with --overwrite"
         )
-    predictor = TorchPredictor(model.network(), job.recipe.numerics.threads)
-    yield Bench(job.recipe, open_volume(job.volume), predictor, open_output(job.output), turn or nullcontext())
+    predictor = TorchPredictor(model.network(), recipe.numerics.threads)
+    numerics = predictor.numerics(recipe.plan.tile)
+    if numerics != recipe.numerics and not job.mixed_hardware:
+        raise NumericsError(
+            f"the run computes with {recipe.numerics}, but this worker with {numerics}: use the hardware and versions of the "
+            "run, or accept other last bits with --mixed-hardware"
+        )
+    output = open_output(job.output, job.token)
+    yield Bench(recipe, open_volume(job.volume), predictor, output, turn or nullcontext()), numerics
 
 
-def local_numerics(threads: int) -> Numerics:
-    """The numerics of a predictor in this process."""
-    from emseg.model.predictor import numerics_here  # noqa: PLC0415
+def local_numerics(model: Path, tile: Triple, threads: int) -> Numerics:
+    """The numerics of a predictor in this process, for tiles of this shape (z, y, x) in voxels."""
+    from emseg.model.file import load_model  # noqa: PLC0415
+    from emseg.model.predictor import TorchPredictor  # noqa: PLC0415
 
-    return numerics_here(threads)
+    return TorchPredictor(load_model(model).network(), threads).numerics(tile)

@@ -9,18 +9,22 @@ Heavy imports stay inside the commands, so that ``emseg --help`` is quick.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from emseg import __version__
 from emseg.box import Triple, triple
 from emseg.errors import EmsegError
+from emseg_workflows.stop import Stop, StoppedError
+
+if TYPE_CHECKING:
+    from emseg_workflows.flows.repair import Soundness
+    from emseg_workflows.flows.verify import Verdict
 
 
 class Numbers(click.ParamType[Triple]):
@@ -121,7 +125,24 @@ def plan(volume: Path, model: str | None, roi: str | None, tile: Triple | None, 
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads per predictor; part of the plan."
 )
-@click.option("--overwrite", is_flag=True, help="Remove an output that is already there, and begin anew.")
+@click.option("--overwrite", is_flag=True, help="Begin an output that is already there anew.")
+@click.option("--mixed-hardware", is_flag=True, help="Accept workers that compute other last bits than the run began with.")
+@click.option("--fail-fast", is_flag=True, help="Stop at the first block that fails.")
+@click.option("--max-failures", type=click.IntRange(min=1), help="Stop after so many failed blocks; by default never.")
+@click.option(
+    "--block-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1800,
+    show_default=True,
+    help="Seconds that a block may run before its worker is started anew.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=20,
+    show_default=True,
+    help="Seconds that blocks in hand get to end after SIGINT or SIGTERM; a second signal stops at once.",
+)
 @json_option
 def run(
     volume: Path,
@@ -135,30 +156,54 @@ def run(
     tile: Triple | None,
     threads: int,
     overwrite: bool,
+    mixed_hardware: bool,
+    fail_fast: bool,
+    max_failures: int | None,
+    block_timeout: float,
+    grace: float,
     as_json: bool,
 ) -> None:
     """Segment VOLUME, or go on with a run that was stopped."""
-    from emseg_workflows.console import RunConsole  # noqa: PLC0415
-    from emseg_workflows.flows.segment import segment  # noqa: PLC0415
+    stop = Stop(grace)
+    with stop.on_signals():
+        from emseg_workflows.console import RunConsole  # noqa: PLC0415
+        from emseg_workflows.dispatch import Policy  # noqa: PLC0415
+        from emseg_workflows.flows.segment import segment  # noqa: PLC0415
 
-    with RunConsole() as console:
-        report = segment(
-            volume,
-            output,
-            model=model,
-            region=roi,
-            probabilities=probabilities,
-            normalise=normalise,
-            tile=tile,
-            threads=threads,
-            workers=workers,
-            scheduler=scheduler,
-            overwrite=overwrite,
-            on_event=console,
-        )
+        with RunConsole() as console:
+            report = segment(
+                volume,
+                output,
+                model=model,
+                region=roi,
+                probabilities=probabilities,
+                normalise=normalise,
+                tile=tile,
+                threads=threads,
+                workers=workers,
+                scheduler=scheduler,
+                overwrite=overwrite,
+                mixed_hardware=mixed_hardware,
+                policy=Policy(block_timeout, 1 if fail_fast else max_failures),
+                stop=stop,
+                on_event=console,
+            )
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
+    if report.exit_code > 128:
+        _leave(_stopped(report.signal), report.exit_code)
     sys.exit(report.exit_code)
+
+
+@cli.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@json_option
+def status(output: Path, as_json: bool) -> None:
+    """Say how far OUTPUT is: blocks done, failed and left, and whether a run goes on."""
+    from emseg_workflows.flows.status import status as flow  # noqa: PLC0415
+
+    found = flow(output)
+    click.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
 
 
 @cli.command()
@@ -167,14 +212,39 @@ def run(
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed that the boxes are drawn from.")
 @click.option("--volume", type=click.Path(path_type=Path), help="The volume, if it was moved since the run.")
 @click.option("--model", metavar="NAME|FILE", help="The model, if it was moved since the run.")
+@click.option("--checksums", is_flag=True, help="Read each stored byte instead, and compute nothing.")
+@click.option("--repair", is_flag=True, help="As --checksums, and compute again what is damaged or missing.")
+@click.option("--workers", type=click.IntRange(min=0), help="Worker processes of --repair, as in `emseg run`.")
 @json_option
-def verify(output: Path, boxes: int, seed: int, volume: Path | None, model: str | None, as_json: bool) -> None:
-    """Prove on OUTPUT that tiling left no trace: compute random boxes again with other tiles, and compare."""
-    from emseg_workflows.flows.verify import verify as flow  # noqa: PLC0415
+def verify(
+    output: Path,
+    boxes: int,
+    seed: int,
+    volume: Path | None,
+    model: str | None,
+    checksums: bool,
+    repair: bool,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Prove on OUTPUT that tiling left no trace: compute random boxes again with other tiles, and compare.
 
-    verdict = flow(output, boxes=boxes, seed=seed, volume=volume, model=model)
-    click.echo(json.dumps(verdict.to_json(), indent=2) if as_json else str(verdict))
-    sys.exit(verdict.exit_code)
+    With --checksums, prove instead that each block can be read back as it was written.
+    """
+    if workers is not None and not repair:
+        raise click.UsageError(f"--workers {workers} is for --repair, which is not given")
+    if repair:
+        found: Soundness | Verdict = _repaired(output, volume, model, workers)
+    elif checksums:
+        from emseg_workflows.flows.repair import check  # noqa: PLC0415
+
+        found = check(output)
+    else:
+        from emseg_workflows.flows.verify import verify as flow  # noqa: PLC0415
+
+        found = flow(output, boxes=boxes, seed=seed, volume=volume, model=model)
+    click.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
+    sys.exit(found.exit_code)
 
 
 @cli.command()
@@ -220,10 +290,6 @@ def train(config: Path, resume: bool) -> None:
     click.echo(flow(config, resume=resume, on_progress=show))
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
 def main() -> None:
     """Run the command line, and leave with the exit code that its end deserves."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -239,12 +305,19 @@ def main() -> None:
         command = context.command_path if context else "emseg"
         _leave(f"error: {error.format_message().rstrip('.')}: see `{command} --help`", 2)
     except (KeyboardInterrupt, click.Abort):
-        _leave("stopped: what is written stays; the same command goes on from there", 130)
-    except Terminated:
-        _leave("terminated: what is written stays; the same command goes on from there", 143)
-    except BrokenPipeError:  # whoever read our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _leave(_stopped(signal.SIGINT), 130)
+    except StoppedError as stopped:
+        _leave(_stopped(stopped.number), 128 + stopped.number)
+
+
+def _repaired(output: Path, volume: Path | None, model: str | None, workers: int | None) -> Soundness:
+    stop = Stop()
+    with stop.on_signals():
+        from emseg_workflows.console import RunConsole  # noqa: PLC0415
+        from emseg_workflows.flows.repair import repair  # noqa: PLC0415
+
+        with RunConsole() as console:
+            return repair(output, volume=volume, model=model, workers=workers, stop=stop, on_event=console)
 
 
 def _leave(message: str, code: int) -> None:
@@ -253,7 +326,11 @@ def _leave(message: str, code: int) -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signal module's signature
-    raise Terminated
+    raise StoppedError(number)
+
+
+def _stopped(number: int) -> str:
+    return f"stopped by {signal.Signals(number).name}: what is written stays; the same command goes on from there"
 
 
 def _voxel_size(scale: tuple[float, ...], units: tuple[str | None, ...]) -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from emseg.grid.plan import Plan
 from emseg.outcome import Outcome
-from emseg_workflows.events import BlockEnded, Event, Noticed, RunEnded, RunStarted
+from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, RunEnded, RunStarted, WorkerLeft
 from emseg_workflows.report import Report
 
 PLAIN_EVERY = 10.0
@@ -31,6 +31,7 @@ class RunConsole:
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
         self._progress: Progress | None = None
         self._last_line = 0.0
+        self._retried = 0
 
     def __enter__(self) -> Self:
         return self
@@ -47,6 +48,12 @@ class RunConsole:
                 self._start(event)
             case BlockEnded(outcome):
                 self._advance(outcome)
+            case BlockRetried(block, cause, delay):
+                self._retried += 1
+                if self._retried <= SHOWN_FAILURES:
+                    self._console.print(f"retry      block {block} in {delay:.0f} s: {cause}", markup=False)
+            case WorkerLeft(worker, cause):
+                self._console.print(f"worker     {worker} is gone: {cause}", markup=False)
             case RunEnded(report):
                 self._live.stop()
                 self._finish(report)
@@ -84,7 +91,9 @@ class RunConsole:
         phases = report.phases
         self._console.print(
             f"done       {report.done} blocks in {_clock(report.seconds)}, {report.megavoxels_per_second:.2f} Mvoxel/s; "
-            f"{report.skipped} skipped, {report.failed} failed" + (f", {report.left} left" if report.left else "")
+            f"{report.skipped} skipped, {report.failed} failed"
+            + (f", {report.retried} tries made again" if report.retried else "")
+            + (f", {report.left} left" if report.left else "")
         )
         self._console.print(
             f"time       read {phases.read:.1f} s, wait {phases.wait:.1f} s, predict {phases.predict:.1f} s, "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from emseg.grid.plan import Plan
 from emseg.outcome import Outcome
+from emseg.specs.numerics import Numerics
 from emseg_workflows.report import Report
 
 
@@ -40,12 +41,41 @@ class BlockEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockRetried:
+    """A block has not ended: it is tried again."""
+
+    block: int
+    cause: str
+    delay: float
+    """Seconds until then."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJoined:
+    """A worker process is ready for blocks."""
+
+    worker: str
+    numerics: Numerics
+    """How it computes; another than the run's only where that was allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLeft:
+    """A worker process is not there any more, or gets no block."""
+
+    worker: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnded:
     """No block is left to hand out."""
 
     report: Report
 
 
-Event = Noticed | RunStarted | BlockEnded | RunEnded
+Progressed = Noticed | BlockEnded | BlockRetried | WorkerJoined | WorkerLeft
+"""What executors tell."""
+Event = Progressed | RunStarted | RunEnded
 Observer = Callable[[Event], None]
 """Is called with each event, in the driver's thread."""

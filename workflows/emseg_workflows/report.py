@@ -33,6 +33,10 @@ class Report:
     done: int
     """Blocks written by this run."""
     failed: int
+    retried: int
+    """Tries of blocks that were made again."""
+    signal: int
+    """The signal that stopped the run; 0 if none did."""
     failures: tuple[Failure, ...]
     """The first of the failed blocks."""
     voxels: int
@@ -51,7 +55,9 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 if every block is written, else 3."""
+        """0 if every block is written, 128 and the signal if that stopped the run before its end, else 3."""
+        if self.left and self.signal:
+            return 128 + self.signal
         return 3 if self.failed or self.left else 0
 
     @property
@@ -70,9 +76,17 @@ class Tally:
     def __init__(self, plan: Plan, skipped: int) -> None:
         self._plan = plan
         self._skipped = skipped
-        self._done = self._failed = self._voxels = self._peak = 0
+        self._done = self._failed = self._voxels = self._peak = self._retried = 0
         self._failures: list[Failure] = []
         self._phases = dict.fromkeys((field.name for field in fields(Seconds)), 0.0)
+
+    def take_back(self, blocks: int) -> None:
+        """Blocks that were written are not there any more."""
+        self._done -= blocks
+
+    def retry(self) -> None:
+        """Add a try that is made again."""
+        self._retried += 1
 
     def count(self, outcome: Outcome) -> None:
         """Add one block."""
@@ -88,13 +102,15 @@ class Tally:
             box = self._plan.block(outcome.block).write
             self._failures.append(Failure(outcome.block, str(box), outcome.cause or "unknown"))
 
-    def report(self, seconds: float) -> Report:
+    def report(self, seconds: float, signal: int = 0) -> Report:
         """The report so far, `seconds` after the first block was handed out."""
         return Report(
             blocks=len(self._plan),
             skipped=self._skipped,
             done=self._done,
             failed=self._failed,
+            retried=self._retried,
+            signal=signal,
             failures=tuple(self._failures),
             voxels=self._voxels,
             seconds=seconds,

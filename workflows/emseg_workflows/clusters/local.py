@@ -1,14 +1,21 @@
-"""A Dask cluster of worker processes on this machine, reachable from this machine alone."""
+"""A Dask cluster of worker processes on this machine, into which nobody else has a way."""
 
 from __future__ import annotations
 
 import logging
-import os
+import shlex
+import signal
 import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
+from urllib.parse import urlsplit
 
-from distributed import Client, LocalCluster
+from dask.system import CPU_COUNT
+from distributed import Client, Nanny, Scheduler, Security, SpecCluster
+from distributed.system import MEMORY_LIMIT
+from distributed.utils import format_dashboard_link
 
 from emseg.errors import InputError
 
@@ -17,30 +24,52 @@ DASHBOARD_PORT = 8787
 
 
 def default_workers(threads: int) -> int:
-    """Worker processes that keep each core of this machine busy, with this many threads per predictor."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // threads)
+    """Worker processes that keep each core this process may use busy, with this many threads per predictor."""
+    return max(1, int(CPU_COUNT) // threads)
 
 
 @contextmanager
-def local_cluster(workers: int, blocks_in_flight: int) -> Iterator[Client]:
+def local_cluster(
+    workers: int, blocks_in_flight: int, host: str = LOOPBACK, security: Security | None = None
+) -> Iterator[Client]:
     """A client of a new cluster with this many worker processes; its threads are the blocks in flight.
 
-    Scheduler, workers and dashboard listen on loopback only.
+    Scheduler and workers listen on the address ``host`` alone: in plain TCP on loopback, elsewhere in TLS that nobody
+    joins without the certificate of ``security``; without one, nobody else at all. Whatever speaks HTTP knows no login,
+    and listens on loopback always. Each worker has an equal share of this machine's memory, and is started anew when it
+    takes more. SIGINT and SIGTERM do not reach the workers: they are for the caller to heed.
     """
-    with (
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=blocks_in_flight,
-            processes=True,
-            host=LOOPBACK,
-            dashboard_address=f"{LOOPBACK}:{_free_port(DASHBOARD_PORT)}",
-            worker_dashboard_address=f"{LOOPBACK}:0",
-            silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    if security is None and host != LOOPBACK:
+        security = Security.temporary()
+    with ExitStack() as held:
+        with _signals_held_back():
+            cluster = held.enter_context(_Cluster(workers, blocks_in_flight, host, security))
+            client = held.enter_context(Client(cluster))
         yield client
+
+
+def worker_command(client: Client, blocks_in_flight: int) -> str:
+    """The command line that adds a worker process on another host to a `local_cluster` with certificate files.
+
+    The other host must see this Python environment and the files under the same paths.
+    """
+    security = client.security
+    options = {
+        "--tls-ca-file": security.tls_ca_file,
+        "--tls-cert": security.tls_worker_cert,
+        "--tls-key": security.tls_worker_key,
+        "--nthreads": blocks_in_flight,
+        "--dashboard-address": f"{LOOPBACK}:0",  # else its HTTP server listens everywhere, even without a dashboard
+        "--death-timeout": 60,  # seconds after which it no longer looks for a run that has ended
+    }
+    words = [sys.executable, "-m", "dask", "worker", client.scheduler_info()["address"], "--no-dashboard"]
+    return shlex.join(words + [str(word) for option in options.items() for word in option])
+
+
+def tunnel_command(client: Client) -> str:
+    """The command line that brings the dashboard of a `local_cluster` to the same port of the machine you sit at."""
+    port = urlsplit(client.dashboard_link).port
+    return shlex.join(["ssh", "-N", "-L", f"{port}:{LOOPBACK}:{port}", socket.gethostname()])
 
 
 @contextmanager
@@ -58,6 +87,53 @@ def running_cluster(address: str) -> Iterator[Client]:
         raise InputError(f"no Dask scheduler answers at {address} ({error}): check the address") from error
     with client:
         yield client
+
+
+class _Cluster(SpecCluster):
+    """A `distributed.LocalCluster` whose HTTP servers are on loopback, wherever its scheduler and workers are."""
+
+    def __init__(self, workers: int, blocks_in_flight: int, host: str, security: Security | None) -> None:
+        scheduler = {
+            "host": host,
+            "security": security,
+            "dashboard": True,
+            "dashboard_address": f"{LOOPBACK}:{_free_port(DASHBOARD_PORT)}",
+        }
+        worker = {
+            "host": host,
+            "security": security,
+            "nthreads": blocks_in_flight,
+            "memory_limit": MEMORY_LIMIT // workers,
+            "dashboard": False,
+            "dashboard_address": f"{LOOPBACK}:0",
+            "silence_logs": logging.CRITICAL,
+        }
+        super().__init__(  # type: ignore[no-untyped-call]
+            scheduler={"cls": Scheduler, "options": scheduler},
+            workers={name: {"cls": Nanny, "options": worker} for name in range(workers)},
+            security=security,
+            silence_logs=logging.CRITICAL,
+        )
+
+    @property
+    def dashboard_link(self) -> str:
+        """Address of the dashboard's first page."""
+        return str(format_dashboard_link(LOOPBACK, self.scheduler_info["services"]["dashboard"]))
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Threads and processes that are started within the ``with`` never get SIGINT and SIGTERM.
+
+    Ctrl-C in a terminal, and a batch system near its limit, signal every process of a job. The driver alone decides
+    then; its workers go on with the blocks in hand. A signal that comes meanwhile waits until the end of the ``with``.
+    """
+    resource_tracker.ensure_running()  # started later, in the event loop's thread, it would let the signals in there
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _free_port(wanted: int) -> int:

@@ -1,62 +1,78 @@
-"""Running blocks on a Dask cluster: one task per block, a bounded window of them, and never a voxel in the scheduler."""
+"""Running blocks on a Dask cluster: one task per block on a worker of our choice, and never a voxel in the scheduler.
+
+`Dispatch` decides which worker gets which block. Each try of a block is a task of its own that may run on that worker
+alone, so Dask neither moves blocks about nor counts them suspect when a worker dies: its ``allowed-failures`` would
+blame every block that a dead worker held.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
-from itertools import islice
-from typing import cast
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
 from uuid import uuid4
 
-from distributed import Client, Future, Worker, WorkerPlugin, as_completed, get_worker
+from distributed import Client, Future, KilledWorker, as_completed
 
 from emseg.block import Bench, segment_block
-from emseg.errors import InputError
+from emseg.box import Triple
+from emseg.errors import Fault, InputError
 from emseg.grid.plan import Block
 from emseg.outcome import Outcome
 from emseg.specs.numerics import Numerics
 from emseg_workflows.bench import Job, local_numerics, open_bench
+from emseg_workflows.dispatch import Attempt, Dispatch, Policy
+from emseg_workflows.events import Noticed, Progressed, WorkerJoined, WorkerLeft
+from emseg_workflows.stop import Stop
 
 WAIT_FOR_WORKERS = 60
 """Seconds that a cluster has to show its first worker."""
-AHEAD = 2
-"""Blocks that the scheduler knows for each thread of a worker: one in hand and one to come."""
+PATIENCE = 600.0
+"""Seconds without any worker after which a run ends."""
+RECONNECT = 120.0
+"""Seconds that a lost scheduler has to come back."""
+RESTART = 30.0
+"""Seconds that a worker process has to start anew."""
+TICK = 0.2
+"""Seconds between two looks at the wish to stop."""
+POLL = 0.5
+"""Seconds between two looks at who is there."""
+
+_benches: dict[str, tuple[Bench, ExitStack]] = {}
+"""In a worker process: the open bench of each run, shared by its threads, which take turns at the predictor."""
+_over: set[str] = set()
+"""In a worker process: runs that have ended, perhaps while their bench was being opened."""
+_changing = threading.Lock()
 
 
-class BenchPlugin(WorkerPlugin):
-    """Holds one bench for each worker process: set up by its first block, released when the run ends."""
-
-    idempotent = True
-
-    def __init__(self, name: str, job: Job) -> None:
-        self.name = name
-        self._job = job
-
-    def setup(self, worker: Worker) -> None:  # noqa: ARG002  Dask's signature
-        """Prepare for blocks; Dask calls this on each worker, also on one that joins later."""
-        self._opening = threading.Lock()
-        self._held = ExitStack()
-        self._bench: Bench | None = None
-
-    def teardown(self, worker: Worker) -> None:  # noqa: ARG002  Dask's signature
-        """Release the network and the open arrays."""
-        self._bench = None
-        self._held.close()
-
-    def bench(self) -> Bench:
-        """The bench of this process; its threads share it and take turns at the predictor."""
-        with self._opening:
-            if self._bench is None:
-                self._bench = self._held.enter_context(open_bench(self._job, threading.Lock()))
-            return self._bench
+def prepare(run: str, job: Job) -> Numerics:
+    """How this worker computes for a run, once its bench stands; the first task on each worker."""
+    held = ExitStack()
+    bench, numerics = held.enter_context(open_bench(job, threading.Lock()))
+    with _changing:
+        if run in _over:
+            held.close()
+        else:
+            _benches[run] = bench, held
+    return numerics
 
 
 def segment(run: str, block: Block) -> Outcome:
     """The task of one block, on a worker; the function's name is what the dashboard shows."""
-    plugin = cast("BenchPlugin", get_worker().plugins[run])
-    return segment_block(plugin.bench(), block)
+    bench, _ = _benches[run]
+    return segment_block(bench, block)
+
+
+def release(run: str) -> None:
+    """Let go of a run's network and open arrays."""
+    with _changing:
+        _over.add(run)
+        _, held = _benches.pop(run, (None, ExitStack()))
+    held.close()
 
 
 class DaskExecutor:
@@ -64,6 +80,8 @@ class DaskExecutor:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._address: str = client.scheduler_info()["address"]
+        self._own = False
         try:
             client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS)
         except TimeoutError as error:
@@ -82,50 +100,210 @@ class DaskExecutor:
         address: str | None = self._client.dashboard_link
         return address
 
-    def numerics(self, threads: int) -> Numerics:
-        """The numerics of a predictor with this many threads where the blocks will run."""
-        numerics: Numerics = self._client.submit(local_numerics, threads, pure=False).result()
+    @property
+    def memory(self) -> int | None:
+        """Bytes of memory that the smallest worker may use; None if workers have no limit."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        return min((int(limit) for worker in workers if (limit := worker["memory_limit"])), default=None)
+
+    def numerics(self, model: Path, tile: Triple, threads: int) -> Numerics:
+        """The numerics of a predictor on one of the workers, for tiles of this shape (z, y, x) in voxels."""
+        numerics: Numerics = self._client.submit(local_numerics, model, tile, threads, pure=False).result()
         return numerics
 
-    def run(self, job: Job, blocks: Iterable[Block]) -> Generator[Outcome]:
-        """The outcome of each block, in the order in which they end.
-
-        Each future is let go of as soon as its outcome is here: a result that is still held when its worker leaves
-        would be computed again.
-        """
-        run = f"emseg-{uuid4().hex[:12]}"
-        self._client.register_plugin(BenchPlugin(run, job))
-        waiting = iter(blocks)
-        running: dict[str, Block] = {}
-        ended = as_completed(loop=self._client.loop, with_results=True, raise_errors=False)  # not of the newest client
+    def run(self, job: Job, blocks: Iterator[Block], policy: Policy, stop: Stop) -> Generator[Progressed]:
+        """What happens until each block has ended, or the run is stopped, or the cluster has gone for good."""
+        dispatch = Dispatch(blocks, policy)
+        session = Session(self._client, job, dispatch)
         try:
-            self._fill(run, waiting, running, ended)
-            for future, result in ended:
-                block = running.pop(future.key)
-                outcome = result if future.status == "finished" else _lost(block, future)
-                del future, result
-                yield outcome
-                self._fill(run, waiting, running, ended)
-        except OSError as error:  # the scheduler has gone; what was in hand may have been written or not
-            cause = " ".join(f"the Dask scheduler was lost ({error}): run again to go on".split())
-            for block in running.values():
-                yield Outcome(block.index, "failed", block.write.voxels, cause=cause)
+            while not dispatch.finished and not stop.over:
+                if stop.asked:
+                    dispatch.stop()
+                try:
+                    yield from session.step()
+                except OSError as error:
+                    yield Noticed(f"the Dask scheduler was lost ({_one_line(error)}): waiting up to {RECONNECT:.0f} s for it")
+                    session.abandon()
+                    if not self._reconnect(stop):
+                        yield Noticed("the Dask scheduler did not come back: what is written stays, run again to go on")
+                        return
+                    session = Session(self._client, job, dispatch)
+                if session.deserted:
+                    yield Noticed("no worker is left, and none came: what is written stays, run again to go on")
+                    return
         finally:
-            ended.clear()
-            with suppress(OSError):  # a cluster that has gone has nothing left to release
-                if self._client.status == "running":
-                    self._client.unregister_worker_plugin(run)
+            session.close()
+            if self._own:
+                self._client.close()
 
-    def _fill(self, run: str, waiting: Iterator[Block], running: dict[str, Block], ended: as_completed) -> None:
-        """Hand out blocks until each worker thread has `AHEAD` of them; one at least, as workers may be on their way."""
-        window = max(1, AHEAD * sum(self._client.nthreads().values()))
-        for block in islice(waiting, max(0, window - len(running))):
-            key = f"segment-{run}-{block.index}"
-            running[key] = block
-            ended.add(self._client.submit(segment, run, block, key=key, pure=False))
+    def _reconnect(self, stop: Stop) -> bool:
+        """A new client of the old scheduler's address, as soon as something answers there."""
+        address, security, end = self._address, self._client.security, monotonic() + RECONNECT
+        while monotonic() < end and not stop.asked:
+            try:
+                client = Client(address, timeout="5s", security=security, set_as_default=False)
+            except (OSError, TimeoutError):
+                sleep(1)
+                continue
+            if self._own:
+                self._client.close()
+            self._client, self._own = client, True
+            return True
+        return False
 
 
-def _lost(block: Block, future: Future[Outcome]) -> Outcome:
-    """The outcome of a block whose task ended without one: its bench could not be set up, or its workers died."""
+class Session:
+    """The tasks of one run on one scheduler, as long as that lives."""
+
+    def __init__(self, client: Client, job: Job, dispatch: Dispatch) -> None:
+        self._client = client
+        self._job = job
+        self._dispatch = dispatch
+        self._run = f"emseg-{uuid4().hex[:12]}"
+        self._ended = as_completed(loop=client.loop, with_results=True, raise_errors=False)
+        self._attempts: dict[str, Attempt] = {}
+        self._futures: dict[str, Future[Any]] = {}
+        self._preparing: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
+        self._polled = -POLL
+        self._seen = monotonic()
+        self._begun = False
+
+    @property
+    def deserted(self) -> bool:
+        """Whether there has been no worker for too long."""
+        return monotonic() > self._seen + PATIENCE
+
+    def step(self) -> Iterator[Progressed]:
+        """What happened in about one `TICK`.
+
+        Raises
+        ------
+        OSError
+            If the scheduler has gone.
+        InputError
+            If not one worker can take part from the beginning.
+        """
+        if self._client.status != "running":
+            raise OSError(f"the client is {self._client.status}")
+        if monotonic() > self._polled + POLL:
+            yield from self._poll()
+            self._polled = monotonic()
+        for attempt in self._dispatch.assign(monotonic()):
+            key = f"segment-{self._run}-{attempt.block.index}-{attempt.number}"
+            self._attempts[key] = attempt
+            self._submit(key, attempt.worker, segment, self._run, attempt.block)
+        for future, result in self._wait():
+            yield from self._receive(future, result)
+
+    def abandon(self) -> None:
+        """Give all blocks in hand back, blaming nobody."""
+        for worker in self._dispatch.workers:
+            self._dispatch.leave(worker, monotonic(), blame=False)
+        self._attempts.clear()
+        self._preparing.clear()
+
+    def close(self) -> None:
+        """Cancel what is not wanted any more, and release the benches."""
+        self._ended.clear()
+        with suppress(OSError, TimeoutError):  # a cluster that has gone has nothing left to release
+            if self._client.status == "running":
+                for future in self._futures.values():
+                    future.cancel()
+                self._client.run(release, self._run, on_error="ignore")
+        self._futures.clear()
+
+    def _submit(self, key: str, worker: str, *task: Any) -> None:
+        future = self._client.submit(*task, key=key, pure=False, workers=[worker], allow_other_workers=False)
+        self._futures[key] = future
+        self._ended.add(future)
+
+    def _poll(self) -> Iterator[Progressed]:
+        """Notice workers that came, went, or hang."""
+        threads: dict[str, int] = self._client.nthreads()
+        self._refused = {worker: cause for worker, cause in self._refused.items() if worker in threads}
+        if set(threads) - set(self._refused):
+            self._seen = monotonic()
+        for worker in (self._dispatch.workers | set(self._preparing.values())) - set(threads):
+            yield from self._gone(worker, "it died, or was stopped")
+        for worker in set(threads) - self._dispatch.workers - set(self._preparing.values()) - set(self._refused):
+            key = f"prepare-{self._run}-{uuid4().hex[:8]}"
+            self._preparing[key] = worker
+            self._submit(key, worker, prepare, self._run, self._job)
+        for worker in self._dispatch.overdue(monotonic()):
+            events = self._dispatch.hung(worker, monotonic())
+            self._forget(worker)
+            yield WorkerLeft(worker, "a block ran too long on it")
+            yield from events
+            self._restart(worker)
+
+    def _gone(self, worker: str, cause: str) -> Iterator[Progressed]:
+        events = self._dispatch.leave(worker, monotonic())
+        self._forget(worker)
+        yield WorkerLeft(worker, cause)
+        yield from events
+
+    def _forget(self, worker: str) -> None:
+        """Drop the tasks of a worker that is no more."""
+        keys = [key for key, attempt in self._attempts.items() if attempt.worker == worker]
+        keys += [key for key, preparing in self._preparing.items() if preparing == worker]
+        for key in keys:
+            self._attempts.pop(key, None)
+            self._preparing.pop(key, None)
+            self._futures.pop(key).cancel()
+
+    def _restart(self, worker: str) -> None:
+        """Start a worker process anew; one that nobody can start anew gets no more blocks."""
+        self._refused[worker] = "it hangs"
+        with suppress(ValueError, TimeoutError):  # without a nanny
+            self._client.restart_workers([worker], timeout=RESTART, raise_for_error=False)
+            self._refused.pop(worker)
+
+    def _wait(self) -> list[tuple[Future[Any], Any]]:
+        """Tasks that have ended, after at most a `TICK`."""
+        with self._ended.thread_condition:
+            if self._ended.queue.empty():
+                self._ended.thread_condition.wait(TICK)
+        return list(self._ended.next_batch(block=False))
+
+    def _receive(self, future: Future[Any], result: Any) -> Iterator[Progressed]:
+        key = str(future.key)
+        self._futures.pop(key, None)
+        if key in self._preparing:
+            yield from self._prepared(self._preparing.pop(key), future, result)
+        elif key in self._attempts:
+            attempt = self._attempts.pop(key)
+            outcome = result if future.status == "finished" else _lost(attempt.block, future)
+            event, broken = self._dispatch.ended(attempt, outcome, monotonic())
+            yield event
+            if broken and attempt.worker in self._dispatch.workers:
+                self._dispatch.leave(attempt.worker, monotonic(), blame=False)
+                self._forget(attempt.worker)
+                yield WorkerLeft(attempt.worker, "its device failed")
+                self._restart(attempt.worker)
+
+    def _prepared(self, worker: str, future: Future[Any], result: Any) -> Iterator[Progressed]:
+        """A worker is ready, or cannot take part."""
+        if future.status == "finished":
+            self._begun = True
+            self._dispatch.join(worker, self._client.nthreads().get(worker, 1))
+            yield WorkerJoined(worker, result)
+            return
+        error = result if isinstance(result, Exception) else future.exception() if future.status == "error" else None
+        if error is None or isinstance(error, KilledWorker):
+            return  # the worker has died or the scheduler forgot the task; the next poll tells
+        self._refused[worker] = _one_line(error)
+        yield WorkerLeft(worker, self._refused[worker])
+        if not self._begun and not self._preparing:
+            raise InputError(self._refused[worker])
+
+
+def _lost(block: Block, future: Future[Any]) -> Outcome:
+    """The outcome of a block whose task ended without one."""
     error = future.exception() if future.status == "error" else CancelledError("the scheduler does not know the task any more")
-    return Outcome(block.index, "failed", block.write.voxels, cause=" ".join(f"{type(error).__name__}: {error}".split()))
+    fault: Fault = "device" if isinstance(error, KilledWorker) else "store"
+    return Outcome(block.index, "failed", block.write.voxels, cause=f"{type(error).__name__}: {_one_line(error)}", fault=fault)
+
+
+def _one_line(error: BaseException | None) -> str:
+    return " ".join(str(error).split())

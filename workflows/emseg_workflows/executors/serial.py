@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from time import monotonic, sleep
 
+import psutil
+
+from emseg.block import segment_block
+from emseg.box import Triple
 from emseg.grid.plan import Block
-from emseg.outcome import Outcome
-from emseg.serial import segment_blocks
 from emseg.specs.numerics import Numerics
 from emseg_workflows.bench import Job, local_numerics, open_bench
+from emseg_workflows.dispatch import Dispatch, Policy
+from emseg_workflows.events import Progressed, WorkerJoined
+from emseg_workflows.stop import Stop
+
+HERE = "this process"
+TICK = 0.2
+"""Seconds between two looks at whether a block is due again."""
 
 
 class SerialExecutor:
@@ -17,11 +28,28 @@ class SerialExecutor:
     workers = 0
     dashboard = None
 
-    def numerics(self, threads: int) -> Numerics:
-        """The numerics of a predictor with this many threads where the blocks will run."""
-        return local_numerics(threads)
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that this process may use."""
+        return int(psutil.virtual_memory().total)
 
-    def run(self, job: Job, blocks: Iterable[Block]) -> Generator[Outcome]:
-        """The outcome of each block, in order."""
-        with open_bench(job) as bench:
-            yield from segment_blocks(bench, blocks)
+    def numerics(self, model: Path, tile: Triple, threads: int) -> Numerics:
+        """The numerics of a predictor here, for tiles of this shape (z, y, x) in voxels."""
+        return local_numerics(model, tile, threads)
+
+    def run(self, job: Job, blocks: Iterator[Block], policy: Policy, stop: Stop) -> Generator[Progressed]:
+        """What happens until each block has ended, or the run is stopped."""
+        dispatch = Dispatch(blocks, policy)
+        with open_bench(job) as (bench, numerics):
+            yield WorkerJoined(HERE, numerics)
+            dispatch.join(HERE, 1)
+            while not dispatch.finished:
+                if stop.asked:
+                    return
+                dispatch.assign(monotonic())
+                if not dispatch.in_hand:
+                    sleep(TICK)  # all that is left failed a moment ago
+                    continue
+                attempt = dispatch.in_hand[0]
+                event, _ = dispatch.ended(attempt, segment_block(bench, attempt.block), monotonic())
+                yield event

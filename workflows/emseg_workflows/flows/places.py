@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from emseg.errors import OutputError
 
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 """Files that make a folder part of a Zarr hierarchy."""
-LEAST_SPACE = 0.02
-"""Share of the uncompressed output that must be free on the disk: labels are seldom compressed further than this."""
 
 
 def default_output(volume: Path) -> Path:
@@ -39,22 +36,3 @@ def check_output_place(output: Path, volume: Path) -> None:
         raise OutputError(f"the output {output} lies inside the volume {volume}: choose a place outside with -o")
     if inner in outer.parents:
         raise OutputError(f"the volume {volume} lies inside the output {output}: choose another place with -o")
-
-
-def check_space(output: Path, output_bytes: int) -> None:
-    """Refuse a disk that cannot hold the output however well it is compressed.
-
-    Raises
-    ------
-    OutputError
-        If less than `LEAST_SPACE` of `output_bytes` is free.
-    """
-    parent = output.absolute().parent
-    if not parent.is_dir():
-        raise OutputError(f"{output} cannot be made, as {parent} is not a folder: make that first")
-    free = shutil.disk_usage(parent).free
-    if free < LEAST_SPACE * output_bytes:
-        raise OutputError(
-            f"the output {output} has {output_bytes / 1e6:.1f} MB before compression, but only {free / 1e6:.1f} MB are free: "
-            "make room, or choose another place with -o"
-        )

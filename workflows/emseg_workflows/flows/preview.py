@@ -16,8 +16,7 @@ from emseg.grid.stitch import NOT_COMPUTED
 from emseg.recipe import Recipe
 from emseg.store.classes import colour
 from emseg.store.output import open_output
-from emseg.store.volume import open_volume
-from emseg_workflows.flows.record import input_of, recipe_of
+from emseg_workflows.flows.record import recipe_of, volume_of
 
 MOST_PIXELS = 1024
 """Edge of the part that is drawn, in voxels; of a larger slice, its middle."""
@@ -57,12 +56,7 @@ def preview(
     """
     stored = open_output(output)
     recipe = recipe_of(stored)
-    source = open_volume(input_of(stored, "volume", volume))
-    if source.spec != recipe.volume:
-        raise OutputError(
-            f"{source.path} is {source.spec.shape} {source.spec.dtype}, the volume of {output} {recipe.volume.shape} "
-            f"{recipe.volume.dtype}, or their voxel sizes differ: give the right one with --volume"
-        )
+    source = volume_of(stored, volume)
     box = _slice_box(stored.region, z)
     raw, labels = source.read(box)[0], stored.read_labels(box)[0]
 

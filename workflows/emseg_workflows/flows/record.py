@@ -1,48 +1,118 @@
-"""The run record: one JSON file per run inside the output. Losing it loses causes and timings, never voxels."""
+"""The run record: small numbered segments of JSON lines inside the output. Losing it loses causes and timings, never voxels.
+
+    OUT/emseg/run-0001/lease.json     who runs, see `emseg.store.lease`
+    OUT/emseg/run-0001/00000.jsonl    {"event": "started", ...}, then a line for each thing that happened
+    OUT/emseg/run-0001/00001.jsonl    the next thousand lines
+
+A segment is put anew, whole, until it is full: an object store can do that as well.
+"""
 
 from __future__ import annotations
 
+import json
 import platform
 import socket
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal
 
 from emseg import __version__
 from emseg.errors import OutputError
 from emseg.recipe import Recipe
+from emseg.store.lease import newest_run
 from emseg.store.ledger import Output
+from emseg.store.records import FolderRecords
+from emseg.store.volume import ZarrVolume, open_volume
 from emseg_workflows.bench import Job
+from emseg_workflows.events import BlockEnded, BlockRetried, Noticed, Progressed, WorkerJoined, WorkerLeft
 from emseg_workflows.report import Report
+
+LINES = 1000
+"""Lines of a segment."""
+EVERY = 10.0
+"""Seconds after which lines are kept at the latest."""
 
 
 class RunRecord:
-    """The record of the run that is going on."""
+    """The record of the run that is going on; a disk that refuses it loses lines, and the run goes on.
 
-    def __init__(self, output: Output, job: Job, workers: int) -> None:
-        self._output = output
-        self._name = f"run-{_count(output) + 1:04d}"
-        self._facts: dict[str, Any] = {
-            "volume": str(job.volume),
-            "model": str(job.model),
-            "fingerprint": job.recipe.fingerprint,
-            "emseg": __version__,
-            "python": platform.python_version(),
-            "host": socket.gethostname(),
-            "workers": workers,
-            "started": _now(),
-        }
+    `on_problem` is told the first time.
+    """
 
-    def keep(self, report: Report | None) -> None:
-        """Write what is known, with a report how the run ended.
+    def __init__(self, output: Output, job: Job, workers: int, on_problem: Callable[[str], None]) -> None:
+        self._on_problem = on_problem
+        self._refused = False
+        self._records = FolderRecords(output.records)
+        self._run = job.token.run
+        self._segment = 0
+        self._lines: list[str] = []
+        self._kept = monotonic()
+        self._add(
+            "started",
+            volume=str(job.volume),
+            model=str(job.model),
+            fingerprint=job.recipe.fingerprint,
+            emseg=__version__,
+            python=platform.python_version(),
+            host=socket.gethostname(),
+            workers=workers,
+            mixed_hardware=job.mixed_hardware,
+        )
+        self._keep()
 
-        Raises
-        ------
-        OutputError
-            If it cannot be written.
-        """
-        end = {} if report is None else {"ended": _now(), "report": report.to_json()}
-        self._output.write_record(self._name, {**self._facts, **end})
+    def tell(self, event: Progressed) -> None:
+        """Add what happened; it is kept within `EVERY` seconds."""
+        match event:
+            case BlockEnded(outcome):
+                self._add("block", **outcome.to_json())
+            case BlockRetried():
+                self._add("retried", **asdict(event))
+            case WorkerJoined(worker, numerics):
+                self._add("joined", worker=worker, numerics=numerics.to_json())
+            case WorkerLeft():
+                self._add("left", **asdict(event))
+            case Noticed(message):
+                self._add("noticed", message=message)
+        if len(self._lines) >= LINES or monotonic() > self._kept + EVERY:
+            self._keep()
+
+    def end(self, report: Report) -> None:
+        """Keep how the run ended."""
+        self._add("ended", report=report.to_json())
+        self._keep()
+
+    def _add(self, event: str, **facts: Any) -> None:
+        self._lines.append(json.dumps({"event": event, "at": _now(), **facts}))
+
+    def _keep(self) -> None:
+        self._kept = monotonic()
+        try:
+            self._records.put(_segment(self._run, self._segment), "".join(f"{line}\n" for line in self._lines).encode())
+        except OutputError as error:
+            if not self._refused:
+                self._on_problem(f"the run record is not kept: {error}")
+            self._refused = True
+        if len(self._lines) >= LINES:
+            self._segment += 1
+            self._lines.clear()
+
+
+def lines_of(output: Output, run: int) -> Iterator[dict[str, Any]]:
+    """Each line of a run's record, in order; lines that cannot be read are left out."""
+    records = FolderRecords(output.records)
+    for name in records.names(f"run-{run:04d}/"):
+        if not name.endswith(".jsonl"):
+            continue
+        for line in (records.get(name) or b"").splitlines():
+            try:
+                read = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(read, dict):
+                yield read
 
 
 def recipe_of(output: Output) -> Recipe:
@@ -61,6 +131,24 @@ def recipe_of(output: Output) -> Recipe:
         ) from error
 
 
+def volume_of(output: Output, given: str | Path | None) -> ZarrVolume:
+    """The volume that an output was made from, open: as given, else where its newest record says.
+
+    Raises
+    ------
+    InputError
+        If it is not there, or another one is.
+    """
+    path = input_of(output, "volume", given)
+    volume, wanted = open_volume(path), recipe_of(output).volume
+    if volume.spec != wanted:
+        raise OutputError(
+            f"{path} has {volume.spec.shape} voxels {volume.spec.dtype}, the volume of {output.path} had {wanted.shape} "
+            f"{wanted.dtype}, or another size of voxels or chunks: give the right one with --volume"
+        )
+    return volume
+
+
 def input_of(output: Output, kind: Literal["volume", "model"], given: str | Path | None) -> Path:
     """Where the volume or the model that an output was made from is: as given, else as its newest record says.
 
@@ -71,8 +159,8 @@ def input_of(output: Output, kind: Literal["volume", "model"], given: str | Path
     """
     if given is not None:
         return Path(given)
-    record = output.read_record(f"run-{_count(output):04d}")
-    if not isinstance(record, dict) or not isinstance(record.get(kind), str):
+    record = _newest_start(output)
+    if not isinstance(record.get(kind), str):
         raise OutputError(f"the run record of {output.path} is lost, so it does not say where its {kind} is: give --{kind}")
     path = Path(record[kind])
     if not path.exists():
@@ -80,12 +168,17 @@ def input_of(output: Output, kind: Literal["volume", "model"], given: str | Path
     return path
 
 
-def _count(output: Output) -> int:
-    """Records so far."""
-    number = 0
-    while output.read_record(f"run-{number + 1:04d}") is not None:
-        number += 1
-    return number
+def _newest_start(output: Output) -> dict[str, Any]:
+    """How the newest run that is recorded began; empty if none is."""
+    for run in range(newest_run(FolderRecords(output.records)), 0, -1):
+        for line in lines_of(output, run):
+            if line.get("event") == "started":
+                return line
+    return {}
+
+
+def _segment(run: int, number: int) -> str:
+    return f"run-{run:04d}/{number:05d}.jsonl"
 
 
 def _now() -> str:

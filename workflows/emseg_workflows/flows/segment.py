@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
@@ -18,20 +19,23 @@ from emseg.grid.plan import Block, Plan
 from emseg.model.bundled import resolve_model
 from emseg.model.header import model_digest, read_header
 from emseg.normalise import Scope, survey
-from emseg.outcome import Outcome
 from emseg.recipe import Recipe
 from emseg.specs.model import ModelSpec
 from emseg.specs.numerics import Numerics
 from emseg.specs.region import parse_region
 from emseg.specs.volume import VolumeSpec
-from emseg.store.ledger import Output
-from emseg.store.output import create_output, open_output, remove_output
+from emseg.store.lease import Lease, Token, take_lease
+from emseg.store.output import Form, create_output, open_output, renew_output, settle_output
+from emseg.store.records import FolderRecords
 from emseg.store.volume import open_volume
 from emseg_workflows.bench import Job
-from emseg_workflows.events import BlockEnded, Event, Noticed, Observer, RunEnded, RunStarted
-from emseg_workflows.flows.places import check_output_place, check_space, default_output
+from emseg_workflows.dispatch import Policy
+from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, Observer, Progressed, RunEnded, RunStarted
+from emseg_workflows.flows.limits import check_chunks, check_memory, check_space
+from emseg_workflows.flows.places import check_output_place, default_output
 from emseg_workflows.flows.record import RunRecord, recipe_of
 from emseg_workflows.report import Report, Tally
+from emseg_workflows.stop import Stop, StoppedError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -50,12 +54,17 @@ class Executor(Protocol):
         """Address to watch it at, if there is one."""
         ...
 
-    def numerics(self, threads: int) -> Numerics:
-        """The numerics of a predictor with this many threads where the blocks will run."""
+    @property
+    def memory(self) -> int | None:
+        """Bytes of memory that each worker may use, if that is known."""
         ...
 
-    def run(self, job: Job, blocks: Iterator[Block]) -> Generator[Outcome]:
-        """The outcome of each block, in any order; closing it ends the run."""
+    def numerics(self, model: Path, tile: Triple, threads: int) -> Numerics:
+        """The numerics of a predictor where the blocks will run, for tiles of this shape (z, y, x) in voxels."""
+        ...
+
+    def run(self, job: Job, blocks: Iterator[Block], policy: Policy, stop: Stop) -> Generator[Progressed]:
+        """What happens, until each block has ended or the run is stopped; closing it ends the run."""
         ...
 
 
@@ -73,6 +82,9 @@ def segment(
     scheduler: str | None = None,
     client: Client | None = None,
     overwrite: bool = False,
+    mixed_hardware: bool = False,
+    policy: Policy | None = None,
+    stop: Stop | None = None,
     on_event: Observer | None = None,
 ) -> Report:
     """The report of a run that segments a volume; blocks that an earlier run has written are not computed again.
@@ -100,7 +112,13 @@ def segment(
     scheduler, client
         A running Dask cluster to use instead, by the address of its scheduler or by a client.
     overwrite
-        Remove an output that is already there, and begin anew.
+        Begin an output that is already there anew.
+    mixed_hardware
+        Accept workers that compute other last bits than the run began with; which ones did is recorded.
+    policy
+        How long a block may run, and how many may fail.
+    stop
+        Asked to stop, the run hands out no more blocks and waits a while for those in hand.
     on_event
         Called with each event of the run; see `emseg_workflows.events`.
 
@@ -109,7 +127,7 @@ def segment(
     InputError
         If anything asked for does not fit together; nothing was written then.
     """
-    notify = on_event or _ignore
+    notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
     volume, model_path = Path(volume), resolve_model(model)
     source = open_volume(volume)
     spec, card = read_header(model_path)
@@ -118,27 +136,42 @@ def segment(
     check_output_place(place, volume)
     begun = _begun(place, overwrite)
     plan = _plan(source.spec, spec, box, tile, begun)
+    check_chunks(source.spec, volume)
     check_space(place, cost_of(plan, source.spec, probabilities).output_bytes)
     normalisation, volume_digest = survey(source, normalise)
 
-    with _executor(workers, threads, scheduler, client) as executor:
-        recipe = Recipe(
-            volume=source.spec,
-            volume_digest=volume_digest,
-            model_digest=model_digest(model_path),
-            normalisation=normalisation,
-            plan=plan,
-            numerics=executor.numerics(threads),
-            probabilities=probabilities,
-        )
-        if begun:
-            _check_same(place, begun, recipe)
-        else:
-            _create(place, recipe, card, overwrite)
-        for message in _doubts(source.spec, spec, card):
-            notify(Noticed(message))
-        job = Job(recipe, volume.absolute(), model_path.absolute(), place.absolute())
-        return _run(job, open_output(place), executor, notify)
+    def recipe_for(numerics: Numerics) -> Recipe:
+        digest = model_digest(model_path)
+        return Recipe(source.spec, volume_digest, digest, normalisation, plan, numerics, probabilities)
+
+    if begun:
+        _check_same(place, begun, recipe_for(replace(begun.numerics, threads=threads)))
+        if open_output(place).done_units().all():
+            return _nothing_left(place, begun, notify)
+    lease = _take_lease(place) if place.exists() else None
+    try:
+        with _executor(workers, threads, scheduler, client) as executor:
+            check_memory(cost_of(plan, source.spec, probabilities), executor.memory, plan, executor.workers)
+            numerics = executor.numerics(model_path.absolute(), plan.tile, threads)
+            recipe = recipe_for(numerics)
+            if begun:
+                if not mixed_hardware:
+                    _check_same(place, begun, recipe)
+                recipe = begun
+            if stop.asked:
+                raise StoppedError(stop.number)
+            _prepare_output(place, recipe, card, overwrite)
+            lease = lease or _take_lease(place)
+            for message in _doubts(source.spec, spec, card):
+                notify(Noticed(message))
+            token = Token(open_output(place).records.absolute(), lease.run)
+            job = Job(recipe, volume.absolute(), model_path.absolute(), place.absolute(), token, mixed_hardware)
+            with lease.held():
+                taken, lease = lease, None
+                return _run(job, taken, executor, policy, stop, notify)
+    finally:
+        if lease is not None:
+            lease.withdraw()
 
 
 def plan_run(
@@ -161,34 +194,47 @@ def plan_run(
     return plan_volume(source.spec, spec, box, tile), source.spec
 
 
-def _run(job: Job, output: Output, executor: Executor, notify: Callable[[Event], None]) -> Report:
+def _run(job: Job, lease: Lease, executor: Executor, policy: Policy, stop: Stop, notify: Observer) -> Report:
     """Hand out the blocks that are left, and count how they end."""
-    plan = job.recipe.plan
-    done = output.done_units().ravel()
-    skipped = int(done.sum())
-    record = RunRecord(output, job, executor.workers)
-    _keep(record, None, notify)
-    notify(RunStarted(job.output, plan, skipped, executor.workers, executor.dashboard))
-    tally, start = Tally(plan, skipped), perf_counter()
-    left = (plan.block(int(index)) for index in np.flatnonzero(~done))
+    plan, output = job.recipe.plan, open_output(job.output)
+    done = output.done_units(tidy=True).ravel()
+    tally, start = Tally(plan, int(done.sum())), perf_counter()
+    record = RunRecord(output, job, executor.workers, lambda message: notify(Noticed(message)))
+    notify(RunStarted(job.output, plan, int(done.sum()), executor.workers, executor.dashboard))
     try:
-        with closing(executor.run(job, left)) as outcomes:
-            for outcome in outcomes:
-                tally.count(outcome)
-                notify(BlockEnded(outcome))
+        left = np.flatnonzero(~done)
+        while len(left):
+            blocks = (plan.block(int(index)) for index in left)
+            with closing(executor.run(job, blocks, policy, stop)) as events:
+                for event in events:
+                    record.tell(event)
+                    match event:
+                        case BlockEnded(outcome):
+                            tally.count(outcome)
+                            done[outcome.block] |= outcome.status == "done"
+                        case BlockRetried():
+                            tally.retry()
+                    notify(event)
+                    if lease.lost and not stop.asked:
+                        notify(Noticed(f"another run has taken over {job.output}: this one ends"))
+                        stop.ask()
+            left = np.flatnonzero(done & ~output.done_units().ravel())  # written, but somebody has deleted it
+            tally.take_back(len(left))
+            if stop.asked:
+                break
     finally:
-        report = tally.report(perf_counter() - start)
-        _keep(record, report, notify)
+        report = tally.report(perf_counter() - start, stop.number)
+        record.end(report)
     notify(RunEnded(report))
     return report
 
 
-def _keep(record: RunRecord, report: Report | None, notify: Observer) -> None:
-    """Write the record of a run; a disk that is too full for it must not end the run, whose voxels do not need it."""
-    try:
-        record.keep(report)
-    except OutputError as error:
-        notify(Noticed(f"the run record is not kept: {error}"))
+def _nothing_left(place: Path, recipe: Recipe, notify: Observer) -> Report:
+    """The report of a run that finds all blocks written."""
+    report = Tally(recipe.plan, len(recipe.plan)).report(0.0)
+    notify(RunStarted(place.absolute(), recipe.plan, len(recipe.plan), 0, None))
+    notify(RunEnded(report))
+    return report
 
 
 def _begun(place: Path, overwrite: bool) -> Recipe | None:
@@ -208,6 +254,8 @@ def _begun(place: Path, overwrite: bool) -> Recipe | None:
         raise OutputError(
             f"{place} already exists, and no run can go on there ({cause}): choose another place with -o"
         ) from error
+    if overwrite and place.is_symlink():
+        raise OutputError(f"{place} is a link to an output, not an output: name what it leads to, {place.resolve()}")
     return None if overwrite else recipe_of(output)
 
 
@@ -231,11 +279,9 @@ def _check_same(place: Path, begun: Recipe, asked: Recipe) -> None:
         )
 
 
-def _create(place: Path, recipe: Recipe, card: dict[str, str], overwrite: bool) -> None:
-    if overwrite and place.exists():
-        remove_output(place)
-    create_output(
-        place,
+def _prepare_output(place: Path, recipe: Recipe, card: dict[str, str], overwrite: bool) -> None:
+    """Make the output, or begin it anew, or tidy up what a killed run has left in it."""
+    form = Form(
         volume=recipe.volume,
         region=recipe.plan.region,
         classes=recipe.plan.model.classes,
@@ -244,6 +290,17 @@ def _create(place: Path, recipe: Recipe, card: dict[str, str], overwrite: bool) 
         probabilities=recipe.probabilities,
         attributes={"recipe": recipe.to_json(), "fingerprint": recipe.fingerprint, "model": card},
     )
+    if not place.exists():
+        create_output(place, form)
+        return
+    if overwrite:
+        renew_output(place, form)
+    settle_output(place)
+
+
+def _take_lease(place: Path) -> Lease:
+    output = open_output(place)
+    return take_lease(FolderRecords(output.records), output.path)
 
 
 def _doubts(volume: VolumeSpec, model: ModelSpec, card: dict[str, str]) -> Iterator[str]:

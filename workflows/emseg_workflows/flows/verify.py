@@ -20,14 +20,14 @@ from emseg.grid.plan import Plan
 from emseg.grid.stitch import NOT_COMPUTED, quantise
 from emseg.model.bundled import resolve_model
 from emseg.model.file import load_model
-from emseg.model.predictor import TorchPredictor, numerics_here
+from emseg.model.predictor import TorchPredictor
 from emseg.normalise import survey
 from emseg.ports import Predictor, VolumeReader
 from emseg.recipe import Recipe
 from emseg.store.ledger import Output
 from emseg.store.output import open_output
-from emseg.store.volume import open_volume
-from emseg_workflows.flows.record import input_of, recipe_of
+from emseg.store.volume import ZarrVolume
+from emseg_workflows.flows.record import input_of, recipe_of, volume_of
 
 TOLERANCE = 1e-4
 """Largest difference of two float32 computations of one probability."""
@@ -113,16 +113,14 @@ def verify(
     """
     stored = open_output(output)
     recipe = recipe_of(stored)
-    where = input_of(stored, "volume", volume)
-    source = open_volume(where)
-    _check_same_volume(source, recipe, where)
+    source = volume_of(stored, volume)
+    _check_same_voxels(source, recipe)
     weights = input_of(stored, "model", resolve_model(model) if model is not None else None)
     loaded = load_model(weights)
     if loaded.digest != recipe.model_digest:
         raise ModelError(f"{weights} has digest {loaded.digest[:12]}, the run's model {recipe.model_digest[:12]}: give --model")
-    threads = recipe.numerics.threads
-    predictor = TorchPredictor(loaded.network(), threads)
-    verdict = Verdict(same_numerics=numerics_here(threads) == recipe.numerics)
+    predictor = TorchPredictor(loaded.network(), recipe.numerics.threads)
+    verdict = Verdict(same_numerics=predictor.numerics(recipe.plan.tile) == recipe.numerics)
     for box, tile, lead in _draw(recipe.plan, boxes, seed):
         verdict.boxes += 1
         try:
@@ -185,10 +183,10 @@ def _draw(plan: Plan, boxes: int, seed: int) -> Iterator[tuple[Box, Triple, Trip
         yield Box.of_shape(shape).shift(start).shift(region.start), tile, lead
 
 
-def _check_same_volume(source: VolumeReader, recipe: Recipe, path: Path) -> None:
+def _check_same_voxels(source: ZarrVolume, recipe: Recipe) -> None:
     _, digest = survey(source, recipe.normalisation.scope)
-    if source.spec != recipe.volume or digest != recipe.volume_digest:
+    if digest != recipe.volume_digest:
         raise OutputError(
-            f"the volume {path} is not the one that the run read (digest {digest[:12]}, not "
+            f"the volume {source.path} is not the one that the run read (digest {digest[:12]}, not "
             f"{recipe.volume_digest[:12]}): give the right one with --volume"
         )

@@ -1,0 +1,274 @@
+"""Nobody else has a way into a cluster, signals do not reach its workers, and nothing is left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import sleep
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import psutil
+import pytest
+from distributed import Client, Security
+from distributed.comm import connect
+from distributed.system import MEMORY_LIMIT
+
+from emseg_workflows.clusters import local
+from emseg_workflows.clusters.certificates import run_security
+from emseg_workflows.clusters.local import LOOPBACK, default_workers, local_cluster, tunnel_command, worker_command
+
+PATIENCE = 30
+"""Seconds."""
+
+
+def own_address() -> str:
+    """An address of this machine that others reach, or loopback if it has none."""
+    addresses = [address for addresses in psutil.net_if_addrs().values() for address in addresses]
+    found = (address.address for address in addresses if address.family == socket.AF_INET)
+    return next((address for address in found if not address.startswith("127.")), LOOPBACK)
+
+
+OWN = own_address()
+
+
+def listening() -> set[tuple[str, int]]:
+    """Address and port of whatever listens in this process and those it has started."""
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    connections = [connection for process in family for connection in process.net_connections("inet")]
+    return {tuple(connection.laddr) for connection in connections if connection.status == psutil.CONN_LISTEN}
+
+
+def workers(client: Client) -> dict[str, int]:
+    """Address and process of each worker."""
+    return client.run(os.getpid)
+
+
+def knock(address: str, security: Security) -> None:
+    """Open and close a connection as a client does."""
+
+    async def open_and_close() -> None:
+        comm = await connect(address, timeout=2, **security.get_connection_args("client"))
+        await comm.close()
+
+    asyncio.run(open_and_close())
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """Within the ``with``, a connection is refused: on whatever step, in the words of whatever layer meets it first."""
+    with pytest.raises(OSError):  # noqa: PT011
+        yield
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with local_cluster(2, 2) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def abroad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client of a cluster that workers on other hosts may join."""
+    with run_security(tmp_path_factory.mktemp("abroad") / "run") as security, local_cluster(1, 2, OWN, security) as client:
+        yield client
+
+
+def test_only_loopback_listens(client: Client) -> None:
+    assert len(listening()) >= 8  # scheduler, dashboard, and for each of two workers nanny, tasks, HTTP
+    assert {host for host, _ in listening()} <= {LOOPBACK, "::1"}
+
+
+@pytest.mark.parametrize(("family", "everywhere"), [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")])
+def test_an_open_door_is_found(family: socket.AddressFamily, everywhere: str) -> None:
+    """By the scan that the other tests trust."""
+    with socket.socket(family) as door:
+        door.bind((everywhere, 0))
+        door.listen()
+        assert everywhere in {host for host, _ in listening()}
+
+
+def test_http_is_on_loopback_also_where_the_cluster_is_not(client: Client, abroad: Client) -> None:
+    """It knows no login."""
+    info = abroad.scheduler_info()
+    speaking = [info, *info["workers"].values()]
+    for about in speaking:
+        assert (LOOPBACK, about["services"]["dashboard"]) in listening()
+        assert (OWN, about["services"]["dashboard"]) not in listening() or OWN == LOOPBACK
+    assert {host for host, _ in listening()} <= {LOOPBACK, "::1", OWN}
+
+
+def test_the_dashboard_answers(client: Client, abroad: Client) -> None:
+    for cluster in (client, abroad):
+        assert urlsplit(cluster.dashboard_link).hostname == LOOPBACK
+        with urlopen(cluster.dashboard_link) as page:
+            assert page.status == 200
+
+
+def test_workers_have_no_dashboard(client: Client) -> None:
+    for about in client.scheduler_info()["workers"].values():
+        with pytest.raises(HTTPError, match="404") as refused:
+            urlopen(f"http://{LOOPBACK}:{about['services']['dashboard']}/status")
+        refused.value.close()
+
+
+def test_strangers_are_refused(abroad: Client, tmp_path: Path) -> None:
+    """By the scheduler, the worker and its nanny; a stranger has no certificates, or those of another run."""
+    info = abroad.scheduler_info()
+    addresses = [info["address"], *info["workers"], *(about["nanny"] for about in info["workers"].values())]
+    assert len(addresses) == 3
+    with run_security(tmp_path / "other") as other:
+        for address in addresses:
+            assert address.startswith(f"tls://{OWN}:")
+            knock(address, abroad.security)
+            with refused():
+                knock(address, other)
+            with refused():
+                knock(address.replace("tls", "tcp"), Security())
+
+
+def test_strange_clients_are_refused(abroad: Client, tmp_path: Path) -> None:
+    address = abroad.scheduler_info()["address"]
+    with run_security(tmp_path / "other") as other:
+        for where, security in ((address.replace("tls", "tcp"), Security()), (address, other)):
+            with refused():
+                Client(where, security=security, timeout="2s")
+    with Client(address, security=abroad.security, timeout="10s", set_as_default=False) as friend:
+        assert friend.submit(sum, (1, 2)).result() == 3
+
+
+def test_elsewhere_nothing_is_in_the_clear() -> None:
+    """Also if nobody has made certificates."""
+    with local_cluster(1, 1, "localhost") as client:
+        assert client.scheduler_info()["address"].startswith("tls://")
+        assert client.submit(sum, (1, 2)).result() == 3
+
+
+def test_a_worker_on_another_host_joins(tmp_path: Path) -> None:
+    """With the command that is printed, and ends with the run."""
+    with run_security(tmp_path / "run") as security, local_cluster(1, 2, OWN, security) as client:
+        mine = set(workers(client))
+        other = subprocess.Popen(shlex.split(worker_command(client, 2)), stderr=subprocess.DEVNULL)
+        client.wait_for_workers(2, timeout=PATIENCE)
+        (joined,) = set(workers(client)) - mine
+        pid = client.submit(os.getpid, workers=[joined], allow_other_workers=False).result()
+        assert pid in {child.pid for child in psutil.Process(other.pid).children(recursive=True)}
+        about = client.scheduler_info(n_workers=-1)["workers"][joined]
+        assert about["nthreads"] == 2
+        assert {host for host, port in listening() if port == about["services"]["dashboard"]} == {LOOPBACK}
+        knock(joined, security)
+        with refused():
+            knock(joined.replace("tls", "tcp"), Security())
+    assert other.wait(PATIENCE) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tunnel_to_the_dashboard(abroad: Client) -> None:
+    port = urlsplit(abroad.dashboard_link).port
+    assert tunnel_command(abroad) == f"ssh -N -L {port}:{LOOPBACK}:{port} {socket.gethostname()}"
+
+
+def test_workers_share_the_memory(client: Client) -> None:
+    """And one that takes more than its share is started anew."""
+    for about in client.scheduler_info()["workers"].values():
+        assert about["memory_limit"] == MEMORY_LIMIT // 2
+    for nanny in client.cluster.workers.values():
+        assert nanny.memory_manager.memory_limit == MEMORY_LIMIT // 2
+        assert 0.9 < nanny.memory_manager.memory_terminate_fraction <= 1
+
+
+def test_each_core_has_its_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "CPU_COUNT", 8)
+    assert [default_workers(threads) for threads in (1, 3, 8, 9)] == [8, 2, 1, 1]
+
+
+def block() -> int:
+    sleep(0.5)
+    return os.getpid()
+
+
+def assert_undisturbed(client: Client) -> None:
+    """Workers get signals meant for everybody while they compute, and go on."""
+    before = workers(client)
+    blocks = [client.submit(block, workers=[worker], pure=False) for worker in before]
+    for pid in before.values():
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    assert client.gather(blocks) == list(before.values())
+    assert workers(client) == before
+
+
+def test_signals_do_not_reach_workers(client: Client) -> None:
+    assert_undisturbed(client)
+
+
+def test_nor_one_that_was_started_anew(client: Client) -> None:
+    victim, *_ = workers(client).values()
+    os.kill(victim, signal.SIGKILL)
+    while victim in (now := set(workers(client).values())) or len(now) < 2:
+        sleep(0.1)
+    assert_undisturbed(client)
+
+
+def test_nor_those_of_a_caller_in_another_thread() -> None:
+    raised: list[BaseException] = []
+
+    def caller() -> None:
+        try:
+            with local_cluster(1, 1) as client:
+                assert_undisturbed(client)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=caller)
+    thread.start()
+    thread.join()
+    assert not raised
+
+
+def test_signals_reach_the_caller(client: Client) -> None:
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+BAD_DAY = """
+import os, signal, sys, time
+from emseg_workflows.clusters.local import local_cluster
+
+with local_cluster(2, 1) as client:
+    victim, _ = client.run(os.getpid).values()
+    os.kill(victim, signal.SIGKILL)
+    while victim in (now := set(client.run(os.getpid, on_error="ignore").values())) or len(now) < 2:
+        time.sleep(0.1)
+    blocks = [client.submit(time.sleep, 60, pure=False) for _ in range(2)]
+    print("two blocks in hand", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("driver_dies", [False, True])
+def test_a_bad_day_ends_in_silence(driver_dies: bool) -> None:
+    """A worker died and was started anew, and the run ends with blocks in hand."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", BAD_DAY], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as driver:
+        assert driver.stdout is not None
+        driver.stdout.readline()
+        family = psutil.Process(driver.pid).children(recursive=True)
+        assert len(family) == 3  # two workers and the keeper of their semaphores
+        if driver_dies:
+            driver.kill()
+        _, printed = driver.communicate("\n", timeout=PATIENCE)
+    assert not psutil.wait_procs(family, timeout=PATIENCE)[1]
+    assert driver.returncode == (-signal.SIGKILL if driver_dies else 0)
+    assert not [line for line in printed.splitlines() if "resource_tracker" not in line]

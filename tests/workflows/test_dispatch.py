@@ -1,0 +1,194 @@
+"""Each block ends once, whatever happens to the workers, and only those that deserve it are called bad."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from fakes import plan_by_hand
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emseg.grid.plan import Block
+from emseg.outcome import Outcome
+from emseg.specs.model import ModelSpec
+from emseg_workflows.dispatch import AHEAD, BACK_OFF, LONE, SUSPECT, Attempt, Dispatch, Policy
+from emseg_workflows.events import BlockEnded, BlockRetried
+
+PLAN = plan_by_hand(ModelSpec.unet(width=1, depth=0), (4, 8, 24), (1, 4, 4), (1, 8, 8))
+TIMEOUT = 100.0
+
+
+def done(block: Block) -> Outcome:
+    return Outcome(block.index, "done", block.write.voxels)
+
+
+def broken(block: Block, fault: str) -> Outcome:
+    return Outcome(block.index, "failed", block.write.voxels, cause="broken", fault=fault)
+
+
+@dataclass
+class Cluster:
+    """Workers that run what they are given, with a clock of its own; `deadly` and `hanging` blocks ruin each worker."""
+
+    dispatch: Dispatch
+    threads: int = 2
+    deadly: frozenset[int] = frozenset()
+    hanging: frozenset[int] = frozenset()
+    now: float = 0.0
+    born: int = 0
+    ended: list[Outcome] = field(default_factory=list)
+    retried: int = 0
+    begun: list[Attempt] = field(default_factory=list)
+
+    def grow(self) -> None:
+        self.born += 1
+        self.dispatch.join(f"worker {self.born}", self.threads)
+
+    def tell(self, *events: BlockEnded | BlockRetried) -> None:
+        for event in events:
+            if isinstance(event, BlockEnded):
+                self.ended.append(event.outcome)
+            else:
+                self.retried += 1
+
+    def assign(self) -> None:
+        self.begun += self.dispatch.assign(self.now)
+
+    def kill(self, worker: str) -> None:
+        self.tell(*self.dispatch.leave(worker, self.now))
+
+    def running(self, worker: str) -> list[Attempt]:
+        return [a for a in self.dispatch.in_hand if a.worker == worker][: self.threads]
+
+    def work(self, worker: str) -> None:
+        """The next thing that this worker does."""
+        running = self.running(worker)
+        if any(a.block.index in self.deadly for a in running):
+            self.kill(worker)
+            self.grow()
+        elif ready := [a for a in running if a.block.index not in self.hanging]:
+            event, _ = self.dispatch.ended(ready[0], done(ready[0].block), self.now)
+            self.tell(event)
+
+    def run(self, rng: random.Random, kills: int = 0) -> None:
+        for _ in range(100_000):
+            if self.dispatch.finished:
+                return
+            self.assign()
+            for worker in sorted(self.dispatch.workers):
+                if kills and rng.random() < 0.1:
+                    kills -= 1
+                    self.kill(worker)
+                    self.grow()
+                else:
+                    self.work(worker)
+            self.now += 1.0
+            for worker in self.dispatch.overdue(self.now):
+                self.tell(*self.dispatch.hung(worker, self.now))
+                self.grow()
+        raise AssertionError("the run does not end")
+
+
+def cluster(workers: int = 2, policy: Policy | None = None, **more: object) -> Cluster:
+    made = Cluster(Dispatch(iter(PLAN), policy or Policy(TIMEOUT)), **more)
+    for _ in range(workers):
+        made.grow()
+    return made
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 30), st.integers(0, 2**32))
+def test_each_block_is_done_once_however_many_workers_are_killed(workers: int, threads: int, kills: int, seed: int) -> None:
+    made = cluster(workers, threads=threads)
+    made.run(random.Random(seed), kills)
+    assert sorted(outcome.block for outcome in made.ended) == list(range(len(PLAN)))
+    assert sum(outcome.status == "failed" for outcome in made.ended) <= kills // (SUSPECT + LONE - 1)
+    assert len(made.begun) <= len(PLAN) + kills * AHEAD * threads
+
+
+@given(
+    st.sets(st.integers(0, len(PLAN) - 1), max_size=4), st.sets(st.integers(0, len(PLAN) - 1), max_size=3), st.integers(1, 3)
+)
+def test_only_blocks_that_kill_or_hang_are_given_up(deadly: set[int], hanging: set[int], workers: int) -> None:
+    hanging -= deadly
+    made = cluster(workers, deadly=frozenset(deadly), hanging=frozenset(hanging))
+    made.run(random.Random(0))
+    assert {outcome.block for outcome in made.ended if outcome.status == "failed"} == deadly | hanging
+    assert sorted(outcome.block for outcome in made.ended) == list(range(len(PLAN)))
+
+
+def test_a_suspect_is_tried_with_nothing_beside_it() -> None:
+    made = cluster(1, deadly=frozenset({3}))
+    made.run(random.Random(0))
+    lone = [attempt for attempt in made.begun if attempt.alone]
+    assert [attempt.block.index for attempt in lone].count(3) == LONE
+    (bad,) = [outcome for outcome in made.ended if outcome.status == "failed"]
+    assert "no other block beside it" in (bad.cause or "")
+
+
+def test_no_worker_has_more_than_its_window() -> None:
+    made = cluster(3)
+    made.assign()
+    assert [len([a for a in made.dispatch.in_hand if a.worker == worker]) for worker in made.dispatch.workers] == [
+        AHEAD * 2
+    ] * 3
+
+
+def test_a_failing_store_is_tried_again_with_longer_and_longer_pauses() -> None:
+    made = cluster(1)
+    pauses, since = [], 0.0
+    while not any(outcome.status == "failed" for outcome in made.ended):
+        made.assign()
+        tries = [a for a in made.dispatch.in_hand if a.block.index == 0]
+        for other in made.dispatch.in_hand:
+            if other not in tries:
+                made.tell(made.dispatch.ended(other, done(other.block), made.now)[0])
+        if not tries:
+            made.now += 0.5
+            continue
+        pauses.append(made.now - since)
+        since = made.now
+        event, restart = made.dispatch.ended(tries[0], broken(tries[0].block, "store"), made.now)
+        assert not restart
+        made.tell(event)
+    assert pauses[1:] == list(BACK_OFF)
+    assert made.retried == len(BACK_OFF)
+
+
+def test_what_is_broken_for_good_is_not_tried_again() -> None:
+    made = cluster(1)
+    made.assign()
+    attempt = made.dispatch.in_hand[0]
+    event, restart = made.dispatch.ended(attempt, broken(attempt.block, "block"), 0.0)
+    assert isinstance(event, BlockEnded)
+    assert not restart
+
+
+def test_a_broken_device_restarts_its_worker_and_the_block_is_tried_again() -> None:
+    made = cluster(1)
+    made.assign()
+    attempt = made.dispatch.in_hand[0]
+    event, restart = made.dispatch.ended(attempt, broken(attempt.block, "device"), 0.0)
+    assert isinstance(event, BlockRetried)
+    assert restart
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_most_failures(most: int) -> None:
+    made = cluster(1, Policy(TIMEOUT, most))
+    while not made.dispatch.finished:
+        made.assign()
+        for attempt in made.dispatch.in_hand:
+            made.tell(made.dispatch.ended(attempt, broken(attempt.block, "block"), 0.0)[0])
+    assert most <= len(made.ended) <= most - 1 + AHEAD * 2
+
+
+def test_asked_to_stop_it_waits_for_what_is_in_hand_alone() -> None:
+    made = cluster(2)
+    made.assign()
+    made.dispatch.stop()
+    in_hand = len(made.dispatch.in_hand)
+    assert not made.dispatch.finished
+    made.run(random.Random(0))
+    assert len(made.ended) == in_hand < len(PLAN)

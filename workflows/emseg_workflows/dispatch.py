@@ -1,0 +1,229 @@
+"""Who gets which block, and what follows when one fails, hangs or kills its worker. No Dask here, no clock, no waiting.
+
+An executor tells what happens (`join`, `leave`, `ended`) and asks what to do (`assign`, `overdue`). Every time is given
+by the caller, in seconds of any one clock.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+from emseg.grid.plan import Block
+from emseg.outcome import Outcome
+from emseg_workflows.events import BlockEnded, BlockRetried
+
+AHEAD = 2
+"""Blocks assigned for each thread of a worker: one in hand and one to come."""
+BACK_OFF = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+"""Seconds before each further try of a block whose store failed: two minutes in all."""
+SUSPECT = 3
+"""Deaths of workers that a block may have been running in before it is tried alone."""
+LONE = 3
+"""Deaths of workers on which it ran alone before it is given up."""
+HANGS = 2
+"""Times that a block may run out of time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How patient a run is."""
+
+    block_timeout: float = 1800.0
+    """Seconds that a block may run before its worker is started anew."""
+    max_failures: int | None = None
+    """Failed blocks after which no more are handed out; None for any number."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One block on one worker."""
+
+    number: int
+    """Counts all attempts of a run."""
+    block: Block
+    worker: str
+    alone: bool
+    """Whether no other block is on the worker meanwhile."""
+    since: float | None = None
+    """When it can have begun to run: there was a free thread."""
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What a block has been through; most blocks have no such thing."""
+
+    retries: int = 0
+    deaths: int = 0
+    lone_deaths: int = 0
+    hangs: int = 0
+
+
+@dataclass(slots=True)
+class Slots:
+    """A worker, with its attempts in the order in which it runs them."""
+
+    threads: int
+    attempts: list[Attempt] = field(default_factory=list)
+    reserved: bool = False
+    """Kept free for a suspect block."""
+
+
+class Dispatch:
+    """Hands out the blocks of one run until each has ended, or the run is stopped."""
+
+    def __init__(self, blocks: Iterator[Block], policy: Policy) -> None:
+        self._fresh = blocks
+        self._next = next(blocks, None)
+        self._policy = policy
+        self._again: list[tuple[float, int, Block]] = []
+        self._suspects: deque[Block] = deque()
+        self._workers: dict[str, Slots] = {}
+        self._troubles: dict[int, Trouble] = {}
+        self._numbers = count()
+        self._failed = 0
+        self.stopped = False
+        """Whether no more blocks are handed out."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is in hand, and nothing will be."""
+        nothing_left = self._next is None and not self._again and not self._suspects
+        return not self.in_hand and (self.stopped or nothing_left)
+
+    @property
+    def in_hand(self) -> list[Attempt]:
+        """Attempts that have not ended."""
+        return [attempt for slots in self._workers.values() for attempt in slots.attempts]
+
+    @property
+    def workers(self) -> set[str]:
+        """Workers that have joined and not left."""
+        return set(self._workers)
+
+    def stop(self) -> None:
+        """Hand out no more blocks."""
+        self.stopped = True
+
+    def join(self, worker: str, threads: int) -> None:
+        """A worker is there, and gets blocks from now on."""
+        self._workers[worker] = Slots(max(1, threads))
+
+    def assign(self, now: float) -> list[Attempt]:
+        """New attempts, to be started by the caller."""
+        if self.stopped:
+            return []
+        if self._suspects and self._workers and not any(slots.reserved for slots in self._workers.values()):
+            min(self._workers.values(), key=lambda slots: len(slots.attempts)).reserved = True
+        made = []
+        for worker, slots in self._workers.items():
+            if slots.reserved:
+                if not slots.attempts and self._suspects:
+                    made.append(self._start(worker, slots, self._suspects.popleft(), alone=True, now=now))
+                elif not slots.attempts:
+                    slots.reserved = False
+            while not slots.reserved and len(slots.attempts) < AHEAD * slots.threads and (block := self._take(now)):
+                made.append(self._start(worker, slots, block, alone=False, now=now))
+        return made
+
+    def ended(self, attempt: Attempt, outcome: Outcome, now: float) -> tuple[BlockEnded | BlockRetried, bool]:
+        """What an outcome means, and whether the worker must be started anew."""
+        self._remove(attempt, now)
+        if outcome.fault == "device":
+            return self._died(attempt, outcome, now), True
+        trouble = self._troubles.get(attempt.block.index, Trouble())
+        if outcome.fault == "store" and trouble.retries < len(BACK_OFF) and not self.stopped:
+            delay = BACK_OFF[trouble.retries]
+            trouble.retries += 1
+            self._troubles[attempt.block.index] = trouble
+            heapq.heappush(self._again, (now + delay, attempt.block.index, attempt.block))
+            return BlockRetried(outcome.block, outcome.cause or "", delay), False
+        return self._settle(outcome), False
+
+    def leave(self, worker: str, now: float, *, blame: bool = True) -> list[BlockEnded | BlockRetried]:
+        """A worker has died; its blocks are handed out again. With `blame`, those that were running may be the cause."""
+        slots = self._workers.pop(worker, None)
+        if slots is None:
+            return []
+        events: list[BlockEnded | BlockRetried] = []
+        for attempt in slots.attempts:
+            lost = Outcome(attempt.block.index, "failed", attempt.block.write.voxels, cause=f"its worker {worker} died")
+            if blame and attempt.since is not None:
+                events.append(self._died(attempt, lost, now))
+            else:
+                heapq.heappush(self._again, (now, attempt.block.index, attempt.block))
+        return events
+
+    def overdue(self, now: float) -> set[str]:
+        """Workers with a block that runs too long: start them anew, and tell `hung`."""
+        limit = now - self._policy.block_timeout
+        return {attempt.worker for attempt in self.in_hand if attempt.since is not None and attempt.since < limit}
+
+    def hung(self, worker: str, now: float) -> list[BlockEnded | BlockRetried]:
+        """A worker was started anew, or given up, as a block ran too long on it; the others are handed out again."""
+        limit, seconds = now - self._policy.block_timeout, self._policy.block_timeout
+        events: list[BlockEnded | BlockRetried] = []
+        for attempt in [a for a in self.in_hand if a.worker == worker and a.since is not None and a.since < limit]:
+            self._workers[worker].attempts.remove(attempt)
+            trouble = self._troubles.setdefault(attempt.block.index, Trouble())
+            trouble.hangs += 1
+            cause = f"it ran longer than {seconds:.0f} s, {trouble.hangs} times: raise --block-timeout if it is only slow"
+            if trouble.hangs >= HANGS:
+                outcome = Outcome(attempt.block.index, "failed", attempt.block.write.voxels, cause=cause, fault="block")
+                events.append(self._settle(outcome))
+            else:
+                heapq.heappush(self._again, (now, attempt.block.index, attempt.block))
+                events.append(BlockRetried(attempt.block.index, cause, 0.0))
+        return events + self.leave(worker, now, blame=False)
+
+    def _take(self, now: float) -> Block | None:
+        """The next block to hand out: one that is due again, else a fresh one."""
+        if self._again and self._again[0][0] <= now:
+            return heapq.heappop(self._again)[2]
+        block, self._next = self._next, next(self._fresh, None)
+        return block
+
+    def _start(self, worker: str, slots: Slots, block: Block, *, alone: bool, now: float) -> Attempt:
+        attempt = Attempt(next(self._numbers), block, worker, alone)
+        slots.attempts.append(attempt)
+        self._mark(slots, now)
+        return attempt
+
+    def _remove(self, attempt: Attempt, now: float) -> None:
+        slots = self._workers.get(attempt.worker)
+        if slots is not None and attempt in slots.attempts:
+            slots.attempts.remove(attempt)
+            slots.reserved = slots.reserved and (not attempt.alone or bool(self._suspects))
+            self._mark(slots, now)
+
+    def _mark(self, slots: Slots, now: float) -> None:
+        """A worker runs its attempts in order, as many at once as it has threads."""
+        for attempt in slots.attempts[: slots.threads]:
+            if attempt.since is None:
+                attempt.since = now
+
+    def _died(self, attempt: Attempt, lost: Outcome, now: float) -> BlockEnded | BlockRetried:
+        """A worker died, or its device broke, while a block was running: in vain, suspect, or chance."""
+        trouble = self._troubles.setdefault(attempt.block.index, Trouble())
+        trouble.deaths += 1
+        trouble.lone_deaths += attempt.alone
+        if trouble.lone_deaths >= LONE:
+            cause = (
+                f"{lost.cause}; so it went {trouble.deaths} times, {trouble.lone_deaths} of them with no other block beside it"
+            )
+            return self._settle(replace(lost, cause=cause))
+        if trouble.deaths >= SUSPECT:
+            self._suspects.append(attempt.block)
+        else:
+            heapq.heappush(self._again, (now, attempt.block.index, attempt.block))
+        return BlockRetried(attempt.block.index, lost.cause or "", 0.0)
+
+    def _settle(self, outcome: Outcome) -> BlockEnded:
+        self._troubles.pop(outcome.block, None)
+        self._failed += outcome.status == "failed"
+        if self._policy.max_failures is not None and self._failed >= self._policy.max_failures:
+            self.stop()
+        return BlockEnded(outcome)

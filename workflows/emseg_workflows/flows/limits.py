@@ -1,0 +1,74 @@
+"""What does not fit is refused before it is begun: chunks and tiles too large for the memory, outputs for the disk."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import psutil
+
+from emseg.errors import OutputError, PlanError, VolumeError
+from emseg.grid.cost import Cost
+from emseg.grid.plan import Plan
+from emseg.specs.volume import VolumeSpec
+
+LEAST_SPACE = 0.02
+"""Share of the uncompressed output that must be free on the disk: labels are seldom compressed further than this."""
+
+
+def check_space(output: Path, output_bytes: int) -> None:
+    """Refuse a disk that cannot hold the output however well it is compressed.
+
+    Raises
+    ------
+    OutputError
+        If less than `LEAST_SPACE` of `output_bytes` is free.
+    """
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise OutputError(f"{output} cannot be made, as {parent} is not a folder: make that first")
+    free = shutil.disk_usage(parent).free
+    if free < LEAST_SPACE * output_bytes:
+        raise OutputError(
+            f"the output {output} has {output_bytes / 1e6:.1f} MB before compression, but only {free / 1e6:.1f} MB are free: "
+            "make room, or choose another place with -o"
+        )
+
+
+def check_chunks(volume: VolumeSpec, path: Path) -> None:
+    """Refuse a volume of which one chunk alone fills half the memory: chunks are decompressed whole.
+
+    Raises
+    ------
+    VolumeError
+        If it is such a volume.
+    """
+    size, memory = math.prod(volume.chunk) * volume.itemsize, psutil.virtual_memory().total
+    if size > memory // 2:
+        raise VolumeError(
+            f"a chunk of {path} has {' x '.join(map(str, volume.chunk))} voxels, {size / 2**30:.1f} GiB, but this machine has "
+            f"{memory / 2**30:.1f} GiB of memory: write the volume again in smaller chunks"
+        )
+
+
+def check_memory(cost: Cost, memory: int | None, plan: Plan, workers: int) -> None:
+    """Refuse a plan whose blocks do not fit the memory of a worker.
+
+    Parameters
+    ----------
+    memory
+        Bytes that each worker may use; None if that is not known.
+
+    Raises
+    ------
+    PlanError
+        If they do not fit.
+    """
+    if memory is None or cost.bytes_per_worker <= memory:
+        return
+    remedy = f"use fewer workers than {workers}" if workers > 1 else "use a machine with more"
+    raise PlanError(
+        f"a worker needs {cost.bytes_per_worker / 2**30:.1f} GiB of memory for tiles of {' x '.join(map(str, plan.tile))} "
+        f"voxels, but has {memory / 2**30:.1f} GiB: {remedy}, or start over with --overwrite and a smaller --tile"
+    )
