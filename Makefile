@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet -c deploy/constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint faults fuzz bench clean
 
 demo: .venv/demo
 	$(BIN)/python examples/segment_sample.py demo
@@ -16,6 +16,15 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The long forms of two parts of the tests, about half an hour each; FAULTS and FUZZ_SEED draw other moments and cases.
+FAULTS ?= 1
+FUZZ_SEED ?= 1
+faults: .venv/test
+	EMSEG_FAULTS=$(FAULTS) $(BIN)/pytest -s -v tests/faults
+
+fuzz: .venv/test
+	EMSEG_FUZZ=5 EMSEG_FUZZ_SEED=$(FUZZ_SEED) $(BIN)/pytest -s -v tests/fuzz
 
 # Measurements: they take minutes and judge nothing.
 bench: .venv/test

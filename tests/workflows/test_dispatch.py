@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from emseg.grid.plan import Block
 from emseg.outcome import Outcome
 from emseg.specs.model import ModelSpec
-from emseg_workflows.dispatch import AHEAD, BACK_OFF, LONE, SUSPECT, Attempt, Dispatch, Policy
+from emseg_workflows.dispatch import AHEAD, BACK_OFF, LONE, OUTAGE, SUSPECT, Attempt, Dispatch, Policy
 from emseg_workflows.events import BlockEnded, BlockRetried
 
 PLAN = plan_by_hand(ModelSpec.unet(width=1, depth=0), (4, 8, 24), (1, 4, 4), (1, 8, 8))
@@ -135,25 +135,67 @@ def test_no_worker_has_more_than_its_window() -> None:
     ] * 3
 
 
-def test_a_failing_store_is_tried_again_with_longer_and_longer_pauses() -> None:
+def test_a_block_whose_store_fails_while_it_serves_others_is_tried_with_longer_and_longer_pauses() -> None:
     made = cluster(1)
     pauses, since = [], 0.0
     while not any(outcome.status == "failed" for outcome in made.ended):
         made.assign()
-        tries = [a for a in made.dispatch.in_hand if a.block.index == 0]
-        for other in made.dispatch.in_hand:
-            if other not in tries:
-                made.tell(made.dispatch.ended(other, done(other.block), made.now)[0])
-        if not tries:
+        tries = [attempt for attempt in made.dispatch.in_hand if attempt.block.index == 0]
+        others = [attempt for attempt in made.dispatch.in_hand if attempt.block.index != 0]
+        if tries:
+            pauses.append(made.now - since)
+            since = made.now
+            event, restart = made.dispatch.ended(tries[0], broken(tries[0].block, "store"), made.now)
+            assert not restart
+            made.tell(event)
+        else:
             made.now += 0.5
-            continue
-        pauses.append(made.now - since)
-        since = made.now
-        event, restart = made.dispatch.ended(tries[0], broken(tries[0].block, "store"), made.now)
-        assert not restart
-        made.tell(event)
+        if others and (tries or made.now >= since + BACK_OFF[len(pauses) - 1]):
+            made.tell(made.dispatch.ended(others[0], done(others[0].block), made.now)[0])
     assert pauses[1:] == list(BACK_OFF)
     assert made.retried == len(BACK_OFF)
+    assert not made.dispatch.outage
+
+
+def serve(made: Cluster, *, away: frozenset[str], seconds: float) -> None:
+    """Each worker does what it has, but those that do not see the store fail at once."""
+    end = made.now + seconds
+    while made.now < end and not made.dispatch.finished:
+        made.assign()
+        for attempt in made.dispatch.in_hand:
+            lost = attempt.worker in away
+            outcome = broken(attempt.block, "store") if lost else done(attempt.block)
+            made.tell(made.dispatch.ended(attempt, outcome, made.now)[0])
+        made.now += 0.5
+
+
+def test_an_outage_costs_each_worker_its_window_and_a_block_at_a_time() -> None:
+    made = cluster(2)
+    serve(made, away=frozenset({"worker 1", "worker 2"}), seconds=OUTAGE - 1)
+    assert not made.ended
+    assert len({attempt.block.index for attempt in made.begun}) <= 2 * AHEAD * 2 + 2
+    assert made.retried <= 2 * (AHEAD * 2 + len(BACK_OFF) + OUTAGE / BACK_OFF[-1])
+    made.run(random.Random(0))
+    assert {outcome.status for outcome in made.ended} == {"done"}
+    assert len(made.ended) == len(PLAN)
+
+
+def test_an_outage_that_does_not_end_ends_the_run() -> None:
+    made = cluster(2)
+    serve(made, away=frozenset({"worker 1", "worker 2"}), seconds=2 * OUTAGE)
+    assert made.dispatch.finished
+    assert "broken" in made.dispatch.outage
+    assert len(made.ended) <= 2
+
+
+def test_a_worker_that_alone_does_not_see_the_store_spoils_no_block() -> None:
+    """Nor does it take blocks from the others: it is asked again now and then."""
+    made = cluster(2)
+    serve(made, away=frozenset({"worker 1"}), seconds=OUTAGE)
+    assert made.dispatch.finished
+    assert not made.dispatch.outage
+    assert {outcome.status for outcome in made.ended} == {"done"}
+    assert sum(attempt.worker == "worker 1" for attempt in made.begun) <= AHEAD * 2 + len(BACK_OFF)
 
 
 def test_what_is_broken_for_good_is_not_tried_again() -> None:

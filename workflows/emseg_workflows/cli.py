@@ -110,6 +110,7 @@ def plan(volume: Path, model: str | None, roi: str | None, tile: Triple | None, 
 @click.argument("volume", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The output; by default VOLUME.emseg.zarr beside it.")
 @click.option("--workers", type=click.IntRange(min=0), help="Worker processes; by default one per core. 0: no Dask.")
+@click.option("--host", metavar="ADDRESS", help="Address of this machine where workers on other hosts may join, in TLS.")
 @click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster whose scheduler is at this address.")
 @model_option
 @region_option
@@ -148,6 +149,7 @@ def run(
     volume: Path,
     output: Path | None,
     workers: int | None,
+    host: str | None,
     scheduler: str | None,
     model: str | None,
     roi: str | None,
@@ -181,6 +183,7 @@ def run(
                 tile=tile,
                 threads=threads,
                 workers=workers,
+                host=host,
                 scheduler=scheduler,
                 overwrite=overwrite,
                 mixed_hardware=mixed_hardware,

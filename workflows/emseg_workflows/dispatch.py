@@ -19,7 +19,9 @@ from emseg_workflows.events import BlockEnded, BlockRetried
 AHEAD = 2
 """Blocks assigned for each thread of a worker: one in hand and one to come."""
 BACK_OFF = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-"""Seconds before each further try of a block whose store failed: two minutes in all."""
+"""Seconds before each further try of a block whose store failed, and before a worker gets a block after its store failed."""
+OUTAGE = 600.0
+"""Seconds in which stores fail and no block is done, anywhere, after which a run ends."""
 SUSPECT = 3
 """Deaths of workers that a block may have been running in before it is tried alone."""
 LONE = 3
@@ -57,6 +59,9 @@ class Trouble:
     """What a block has been through; most blocks have no such thing."""
 
     retries: int = 0
+    """Times that its store failed it, while it served others."""
+    served: int = -1
+    """Blocks that were done when its store failed it last."""
     deaths: int = 0
     lone_deaths: int = 0
     hangs: int = 0
@@ -70,6 +75,15 @@ class Slots:
     attempts: list[Attempt] = field(default_factory=list)
     reserved: bool = False
     """Kept free for a suspect block."""
+    outages: int = 0
+    """Times that its store failed without a block done in between; until one is, it gets one block at a time."""
+    resume: float = 0.0
+    """When it gets a block again."""
+
+    @property
+    def room(self) -> int:
+        """Most attempts at once."""
+        return 1 if self.outages else AHEAD * self.threads
 
 
 class Dispatch:
@@ -84,9 +98,12 @@ class Dispatch:
         self._workers: dict[str, Slots] = {}
         self._troubles: dict[int, Trouble] = {}
         self._numbers = count()
-        self._failed = 0
+        self._failed = self._served = 0
+        self._outage_began: float | None = None
         self.stopped = False
         """Whether no more blocks are handed out."""
+        self.outage = ""
+        """Why the run ends before its time: a store that does not come back; empty if there is none."""
 
     @property
     def finished(self) -> bool:
@@ -121,11 +138,11 @@ class Dispatch:
         made = []
         for worker, slots in self._workers.items():
             if slots.reserved:
-                if not slots.attempts and self._suspects:
+                if not slots.attempts and self._suspects and now >= slots.resume:
                     made.append(self._start(worker, slots, self._suspects.popleft(), alone=True, now=now))
                 elif not slots.attempts:
                     slots.reserved = False
-            while not slots.reserved and len(slots.attempts) < AHEAD * slots.threads and (block := self._take(now)):
+            while not slots.reserved and self._has_room(slots, now) and (block := self._take(now)):
                 made.append(self._start(worker, slots, block, alone=False, now=now))
         return made
 
@@ -134,13 +151,13 @@ class Dispatch:
         self._remove(attempt, now)
         if outcome.fault == "device":
             return self._died(attempt, outcome, now), True
-        trouble = self._troubles.get(attempt.block.index, Trouble())
-        if outcome.fault == "store" and trouble.retries < len(BACK_OFF) and not self.stopped:
-            delay = BACK_OFF[trouble.retries]
-            trouble.retries += 1
-            self._troubles[attempt.block.index] = trouble
-            heapq.heappush(self._again, (now + delay, attempt.block.index, attempt.block))
-            return BlockRetried(outcome.block, outcome.cause or "", delay), False
+        if outcome.fault == "store" and not self.stopped:
+            return self._store_failed(attempt, outcome, now), False
+        if outcome.status == "done":
+            self._served += 1
+            self._outage_began = None
+            if attempt.worker in self._workers:
+                self._workers[attempt.worker].outages = 0
         return self._settle(outcome), False
 
     def leave(self, worker: str, now: float, *, blame: bool = True) -> list[BlockEnded | BlockRetried]:
@@ -178,6 +195,33 @@ class Dispatch:
                 heapq.heappush(self._again, (now, attempt.block.index, attempt.block))
                 events.append(BlockRetried(attempt.block.index, cause, 0.0))
         return events + self.leave(worker, now, blame=False)
+
+    def _has_room(self, slots: Slots, now: float) -> bool:
+        return now >= slots.resume and len(slots.attempts) < slots.room
+
+    def _store_failed(self, attempt: Attempt, outcome: Outcome, now: float) -> BlockEnded | BlockRetried:
+        """A store failed: the fault of the block if others are served meanwhile, an outage at its worker or everywhere if not.
+
+        A worker whose store is away fails fast; without a pause it would fail every block of the volume.
+        """
+        slots = self._workers.get(attempt.worker)
+        if slots is not None and now >= slots.resume:
+            slots.resume = now + BACK_OFF[min(slots.outages, len(BACK_OFF) - 1)]
+            slots.outages += 1
+        self._outage_began = now if self._outage_began is None else self._outage_began
+        if now > self._outage_began + OUTAGE:
+            self.stop()
+            self.outage = f"for {OUTAGE:.0f} s no block could be read or written ({outcome.cause})"
+            return self._settle(outcome)
+        trouble = self._troubles.setdefault(attempt.block.index, Trouble())
+        if trouble.served < self._served:
+            trouble.retries += 1
+            trouble.served = self._served
+        if trouble.retries > len(BACK_OFF):
+            return self._settle(outcome)
+        delay = BACK_OFF[trouble.retries - 1]
+        heapq.heappush(self._again, (now + delay, attempt.block.index, attempt.block))
+        return BlockRetried(outcome.block, outcome.cause or "", delay)
 
     def _take(self, now: float) -> Block | None:
         """The next block to hand out: one that is due again, else a fresh one."""

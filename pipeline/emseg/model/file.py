@@ -75,6 +75,8 @@ def load_model(path: Path) -> ModelFile:
         If the file is missing or truncated, is not a model file, disagrees with itself, or a weight is not finite.
     """
     with open_model(path) as file:
+        parse_header(file, path.stat().st_size, path)  # what is no model may be too large to read
+        file.seek(0)
         data = file.read()
     spec, card = parse_header(io.BytesIO(data), len(data), path)
     try:

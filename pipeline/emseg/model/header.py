@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from io import BufferedIOBase, BufferedReader
 from pathlib import Path
@@ -153,7 +154,7 @@ def _description(metadata: Any, path: Path) -> tuple[ModelSpec, dict[str, str]]:
         raise ModelError(f"the {KEY!r} entry in the header of {path} is damaged ({error!r}): {CONVERT}") from error
     if version != FORMAT:
         raise ModelError(
-            f"{path} has model format {version}, but this emseg reads format {FORMAT}: use the emseg that wrote it"
+            f"{path} has model format {_shown(version)}, but this emseg reads format {FORMAT}: use the emseg that wrote it"
         )
     if not isinstance(card, dict) or not all(isinstance(value, str) for value in card.values()):
         raise ModelError(f"the card in the header of {path} is not text by name: {CONVERT}")
@@ -161,7 +162,7 @@ def _description(metadata: Any, path: Path) -> tuple[ModelSpec, dict[str, str]]:
         raise ModelError(f"the network in the header of {path} is not a JSON object: {CONVERT}")
     try:
         return ModelSpec.from_json(fields), card
-    except (ModelError, OverflowError) as error:
+    except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
 
 
@@ -177,11 +178,12 @@ def _check_tensors(tensors: Mapping[str, Any], spec: ModelSpec, available: int, 
     ):
         entry, shape = tensors[name], expected[name]
         if entry.get("shape") != list(shape):
-            _disagree(path, f"{name} has shape {entry.get('shape')}, the network needs {list(shape)}")
+            _disagree(path, f"{name} has shape {_shown(entry.get('shape'))}, the network needs {list(shape)}")
         if entry.get("dtype") != "F32":
-            _disagree(path, f"{name} is {entry.get('dtype')}, the network needs F32")
+            _disagree(path, f"{name} is {_shown(entry.get('dtype'))}, the network needs F32")
         if start != end or stop - start != FLOAT32_BYTES * math.prod(shape):
-            _disagree(path, f"{name} lies at bytes {start} to {stop}, but {shape} float32 from {end} was expected")
+            place = f"{_shown(start)} to {_shown(stop)}"
+            _disagree(path, f"{name} lies at bytes {place}, but {shape} float32 from {end} was expected")
         end = stop
     if end > available:
         raise ModelError(
@@ -207,5 +209,10 @@ def _disagree(path: Path, reason: str) -> NoReturn:
 
 
 def _list(names: set[str]) -> str:
-    shown = sorted(names)
+    shown = sorted(map(_shown, names))
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+def _shown(value: Any) -> str:
+    """A value of a header, short and on one line; not repr, which gives up on what is nested as deep as JSON can be."""
+    return value if isinstance(value, str) and value.isprintable() and len(value) <= 80 else reprlib.repr(value)

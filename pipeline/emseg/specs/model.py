@@ -16,6 +16,7 @@ and all below it take off an axis, counted at level l, are ``loss(l) = 4 (k_l - 
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from operator import index
@@ -29,6 +30,15 @@ OutputKind = Literal["softmax"]
 
 FLOAT32_BYTES = 4
 INT64_BYTES = 8
+
+DEEPEST = 32
+"""Most poolings of a network."""
+
+LARGEST = 2**16
+"""Largest width, number of channels, kernel and pooling factor; a description that says more is damaged."""
+
+LONGEST_NAME = 255
+"""Most characters of a class's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,24 +104,32 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.width < 1 or self.depth < 0 or self.channels < 1:
             raise ModelError(
-                f"a network needs width >= 1, depth >= 0 and channels >= 1, not width {self.width}, "
-                f"depth {self.depth}, channels {self.channels}"
+                f"a network needs width >= 1, depth >= 0 and channels >= 1, not width {reprlib.repr(self.width)}, "
+                f"depth {reprlib.repr(self.depth)}, channels {reprlib.repr(self.channels)}"
+            )
+        largest = max(self.width, self.channels, *(size for sizes in (*self.kernels, *self.pooling) for size in sizes))
+        if self.depth > DEEPEST or largest > LARGEST:
+            raise ModelError(
+                f"the network has depth {reprlib.repr(self.depth)} and sizes up to {reprlib.repr(largest)}, but no network is "
+                f"deeper than {DEEPEST} or has a width, channels, kernel or pooling above {LARGEST}: correct its description"
             )
         if not 1 <= len(self.classes) <= 254:
             raise ModelError(f"a network has 1 to 254 classes (label 255 means 'not computed'), not {len(self.classes)}")
+        if odd := [name for name in self.classes if len(name) > LONGEST_NAME or not name.isprintable()]:
+            raise ModelError(f"a class is named {reprlib.repr(odd[0])}, which does not print as a short word: rename it")
         if len(self.kernels) != self.depth + 1 or len(self.pooling) != self.depth:
             raise ModelError(
                 f"depth {self.depth} needs {self.depth + 1} kernels and {self.depth} poolings, "
                 f"not {len(self.kernels)} and {len(self.pooling)}"
             )
         if any(k < 1 or k % 2 == 0 for kernel in self.kernels for k in kernel):
-            raise ModelError(f"kernels must be odd and positive on each axis, not {self.kernels}")
+            raise ModelError(f"kernels must be odd and positive on each axis, not {reprlib.repr(self.kernels)}")
         if any(p < 1 for factor in self.pooling for p in factor):
-            raise ModelError(f"pooling factors must be positive on each axis, not {self.pooling}")
+            raise ModelError(f"pooling factors must be positive on each axis, not {reprlib.repr(self.pooling)}")
         if not 0 <= self.dropout < 1:
             raise ModelError(f"dropout must be in [0, 1), not {self.dropout}")
         if self.output not in get_args(OutputKind):
-            raise ModelError(f"the output kind must be one of {get_args(OutputKind)}, not {self.output!r}")
+            raise ModelError(f"the output kind must be one of {get_args(OutputKind)}, not {reprlib.repr(self.output)}")
 
     @classmethod
     def unet(
@@ -163,9 +181,10 @@ class ModelSpec:
     def next_valid(self, axis: int, length: int) -> int:
         """Smallest tile length on `axis`, in voxels, that is at least `length` and goes through the network."""
         length = max(length, 2 * self.context[axis] + 1)
-        while not self._fits(axis, length):
-            length += 1
-        return length
+        taken = 0  # lengths that fit are a multiple of the lattice and this
+        for kernel, factor in zip(self.kernels[:-1][::-1], self.pooling[::-1], strict=True):
+            taken = factor[axis] * taken + 2 * (kernel[axis] - 1)
+        return length + (taken - length) % self.lattice[axis]
 
     def tile_for(self, target: Triple) -> Triple:
         """Shape (z, y, x) in voxels of the smallest tile whose output holds a box of shape `target`."""
@@ -293,7 +312,8 @@ class ModelSpec:
         """
         known = {field.name for field in fields(cls)}
         if unknown := set(data) - known:
-            raise ModelError(f"unknown fields {sorted(unknown)} in the model's description; known are {sorted(known)}")
+            found = reprlib.repr(sorted(unknown))
+            raise ModelError(f"unknown fields {found} in the model's description; known are {sorted(known)}")
         try:
             return cls(
                 width=index(data["width"]),
@@ -307,7 +327,7 @@ class ModelSpec:
             )
         except KeyError as error:
             raise ModelError(f"the model's description lacks {error}") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             if isinstance(error, ModelError):
                 raise
             raise ModelError(f"the model's description is not valid: {error}") from error
@@ -315,5 +335,5 @@ class ModelSpec:
 
 def _names(values: Any) -> tuple[str, ...]:
     if isinstance(values, str) or not all(isinstance(name, str) for name in values):
-        raise TypeError(f"classes must be a list of names, not {values!r}")
+        raise TypeError(f"classes must be a list of names, not {reprlib.repr(values)}")
     return tuple(values)

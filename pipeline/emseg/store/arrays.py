@@ -143,6 +143,11 @@ class Shards:
         """Number of shards along (z, y, x)."""
         return triple(-(-length // unit) for length, unit in zip(self.shape, self.unit, strict=True))
 
+    @property
+    def exists(self) -> bool:
+        """Whether the array, whatever it holds, is still in its place."""
+        return (self._folder / "zarr.json").is_file()
+
     def file(self, index: Triple) -> Path:
         """File of the shard with this index (z, y, x) in the grid."""
         return self._root.joinpath(*map(str, index[-self._rank :]))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.box import Box, Triple
-from emseg.errors import BlockError, OrphanError
+from emseg.errors import BlockError, OrphanError, OutputError
 from emseg.store.arrays import Shards
 from emseg.store.nodes import fault_of, reason
 from emseg.store.staging import output_error
@@ -112,10 +112,17 @@ class Output:
 
         It lists each folder once, which is far quicker than to ask for one unit after the other. With `tidy`, files
         that a killed writer has left half-written are removed; only who holds the lease may ask for that.
+
+        Raises
+        ------
+        OutputError
+            If the output is not there any more, which says nothing about its units.
         """
         done = np.ones(self._labels.grid, dtype=bool)
         for array in self._arrays:
             done &= array.stored(tidy=tidy)
+        if not all(array.exists for array in self._arrays):
+            raise OutputError(f"the output {self.path} is not there any more: mount or restore it, and run again to go on")
         return done
 
     def check_unit(self, box: Box) -> None:

@@ -26,6 +26,8 @@ def slice_files(folder: Path) -> list[Path]:
         raise VolumeError(f"the folder {folder} cannot be read ({reason(error)}): check its permissions") from error
     if not files:
         raise VolumeError(f"the folder {folder} holds no file {' or '.join(TIFF_SUFFIXES)}: name a folder of slices")
+    if odd := [file.name for file in files if not file.name.isprintable()]:
+        raise VolumeError(f"the folder {folder} holds a file {odd[0]!r}, whose name does not print: rename it")
     files.sort()
     patterns: dict[str, Path] = {}
     for file in files:

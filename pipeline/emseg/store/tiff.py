@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import index
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tifffile import TiffFile, TiffFrame, TiffPage
 
-from emseg.box import Triple
+from emseg.box import Triple, triple
 from emseg.errors import VolumeError
-from emseg.specs.volume import DTYPES
+from emseg.specs.volume import DTYPES, LONGEST_AXIS
 from emseg.store.nodes import local, reason
 from emseg.store.slices import slice_files
 from emseg.store.tiff_chain import chain_length
+from emseg.store.tiff_ome import refuse_claims
 from emseg.store.tiff_size import Stated, stated_size
 
 STACK_AXES = "ZTIQ"
@@ -77,6 +80,7 @@ class _File:
     def __init__(self, path: Path, tif: TiffFile) -> None:
         self._path = path
         with _damage(f"the TIFF file {path}"):
+            refuse_claims(path, tif)
             series = tif.series[0]
             self._pages: Sequence[TiffPage | TiffFrame | None] = series.pages
             self._offset, axes, shape = series.dataoffset, series.axes, series.shape
@@ -86,6 +90,7 @@ class _File:
             self.dtype = _grey(path, series.keyframe)
             self._stored = np.dtype(self.dtype).newbyteorder(tif.byteorder)
             self.shape = _stack_shape(path, axes, shape)
+            _refuse_gaps(series.keyframe)
             self.stated = stated_size(tif, self.shape[0])
             held, said = len(self._pages), self.shape[0]
             if self._offset is not None:
@@ -93,11 +98,13 @@ class _File:
             if series.kind != "imagej" and tif.imagej_metadata:  # tifffile ignores this header if the file is too short for it
                 said = max(said, int(tif.imagej_metadata.get("images", 1)))
             if held < said:
-                raise VolumeError(f"{path} should hold {said} slices, but holds {held}: it is cut short, so copy it again")
+                raise VolumeError(
+                    f"{path} should hold {reprlib.repr(said)} slices, but holds {held}: it is cut short, so copy it again"
+                )
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         height, width = self.shape[1:]
-        voxels = np.empty((stop - start, height, width), self.dtype)
+        voxels = _room((stop - start, height, width), self.dtype)
         with _damage(f"slices {start} to {stop - 1} of {self._path}"):
             if self._offset is not None:
                 # not np.memmap: a file cut short meanwhile, or a failing disk, would end the process
@@ -132,12 +139,12 @@ class _Folder:
                     f"{self._files[0].name} is {first[0]} {first[1]}, but {file.name} is {found[0]} {found[1]}: "
                     f"give all slices in {path} one size and type"
                 )
-        (height, width), self.dtype = first
-        self.shape: Triple = (len(self._files), height, width)
+        shape, self.dtype = first
+        self.shape = _checked(path, (len(self._files), *shape))
         self.stated = stated.pop() if len(stated) == 1 else None
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        voxels = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        voxels = _room((stop - start, *self.shape[1:]), self.dtype)
         for voxel_slice, file in zip(voxels, self._files[start:stop], strict=True):
             with _open(file) as tif, _damage(f"the TIFF file {file}"):
                 voxel_slice[:] = _whole(tif.pages.first, voxel_slice.shape)
@@ -161,13 +168,13 @@ def _damage(what: str) -> Iterator[None]:
 def _open(path: Path) -> Iterator[TiffFile]:
     """A TIFF file all of whose pages can be found."""
     try:
+        said = chain_length(path)
         tif = TiffFile(path)
     except Exception as error:
         raise VolumeError(f"{path} cannot be opened as TIFF ({reason(error)}): name a TIFF file, or copy it again") from error
     with tif:
         with _damage(f"the TIFF file {path}"):
-            said, found = chain_length(tif), len(tif.pages)
-            if said != found:
+            if said != (found := len(tif.pages)):
                 raise VolumeError(f"{path} should hold {said} pages, but {found} can be read: copy it again")
         yield tif
 
@@ -177,21 +184,42 @@ def _stack_shape(path: Path, axes: str, shape: tuple[int, ...]) -> Triple:
     long = "".join(axis for axis, length in zip(axes, shape, strict=True) if length > 1 or axis in "YX")
     if long not in ("YX", *(f"{axis}YX" for axis in STACK_AXES)):
         raise VolumeError(
-            f"{path} has axes {axes} of lengths {shape}, but emseg reads one stack of slices: save it as a z stack"
+            f"{path} has axes {reprlib.repr(axes)[1:-1]} of lengths {reprlib.repr(shape)}, "
+            "but emseg reads one stack of slices: save it as a z stack"
         )
-    return math.prod(shape[:-2]), shape[-2], shape[-1]
+    return _checked(path, (math.prod(shape[:-2]), *shape[-2:]))
+
+
+def _checked(path: Path, shape: tuple[int, ...]) -> Triple:
+    """The shape of a stack, if a volume can have it."""
+    found = triple(map(index, shape))
+    if min(found) < 1 or max(found) > LONGEST_AXIS:
+        raise VolumeError(
+            f"{path} has {reprlib.repr(found[0])} slices of {reprlib.repr(found[1:])} voxels, "
+            f"but an axis has 1 to {LONGEST_AXIS}: it is damaged, so copy it again"
+        )
+    return found
+
+
+def _room(shape: Triple, dtype: str) -> NDArray[Any]:
+    """Memory for slices."""
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError) as error:
+        raise VolumeError(
+            f"{shape[0]} slices of {shape[1:]} voxels do not fit into memory ({reason(error)}): if they should be smaller, "
+            "copy them again, else use a machine with more memory"
+        ) from error
 
 
 def _alike(path: Path, tif: TiffFile) -> list[TiffPage | TiffFrame | None]:
     """All pages of a file, if they have one size and type."""
     pages = list(tif.pages)
     first = pages[0]
-    for index, page in enumerate(pages):
+    for number, page in enumerate(pages):
         if (page.shape, page.dtype) != (first.shape, first.dtype):
-            raise VolumeError(
-                f"page 0 of {path} is {first.shape} {first.dtype}, but page {index} is {page.shape} {page.dtype}: "
-                "keep pages of one size and type"
-            )
+            one, other = (f"{reprlib.repr(found.shape)} {found.dtype}" for found in (first, page))
+            raise VolumeError(f"page 0 of {path} is {one}, but page {number} is {other}: keep pages of one size and type")
     return list(pages)
 
 
@@ -199,10 +227,10 @@ def _grey(path: Path, page: TiffPage) -> str:
     """Name of the type of a page of plain grey that emseg can read."""
     tag = page.tags.valueof("PhotometricInterpretation", default=BLACK_IS_ZERO)
     if page.samplesperpixel != 1 or tag != BLACK_IS_ZERO or page.imagedepth != 1 or len(page.shape) != 2:
-        name = getattr(tag, "name", tag)
+        name = getattr(tag, "name", reprlib.repr(tag))
         raise VolumeError(
-            f"{path} has pages of shape {page.shape} and colours {name}, but emseg reads plain grey where black is zero: "
-            "save it as grey"
+            f"{path} has pages of shape {reprlib.repr(page.shape)} and colours {name}, "
+            "but emseg reads plain grey where black is zero: save it as grey"
         )
     dtype = "of an unknown type" if page.dtype is None else page.dtype.name
     if dtype not in DTYPES:
@@ -214,8 +242,11 @@ def _whole(page: TiffPage | TiffFrame | None, shape: tuple[int, ...]) -> NDArray
     """The pixels ``(y, x)`` of a page."""
     if page is None:
         raise VolumeError("the OME-TIFF lacks a page that its OME-XML describes: copy all its files again")
-    end = max((start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
-    if end > page.parent.filehandle.size:  # tifffile fills up the last tile of a file cut short
+    _refuse_gaps(page)
+    if (
+        max(start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True))
+        > page.parent.filehandle.size
+    ):
         raise VolumeError(f"page {page.index} of {page.parent.filehandle.path} is cut short: copy the file again")
     pixels = page.asarray()
     if pixels.shape != shape:
@@ -223,3 +254,16 @@ def _whole(page: TiffPage | TiffFrame | None, shape: tuple[int, ...]) -> NDArray
             f"page {page.index} of {page.parent.filehandle.path} is {pixels.shape}, the first is {shape}: copy it again"
         )
     return pixels
+
+
+def _refuse_gaps(page: TiffPage | TiffFrame) -> None:
+    """Refuses a page some of whose strips or tiles are not in the file; tifffile would make up what is missing."""
+    path, parts = page.parent.filehandle.path, math.prod(page.chunked)
+    offsets, counts = page.dataoffsets, page.databytecounts
+    if len(offsets) != parts or len(counts) != parts:
+        raise VolumeError(
+            f"page {page.index} of {path} should have {parts} strips or tiles, but states the places of {len(offsets)} "
+            f"and the lengths of {len(counts)}: copy the file again"
+        )
+    if 0 in offsets or (0 in counts and not page.is_contiguous):
+        raise VolumeError(f"page {page.index} of {path} lacks strips or tiles: copy the file again, or save it without gaps")

@@ -329,7 +329,7 @@ def test_an_output_that_was_begun_with_a_given_tile_goes_on_without(planar: Case
 
 @pytest.mark.parametrize(("workers", "threads"), [(-1, 1), (0, 0), (1, -3)])
 def test_numbers_of_workers_and_threads(planar: Case, workers: int, threads: int, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="needs at least 1 thread"):
+    with pytest.raises(PlanError, match="needs at least"):
         planar.run(tmp_path / "output.zarr", workers=workers, threads=threads)
     assert not (tmp_path / "output.zarr").exists()
 

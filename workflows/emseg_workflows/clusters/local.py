@@ -38,7 +38,13 @@ def local_cluster(
     joins without the certificate of ``security``; without one, nobody else at all. Whatever speaks HTTP knows no login,
     and listens on loopback always. Each worker has an equal share of this machine's memory, and is started anew when it
     takes more. SIGINT and SIGTERM do not reach the workers: they are for the caller to heed.
+
+    Raises
+    ------
+    InputError
+        If ``host`` is not an address of this machine.
     """
+    _check_own(host)
     if security is None and host != LOOPBACK:
         security = Security.temporary()
     with ExitStack() as held:
@@ -134,6 +140,15 @@ def _signals_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _check_own(host: str) -> None:
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise InputError(
+            f"no scheduler can listen on {host} ({error.strerror or error}): give an address of this machine that others reach"
+        ) from error
 
 
 def _free_port(wanted: int) -> int:

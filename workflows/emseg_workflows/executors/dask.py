@@ -131,6 +131,8 @@ class DaskExecutor:
                 if session.deserted:
                     yield Noticed("no worker is left, and none came: what is written stays, run again to go on")
                     return
+            if dispatch.outage:
+                yield Noticed(f"{dispatch.outage}: what is written stays, run again to go on")
         finally:
             session.close()
             if self._own:

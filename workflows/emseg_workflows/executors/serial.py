@@ -14,7 +14,7 @@ from emseg.grid.plan import Block
 from emseg.specs.numerics import Numerics
 from emseg_workflows.bench import Job, local_numerics, open_bench
 from emseg_workflows.dispatch import Dispatch, Policy
-from emseg_workflows.events import Progressed, WorkerJoined
+from emseg_workflows.events import Noticed, Progressed, WorkerJoined
 from emseg_workflows.stop import Stop
 
 HERE = "this process"
@@ -53,3 +53,5 @@ class SerialExecutor:
                 attempt = dispatch.in_hand[0]
                 event, _ = dispatch.ended(attempt, segment_block(bench, attempt.block), monotonic())
                 yield event
+            if dispatch.outage:
+                yield Noticed(f"{dispatch.outage}: what is written stays, run again to go on")

@@ -36,19 +36,26 @@ def check_space(output: Path, output_bytes: int) -> None:
         )
 
 
-def check_chunks(volume: VolumeSpec, path: Path) -> None:
+def check_chunks(volume: VolumeSpec, path: Path, budget: int | None = None) -> None:
     """Refuse a volume of which one chunk alone fills half the memory: chunks are decompressed whole.
+
+    Parameters
+    ----------
+    budget
+        Bytes of memory that a worker may use; None for all that this machine has.
 
     Raises
     ------
     VolumeError
         If it is such a volume.
     """
-    size, memory = math.prod(volume.chunk) * volume.itemsize, psutil.virtual_memory().total
+    size = math.prod(volume.chunk) * volume.itemsize
+    memory, owner = (psutil.virtual_memory().total, "this machine") if budget is None else (budget, "a worker")
     if size > memory // 2:
         raise VolumeError(
-            f"a chunk of {path} has {' x '.join(map(str, volume.chunk))} voxels, {size / 2**30:.1f} GiB, but this machine has "
+            f"a chunk of {path} has {' x '.join(map(str, volume.chunk))} voxels, {size / 2**30:.1f} GiB, but {owner} has "
             f"{memory / 2**30:.1f} GiB of memory: write the volume again in smaller chunks"
+            + ("" if budget is None else ", or use fewer workers")
         )
 
 

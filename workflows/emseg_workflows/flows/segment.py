@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from emseg.box import Box, Triple
-from emseg.errors import OutputError, PlanError
-from emseg.grid.cost import BLOCKS_IN_FLIGHT, cost_of
+from emseg.grid.cost import cost_of
 from emseg.grid.layout import plan_volume
-from emseg.grid.plan import Block, Plan
+from emseg.grid.plan import Plan
 from emseg.model.bundled import resolve_model
 from emseg.model.header import model_digest, read_header
 from emseg.normalise import Scope, survey
@@ -24,48 +23,22 @@ from emseg.specs.model import ModelSpec
 from emseg.specs.numerics import Numerics
 from emseg.specs.region import parse_region
 from emseg.specs.volume import VolumeSpec
-from emseg.store.lease import Lease, Token, take_lease
-from emseg.store.output import Form, create_output, open_output, renew_output, settle_output
-from emseg.store.records import FolderRecords
+from emseg.store.lease import Lease, Token
+from emseg.store.output import open_output
 from emseg.store.volume import open_volume
 from emseg_workflows.bench import Job
 from emseg_workflows.dispatch import Policy
-from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, Observer, Progressed, RunEnded, RunStarted
+from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
+from emseg_workflows.executors.placement import Executor, Placement, open_executor
 from emseg_workflows.flows.limits import check_chunks, check_memory, check_space
+from emseg_workflows.flows.outputs import begun_recipe, check_same, lease_output, prepare_output
 from emseg_workflows.flows.places import check_output_place, default_output
-from emseg_workflows.flows.record import RunRecord, recipe_of
+from emseg_workflows.flows.record import RunRecord
 from emseg_workflows.report import Report, Tally
 from emseg_workflows.stop import Stop, StoppedError
 
 if TYPE_CHECKING:
     from distributed import Client
-
-
-class Executor(Protocol):
-    """Something that runs blocks: this process, or a Dask cluster."""
-
-    @property
-    def workers(self) -> int:
-        """Worker processes; 0 for this process."""
-        ...
-
-    @property
-    def dashboard(self) -> str | None:
-        """Address to watch it at, if there is one."""
-        ...
-
-    @property
-    def memory(self) -> int | None:
-        """Bytes of memory that each worker may use, if that is known."""
-        ...
-
-    def numerics(self, model: Path, tile: Triple, threads: int) -> Numerics:
-        """The numerics of a predictor where the blocks will run, for tiles of this shape (z, y, x) in voxels."""
-        ...
-
-    def run(self, job: Job, blocks: Iterator[Block], policy: Policy, stop: Stop) -> Generator[Progressed]:
-        """What happens, until each block has ended or the run is stopped; closing it ends the run."""
-        ...
 
 
 def segment(
@@ -79,6 +52,7 @@ def segment(
     tile: Triple | None = None,
     threads: int = 1,
     workers: int | None = None,
+    host: str | None = None,
     scheduler: str | None = None,
     client: Client | None = None,
     overwrite: bool = False,
@@ -109,6 +83,8 @@ def segment(
         Threads that each predictor computes with. They are part of the plan: another number may change the last bits.
     workers
         Worker processes to start on this machine; None for one per core (and thread), 0 for this process, without Dask.
+    host
+        Address of this machine where workers on other hosts may join, in TLS; None for loopback alone.
     scheduler, client
         A running Dask cluster to use instead, by the address of its scheduler or by a client.
     overwrite
@@ -128,13 +104,14 @@ def segment(
         If anything asked for does not fit together; nothing was written then.
     """
     notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
+    placement = Placement(workers, host, scheduler, client)
     volume, model_path = Path(volume), resolve_model(model)
     source = open_volume(volume)
     spec, card = read_header(model_path)
     box = parse_region(region, source.spec) if isinstance(region, str) else region
     place = Path(output) if output is not None else default_output(volume)
     check_output_place(place, volume)
-    begun = _begun(place, overwrite)
+    begun = begun_recipe(place, overwrite)
     plan = _plan(source.spec, spec, box, tile, begun)
     check_chunks(source.spec, volume)
     check_space(place, cost_of(plan, source.spec, probabilities).output_bytes)
@@ -145,23 +122,24 @@ def segment(
         return Recipe(source.spec, volume_digest, digest, normalisation, plan, numerics, probabilities)
 
     if begun:
-        _check_same(place, begun, recipe_for(replace(begun.numerics, threads=threads)))
+        check_same(place, begun, recipe_for(replace(begun.numerics, threads=threads)))
         if open_output(place).done_units().all():
             return _nothing_left(place, begun, notify)
-    lease = _take_lease(place) if place.exists() else None
+    lease = lease_output(place) if place.exists() else None
     try:
-        with _executor(workers, threads, scheduler, client) as executor:
+        with open_executor(placement, threads, place.absolute().parent, notify) as executor:
+            check_chunks(source.spec, volume, executor.memory)
             check_memory(cost_of(plan, source.spec, probabilities), executor.memory, plan, executor.workers)
             numerics = executor.numerics(model_path.absolute(), plan.tile, threads)
             recipe = recipe_for(numerics)
             if begun:
                 if not mixed_hardware:
-                    _check_same(place, begun, recipe)
+                    check_same(place, begun, recipe)
                 recipe = begun
             if stop.asked:
                 raise StoppedError(stop.number)
-            _prepare_output(place, recipe, card, overwrite)
-            lease = lease or _take_lease(place)
+            prepare_output(place, recipe, card, overwrite)
+            lease = lease or lease_output(place)
             for message in _doubts(source.spec, spec, card):
                 notify(Noticed(message))
             token = Token(open_output(place).records.absolute(), lease.run)
@@ -237,28 +215,6 @@ def _nothing_left(place: Path, recipe: Recipe, notify: Observer) -> Report:
     return report
 
 
-def _begun(place: Path, overwrite: bool) -> Recipe | None:
-    """The recipe of the run that has begun at this place, if it is to be gone on with.
-
-    Raises
-    ------
-    OutputError
-        If something else is there.
-    """
-    if not place.exists() and not place.is_symlink():
-        return None
-    try:
-        output = open_output(place)
-    except OutputError as error:
-        cause, _, _ = str(error).rpartition(": ")
-        raise OutputError(
-            f"{place} already exists, and no run can go on there ({cause}): choose another place with -o"
-        ) from error
-    if overwrite and place.is_symlink():
-        raise OutputError(f"{place} is a link to an output, not an output: name what it leads to, {place.resolve()}")
-    return None if overwrite else recipe_of(output)
-
-
 def _plan(volume: VolumeSpec, model: ModelSpec, box: Box | None, tile: Triple | None, begun: Recipe | None) -> Plan:
     """The stored plan of a run that has begun, where it answers what is asked for; else a new one."""
     if begun is not None:
@@ -267,40 +223,6 @@ def _plan(volume: VolumeSpec, model: ModelSpec, box: Box | None, tile: Triple | 
         if asked == (plan.shape, plan.model, plan.region, plan.tile):
             return plan
     return plan_volume(volume, model, box, tile)
-
-
-def _check_same(place: Path, begun: Recipe, asked: Recipe) -> None:
-    differences = list(begun.differences(asked))
-    if differences:
-        shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
-        raise OutputError(
-            f"{place} was begun with other settings (there / now): {shown}: "
-            "repeat the first run's settings to go on, choose another place with -o, or start over with --overwrite"
-        )
-
-
-def _prepare_output(place: Path, recipe: Recipe, card: dict[str, str], overwrite: bool) -> None:
-    """Make the output, or begin it anew, or tidy up what a killed run has left in it."""
-    form = Form(
-        volume=recipe.volume,
-        region=recipe.plan.region,
-        classes=recipe.plan.model.classes,
-        unit=recipe.plan.unit,
-        chunk=recipe.plan.chunk,
-        probabilities=recipe.probabilities,
-        attributes={"recipe": recipe.to_json(), "fingerprint": recipe.fingerprint, "model": card},
-    )
-    if not place.exists():
-        create_output(place, form)
-        return
-    if overwrite:
-        renew_output(place, form)
-    settle_output(place)
-
-
-def _take_lease(place: Path) -> Lease:
-    output = open_output(place)
-    return take_lease(FolderRecords(output.records), output.path)
 
 
 def _doubts(volume: VolumeSpec, model: ModelSpec, card: dict[str, str]) -> Iterator[str]:
@@ -313,34 +235,6 @@ def _doubts(volume: VolumeSpec, model: ModelSpec, card: dict[str, str]) -> Itera
         yield f"the volume does not state its voxel size; the model was trained at {trained}"
     elif trained and volume.rank == 3 and not trained.startswith(here):
         yield f"the model was trained at {trained} voxels (z y x), the volume has {here} {volume.units[2]}: labels may be poor"
-
-
-@contextmanager
-def _executor(workers: int | None, threads: int, scheduler: str | None, client: Client | None) -> Iterator[Executor]:
-    from emseg_workflows.executors.serial import SerialExecutor  # noqa: PLC0415
-
-    if threads < 1 or (workers is not None and workers < 0):
-        raise PlanError(f"a run needs at least 1 thread per predictor and 0 workers, not {threads} and {workers}")
-    if workers is not None and (scheduler is not None or client is not None):
-        raise PlanError(
-            f"a run starts {workers} workers or uses those of {scheduler or client}, not both: leave out one of them"
-        )
-    if client is None and scheduler is None and workers == 0:
-        yield SerialExecutor()
-        return
-    from emseg_workflows.clusters.local import default_workers, local_cluster, running_cluster  # noqa: PLC0415
-    from emseg_workflows.executors.dask import DaskExecutor  # noqa: PLC0415
-
-    if client is not None:
-        yield DaskExecutor(client)
-        return
-    cluster: AbstractContextManager[Client]
-    if scheduler is not None:
-        cluster = running_cluster(scheduler)
-    else:
-        cluster = local_cluster(workers or default_workers(threads), BLOCKS_IN_FLIGHT)
-    with cluster as owned:
-        yield DaskExecutor(owned)
 
 
 def _ignore(event: Event) -> None:

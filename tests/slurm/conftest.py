@@ -1,0 +1,27 @@
+"""One SLURM cluster for all tests that ask for it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from slurm.cluster import SlurmCluster, missing, slurm_cluster
+
+
+@pytest.fixture(scope="session")
+def slurm_parent() -> Path:
+    """Where clusters get their folders: ``EMSEG_SLURM``, or a place that nodes see."""
+    why = missing()
+    if why:
+        pytest.skip(why)
+    return Path(os.environ.get("EMSEG_SLURM", "/var/lib"))
+
+
+@pytest.fixture(scope="session")
+def slurm(slurm_parent: Path) -> Iterator[SlurmCluster]:
+    """Three nodes of 2 CPUs and 2 GPUs each."""
+    with slurm_cluster(Path(tempfile.mkdtemp(prefix="emseg-slurm-", dir=slurm_parent)), gpus=2) as cluster:
+        yield cluster

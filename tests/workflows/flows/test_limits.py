@@ -1,0 +1,48 @@
+"""What does not fit is refused in words that name both sizes."""
+
+from pathlib import Path
+
+import pytest
+from runs import PLANAR, plan_of, save_random_model, save_volume, snapshot, texture
+
+from emseg.errors import OutputError, PlanError, VolumeError
+from emseg.grid.cost import cost_of
+from emseg.specs.volume import VolumeSpec
+from emseg_workflows.executors.serial import SerialExecutor
+from emseg_workflows.flows.limits import check_chunks, check_memory, check_space
+from emseg_workflows.flows.segment import segment
+
+LARGE = VolumeSpec((2048, 2048, 2048), "uint8", (1024, 1024, 1024))
+
+
+def test_chunks() -> None:
+    check_chunks(LARGE, Path("v.zarr"), 2 * 2**30)
+    with pytest.raises(VolumeError, match=r"1024 x 1024 x 1024 voxels, 1\.0 GiB, but a worker has 1\.9 GiB.*fewer workers"):
+        check_chunks(LARGE, Path("v.zarr"), int(1.9 * 2**30))
+    with pytest.raises(VolumeError, match="but this machine has"):
+        check_chunks(VolumeSpec((2**20,) * 3, "uint8", (2**17,) * 3), Path("v.zarr"))
+
+
+def test_memory() -> None:
+    plan = plan_of((7, 29, 31), PLANAR)
+    cost = cost_of(plan, VolumeSpec((7, 29, 31), "uint8", (5, 16, 16)), False)
+    check_memory(cost, None, plan, 1)
+    check_memory(cost, cost.bytes_per_worker, plan, 1)
+    with pytest.raises(PlanError, match="use fewer workers than 3"):
+        check_memory(cost, cost.bytes_per_worker - 1, plan, 3)
+
+
+def test_space(tmp_path: Path) -> None:
+    check_space(tmp_path / "out.zarr", 10**6)
+    with pytest.raises(OutputError, match="before compression, but only"):
+        check_space(tmp_path / "out.zarr", 10**18)
+
+
+def test_a_worker_too_small_for_a_chunk_gets_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is written."""
+    volume, model = save_volume(tmp_path / "v.zarr", texture((7, 29, 31))), save_random_model(tmp_path / "m", PLANAR)
+    monkeypatch.setattr(SerialExecutor, "memory", 2 * 5 * 16 * 16 - 1)
+    before = snapshot(tmp_path)
+    with pytest.raises(VolumeError, match="a chunk of"):
+        segment(volume, model=model, workers=0)
+    assert snapshot(tmp_path) == before

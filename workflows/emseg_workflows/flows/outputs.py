@@ -1,0 +1,82 @@
+"""What is at an output's place: nothing, a run to go on with, or one to begin anew; and whose turn it is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from emseg.errors import OutputError
+from emseg.recipe import Recipe
+from emseg.store.lease import Lease, take_lease
+from emseg.store.output import Form, create_output, open_output, renew_output, settle_output
+from emseg.store.records import FolderRecords
+from emseg_workflows.flows.record import recipe_of
+
+
+def begun_recipe(place: Path, overwrite: bool) -> Recipe | None:
+    """The recipe of the run that has begun at this place, if it is to be gone on with.
+
+    Raises
+    ------
+    OutputError
+        If something else is there.
+    """
+    if not place.exists() and not place.is_symlink():
+        return None
+    try:
+        output = open_output(place)
+    except OutputError as error:
+        cause, _, _ = str(error).rpartition(": ")
+        raise OutputError(
+            f"{place} already exists, and no run can go on there ({cause}): choose another place with -o"
+        ) from error
+    if overwrite and place.is_symlink():
+        raise OutputError(f"{place} is a link to an output, not an output: name what it leads to, {place.resolve()}")
+    return None if overwrite else recipe_of(output)
+
+
+def check_same(place: Path, begun: Recipe, asked: Recipe) -> None:
+    """Refuse to go on with a run by another recipe.
+
+    Raises
+    ------
+    OutputError
+        If they differ; it names each item with both values.
+    """
+    differences = list(begun.differences(asked))
+    if differences:
+        shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
+        raise OutputError(
+            f"{place} was begun with other settings (there / now): {shown}: "
+            "repeat the first run's settings to go on, choose another place with -o, or start over with --overwrite"
+        )
+
+
+def prepare_output(place: Path, recipe: Recipe, card: dict[str, str], overwrite: bool) -> None:
+    """Make the output, or begin it anew, or tidy up what a killed run has left in it; one that is there must be leased."""
+    form = Form(
+        volume=recipe.volume,
+        region=recipe.plan.region,
+        classes=recipe.plan.model.classes,
+        unit=recipe.plan.unit,
+        chunk=recipe.plan.chunk,
+        probabilities=recipe.probabilities,
+        attributes={"recipe": recipe.to_json(), "fingerprint": recipe.fingerprint, "model": card},
+    )
+    if not place.exists():
+        create_output(place, form)
+        return
+    if overwrite:
+        renew_output(place, form)
+    settle_output(place)
+
+
+def lease_output(place: Path) -> Lease:
+    """The sole right to run on an output that is there.
+
+    Raises
+    ------
+    OutputError
+        If another run that lives has it.
+    """
+    output = open_output(place)
+    return take_lease(FolderRecords(output.records), output.path)
