@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +16,8 @@ from runs import PLANAR, save_random_model, save_volume, shape_of_many_blocks, t
 
 from emseg.errors import InputError
 from emseg_workflows.clusters.local import DASHBOARD_PORT, LOOPBACK, local_cluster, running_cluster
-from emseg_workflows.dispatch import AHEAD
-from emseg_workflows.events import BlockEnded, Event, RunStarted
+from emseg_workflows.dispatch import AHEAD, Policy
+from emseg_workflows.events import BlockEnded, Event, RunStarted, WorkerJoined
 from emseg_workflows.executors import dask
 from emseg_workflows.flows.segment import segment
 
@@ -92,3 +94,21 @@ def test_the_bench_is_released(client: Client, tmp_path: Path) -> None:
 def test_no_scheduler() -> None:
     with pytest.raises(InputError, match="no Dask scheduler answers"), running_cluster("not an address"):
         pass
+
+
+def test_a_worker_that_hangs_before_it_is_ready(tmp_path: Path) -> None:
+    """The others do its share, and nobody waits for it at the end."""
+    save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
+    model = save_random_model(tmp_path / "model.safetensors", PLANAR)
+    with local_cluster(2, 1) as client:
+        hanging, _ = client.run(os.getpid).values()
+        started: list[Event] = []
+
+        def watch(event: Event) -> None:
+            if isinstance(event, RunStarted):
+                os.kill(hanging, signal.SIGSTOP)
+            started.append(event)
+
+        report = segment(tmp_path / "volume.zarr", model=model, client=client, policy=Policy(5), on_event=watch)
+        assert report.exit_code == 0
+        assert sum(isinstance(event, WorkerJoined) for event in started) <= 2

@@ -92,7 +92,7 @@ class Dispatch:
     def __init__(self, blocks: Iterator[Block], policy: Policy) -> None:
         self._fresh = blocks
         self._next = next(blocks, None)
-        self._policy = policy
+        self.policy = policy
         self._again: list[tuple[float, int, Block]] = []
         self._suspects: deque[Block] = deque()
         self._workers: dict[str, Slots] = {}
@@ -176,12 +176,12 @@ class Dispatch:
 
     def overdue(self, now: float) -> set[str]:
         """Workers with a block that runs too long: start them anew, and tell `hung`."""
-        limit = now - self._policy.block_timeout
+        limit = now - self.policy.block_timeout
         return {attempt.worker for attempt in self.in_hand if attempt.since is not None and attempt.since < limit}
 
     def hung(self, worker: str, now: float) -> list[BlockEnded | BlockRetried]:
         """A worker was started anew, or given up, as a block ran too long on it; the others are handed out again."""
-        limit, seconds = now - self._policy.block_timeout, self._policy.block_timeout
+        limit, seconds = now - self.policy.block_timeout, self.policy.block_timeout
         events: list[BlockEnded | BlockRetried] = []
         for attempt in [a for a in self.in_hand if a.worker == worker and a.since is not None and a.since < limit]:
             self._workers[worker].attempts.remove(attempt)
@@ -268,6 +268,6 @@ class Dispatch:
     def _settle(self, outcome: Outcome) -> BlockEnded:
         self._troubles.pop(outcome.block, None)
         self._failed += outcome.status == "failed"
-        if self._policy.max_failures is not None and self._failed >= self._policy.max_failures:
+        if self.policy.max_failures is not None and self._failed >= self.policy.max_failures:
             self.stop()
         return BlockEnded(outcome)

@@ -37,6 +37,8 @@ RECONNECT = 120.0
 """Seconds that a lost scheduler has to come back."""
 RESTART = 30.0
 """Seconds that a worker process has to start anew."""
+RELEASE = 10.0
+"""Seconds that workers have to let go of a run that has ended."""
 TICK = 0.2
 """Seconds between two looks at the wish to stop."""
 POLL = 0.5
@@ -166,6 +168,7 @@ class Session:
         self._attempts: dict[str, Attempt] = {}
         self._futures: dict[str, Future[Any]] = {}
         self._preparing: dict[str, str] = {}
+        self._prepared_by: dict[str, float] = {}
         self._refused: dict[str, str] = {}
         self._polled = -POLL
         self._seen = monotonic()
@@ -212,7 +215,8 @@ class Session:
             if self._client.status == "running":
                 for future in self._futures.values():
                     future.cancel()
-                self._client.run(release, self._run, on_error="ignore")
+                # `Client.run` would wait for ever for a worker that hangs
+                self._client.sync(self._client._run, release, self._run, on_error="ignore", callback_timeout=RELEASE)
         self._futures.clear()
 
     def _submit(self, key: str, worker: str, *task: Any) -> None:
@@ -231,7 +235,12 @@ class Session:
         for worker in set(threads) - self._dispatch.workers - set(self._preparing.values()) - set(self._refused):
             key = f"prepare-{self._run}-{uuid4().hex[:8]}"
             self._preparing[key] = worker
+            self._prepared_by[worker] = monotonic() + self._dispatch.policy.block_timeout
             self._submit(key, worker, prepare, self._run, self._job)
+        for worker in [w for w in self._preparing.values() if monotonic() > self._prepared_by[w]]:
+            self._forget(worker)
+            yield WorkerLeft(worker, "it does not get ready")
+            self._restart(worker)
         for worker in self._dispatch.overdue(monotonic()):
             events = self._dispatch.hung(worker, monotonic())
             self._forget(worker)
