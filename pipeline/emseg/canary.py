@@ -12,7 +12,7 @@ from emseg.errors import MemoryShortageError
 from emseg.ports import Predictor
 from emseg.specs.model import ModelSpec
 
-TARGET = 64
+TARGET = 32
 """Length in voxels of the canary's output along each axis where a tile of the run is longer: enough for each kernel."""
 
 

@@ -74,23 +74,16 @@ def _unreleased(self: lease.Lease) -> Iterator[lease.Lease]:
         self._put(released=True)
 
 
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["run", "kill", "overwrite", "kill overwriting", "orphan"]), st.sampled_from(MODELS), st.integers(0, 9)
-    ),
-    min_size=1,
-    max_size=7,
-)
+KINDS = ["run", "kill", "run otherwise", "overwrite", "kill overwriting", "orphan", "run among orphans"]
+STEPS = st.lists(st.tuples(st.sampled_from(KINDS), st.sampled_from(MODELS), st.integers(0, 9)), min_size=1, max_size=7)
+OTHERWISE = (1, 52, 48)
+"""Shape of tiles that the planner does not choose."""
 
 
 def perform(world: World, output: Path, kind: str, model: int, number: int, orphans: list[tuple[Output, Labels]]) -> None:
     """One step; what it refuses, it refuses with an `OutputError`."""
     if kind == "orphan":
-        for orphan, labels in orphans:
-            block = segment_box(orphan, number)
-            part = labels[block.relative_to(orphan.region.start).slices()]
-            with suppress(Exception):  # it may be stopped in any way: its arrays may be gone
-                orphan.write(block, part, None)
+        write_as_orphans(orphans, number)
         return
     ended = 0
 
@@ -98,6 +91,8 @@ def perform(world: World, output: Path, kind: str, model: int, number: int, orph
         nonlocal ended
         if isinstance(event, BlockEnded):
             ended += 1
+            if kind == "run among orphans":
+                write_as_orphans(orphans, number + ended)
             if kind.startswith("kill") and ended > number:
                 runs = len(list((output / "emseg").glob("run-*")))
                 token = Token((output / "emseg").absolute(), runs)
@@ -105,7 +100,24 @@ def perform(world: World, output: Path, kind: str, model: int, number: int, orph
                 raise Killed
 
     with suppress(Killed):
-        segment(world.volume, output, model=world.models[model], workers=0, overwrite="overwrit" in kind, on_event=watch)
+        segment(
+            world.volume,
+            output,
+            model=world.models[model],
+            workers=0,
+            tile=OTHERWISE if kind == "run otherwise" else None,
+            overwrite="overwrit" in kind,
+            on_event=watch,
+        )
+
+
+def write_as_orphans(orphans: list[tuple[Output, Labels]], number: int) -> None:
+    """Workers of runs that were killed still write what those runs computed."""
+    for orphan, labels in orphans:
+        block = segment_box(orphan, number)
+        part = labels[block.relative_to(orphan.region.start).slices()]
+        with suppress(Exception):  # it may be stopped in any way: its arrays may be gone
+            orphan.write(block, part, None)
 
 
 def segment_box(output: Output, number: int) -> Any:
@@ -124,7 +136,7 @@ def segment_box(output: Output, number: int) -> Any:
 @given(STEPS)
 def test_any_sequence_ends_in_the_right_bytes_or_a_refusal(world: World, steps: list[tuple[str, int, int]]) -> None:
     with tempfile.TemporaryDirectory(dir=world.folder) as folder, dead_holders():
-        output, orphans, owner = Path(folder, "out.zarr"), [], None
+        output, orphans, owner, otherwise = Path(folder, "out.zarr"), [], None, False
         for kind, model, number in steps:
             refusal = ""
             try:
@@ -132,15 +144,18 @@ def test_any_sequence_ends_in_the_right_bytes_or_a_refusal(world: World, steps: 
             except OutputError as error:
                 refusal = str(error)
             if refusal:
-                assert kind in ("run", "kill")
-                assert owner != model
-                assert "model_digest" in refusal
+                assert "run" in kind or kind == "kill"
+                other_tiles = kind == "run otherwise" and not otherwise  # no tile asked for is the stored one
+                assert owner != model or other_tiles
+                assert owner == model or "model_digest" in refusal
+                assert not other_tiles or "plan.tile" in refusal
             elif kind != "orphan" and (owner is None or "overwrit" in kind):
-                owner = model
+                owner, otherwise = model, kind == "run otherwise"
             if output.exists() and owner is not None:
                 check(open_output(output), world.truth[owner])
         if owner is not None:
-            assert segment(world.volume, output, model=world.models[owner], workers=0).exit_code == 0
+            tile = OTHERWISE if otherwise else None
+            assert segment(world.volume, output, model=world.models[owner], workers=0, tile=tile).exit_code == 0
             stored = open_output(output)
             np.testing.assert_array_equal(stored.read_labels(stored.region), world.truth[owner])
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emseg.block import Bench
 from emseg.box import Triple
@@ -13,6 +14,10 @@ from emseg.errors import ModelError, NumericsError
 from emseg.recipe import Recipe
 from emseg.specs.numerics import Numerics
 from emseg.store.lease import Token
+
+if TYPE_CHECKING:
+    from emseg.model.file import ModelFile
+    from emseg.model.predictor import TorchPredictor
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
             "put the old file back, or start over with --overwrite"
         )
     predictor = TorchPredictor(model.network(), recipe.numerics.threads)
-    numerics = predictor.numerics(recipe.plan.tile)
+    numerics = _numerics(model, predictor, recipe.plan.tile, recipe.numerics.threads)
     if numerics != recipe.numerics and not job.mixed_hardware:
         raise NumericsError(
             f"the run computes with {recipe.numerics}, but this worker with {numerics}: use the hardware and versions of the "
@@ -73,4 +78,16 @@ def local_numerics(model: Path, tile: Triple, threads: int) -> Numerics:
     from emseg.model.file import load_model  # noqa: PLC0415
     from emseg.model.predictor import TorchPredictor  # noqa: PLC0415
 
-    return TorchPredictor(load_model(model).network(), threads).numerics(tile)
+    loaded = load_model(model)
+    return _numerics(loaded, TorchPredictor(loaded.network(), threads), tile, threads)
+
+
+_known: dict[tuple[str, Triple, int], Numerics] = {}
+"""Numerics of this process by digest of the model, tile and threads: a canary takes as long as a tile."""
+
+
+def _numerics(model: ModelFile, predictor: TorchPredictor, tile: Triple, threads: int) -> Numerics:
+    case = model.digest, tile, threads
+    if case not in _known:
+        _known[case] = predictor.numerics(tile)
+    return _known[case]

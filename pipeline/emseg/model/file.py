@@ -82,7 +82,7 @@ def load_model(path: Path) -> ModelFile:
     try:
         weights = load(data)
     except SafetensorError as error:
-        raise ModelError(f"{path} is not a safetensors file ({error}): fetch it again") from error
+        raise ModelError(f"{path} is not a safetensors file ({str(error)[:200]}): fetch it again") from error
     _check_finite(weights, path)
     return ModelFile(spec, card, hashlib.sha256(data).hexdigest(), weights)
 

@@ -322,7 +322,7 @@ class ModelSpec:
                 kernels=tuple(triple(map(index, kernel)) for kernel in data["kernels"]),
                 pooling=tuple(triple(map(index, factor)) for factor in data["pooling"]),
                 channels=index(data.get("channels", 1)),
-                dropout=float(data.get("dropout", 0.5)),
+                dropout=_number(data.get("dropout", 0.5)),
                 output=data.get("output", "softmax"),
             )
         except KeyError as error:
@@ -337,3 +337,9 @@ def _names(values: Any) -> tuple[str, ...]:
     if isinstance(values, str) or not all(isinstance(name, str) for name in values):
         raise TypeError(f"classes must be a list of names, not {reprlib.repr(values)}")
     return tuple(values)
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"dropout must be a number, not {reprlib.repr(value)}")
+    return float(value)

@@ -220,6 +220,21 @@ def test_nor_one_that_was_started_anew(client: Client) -> None:
     assert_undisturbed(client)
 
 
+@pytest.mark.timeout(120)
+def test_a_worker_that_dies_while_it_starts_is_replaced() -> None:
+    """Its nanny gives up then."""
+    with local_cluster(1, 1) as client:
+        for _ in range(6):
+            family = psutil.Process().children()
+            for process in [child for child in family if "spawn_main" in " ".join(child.cmdline())]:
+                process.kill()
+            sleep(0.3)
+        client.wait_for_workers(1, timeout=PATIENCE)
+        while not (found := client.run(os.getpid, on_error="ignore")):
+            sleep(0.1)
+        assert len(found) == 1
+
+
 def test_nor_those_of_a_caller_in_another_thread() -> None:
     raised: list[BaseException] = []
 

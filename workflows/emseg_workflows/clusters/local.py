@@ -8,19 +8,26 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import resource_tracker
+from time import monotonic
+from typing import Any
 from urllib.parse import urlsplit
 
 from dask.system import CPU_COUNT
-from distributed import Client, Nanny, Scheduler, Security, SpecCluster
+from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Status
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import format_dashboard_link
+from tornado.ioloop import PeriodicCallback
 
 from emseg.errors import InputError
 
 LOOPBACK = "127.0.0.1"
 DASHBOARD_PORT = 8787
+LOOK = 2.0
+"""Seconds between two looks for workers that are lost."""
+GIVE_UP = 20.0
+"""Seconds without a process after which a nanny is taken for lost."""
 
 
 def default_workers(threads: int) -> int:
@@ -95,8 +102,24 @@ def running_cluster(address: str) -> Iterator[Client]:
         yield client
 
 
+class _Nanny(Nanny):
+    """A nanny that survives the death of a worker that is just starting.
+
+    distributed's has one place for its worker's process, in which a start waits for word from that process. If it dies
+    first, and the next one is started in the same place, the two starts take each other's messages, and one waits for ever.
+    """
+
+    async def instantiate(self) -> Status:
+        if self.process is not None and self.process.status in (Status.stopped, Status.failed):
+            self.process = None
+        return await super().instantiate()
+
+
 class _Cluster(SpecCluster):
-    """A `distributed.LocalCluster` whose HTTP servers are on loopback, wherever its scheduler and workers are."""
+    """A `distributed.LocalCluster` whose HTTP servers are on loopback, wherever its scheduler and workers are.
+
+    A nanny whose first worker dies while it starts gives up for good, in silence; here another one takes its place.
+    """
 
     def __init__(self, workers: int, blocks_in_flight: int, host: str, security: Security | None) -> None:
         scheduler = {
@@ -116,10 +139,33 @@ class _Cluster(SpecCluster):
         }
         super().__init__(  # type: ignore[no-untyped-call]
             scheduler={"cls": Scheduler, "options": scheduler},
-            workers={name: {"cls": Nanny, "options": worker} for name in range(workers)},
+            workers={name: {"cls": _Nanny, "options": worker} for name in range(workers)},
             security=security,
             silence_logs=logging.CRITICAL,
         )
+
+    async def _start(self) -> None:
+        self._dead_since: dict[Any, float] = {}
+        self._watch = PeriodicCallback(self._replace_lost, 1000 * LOOK)
+        await super()._start()  # type: ignore[no-untyped-call]
+        self._watch.start()
+
+    async def _close(self) -> None:
+        self._watch.stop()
+        await super()._close()  # type: ignore[no-untyped-call]
+
+    async def _replace_lost(self) -> None:
+        for name, nanny in list(self.workers.items()):
+            if nanny.is_alive():
+                self._dead_since.pop(name, None)
+            elif nanny.status in (Status.closed, Status.failed):
+                del self.workers[name]
+            elif monotonic() > self._dead_since.setdefault(name, monotonic()) + GIVE_UP:
+                del self.workers[name]
+                await nanny.close()
+        if self.worker_spec.keys() - self.workers.keys() and self.status == Status.running:
+            with suppress(Exception):  # one that does not start is tried again at the next look
+                await self._correct_state()  # type: ignore[no-untyped-call]
 
     @property
     def dashboard_link(self) -> str:

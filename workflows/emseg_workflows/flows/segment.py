@@ -29,11 +29,11 @@ from emseg.store.volume import open_volume
 from emseg_workflows.bench import Job
 from emseg_workflows.dispatch import Policy
 from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
-from emseg_workflows.executors.placement import Executor, Placement, open_executor
 from emseg_workflows.flows.limits import check_chunks, check_memory, check_space
 from emseg_workflows.flows.outputs import begun_recipe, check_same, lease_output, prepare_output
 from emseg_workflows.flows.places import check_output_place, default_output
 from emseg_workflows.flows.record import RunRecord
+from emseg_workflows.placement import Executor, Placement, open_executor
 from emseg_workflows.report import Report, Tally
 from emseg_workflows.stop import Stop, StoppedError
 
