@@ -161,7 +161,7 @@ def _description(metadata: Any, path: Path) -> tuple[ModelSpec, dict[str, str]]:
     if not isinstance(fields, dict):
         raise ModelError(f"the network in the header of {path} is not a JSON object: {CONVERT}")
     try:
-        return ModelSpec.from_json(fields), card
+        return ModelSpec.from_json(fields), {_plain(name): _plain(value) for name, value in card.items()}
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
 
@@ -216,3 +216,8 @@ def _list(names: set[str]) -> str:
 def _shown(value: Any) -> str:
     """A value of a header, short and on one line; not repr, which gives up on what is nested as deep as JSON can be."""
     return value if isinstance(value, str) and value.isprintable() and len(value) <= 80 else reprlib.repr(value)
+
+
+def _plain(text: str) -> str:
+    """Text on one line that does nothing to a terminal."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
