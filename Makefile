@@ -3,13 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet -c deploy/constraints.txt
 
-.PHONY: demo test lint faults fuzz bench clean
+.PHONY: demo test lint slurm faults fuzz bench clean
 
 demo: .venv/demo
 	$(BIN)/python examples/segment_sample.py demo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore=tests/slurm
+
+# A real SLURM cluster on this machine; installs it from Debian's packages, so it must be root.
+slurm: .venv/test
+	tests/slurm/setup
+	$(BIN)/pytest tests/slurm
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -39,7 +44,7 @@ bench: .venv/test
 	touch $@
 
 .venv/test: .venv/demo
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) -e '.[dev,cuda,slurm]'
 	touch $@
 
 clean:

@@ -6,6 +6,7 @@
     |   |-- ModelError        the model file or its description is unusable
     |   |-- PlanError         volume, model, region and limits do not fit together
     |   |-- NumericsError     a worker computes other last bits than the run
+    |   |-- DeviceError       there is no such GPU, or too many workers on it
     |   `-- OutputError       the place for the output is taken, inside the input, or not writable
     |-- BlockError            one block cannot be computed; the others go on              exit code 3
     |-- MemoryShortageError   a predictor has too little memory for its batch
@@ -50,6 +51,10 @@ the device, which only a new process can use again."""
 
 class NumericsError(InputError):
     """A worker computes other last bits than its run."""
+
+
+class DeviceError(InputError):
+    """There is no such GPU, or too many workers are on it."""
 
 
 class BlockError(EmsegError):

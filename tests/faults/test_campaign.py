@@ -25,7 +25,7 @@ from emseg_workflows.flows.record import lines_of
 
 LONG = "EMSEG_FAULTS" in os.environ
 SEED = int(os.environ.get("EMSEG_FAULTS", "0"))
-SHAPE = (192, 150, 150) if LONG else (32, 150, 150)
+SHAPE = (384, 150, 150) if LONG else (32, 150, 150)
 WORKER_KILLS = 50 if LONG else 2
 DRIVER_KILLS = 20 if LONG else 2
 OUTAGES = 20 if LONG else 2

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from emseg.block import Bench
 from emseg.box import Triple
 from emseg.errors import ModelError, NumericsError
+from emseg.model.device import Device
 from emseg.recipe import Recipe
 from emseg.specs.numerics import Numerics
 from emseg.store.lease import Token
@@ -32,6 +33,10 @@ class Job:
     """The right to write."""
     mixed_hardware: bool = False
     """Whether workers may compute with other numerics than the recipe's."""
+    device: Device = "cpu"
+    """What predictors compute on."""
+    workers_per_gpu: int = 1
+    """Most workers that may share a GPU."""
 
 
 @contextmanager
@@ -49,6 +54,8 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
         If the model file is not the one that the run was planned with.
     NumericsError
         If this process computes other bytes than the run, and that is not allowed.
+    DeviceError
+        If this process cannot compute on the run's device.
     """
     from emseg.model.file import load_model  # noqa: PLC0415  torch takes seconds to import
     from emseg.model.predictor import TorchPredictor  # noqa: PLC0415
@@ -62,8 +69,8 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
             f"the model {job.model} has the digest {model.digest[:12]}, but the run began with {recipe.model_digest[:12]}: "
             "put the old file back, or start over with --overwrite"
         )
-    predictor = TorchPredictor(model.network(), recipe.numerics.threads)
-    numerics = _numerics(model, predictor, recipe.plan.tile, recipe.numerics.threads)
+    predictor = TorchPredictor(model.network(), recipe.numerics.threads, job.device)
+    numerics = _numerics(model, predictor, recipe.plan.tile, recipe.numerics.threads, job.device)
     if numerics != recipe.numerics and not job.mixed_hardware:
         raise NumericsError(
             f"the run computes with {recipe.numerics}, but this worker with {numerics}: use the hardware and versions of the "
@@ -73,21 +80,21 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
     yield Bench(recipe, open_volume(job.volume), predictor, output, turn or nullcontext()), numerics
 
 
-def local_numerics(model: Path, tile: Triple, threads: int) -> Numerics:
+def local_numerics(model: Path, tile: Triple, threads: int, device: Device) -> Numerics:
     """The numerics of a predictor in this process, for tiles of this shape (z, y, x) in voxels."""
     from emseg.model.file import load_model  # noqa: PLC0415
     from emseg.model.predictor import TorchPredictor  # noqa: PLC0415
 
     loaded = load_model(model)
-    return _numerics(loaded, TorchPredictor(loaded.network(), threads), tile, threads)
+    return _numerics(loaded, TorchPredictor(loaded.network(), threads, device), tile, threads, device)
 
 
-_known: dict[tuple[str, Triple, int], Numerics] = {}
-"""Numerics of this process by digest of the model, tile and threads: a canary takes as long as a tile."""
+_known: dict[tuple[str, Triple, int, Device], Numerics] = {}
+"""Numerics of this process by digest of the model, tile, threads and device: a canary takes as long as a tile."""
 
 
-def _numerics(model: ModelFile, predictor: TorchPredictor, tile: Triple, threads: int) -> Numerics:
-    case = model.digest, tile, threads
+def _numerics(model: ModelFile, predictor: TorchPredictor, tile: Triple, threads: int, device: Device) -> Numerics:
+    case = model.digest, tile, threads, device
     if case not in _known:
         _known[case] = predictor.numerics(tile)
     return _known[case]

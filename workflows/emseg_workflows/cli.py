@@ -9,6 +9,8 @@ Heavy imports stay inside the commands, so that ``emseg --help`` is quick.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -40,6 +42,19 @@ class Numbers(click.ParamType[Triple]):
             self.fail(f"{value!r} is not three whole numbers z,y,x", param, ctx)
 
 
+class GpuNumbers(click.ParamType[tuple[int, ...]]):
+    """Numbers of GPUs as they are typed after ``--gpus``: ``0,2``."""
+
+    name = "n,n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The numbers."""
+        try:
+            return tuple(int(part) for part in value.split(",")) if isinstance(value, str) else tuple(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers n,n", param, ctx)
+
+
 model_option = click.option(
     "--model", metavar="NAME|FILE", help="A bundled model (see `emseg models`) or a model file; by default the bundled one."
 )
@@ -47,6 +62,11 @@ region_option = click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of
 tile_option = click.option("--tile", type=Numbers(), help="Shape of one network input, in voxels; by default chosen for you.")
 probabilities_option = click.option(
     "--probabilities", is_flag=True, help="Store the probability of each class beside the labels."
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="What predictors compute on; by default the GPUs of --cluster cuda, and the CPU elsewhere.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -112,6 +132,18 @@ def plan(volume: Path, model: str | None, roi: str | None, tile: Triple | None, 
 @click.option("--workers", type=click.IntRange(min=0), help="Worker processes; by default one per core. 0: no Dask.")
 @click.option("--host", metavar="ADDRESS", help="Address of this machine where workers on other hosts may join, in TLS.")
 @click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster whose scheduler is at this address.")
+@click.option(
+    "--cluster",
+    type=click.Choice(["local", "cuda", "srun", "slurm"]),
+    default="local",
+    show_default=True,
+    help="Where workers start: the cores here, the GPUs here, steps of this SLURM job, or SLURM jobs of their own.",
+)
+@click.option("--gpus", type=GpuNumbers(), help="The GPUs of --cluster cuda, as nvidia-smi numbers them; by default all.")
+@click.option("--workers-per-gpu", type=click.IntRange(min=1), default=1, show_default=True, help="Workers that share a GPU.")
+@click.option("--site", type=click.Path(path_type=Path), help="What SLURM is told for each worker, see deploy/slurm/site.toml.")
+@click.option("--requeue", is_flag=True, help="Queue the SLURM job that this runs in again when its time is up.")
+@device_option
 @model_option
 @region_option
 @probabilities_option
@@ -128,6 +160,12 @@ def plan(volume: Path, model: str | None, roi: str | None, tile: Triple | None, 
 )
 @click.option("--overwrite", is_flag=True, help="Begin an output that is already there anew.")
 @click.option("--mixed-hardware", is_flag=True, help="Accept workers that compute other last bits than the run began with.")
+@click.option(
+    "--performance-report",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="Write Dask's report on the run: one file, to be opened in a browser.",
+)
 @click.option("--fail-fast", is_flag=True, help="Stop at the first block that fails.")
 @click.option("--max-failures", type=click.IntRange(min=1), help="Stop after so many failed blocks; by default never.")
 @click.option(
@@ -151,6 +189,12 @@ def run(
     workers: int | None,
     host: str | None,
     scheduler: str | None,
+    cluster: Literal["local", "cuda", "srun", "slurm"],
+    gpus: tuple[int, ...] | None,
+    workers_per_gpu: int,
+    site: Path | None,
+    requeue: bool,
+    device: Literal["cpu", "cuda"] | None,
     model: str | None,
     roi: str | None,
     probabilities: bool,
@@ -159,6 +203,7 @@ def run(
     threads: int,
     overwrite: bool,
     mixed_hardware: bool,
+    performance_report: Path | None,
     fail_fast: bool,
     max_failures: int | None,
     block_timeout: float,
@@ -167,44 +212,131 @@ def run(
 ) -> None:
     """Segment VOLUME, or go on with a run that was stopped."""
     stop = Stop(grace)
-    with stop.on_signals():
-        from emseg_workflows.console import RunConsole  # noqa: PLC0415
-        from emseg_workflows.dispatch import Policy  # noqa: PLC0415
-        from emseg_workflows.flows.segment import segment  # noqa: PLC0415
+    restarted = requeue and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # what is begun anew is so once
+    try:
+        with stop.on_signals():
+            from emseg_workflows.console import RunConsole  # noqa: PLC0415
+            from emseg_workflows.dispatch import Policy  # noqa: PLC0415
+            from emseg_workflows.flows.segment import segment  # noqa: PLC0415
+            from emseg_workflows.site import read_site  # noqa: PLC0415
 
-        with RunConsole() as console:
-            report = segment(
-                volume,
-                output,
-                model=model,
-                region=roi,
-                probabilities=probabilities,
-                normalise=normalise,
-                tile=tile,
-                threads=threads,
-                workers=workers,
-                host=host,
-                scheduler=scheduler,
-                overwrite=overwrite,
-                mixed_hardware=mixed_hardware,
-                policy=Policy(block_timeout, 1 if fail_fast else max_failures),
-                stop=stop,
-                on_event=console,
-            )
+            with RunConsole() as console:
+                report = segment(
+                    volume,
+                    output,
+                    model=model,
+                    region=roi,
+                    probabilities=probabilities,
+                    normalise=normalise,
+                    tile=tile,
+                    threads=threads,
+                    workers=workers,
+                    host=host,
+                    scheduler=scheduler,
+                    cluster=cluster,
+                    gpus=gpus,
+                    workers_per_gpu=workers_per_gpu,
+                    site=read_site(site) if site else None,
+                    device=device,
+                    overwrite=overwrite and not restarted,
+                    mixed_hardware=mixed_hardware,
+                    performance_report=performance_report,
+                    policy=Policy(block_timeout, 1 if fail_fast else max_failures),
+                    stop=stop,
+                    on_event=console,
+                )
+    except StoppedError as stopped:
+        if requeue and stopped.number == signal.SIGTERM:
+            _queue_again(volume, output)
+        raise
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
     if report.exit_code > 128:
+        if requeue and report.signal == signal.SIGTERM:
+            _queue_again(volume, output)
         _leave(_stopped(report.signal), report.exit_code)
     sys.exit(report.exit_code)
 
 
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("words", metavar="VOLUME [OPTIONS OF emseg run]", nargs=-1, type=click.UNPROCESSED, required=True)
+@click.option("--workers", type=click.IntRange(min=1), required=True, help="Workers.")
+@click.option(
+    "--site", type=click.Path(path_type=Path), help="A TOML file with what follows and more, see deploy/slurm/site.toml."
+)
+@click.option("--partition", default="", help="The partition.")
+@click.option("--account", default="", help="The account.")
+@click.option("--qos", default="", help="The quality of service.")
+@click.option(
+    "--time", default="", metavar="H:M:S", help="Longest that a job may take; it queues itself again until all is done."
+)
+@click.option("--gres", default="", metavar="gpu:1", help="What each worker needs besides cores and memory.")
+@click.option("--cpus", type=click.IntRange(min=1), default=None, help="Cores of each worker; by default one per thread.")
+@click.option("--memory", default="", metavar="16G", help="Memory of each worker; by default what the plan needs.")
+@click.option("--elastic", is_flag=True, help="Each worker is a job of its own, started, lost and replaced one by one.")
+@click.option("--dry-run", is_flag=True, help="Print the script, and submit nothing.")
+def submit(
+    words: tuple[str, ...],
+    workers: int,
+    site: Path | None,
+    partition: str,
+    account: str,
+    qos: str,
+    time: str,
+    gres: str,
+    cpus: int | None,
+    memory: str,
+    elastic: bool,
+    dry_run: bool,
+) -> None:
+    """Run on a SLURM cluster: as a job that outlives this shell, and goes on until VOLUME is done."""
+    from emseg_workflows.flows.submit import prepare_submission  # noqa: PLC0415
+    from emseg_workflows.flows.submit import submit as flow  # noqa: PLC0415
+    from emseg_workflows.site import read_site  # noqa: PLC0415
+
+    asked = run.make_context("emseg run", list(words)).params
+    for name in ("host", "scheduler", "gpus", "site", "requeue"):
+        if asked[name]:
+            raise click.UsageError(f"--{name} is not for a run that is submitted: leave it out")
+    others = {"partition": partition, "account": account, "qos": qos, "time": time, "gres": gres, "memory": memory}
+    ready = prepare_submission(
+        asked["volume"],
+        asked["output"],
+        words,
+        read_site(site).but(**others, cpus=cpus),
+        workers=workers,
+        elastic=elastic,
+        model=asked["model"],
+        region=asked["roi"],
+        tile=asked["tile"],
+        probabilities=asked["probabilities"],
+        threads=asked["threads"],
+    )
+    if dry_run:
+        click.echo(ready.script, nl=False)
+        return
+    click.echo(f"job        {flow(ready)}")
+    click.echo(f"watch      emseg status {ready.output}")
+    click.echo(f"log        {ready.folder}")
+
+
 @cli.command()
 @click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--watch",
+    is_flag=False,
+    flag_value=10.0,
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="[SECONDS]",
+    help="Tell again every so many seconds, 10 if none are given, until the run ends; leaves with its exit code.",
+)
 @json_option
-def status(output: Path, as_json: bool) -> None:
+def status(output: Path, watch: float | None, as_json: bool) -> None:
     """Say how far OUTPUT is: blocks done, failed and left, and whether a run goes on."""
     from emseg_workflows.flows.status import status as flow  # noqa: PLC0415
 
+    if watch is not None:
+        sys.exit(_watched(output, watch, as_json))
     found = flow(output)
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
 
@@ -218,6 +350,7 @@ def status(output: Path, as_json: bool) -> None:
 @click.option("--checksums", is_flag=True, help="Read each stored byte instead, and compute nothing.")
 @click.option("--repair", is_flag=True, help="As --checksums, and compute again what is damaged or missing.")
 @click.option("--workers", type=click.IntRange(min=0), help="Worker processes of --repair, as in `emseg run`.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What to compute on.")
 @json_option
 def verify(
     output: Path,
@@ -228,6 +361,7 @@ def verify(
     checksums: bool,
     repair: bool,
     workers: int | None,
+    device: Literal["cpu", "cuda"],
     as_json: bool,
 ) -> None:
     """Prove on OUTPUT that tiling left no trace: compute random boxes again with other tiles, and compare.
@@ -237,7 +371,7 @@ def verify(
     if workers is not None and not repair:
         raise click.UsageError(f"--workers {workers} is for --repair, which is not given")
     if repair:
-        found: Soundness | Verdict = _repaired(output, volume, model, workers)
+        found: Soundness | Verdict = _repaired(output, volume, model, workers, device)
     elif checksums:
         from emseg_workflows.flows.repair import check  # noqa: PLC0415
 
@@ -245,7 +379,7 @@ def verify(
     else:
         from emseg_workflows.flows.verify import verify as flow  # noqa: PLC0415
 
-        found = flow(output, boxes=boxes, seed=seed, volume=volume, model=model)
+        found = flow(output, boxes=boxes, seed=seed, volume=volume, model=model, device=device)
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
     sys.exit(found.exit_code)
 
@@ -313,14 +447,39 @@ def main() -> None:
         _leave(_stopped(stopped.number), 128 + stopped.number)
 
 
-def _repaired(output: Path, volume: Path | None, model: str | None, workers: int | None) -> Soundness:
+def _queue_again(volume: Path, output: Path | None) -> None:
+    from emseg_workflows.flows.requeue import queue_again  # noqa: PLC0415
+
+    queue_again(volume, output, lambda message: click.echo(message, err=True))
+
+
+def _repaired(
+    output: Path, volume: Path | None, model: str | None, workers: int | None, device: Literal["cpu", "cuda"]
+) -> Soundness:
     stop = Stop()
     with stop.on_signals():
         from emseg_workflows.console import RunConsole  # noqa: PLC0415
         from emseg_workflows.flows.repair import repair  # noqa: PLC0415
 
         with RunConsole() as console:
-            return repair(output, volume=volume, model=model, workers=workers, stop=stop, on_event=console)
+            return repair(output, volume=volume, model=model, workers=workers, device=device, stop=stop, on_event=console)
+
+
+def _watched(output: Path, every: float, as_json: bool) -> int:
+    """The exit code that a run's end deserves, once it has ended; Ctrl-C ends the watching alone."""
+    from emseg_workflows.flows.status import watch  # noqa: PLC0415
+
+    drawn = 0
+    try:
+        for found in watch(output, every):
+            text = json.dumps(found.to_json()) if as_json else str(found)
+            redrawn = sys.stdout.isatty() and not as_json
+            click.echo((f"\x1b[{drawn}F\x1b[J" if redrawn and drawn else "") + text + ("" if redrawn or as_json else "\n"))
+            columns = shutil.get_terminal_size().columns
+            drawn = sum(max(1, -(-len(line) // columns)) for line in text.splitlines())
+    except KeyboardInterrupt:
+        return 0
+    return found.exit_code
 
 
 def _leave(message: str, code: int) -> None:

@@ -1,8 +1,7 @@
-"""A run on the terminal: a live line where there is one to draw on, plain lines elsewhere."""
+"""A run on the terminal: two live lines where there is one to draw on, plain lines elsewhere."""
 
 from __future__ import annotations
 
-from collections import deque
 from time import perf_counter
 from typing import Self
 
@@ -10,15 +9,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from emseg.grid.plan import Plan
 from emseg.outcome import Outcome
 from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, RunEnded, RunStarted, WorkerLeft
+from emseg_workflows.pace import Pace, clock, time_left
 from emseg_workflows.report import Report
 
+LIVE_EVERY = 0.25
+"""Seconds between two drawings where lines can be redrawn."""
 PLAIN_EVERY = 10.0
-"""Seconds between two lines where nothing can be redrawn."""
-RECENT = 60.0
-"""Seconds that the speed is taken over."""
+"""Seconds between two reports where nothing can be redrawn."""
 SHOWN_FAILURES = 10
 """Failed blocks that are named as they come, and again at the end."""
 
@@ -29,8 +28,8 @@ class RunConsole:
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
-        self._progress: Progress | None = None
-        self._last_line = 0.0
+        self._pace: Pace | None = None
+        self._drawn = 0.0
         self._retried = 0
 
     def __enter__(self) -> Self:
@@ -41,13 +40,15 @@ class RunConsole:
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
+        if self._pace is not None:
+            self._pace.tell(event, perf_counter())
         match event:
             case Noticed(message):
                 self._console.print(f"note: {message}", markup=False)
             case RunStarted():
                 self._start(event)
             case BlockEnded(outcome):
-                self._advance(outcome)
+                self._name_failure(outcome)
             case BlockRetried(block, cause, delay):
                 self._retried += 1
                 if self._retried <= SHOWN_FAILURES:
@@ -57,6 +58,8 @@ class RunConsole:
             case RunEnded(report):
                 self._live.stop()
                 self._finish(report)
+                self._pace = None
+        self._redraw()
 
     def _start(self, event: RunStarted) -> None:
         plan = event.plan
@@ -70,27 +73,33 @@ class RunConsole:
             self._console.print(f"resuming   {event.already_done} blocks are already written")
         if event.dashboard:
             self._console.print(f"dashboard  {event.dashboard}", markup=False)
-        self._progress = Progress(plan, event.already_done)
-        self._last_line = perf_counter()
+        if event.map:
+            self._console.print(f"map        {event.map}", markup=False)
+        self._drawn = perf_counter()
+        self._pace = Pace(plan, event.already_done, event.workers, self._drawn)
         if self._console.is_terminal:
             self._live.start()
 
-    def _advance(self, outcome: Outcome) -> None:
-        if self._progress is None:
-            return
-        self._progress.count(outcome)
-        if outcome.status == "failed" and self._progress.failed <= SHOWN_FAILURES:
+    def _name_failure(self, outcome: Outcome) -> None:
+        if outcome.status == "failed" and self._pace is not None and self._pace.failed <= SHOWN_FAILURES:
             self._console.print(f"failed     block {outcome.block}: {outcome.cause}", markup=False)
+
+    def _redraw(self) -> None:
+        """Show how far the run is, but not too often."""
+        now = perf_counter()
+        if self._pace is None or now < self._drawn + (LIVE_EVERY if self._console.is_terminal else PLAIN_EVERY):
+            return
+        self._drawn = now
+        text = "\n".join(line for line in lines_of(self._pace, now) if line)
         if self._console.is_terminal:
-            self._live.update(Text(str(self._progress)))
-        elif perf_counter() - self._last_line >= PLAIN_EVERY:
-            self._console.print(str(self._progress), markup=False)
-            self._last_line = perf_counter()
+            self._live.update(Text(text))
+        else:
+            self._console.print(text, markup=False)
 
     def _finish(self, report: Report) -> None:
         phases = report.phases
         self._console.print(
-            f"done       {report.done} blocks in {_clock(report.seconds)}, {report.megavoxels_per_second:.2f} Mvoxel/s; "
+            f"done       {report.done} blocks in {clock(report.seconds)}, {report.megavoxels_per_second:.2f} Mvoxel/s; "
             f"{report.skipped} skipped, {report.failed} failed"
             + (f", {report.retried} tries made again" if report.retried else "")
             + (f", {report.left} left" if report.left else "")
@@ -105,43 +114,14 @@ class RunConsole:
             self._console.print(f"failed     and {report.failed - SHOWN_FAILURES} more, see the run record in the output")
 
 
-class Progress:
-    """The progress line: blocks, speed, time left, failures."""
-
-    def __init__(self, plan: Plan, already_done: int) -> None:
-        self._blocks = len(plan)
-        self._ended = already_done
-        self.failed = 0
-        self._left = plan.region.voxels * (1 - already_done / self._blocks)
-        self._recent: deque[tuple[float, int]] = deque([(perf_counter(), 0)])
-
-    def count(self, outcome: Outcome) -> None:
-        """Add one block."""
-        now = perf_counter()
-        self._ended += 1
-        self.failed += outcome.status == "failed"
-        self._left -= outcome.voxels
-        self._recent.append((now, outcome.voxels))
-        while len(self._recent) > 2 and self._recent[0][0] < now - RECENT:
-            self._recent.popleft()
-
-    def __str__(self) -> str:
-        seconds = self._recent[-1][0] - self._recent[0][0]
-        voxels = sum(voxels for _, voxels in self._recent) - self._recent[0][1]
-        speed = voxels / seconds if seconds else 0.0
-        left = _clock(max(self._left, 0) / speed) if speed else "?"
-        failed = f", {self.failed} failed" if self.failed else ""
-        return f"blocks     {self._ended}/{self._blocks}{failed}, {speed / 1e6:.2f} Mvoxel/s, {left} left"
-
-
-def _clock(seconds: float) -> str:
-    """Seconds as ``1 d 2 h``, ``3 h 04 min``, ``5 min 06 s`` or ``7.8 s``."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if days:
-        return f"{days} d {hours % 24} h"
-    if hours:
-        return f"{hours} h {minutes % 60:02d} min"
-    return f"{minutes} min {whole % 60:02d} s"
+def lines_of(pace: Pace, now: float) -> tuple[str, str]:
+    """How far the run is, and where its time goes: a line each, the second empty before the first block has ended."""
+    failed = f", {pace.failed} failed" if pace.failed else ""
+    to_go = time_left(*(pace.seconds_left(now) or (None, None)))
+    speed = f"{pace.speed(now) / 1e6:.3g} Mvoxel/s"
+    blocks = f"blocks     {pace.done} of {pace.blocks} done{failed}, {pace.left} left; {speed}; {to_go} to go"
+    idle, shares, slowest = pace.idle(now), pace.shares(), pace.slowest()
+    if idle is None or shares is None:
+        return blocks, ""
+    spent = ", ".join(f"{stage} {share:.0%}" for stage, share in shares.items())
+    return blocks, f"time       {spent}; devices idle {idle:.0%}" + (f"; slowest {slowest}" if slowest else "")

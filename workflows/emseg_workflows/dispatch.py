@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 
 from emseg.grid.plan import Block
@@ -26,6 +26,8 @@ SUSPECT = 3
 """Deaths of workers that a block may have been running in before it is tried alone."""
 LONE = 3
 """Deaths of workers on which it ran alone before it is given up."""
+RECENT = 100
+"""Blocks whose longest tells how long another may take."""
 HANGS = 2
 """Times that a block may run out of time."""
 
@@ -79,6 +81,8 @@ class Slots:
     """Times that its store failed without a block done in between; until one is, it gets one block at a time."""
     resume: float = 0.0
     """When it gets a block again."""
+    end: float | None = None
+    """When it will be gone, if that is known."""
 
     @property
     def room(self) -> int:
@@ -99,6 +103,7 @@ class Dispatch:
         self._troubles: dict[int, Trouble] = {}
         self._numbers = count()
         self._failed = self._served = 0
+        self._seconds: deque[float] = deque(maxlen=RECENT)
         self._outage_began: float | None = None
         self.stopped = False
         """Whether no more blocks are handed out."""
@@ -125,9 +130,13 @@ class Dispatch:
         """Hand out no more blocks."""
         self.stopped = True
 
-    def join(self, worker: str, threads: int) -> None:
-        """A worker is there, and gets blocks from now on."""
-        self._workers[worker] = Slots(max(1, threads))
+    def join(self, worker: str, threads: int, end: float | None = None) -> None:
+        """A worker is there, and gets blocks from now on; such as it can finish before its end, if that is known."""
+        self._workers[worker] = Slots(max(1, threads), end=end)
+
+    def spent(self, now: float) -> set[str]:
+        """Workers that have nothing in hand and too little time left for another block."""
+        return {worker for worker, slots in self._workers.items() if not slots.attempts and not self._ends_in_time(slots, now)}
 
     def assign(self, now: float) -> list[Attempt]:
         """New attempts, to be started by the caller."""
@@ -138,7 +147,7 @@ class Dispatch:
         made = []
         for worker, slots in self._workers.items():
             if slots.reserved:
-                if not slots.attempts and self._suspects and now >= slots.resume:
+                if not slots.attempts and self._suspects and self._has_room(slots, now):
                     made.append(self._start(worker, slots, self._suspects.popleft(), alone=True, now=now))
                 elif not slots.attempts:
                     slots.reserved = False
@@ -155,6 +164,7 @@ class Dispatch:
             return self._store_failed(attempt, outcome, now), False
         if outcome.status == "done":
             self._served += 1
+            self._seconds.append(sum(asdict(outcome.seconds).values()))
             self._outage_began = None
             if attempt.worker in self._workers:
                 self._workers[attempt.worker].outages = 0
@@ -197,7 +207,12 @@ class Dispatch:
         return events + self.leave(worker, now, blame=False)
 
     def _has_room(self, slots: Slots, now: float) -> bool:
-        return now >= slots.resume and len(slots.attempts) < slots.room
+        return now >= slots.resume and len(slots.attempts) < slots.room and self._ends_in_time(slots, now)
+
+    def _ends_in_time(self, slots: Slots, now: float) -> bool:
+        """Whether one block more would end before its worker does, if it takes as long as the longest of late."""
+        rounds = len(slots.attempts) // slots.threads + 1
+        return slots.end is None or now + rounds * max(self._seconds, default=0.0) < slots.end
 
     def _store_failed(self, attempt: Attempt, outcome: Outcome, now: float) -> BlockEnded | BlockRetried:
         """A store failed: the fault of the block if others are served meanwhile, an outage at its worker or everywhere if not.

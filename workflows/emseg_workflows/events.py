@@ -31,6 +31,19 @@ class RunStarted:
     """Worker processes; 0 if this process does the work itself."""
     dashboard: str | None
     """Address of the Dask dashboard, if there is one."""
+    map: str | None = None
+    """Address of the live map of blocks, if there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class InHand:
+    """Which blocks are being computed, told now and then."""
+
+    blocks: tuple[int, ...]
+    worker: str
+    """Who has had one of them for the longest time; empty if there are none."""
+    seconds: float
+    """How long that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +70,8 @@ class WorkerJoined:
     worker: str
     numerics: Numerics
     """How it computes; another than the run's only where that was allowed."""
+    device: str = ""
+    """UUID of its GPU, if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +89,7 @@ class RunEnded:
     report: Report
 
 
-Progressed = Noticed | BlockEnded | BlockRetried | WorkerJoined | WorkerLeft
+Progressed = Noticed | InHand | BlockEnded | BlockRetried | WorkerJoined | WorkerLeft
 """What executors tell."""
 Event = Progressed | RunStarted | RunEnded
 Observer = Callable[[Event], None]

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from emseg.box import Triple
-from emseg.errors import PlanError
+from emseg.errors import DeviceError, PlanError
 from emseg.grid.cost import BLOCKS_IN_FLIGHT
 from emseg.grid.plan import Block
+from emseg.model.device import Device, Gpu
 from emseg.specs.numerics import Numerics
 from emseg_workflows.bench import Job
 from emseg_workflows.dispatch import Policy
-from emseg_workflows.events import Noticed, Progressed
+from emseg_workflows.events import Event, Noticed, Progressed
+from emseg_workflows.site import Site, logs_of
 from emseg_workflows.stop import Stop
 
 if TYPE_CHECKING:
     from distributed import Client
 
+ClusterKind = Literal["local", "cuda", "srun", "slurm"]
+"""Who starts workers, and on what."""
+
 
 class Executor(Protocol):
     """Something that runs blocks: this process, or a Dask cluster."""
+
+    @property
+    def client(self) -> Client | None:
+        """The Dask client in use, if there is one."""
+        ...
 
     @property
     def workers(self) -> int:
@@ -41,13 +54,46 @@ class Executor(Protocol):
         """Bytes of memory that each worker may use, if that is known."""
         ...
 
-    def numerics(self, model: Path, tile: Triple, threads: int) -> Numerics:
+    def gpus(self, device: Device) -> dict[str, Gpu]:
+        """The GPU of each worker that computes on one, or is bound to one."""
+        ...
+
+    def numerics(self, model: Path, tile: Triple, threads: int, device: Device) -> Numerics:
         """The numerics of a predictor where the blocks will run, for tiles of this shape (z, y, x) in voxels."""
         ...
 
     def run(self, job: Job, blocks: Iterator[Block], policy: Policy, stop: Stop) -> Generator[Progressed]:
         """What happens, until each block has ended or the run is stopped; closing it ends the run."""
         ...
+
+
+class Watch(Protocol):
+    """An observer that shows a run to others."""
+
+    @property
+    def address(self) -> str | None:
+        """Where it can be seen, if anywhere."""
+        ...
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an event."""
+        ...
+
+    def take_back(self, blocks: Iterable[int]) -> None:
+        """Blocks that were written are not there any more."""
+        ...
+
+
+class Unwatched:
+    """A run that is not shown to others."""
+
+    address = None
+
+    def __call__(self, event: Event) -> None:
+        """Do nothing."""
+
+    def take_back(self, blocks: Iterable[int]) -> None:
+        """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +114,27 @@ class Placement:
     """Address of a running Dask scheduler to use instead."""
     client: Client | None = None
     """A client of a running Dask cluster to use instead."""
+    cluster: ClusterKind = "local"
+    """What workers are started on: the cores of this machine, its GPUs, steps of this SLURM job, or SLURM jobs of their own."""
+    gpus: tuple[int, ...] | None = None
+    """Which GPUs, numbered as `nvidia-smi` does; None for each that is visible."""
+    workers_per_gpu: int = 1
+    """Most workers that may share a GPU, and how many are started on each."""
+    site: Site | None = None
+    """What SLURM is told for each worker."""
+    performance_report: Path | None = None
+    """The HTML file in which Dask shall report on the run."""
+
+    @property
+    def default_device(self) -> Device:
+        """What predictors compute on if nothing else is said."""
+        on_gpus = self.cluster == "cuda" or (self.batch and self.site is not None and self.site.gres.startswith("gpu"))
+        return "cuda" if on_gpus else "cpu"
+
+    @property
+    def batch(self) -> bool:
+        """Whether workers are started by SLURM."""
+        return self.cluster in ("srun", "slurm")
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 0:
@@ -80,18 +147,65 @@ class Placement:
         if self.host is not None and (elsewhere is not None or self.workers == 0):
             other = f"those of {elsewhere}" if elsewhere is not None else "no workers at all"
             raise PlanError(f"a run listens on {self.host} for workers or uses {other}, not both: leave out one of them")
+        if self.performance_report is not None and self.workers == 0:
+            raise PlanError(
+                "a performance report tells of Dask, which a run with 0 workers does without: raise --workers, or leave out "
+                "--performance-report"
+            )
+        self._check_gpus()
+        self._check_batch()
+
+    def _check_batch(self) -> None:
+        if self.site is not None and not self.batch:
+            raise PlanError("--site is for --cluster srun and slurm, of which neither is given: add one, or leave out --site")
+        if not self.batch:
+            return
+        if (elsewhere := self.scheduler or self.client) is not None:
+            raise PlanError(
+                f"--cluster {self.cluster} starts workers, but those of {elsewhere} are given: leave out one of them"
+            )
+        if not self.workers:
+            raise PlanError(f"--cluster {self.cluster} does not know how many workers to start: give --workers")
+        if self.host is not None:
+            raise PlanError(f"--cluster {self.cluster} listens on the site's interface, not on {self.host}: leave out --host")
+
+    def _check_gpus(self) -> None:
+        elsewhere = self.scheduler or self.client
+        if self.workers_per_gpu < 1:
+            raise PlanError(f"a GPU needs at least 1 worker, not {self.workers_per_gpu}")
+        if self.gpus is not None and (not self.gpus or min(self.gpus) < 0 or len(set(self.gpus)) < len(self.gpus)):
+            raise PlanError(f"the GPUs {self.gpus} are not different whole numbers from 0: name each once")
+        if self.cluster != "cuda":
+            if self.gpus is not None:
+                raise PlanError("--gpus is for --cluster cuda, which is not given: add it, or leave out --gpus")
+            if self.workers_per_gpu > 1 and self.cluster == "local" and elsewhere is None:
+                raise PlanError("--workers-per-gpu is for GPUs, but --cluster cuda is not given: add it, or leave out both")
+            return
+        if elsewhere is not None:
+            raise PlanError(f"a run starts workers on GPUs here or uses those of {elsewhere}, not both: leave out one of them")
+        if self.workers is not None:
+            raise PlanError(
+                f"--cluster cuda starts a worker for each GPU, not {self.workers} workers: leave out --workers; --gpus and "
+                "--workers-per-gpu say how many"
+            )
+        if self.host is not None:
+            raise PlanError(f"--cluster cuda listens on this machine alone, not on {self.host}: leave out --host")
 
 
 @contextmanager
-def open_executor(placement: Placement, threads: int, shared: Path, notify: Callable[[Noticed], None]) -> Iterator[Executor]:
+def open_executor(
+    placement: Placement, threads: int, place: Path, stop: Stop, notify: Callable[[Noticed], None]
+) -> Iterator[Executor]:
     """The executor of a placement, until the end of the ``with``.
 
     Parameters
     ----------
     threads
         Threads that each predictor computes with.
-    shared
-        Folder that workers on other hosts see, for certificates.
+    place
+        The run's output, an absolute path that workers on other hosts see; certificates and logs lie beside it.
+    stop
+        Ends the waiting for workers.
     notify
         Told how other hosts join, and how the dashboard is reached from elsewhere.
 
@@ -110,26 +224,85 @@ def open_executor(placement: Placement, threads: int, shared: Path, notify: Call
     from emseg_workflows.executors.dask import DaskExecutor  # noqa: PLC0415
 
     with ExitStack() as held:
-        yield DaskExecutor(placement.client or _new_client(placement, threads, shared, notify, held))
+        if placement.batch:
+            client = _batch_client(placement, threads, place, notify, held)
+            executor = DaskExecutor(client, stop, client.cluster)
+        else:
+            executor = DaskExecutor(placement.client or _new_client(placement, threads, place, notify, held), stop)
+        if placement.performance_report is not None:
+            from emseg_workflows.dashboard.performance import reporting  # noqa: PLC0415
+
+            held.enter_context(reporting(lambda: executor.client, placement.performance_report, notify))
+        yield executor
 
 
-def _new_client(placement: Placement, threads: int, shared: Path, notify: Callable[[Noticed], None], held: ExitStack) -> Client:
-    from emseg_workflows.clusters.certificates import run_security  # noqa: PLC0415
+@contextmanager
+def open_watch(executor: Executor, job: Job, done: NDArray[np.bool_], notify: Callable[[Noticed], None]) -> Iterator[Watch]:
+    """What shows a run on the dashboard, if there is one, until the end of the ``with``; `done` has what is already written."""
+    first = executor.client
+    if first is None:
+        yield Unwatched()
+        return
+    from emseg_workflows.dashboard.feed import Feed  # noqa: PLC0415
+
+    with closing(Feed(lambda: executor.client or first, job, done, executor.workers, notify)) as feed:
+        yield feed
+
+
+def _new_client(placement: Placement, threads: int, place: Path, notify: Callable[[Noticed], None], held: ExitStack) -> Client:
     from emseg_workflows.clusters.local import (  # noqa: PLC0415
         default_workers,
+        far_away,
         local_cluster,
         running_cluster,
         tunnel_command,
-        worker_command,
     )
 
     if placement.scheduler is not None:
         return held.enter_context(running_cluster(placement.scheduler))
-    workers = placement.workers or default_workers(threads)
-    if placement.host is None:
-        return held.enter_context(local_cluster(workers, BLOCKS_IN_FLIGHT))
-    security = held.enter_context(run_security(shared / f".emseg-tls-{secrets.token_hex(6)}"))
-    client = held.enter_context(local_cluster(workers, BLOCKS_IN_FLIGHT, placement.host, security))
+    if placement.cluster == "cuda":
+        try:
+            from emseg_workflows.clusters.cuda import cuda_cluster  # noqa: PLC0415
+        except ImportError as error:
+            raise DeviceError(f"--cluster cuda needs dask-cuda ({error}): pip install 'emseg[cuda]'") from error
+        client = held.enter_context(cuda_cluster(placement.gpus, placement.workers_per_gpu, BLOCKS_IN_FLIGHT))
+    elif placement.host is None:
+        client = held.enter_context(local_cluster(placement.workers or default_workers(threads), BLOCKS_IN_FLIGHT))
+    else:
+        client = _host_client(placement.host, placement.workers or default_workers(threads), place, notify, held)
+    if placement.host is not None or far_away():
+        notify(Noticed(f"see the dashboard from elsewhere with: {tunnel_command(client)}"))
+    return client
+
+
+def _host_client(host: str, workers: int, place: Path, notify: Callable[[Noticed], None], held: ExitStack) -> Client:
+    from emseg_workflows.clusters.local import local_cluster, worker_command  # noqa: PLC0415
+
+    security = _security(place, held)
+    client = held.enter_context(local_cluster(workers, BLOCKS_IN_FLIGHT, host, security))
     notify(Noticed(f"another host joins with: {worker_command(client, BLOCKS_IN_FLIGHT)}"))
+    return client
+
+
+def _batch_client(
+    placement: Placement, threads: int, place: Path, notify: Callable[[Noticed], None], held: ExitStack
+) -> Client:
+    try:
+        from emseg_workflows.clusters.slurm import job_cluster, step_cluster  # noqa: PLC0415
+    except ImportError as error:
+        raise PlanError(f"--cluster {placement.cluster} needs dask-jobqueue ({error}): pip install 'emseg[slurm]'") from error
+    from emseg_workflows.clusters.local import tunnel_command  # noqa: PLC0415
+
+    site, logs = placement.site or Site(), logs_of(place)
+    site = site.but(cpus=site.cpus or threads)
+    logs.mkdir(exist_ok=True)
+    cluster = step_cluster if placement.cluster == "srun" else job_cluster
+    client = held.enter_context(cluster(placement.workers or 1, BLOCKS_IN_FLIGHT, site, _security(place, held), logs))
     notify(Noticed(f"see the dashboard from elsewhere with: {tunnel_command(client)}"))
     return client
+
+
+def _security(place: Path, held: ExitStack) -> Any:
+    from emseg_workflows.clusters.certificates import run_security  # noqa: PLC0415
+
+    return held.enter_context(run_security(place.with_name(f".{place.name}.tls-{secrets.token_hex(6)}")))

@@ -1,12 +1,14 @@
 """Storage: the only folder that knows Zarr and TIFF.
 
     volume       reads an input volume                 open_volume
-    output       makes, opens and removes an output    create_output, open_output, remove_output
+    output       makes, opens and renews an output     create_output, open_output, renew_output
     ledger       an open output                        Output
+    lease        one run per output                    take_lease, Token
     new_volume   writes a volume slab by slab          new_volume
     tiff         reads TIFF stacks                     open_tiff
 
 They stand on `nodes` (a path becomes a Zarr node), `ome` and `plain` (where voxels lie, as OME-Zarr or a plain array says
-it), `classes` (what viewers are told about classes), `arrays` (how emseg lays out an array), `staging` (all or nothing), and
-for TIFF on `slices` (the order of files), `tiff_chain` (is a file whole?) and `tiff_size` (the size of a voxel).
+it), `classes` (what viewers are told about classes), `arrays` (how emseg lays out an array), `staging` (all or nothing),
+`records` (documents beside the voxels), `blosc` (chunks that are whole), and for TIFF on `slices` (the order of files),
+`tiff_chain` (is a file whole?), `tiff_ome` (what its OME description claims) and `tiff_size` (the size of a voxel).
 """

@@ -42,11 +42,17 @@ class Holder:
     process: int
     born: str
     """When the process began: its number may be used again after its end."""
+    job: str = ""
+    """Number of its SLURM job, if it is in one."""
+    restarts: int = 0
+    """How often that job had been queued again: it keeps its number, and its former self is gone."""
 
     @classmethod
     def here(cls) -> Holder:
         """This process."""
-        return cls(socket.gethostname(), _machine(), os.getpid(), _born(os.getpid()))
+        job, restarts = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "")
+        restarted = int(restarts) if restarts.isdecimal() else 0
+        return cls(socket.gethostname(), _machine(), os.getpid(), _born(os.getpid()), job, restarted)
 
     @property
     def near(self) -> bool:
@@ -54,11 +60,14 @@ class Holder:
         return self.machine != "" and self.machine == _machine()
 
     def dead(self, age: float) -> bool:
-        """Whether the process has ended: seen, or concluded from the seconds since its last heartbeat."""
+        """Whether the process has ended: seen, told by SLURM, or concluded from the seconds since its last heartbeat."""
+        me = Holder.here()
+        if self.job and self.job == me.job and self.restarts < me.restarts:
+            return True
         return _born(self.process) != self.born if self.near else age > STALE
 
     def __str__(self) -> str:
-        return f"process {self.process} on {self.host}"
+        return f"process {self.process} on {self.host}" + (f" in job {self.job}" if self.job else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 from networks import random_network, run
 
 from emseg.canary import canary_of
-from emseg.errors import BlockError, MemoryShortageError
+from emseg.errors import BlockError, DeviceError, MemoryShortageError
 from emseg.model.predictor import TorchPredictor
 from emseg.specs.model import ModelSpec
 
@@ -94,6 +94,9 @@ def test_numerics_say_what_decides_the_last_bits() -> None:
         ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryShortageError, "can't allocate memory"),
         (RuntimeError("CUDA error: an illegal memory access\nmore"), BlockError, r"\(CUDA error: an illegal memory access\)"),
+        (RuntimeError("CUDA error: out of memory\nmore"), MemoryShortageError, "out of memory"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), MemoryShortageError, "ALLOC_FAILED"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), BlockError, "the device failed"),
         (RuntimeError("shapes differ"), RuntimeError, "shapes differ"),
     ],
 )
@@ -120,3 +123,9 @@ def test_too_little_memory_for_real() -> None:
     endless = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (1 << 18, 1, 1 << 14, 1 << 14), (0, 0, 0, 0))
     with pytest.raises(MemoryShortageError):
         predictor.predict(endless)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_never_the_cpu_instead_of_a_gpu() -> None:
+    with pytest.raises(DeviceError, match=r"on cuda, but torch \S+ (is built without CUDA|finds no GPU).*--device cpu"):
+        TorchPredictor(random_network(PLANAR), threads=1, device="cuda")

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 from runs import PLANAR, plan_of, save_random_model, save_volume, snapshot, texture
 
-from emseg.errors import OutputError, PlanError, VolumeError
+from emseg.errors import DeviceError, OutputError, PlanError, VolumeError
 from emseg.grid.cost import cost_of
+from emseg.model.device import Gpu
+from emseg.specs.model import FLOAT32_BYTES
 from emseg.specs.volume import VolumeSpec
 from emseg_workflows.executors.serial import SerialExecutor
-from emseg_workflows.flows.limits import check_chunks, check_memory, check_space
+from emseg_workflows.flows.limits import check_chunks, check_gpus, check_memory, check_space
 from emseg_workflows.flows.segment import segment
 
 LARGE = VolumeSpec((2048, 2048, 2048), "uint8", (1024, 1024, 1024))
@@ -30,6 +32,28 @@ def test_memory() -> None:
     check_memory(cost, cost.bytes_per_worker, plan, 1)
     with pytest.raises(PlanError, match="use fewer workers than 3"):
         check_memory(cost, cost.bytes_per_worker - 1, plan, 3)
+
+
+def test_two_workers_on_one_gpu() -> None:
+    plan = plan_of((7, 29, 31), PLANAR)
+    one, two = Gpu("GPU-1", "H100", 2**30), Gpu("GPU-2", "H100", 2**30)
+    check_gpus({}, 1, plan, "cpu")
+    check_gpus({"a": one, "b": two}, 1, plan, "cuda")
+    check_gpus({"a": one, "b": two, "c": one}, 2, plan, "cuda")
+    with pytest.raises(DeviceError, match=r"workers a and c are on one GPU, GPU-1, where 1 may be.*--workers-per-gpu 2"):
+        check_gpus({"a": one, "b": two, "c": one}, 1, plan, "cpu")
+
+
+def test_memory_of_a_gpu() -> None:
+    plan = plan_of((7, 29, 31), PLANAR)
+    needed = FLOAT32_BYTES * PLANAR.parameters + plan.batch * PLANAR.activation_bytes(plan.tile)
+    just, short = Gpu("GPU-1", "H100", needed), Gpu("GPU-2", "H100", needed - 1)
+    check_gpus({"a": just}, 1, plan, "cuda")
+    check_gpus({"a": short}, 1, plan, "cpu")
+    with pytest.raises(PlanError, match=r"the GPU H100 \(GPU-2\) has 0.0 GiB free for it: run on a GPU with more memory free"):
+        check_gpus({"a": just, "b": short}, 1, plan, "cuda")
+    with pytest.raises(PlanError, match="run with --workers-per-gpu 1 instead of 2"):
+        check_gpus({"a": just, "b": just}, 2, plan, "cuda")
 
 
 def test_space(tmp_path: Path) -> None:

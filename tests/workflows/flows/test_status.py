@@ -236,5 +236,5 @@ def test_an_output_that_may_only_be_read(output: Path) -> None:
     assert 0 <= found["seen"] < 60
     assert found.keys() == {
         *("output", "blocks", "done", "failed", "left", "run", "runs", "running", "state", "holder", "seen"),
-        *("last_activity", "volume", "model", "megavoxels_per_second", "seconds_left"),
+        *("last_activity", "volume", "model", "megavoxels_per_second", "seconds_left", "job"),
     }

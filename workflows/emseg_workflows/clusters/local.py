@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import signal
 import socket
@@ -24,8 +25,14 @@ from emseg.errors import InputError
 
 LOOPBACK = "127.0.0.1"
 DASHBOARD_PORT = 8787
+FAR = ("SSH_CONNECTION", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "SGE_TASK_ID")
+"""Variables that processes have which were started from another machine."""
 LOOK = 2.0
 """Seconds between two looks for workers that are lost."""
+DEATH = 60
+"""Seconds for which a worker on another host looks for its scheduler."""
+STILLBORN = 10
+"""Workers that may be lost in a row with none at work; then there is no hope."""
 GIVE_UP = 20.0
 """Seconds without a process after which a nanny is taken for lost."""
 
@@ -54,9 +61,19 @@ def local_cluster(
     _check_own(host)
     if security is None and host != LOOPBACK:
         security = Security.temporary()
+    options = {
+        "host": host,
+        "security": security,
+        "nthreads": blocks_in_flight,
+        "memory_limit": MEMORY_LIMIT // workers,
+        "dashboard": False,
+        "dashboard_address": f"{LOOPBACK}:0",
+        "silence_logs": logging.CRITICAL,
+    }
     with ExitStack() as held:
-        with _signals_held_back():
-            cluster = held.enter_context(_Cluster(workers, blocks_in_flight, host, security))
+        with signals_held_back():
+            spec = {name: {"cls": SturdyNanny, "options": options} for name in range(workers)}
+            cluster = held.enter_context(GuardedCluster(spec, host, security))
             client = held.enter_context(Client(cluster))
         yield client
 
@@ -66,23 +83,32 @@ def worker_command(client: Client, blocks_in_flight: int) -> str:
 
     The other host must see this Python environment and the files under the same paths.
     """
-    security = client.security
+    words = [sys.executable, "-m", "dask", "worker", client.scheduler_info()["address"]]
+    return shlex.join([*words, *worker_options(client.security, blocks_in_flight)])
+
+
+def worker_options(security: Any, blocks_in_flight: int) -> list[str]:
+    """Options of the command ``dask worker`` on another host that sees the certificate's files."""
     options = {
         "--tls-ca-file": security.tls_ca_file,
         "--tls-cert": security.tls_worker_cert,
         "--tls-key": security.tls_worker_key,
         "--nthreads": blocks_in_flight,
         "--dashboard-address": f"{LOOPBACK}:0",  # else its HTTP server listens everywhere, even without a dashboard
-        "--death-timeout": 60,  # seconds after which it no longer looks for a run that has ended
+        "--death-timeout": DEATH,
     }
-    words = [sys.executable, "-m", "dask", "worker", client.scheduler_info()["address"], "--no-dashboard"]
-    return shlex.join(words + [str(word) for option in options.items() for word in option])
+    return ["--no-dashboard", *(str(word) for option in options.items() for word in option)]
 
 
 def tunnel_command(client: Client) -> str:
     """The command line that brings the dashboard of a `local_cluster` to the same port of the machine you sit at."""
     port = urlsplit(client.dashboard_link).port
     return shlex.join(["ssh", "-N", "-L", f"{port}:{LOOPBACK}:{port}", socket.gethostname()])
+
+
+def far_away() -> bool:
+    """Whether the user probably sits at another machine: this process came by SSH, or runs in a batch job."""
+    return any(os.environ.get(name) for name in FAR)
 
 
 @contextmanager
@@ -102,7 +128,7 @@ def running_cluster(address: str) -> Iterator[Client]:
         yield client
 
 
-class _Nanny(Nanny):
+class SturdyNanny(Nanny):
     """A nanny that survives the death of a worker that is just starting.
 
     distributed's has one place for its worker's process, in which a start waits for word from that process. If it dies
@@ -115,37 +141,47 @@ class _Nanny(Nanny):
         return await super().instantiate()
 
 
-class _Cluster(SpecCluster):
-    """A `distributed.LocalCluster` whose HTTP servers are on loopback, wherever its scheduler and workers are.
+class GuardedCluster(SpecCluster):
+    """A scheduler in this process, and workers anywhere; all HTTP is on loopback, wherever they are.
 
-    A nanny whose first worker dies while it starts gives up for good, in silence; here another one takes its place.
+    Workers that are lost for good are replaced: a nanny whose first worker dies while it starts gives up, in silence.
     """
 
-    def __init__(self, workers: int, blocks_in_flight: int, host: str, security: Security | None) -> None:
+    lasting = False
+    """Whether a worker that leaves is replaced by one with more time."""
+
+    def __init__(self, workers: dict[Any, Any], host: str, security: Security | None) -> None:
+        """`workers` has a class and its options for the name of each worker."""
         scheduler = {
             "host": host,
             "security": security,
             "dashboard": True,
-            "dashboard_address": f"{LOOPBACK}:{_free_port(DASHBOARD_PORT)}",
-        }
-        worker = {
-            "host": host,
-            "security": security,
-            "nthreads": blocks_in_flight,
-            "memory_limit": MEMORY_LIMIT // workers,
-            "dashboard": False,
-            "dashboard_address": f"{LOOPBACK}:0",
-            "silence_logs": logging.CRITICAL,
+            "dashboard_address": f"{LOOPBACK}:{free_port(DASHBOARD_PORT)}",
         }
         super().__init__(  # type: ignore[no-untyped-call]
             scheduler={"cls": Scheduler, "options": scheduler},
-            workers={name: {"cls": _Nanny, "options": worker} for name in range(workers)},
+            workers=workers,
             security=security,
             silence_logs=logging.CRITICAL,
         )
 
+    @property
+    def problem(self) -> str:
+        """Why no more workers are to be hoped for; empty while they are."""
+        if self._stillborn < max(STILLBORN, 3 * len(self.worker_spec)):
+            return ""
+        return f"{self._stillborn} workers in a row ended before one was at work: look into their logs"
+
+    def stop_growing(self) -> None:
+        """Replace no worker any more."""
+        self.sync(self._stop_watch)  # type: ignore[no-untyped-call]
+
+    async def _stop_watch(self) -> None:
+        self._watch.stop()
+
     async def _start(self) -> None:
         self._dead_since: dict[Any, float] = {}
+        self._stillborn = 0
         self._watch = PeriodicCallback(self._replace_lost, 1000 * LOOK)
         await super()._start()  # type: ignore[no-untyped-call]
         self._watch.start()
@@ -155,17 +191,25 @@ class _Cluster(SpecCluster):
         await super()._close()  # type: ignore[no-untyped-call]
 
     async def _replace_lost(self) -> None:
-        for name, nanny in list(self.workers.items()):
-            if nanny.is_alive():
-                self._dead_since.pop(name, None)
-            elif nanny.status in (Status.closed, Status.failed):
-                del self.workers[name]
-            elif monotonic() > self._dead_since.setdefault(name, monotonic()) + GIVE_UP:
-                del self.workers[name]
-                await nanny.close()
+        lost = await self._lost()
+        self._stillborn = 0 if self.scheduler_info["workers"] else self._stillborn + len(lost)
+        if self.problem:
+            self._watch.stop()
+            return
+        for name in lost & self.workers.keys():
+            worker = self.workers.pop(name)
+            if worker.status not in (Status.closed, Status.failed):
+                await worker.close()
         if self.worker_spec.keys() - self.workers.keys() and self.status == Status.running:
             with suppress(Exception):  # one that does not start is tried again at the next look
                 await self._correct_state()  # type: ignore[no-untyped-call]
+
+    async def _lost(self) -> set[Any]:
+        """Names of workers that do not come back by themselves."""
+        dead = {name for name, worker in self.workers.items() if not worker.is_alive()}
+        self._dead_since = {name: self._dead_since.get(name, monotonic()) for name in dead}
+        given_up = {name for name, since in self._dead_since.items() if monotonic() > since + GIVE_UP}
+        return given_up | {name for name in dead if self.workers[name].status in (Status.closed, Status.failed)}
 
     @property
     def dashboard_link(self) -> str:
@@ -174,7 +218,7 @@ class _Cluster(SpecCluster):
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
+def signals_held_back() -> Iterator[None]:
     """Threads and processes that are started within the ``with`` never get SIGINT and SIGTERM.
 
     Ctrl-C in a terminal, and a batch system near its limit, signal every process of a job. The driver alone decides
@@ -197,7 +241,7 @@ def _check_own(host: str) -> None:
         ) from error
 
 
-def _free_port(wanted: int) -> int:
+def free_port(wanted: int) -> int:
     """`wanted` if nothing listens there, else 0, which lets the system choose."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -11,9 +11,10 @@ import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 from distributed import Client, Future, KilledWorker, as_completed
@@ -22,12 +23,14 @@ from emseg.block import Bench, segment_block
 from emseg.box import Triple
 from emseg.errors import Fault, InputError
 from emseg.grid.plan import Block
+from emseg.model.device import Device, Gpu, crowding, own_gpu
 from emseg.outcome import Outcome
 from emseg.specs.numerics import Numerics
 from emseg_workflows.bench import Job, local_numerics, open_bench
 from emseg_workflows.dispatch import Attempt, Dispatch, Policy
-from emseg_workflows.events import Noticed, Progressed, WorkerJoined, WorkerLeft
-from emseg_workflows.stop import Stop
+from emseg_workflows.events import InHand, Noticed, Progressed, WorkerJoined, WorkerLeft
+from emseg_workflows.slurm_job import SlurmJob
+from emseg_workflows.stop import Stop, StoppedError
 
 WAIT_FOR_WORKERS = 60
 """Seconds that a cluster has to show its first worker."""
@@ -37,6 +40,8 @@ RECONNECT = 120.0
 """Seconds that a lost scheduler has to come back."""
 RESTART = 30.0
 """Seconds that a worker process has to start anew."""
+FAREWELL = 15.0
+"""Seconds before the end of its job at which a worker must have nothing in hand."""
 RELEASE = 10.0
 """Seconds that workers have to let go of a run that has ended."""
 TICK = 0.2
@@ -51,7 +56,18 @@ _over: set[str] = set()
 _changing = threading.Lock()
 
 
-def prepare(run: str, job: Job) -> Numerics:
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker whose bench stands."""
+
+    numerics: Numerics
+    device: str
+    """UUID of its GPU, if it has one."""
+    seconds_left: float | None
+    """Until its SLURM job ends; None if it is in none, or that has no end."""
+
+
+def prepare(run: str, job: Job) -> Ready:
     """How this worker computes for a run, once its bench stands; the first task on each worker."""
     held = ExitStack()
     bench, numerics = held.enter_context(open_bench(job, threading.Lock()))
@@ -60,7 +76,9 @@ def prepare(run: str, job: Job) -> Numerics:
             held.close()
         else:
             _benches[run] = bench, held
-    return numerics
+    gpu = own_gpu(job.device)
+    allocation = SlurmJob.here()
+    return Ready(numerics, gpu.uuid if gpu else "", allocation.seconds_left() if allocation else None)
 
 
 def segment(run: str, block: Block) -> Outcome:
@@ -77,19 +95,53 @@ def release(run: str) -> None:
     held.close()
 
 
+class Supply(Protocol):
+    """Where workers come from when others have gone; they may have to queue for a long time."""
+
+    lasting: bool
+    """Whether a worker that leaves is replaced by one with more time."""
+
+    @property
+    def problem(self) -> str:
+        """Why no more are to be hoped for; empty while they are."""
+        ...
+
+    def stop_growing(self) -> None:
+        """No more workers are wanted."""
+        ...
+
+
 class DaskExecutor:
     """Runs blocks on the workers of a Dask client."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, stop: Stop, supply: Supply | None = None) -> None:
+        """Waits for the first worker; with a `supply` as long as that takes.
+
+        Raises
+        ------
+        InputError
+            If none comes.
+        StoppedError
+            If the run is stopped meanwhile.
+        """
         self._client = client
+        self._supply = supply
         self._address: str = client.scheduler_info()["address"]
         self._own = False
-        try:
-            client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS)
-        except TimeoutError as error:
-            raise InputError(
-                f"the Dask cluster {client} shows no worker within {WAIT_FOR_WORKERS} s: start some first"
-            ) from error
+        end = monotonic() + WAIT_FOR_WORKERS
+        while not client.nthreads():
+            if stop.asked:
+                raise StoppedError(stop.number)
+            if supply is not None and supply.problem:
+                raise InputError(supply.problem)
+            if supply is None and monotonic() > end:
+                raise InputError(f"the Dask cluster {client} shows no worker within {WAIT_FOR_WORKERS} s: start some first")
+            sleep(TICK)
+
+    @property
+    def client(self) -> Client:
+        """The client in use; another one after the scheduler was lost."""
+        return self._client
 
     @property
     def workers(self) -> int:
@@ -108,19 +160,29 @@ class DaskExecutor:
         workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
         return min((int(limit) for worker in workers if (limit := worker["memory_limit"])), default=None)
 
-    def numerics(self, model: Path, tile: Triple, threads: int) -> Numerics:
+    def gpus(self, device: Device) -> dict[str, Gpu]:
+        """The GPU of each worker that has one."""
+        asked = {
+            worker: self._client.submit(own_gpu, device, pure=False, workers=[worker], allow_other_workers=False)
+            for worker in self._client.nthreads()
+        }
+        return {worker: gpu for worker, gpu in self._client.gather(asked).items() if gpu is not None}
+
+    def numerics(self, model: Path, tile: Triple, threads: int, device: Device) -> Numerics:
         """The numerics of a predictor on one of the workers, for tiles of this shape (z, y, x) in voxels."""
-        numerics: Numerics = self._client.submit(local_numerics, model, tile, threads, pure=False).result()
+        numerics: Numerics = self._client.submit(local_numerics, model, tile, threads, device, pure=False).result()
         return numerics
 
     def run(self, job: Job, blocks: Iterator[Block], policy: Policy, stop: Stop) -> Generator[Progressed]:
         """What happens until each block has ended, or the run is stopped, or the cluster has gone for good."""
         dispatch = Dispatch(blocks, policy)
-        session = Session(self._client, job, dispatch)
+        session = Session(self._client, job, dispatch, self._supply)
         try:
             while not dispatch.finished and not stop.over:
-                if stop.asked:
+                if stop.asked and not dispatch.stopped:
                     dispatch.stop()
+                    if self._supply is not None:
+                        self._supply.stop_growing()
                 try:
                     yield from session.step()
                 except OSError as error:
@@ -129,9 +191,10 @@ class DaskExecutor:
                     if not self._reconnect(stop):
                         yield Noticed("the Dask scheduler did not come back: what is written stays, run again to go on")
                         return
-                    session = Session(self._client, job, dispatch)
+                    session = Session(self._client, job, dispatch, self._supply)
                 if session.deserted:
-                    yield Noticed("no worker is left, and none came: what is written stays, run again to go on")
+                    why = self._supply.problem if self._supply is not None else "no worker is left, and none came"
+                    yield Noticed(f"{why}: what is written stays, run again to go on")
                     return
             if dispatch.outage:
                 yield Noticed(f"{dispatch.outage}: what is written stays, run again to go on")
@@ -159,8 +222,9 @@ class DaskExecutor:
 class Session:
     """The tasks of one run on one scheduler, as long as that lives."""
 
-    def __init__(self, client: Client, job: Job, dispatch: Dispatch) -> None:
+    def __init__(self, client: Client, job: Job, dispatch: Dispatch, supply: Supply | None = None) -> None:
         self._client = client
+        self._supply = supply
         self._job = job
         self._dispatch = dispatch
         self._run = f"emseg-{uuid4().hex[:12]}"
@@ -170,13 +234,16 @@ class Session:
         self._preparing: dict[str, str] = {}
         self._prepared_by: dict[str, float] = {}
         self._refused: dict[str, str] = {}
+        self._devices: dict[str, str] = {}
         self._polled = -POLL
         self._seen = monotonic()
         self._begun = False
 
     @property
     def deserted(self) -> bool:
-        """Whether there has been no worker for too long."""
+        """Whether there is no worker, and no hope for one."""
+        if self._supply is not None:
+            return bool(self._supply.problem) and not self._client.nthreads()
         return monotonic() > self._seen + PATIENCE
 
     def step(self) -> Iterator[Progressed]:
@@ -247,6 +314,24 @@ class Session:
             yield WorkerLeft(worker, "a block ran too long on it")
             yield from events
             self._restart(worker)
+        if self._supply is not None and self._supply.lasting and not self._dispatch.stopped:
+            yield from self._retire(self._dispatch.spent(monotonic()))
+        yield self._in_hand()
+
+    def _retire(self, workers: set[str]) -> Iterator[Progressed]:
+        """Let workers go whose time is too short for another block; others with more time take their places."""
+        for worker in workers:
+            self._dispatch.leave(worker, monotonic(), blame=False)
+            self._forget(worker)
+            self._refused[worker] = "its time is up"
+            yield WorkerLeft(worker, self._refused[worker])
+            self._client.retire_workers([worker], close_workers=True, remove=True)
+
+    def _in_hand(self) -> InHand:
+        running = [(attempt.since, attempt) for attempt in self._dispatch.in_hand if attempt.since is not None]
+        since, oldest = min(running, key=lambda pair: pair[0], default=(monotonic(), None))
+        blocks = tuple(attempt.block.index for _, attempt in running)
+        return InHand(blocks, oldest.worker if oldest else "", monotonic() - since)
 
     def _gone(self, worker: str, cause: str) -> Iterator[Progressed]:
         events = self._dispatch.leave(worker, monotonic())
@@ -296,9 +381,18 @@ class Session:
     def _prepared(self, worker: str, future: Future[Any], result: Any) -> Iterator[Progressed]:
         """A worker is ready, or cannot take part."""
         if future.status == "finished":
+            numerics, device, left = result.numerics, result.device, result.seconds_left
+            threads = self._client.nthreads()
+            beside = {other: uuid for other, uuid in self._devices.items() if other in threads and uuid}
+            if device and (crowded := crowding({**beside, worker: device}, self._job.workers_per_gpu)):
+                self._refused[worker] = crowded
+                yield WorkerLeft(worker, crowded)
+                return
             self._begun = True
-            self._dispatch.join(worker, self._client.nthreads().get(worker, 1))
-            yield WorkerJoined(worker, result)
+            self._devices[worker] = device
+            end = None if left is None else monotonic() + left - FAREWELL
+            self._dispatch.join(worker, threads.get(worker, 1), end)
+            yield WorkerJoined(worker, numerics, device)
             return
         error = result if isinstance(result, Exception) else future.exception() if future.status == "error" else None
         if error is None or isinstance(error, KilledWorker):

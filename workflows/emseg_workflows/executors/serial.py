@@ -11,6 +11,7 @@ import psutil
 from emseg.block import segment_block
 from emseg.box import Triple
 from emseg.grid.plan import Block
+from emseg.model.device import Device, Gpu, own_gpu
 from emseg.specs.numerics import Numerics
 from emseg_workflows.bench import Job, local_numerics, open_bench
 from emseg_workflows.dispatch import Dispatch, Policy
@@ -27,21 +28,28 @@ class SerialExecutor:
 
     workers = 0
     dashboard = None
+    client = None
 
     @property
     def memory(self) -> int:
         """Bytes of memory that this process may use."""
         return int(psutil.virtual_memory().total)
 
-    def numerics(self, model: Path, tile: Triple, threads: int) -> Numerics:
+    def gpus(self, device: Device) -> dict[str, Gpu]:
+        """The GPU of this process, if it has one."""
+        gpu = own_gpu(device)
+        return {HERE: gpu} if gpu else {}
+
+    def numerics(self, model: Path, tile: Triple, threads: int, device: Device) -> Numerics:
         """The numerics of a predictor here, for tiles of this shape (z, y, x) in voxels."""
-        return local_numerics(model, tile, threads)
+        return local_numerics(model, tile, threads, device)
 
     def run(self, job: Job, blocks: Iterator[Block], policy: Policy, stop: Stop) -> Generator[Progressed]:
         """What happens until each block has ended, or the run is stopped."""
         dispatch = Dispatch(blocks, policy)
         with open_bench(job) as (bench, numerics):
-            yield WorkerJoined(HERE, numerics)
+            gpu = own_gpu(job.device)
+            yield WorkerJoined(HERE, numerics, gpu.uuid if gpu else "")
             dispatch.join(HERE, 1)
             while not dispatch.finished:
                 if stop.asked:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 
-from emseg.errors import OutputError, PlanError, VolumeError
+from emseg.errors import DeviceError, OutputError, PlanError, VolumeError
 from emseg.grid.cost import Cost
 from emseg.grid.plan import Plan
+from emseg.model.device import Device, Gpu, crowding
+from emseg.specs.model import FLOAT32_BYTES
 from emseg.specs.volume import VolumeSpec
 
 LEAST_SPACE = 0.02
@@ -79,3 +82,37 @@ def check_memory(cost: Cost, memory: int | None, plan: Plan, workers: int) -> No
         f"a worker needs {cost.bytes_per_worker / 2**30:.1f} GiB of memory for tiles of {' x '.join(map(str, plan.tile))} "
         f"voxels, but has {memory / 2**30:.1f} GiB: {remedy}, or start over with --overwrite and a smaller --tile"
     )
+
+
+def check_gpus(gpus: Mapping[str, Gpu], workers_per_gpu: int, plan: Plan, device: Device) -> None:
+    """Refuse workers that share a GPU unasked, and a plan whose batch does not fit what is free on it.
+
+    Parameters
+    ----------
+    gpus
+        The GPU of each worker that has one.
+    workers_per_gpu
+        Most workers that may share a GPU.
+    device
+        What predictors compute on; on the CPU, a batch takes nothing of a GPU.
+
+    Raises
+    ------
+    DeviceError
+        If workers share a GPU unasked.
+    PlanError
+        If weights and activations of one batch are more than is free.
+    """
+    if crowded := crowding({worker: gpu.uuid for worker, gpu in gpus.items()}, workers_per_gpu):
+        raise DeviceError(crowded)
+    needed = FLOAT32_BYTES * plan.model.parameters + plan.batch * plan.model.activation_bytes(plan.tile)
+    for gpu in gpus.values() if device == "cuda" else ():
+        sharing = sum(other.uuid == gpu.uuid for other in gpus.values())
+        if needed > gpu.memory // sharing:
+            remedy = f"with --workers-per-gpu 1 instead of {sharing}" if sharing > 1 else "on a GPU with more memory free"
+            raise PlanError(
+                f"a predictor needs {needed / 2**30:.1f} GiB for a batch of {plan.batch} tiles of "
+                f"{' x '.join(map(str, plan.tile))} voxels, but the GPU {gpu.name} ({gpu.uuid}) has "
+                f"{gpu.memory / sharing / 2**30:.1f} GiB free for it: run {remedy}, or start over with --overwrite and a "
+                "smaller --tile"
+            )

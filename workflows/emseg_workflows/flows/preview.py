@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from emseg.box import Box
 from emseg.errors import OutputError
 from emseg.grid.stitch import NOT_COMPUTED
 from emseg.recipe import Recipe
-from emseg.store.classes import colour
 from emseg.store.output import open_output
 from emseg_workflows.flows.record import recipe_of, volume_of
+from emseg_workflows.pictures import Pixels, coloured, contrast, overlay
 
 MOST_PIXELS = 1024
 """Edge of the part that is drawn, in voxels; of a larger slice, its middle."""
@@ -26,11 +23,6 @@ CAPTION = 28
 GAP = 8
 INK = (32, 32, 32)
 PAPER = (255, 255, 255)
-NOT_COMPUTED_COLOUR = (120, 120, 120)
-OPACITY = 0.6
-
-Pixels = NDArray[np.uint8]
-"""``(y, x, 3) uint8``."""
 
 
 def preview(
@@ -60,16 +52,13 @@ def preview(
     box = _slice_box(stored.region, z)
     raw, labels = source.read(box)[0], stored.read_labels(box)[0]
 
-    grey = np.repeat(_contrast(raw)[..., None], 3, axis=2)
-    colours = _coloured(labels, len(stored.classes))
-    shown = (labels != 0)[..., None]
-    overlay = np.where(shown, (1 - OPACITY) * grey + OPACITY * colours, grey).astype(np.uint8)
+    grey, classes = contrast(raw), len(stored.classes)
     zoom = max(1, LEAST_PIXELS // max(labels.shape))
     bar = _scale_bar(recipe, labels.shape[1])
     panels = [
         (f"raw, z = {box.start[0]}", grey),
-        ("labels: " + ", ".join(stored.classes), colours),
-        ("both" if (labels != NOT_COMPUTED).all() else "both; grey: not computed", overlay),
+        ("labels: " + ", ".join(stored.classes), coloured(labels, classes)),
+        ("both" if (labels != NOT_COMPUTED).all() else "both; grey: not computed", overlay(grey, labels, classes)),
     ]
     where = Path(picture) if picture is not None else stored.path.with_name(f"{stored.path.name}.png")
     try:
@@ -93,24 +82,6 @@ def _slice_box(region: Box, z: int | None) -> Box:
         start.append(first + (length - taken) // 2)
         stop.append(start[-1] + taken)
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-
-
-def _contrast(raw: NDArray[Any]) -> Pixels:
-    """Intensities ``(y, x)`` as grey values; the darkest and brightest half per cent are cut off, what is NaN is black."""
-    finite = np.isfinite(raw)
-    low, high = np.percentile(raw[finite], (0.5, 99.5)) if finite.any() else (0, 0)
-    scaled = (np.where(finite, raw, low).astype(np.float64) - low) / ((high - low) or 1)
-    grey: Pixels = (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
-    return grey
-
-
-def _coloured(labels: NDArray[np.uint8], classes: int) -> Pixels:
-    """Labels ``(y, x) uint8`` in the colours that the output's metadata give to viewers; the first class is black."""
-    table = np.zeros((256, 3), np.uint8)
-    for label in range(1, classes):
-        table[label] = colour(label)
-    table[NOT_COMPUTED] = NOT_COMPUTED_COLOUR
-    return table[labels]
 
 
 def _scale_bar(recipe: Recipe, width: int) -> tuple[float, str] | None:

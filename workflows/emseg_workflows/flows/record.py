@@ -49,6 +49,7 @@ class RunRecord:
         self._run = job.token.run
         self._segment = 0
         self._lines: list[str] = []
+        self._new = False
         self._kept = monotonic()
         self._add(
             "started",
@@ -70,13 +71,13 @@ class RunRecord:
                 self._add("block", **outcome.to_json())
             case BlockRetried():
                 self._add("retried", **asdict(event))
-            case WorkerJoined(worker, numerics):
-                self._add("joined", worker=worker, numerics=numerics.to_json())
+            case WorkerJoined(worker, numerics, device):
+                self._add("joined", worker=worker, numerics=numerics.to_json(), device=device)
             case WorkerLeft():
                 self._add("left", **asdict(event))
             case Noticed(message):
                 self._add("noticed", message=message)
-        if len(self._lines) >= LINES or monotonic() > self._kept + EVERY:
+        if len(self._lines) >= LINES or (self._new and monotonic() > self._kept + EVERY):
             self._keep()
 
     def end(self, report: Report) -> None:
@@ -85,10 +86,11 @@ class RunRecord:
         self._keep()
 
     def _add(self, event: str, **facts: Any) -> None:
+        self._new = True
         self._lines.append(json.dumps({"event": event, "at": _now(), **facts}))
 
     def _keep(self) -> None:
-        self._kept = monotonic()
+        self._kept, self._new = monotonic(), False
         try:
             self._records.put(_segment(self._run, self._segment), "".join(f"{line}\n" for line in self._lines).encode())
         except OutputError as error:
@@ -113,6 +115,15 @@ def lines_of(output: Output, run: int) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(read, dict):
                 yield read
+
+
+def fruitless_runs(output: Output) -> int:
+    """How many of the newest runs, one after another, have done no block."""
+    newest = newest_run(FolderRecords(output.records))
+    for run in range(newest, 0, -1):
+        if any(line.get("event") == "block" and line.get("status") == "done" for line in lines_of(output, run)):
+            return newest - run
+    return newest
 
 
 def recipe_of(output: Output) -> Recipe:

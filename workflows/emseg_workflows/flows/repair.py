@@ -16,6 +16,7 @@ import numpy as np
 from emseg.errors import BlockError, OutputError
 from emseg.grid.plan import Plan
 from emseg.model.bundled import resolve_model
+from emseg.model.device import Device
 from emseg.model.header import model_digest
 from emseg.normalise import survey
 from emseg.recipe import Recipe
@@ -91,6 +92,7 @@ def repair(
     volume: str | Path | None = None,
     model: str | Path | None = None,
     workers: int | None = None,
+    device: Device = "cpu",
     stop: Stop | None = None,
     on_event: Observer | None = None,
 ) -> Soundness:
@@ -106,6 +108,8 @@ def repair(
         Where the volume and the model are, if not where the run found them.
     workers, stop, on_event
         As for `emseg_workflows.segment`.
+    device
+        What to compute on, ``cpu`` or ``cuda``; unless in this process, a worker on each GPU.
 
     Raises
     ------
@@ -134,6 +138,8 @@ def repair(
             tile=plan.tile,
             threads=recipe.numerics.threads,
             workers=workers,
+            cluster="cuda" if device == "cuda" and workers is None else "local",
+            device=device,
             stop=stop,
             on_event=on_event,
         )

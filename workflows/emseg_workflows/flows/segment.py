@@ -16,6 +16,7 @@ from emseg.grid.cost import cost_of
 from emseg.grid.layout import plan_volume
 from emseg.grid.plan import Plan
 from emseg.model.bundled import resolve_model
+from emseg.model.device import Device
 from emseg.model.header import model_digest, read_header
 from emseg.normalise import Scope, survey
 from emseg.recipe import Recipe
@@ -29,12 +30,13 @@ from emseg.store.volume import open_volume
 from emseg_workflows.bench import Job
 from emseg_workflows.dispatch import Policy
 from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
-from emseg_workflows.flows.limits import check_chunks, check_memory, check_space
+from emseg_workflows.flows.limits import check_chunks, check_gpus, check_memory, check_space
 from emseg_workflows.flows.outputs import begun_recipe, check_same, lease_output, prepare_output
 from emseg_workflows.flows.places import check_output_place, default_output
 from emseg_workflows.flows.record import RunRecord
-from emseg_workflows.placement import Executor, Placement, open_executor
+from emseg_workflows.placement import ClusterKind, Executor, Placement, open_executor, open_watch
 from emseg_workflows.report import Report, Tally
+from emseg_workflows.site import Site
 from emseg_workflows.stop import Stop, StoppedError
 
 if TYPE_CHECKING:
@@ -55,8 +57,14 @@ def segment(
     host: str | None = None,
     scheduler: str | None = None,
     client: Client | None = None,
+    cluster: ClusterKind = "local",
+    gpus: tuple[int, ...] | None = None,
+    workers_per_gpu: int = 1,
+    site: Site | None = None,
+    device: Device | None = None,
     overwrite: bool = False,
     mixed_hardware: bool = False,
+    performance_report: str | Path | None = None,
     policy: Policy | None = None,
     stop: Stop | None = None,
     on_event: Observer | None = None,
@@ -87,10 +95,22 @@ def segment(
         Address of this machine where workers on other hosts may join, in TLS; None for loopback alone.
     scheduler, client
         A running Dask cluster to use instead, by the address of its scheduler or by a client.
+    cluster
+        What workers are started on: the cores of this machine, or with ``cuda`` its GPUs, one on each.
+    gpus
+        Which GPUs, numbered as `nvidia-smi` does; None for each that is visible.
+    workers_per_gpu
+        Workers that share a GPU; more are refused, also on a running cluster.
+    device
+        What predictors compute on, ``cpu`` or ``cuda``; None for the GPUs of ``cluster="cuda"``, and for the CPU elsewhere.
+    site
+        What SLURM is told for each worker of ``srun`` (steps of the job that this runs in) and ``slurm`` (jobs of their own).
     overwrite
         Begin an output that is already there anew.
     mixed_hardware
         Accept workers that compute other last bits than the run began with; which ones did is recorded.
+    performance_report
+        An HTML file to write Dask's report on the run to.
     policy
         How long a block may run, and how many may fail.
     stop
@@ -104,7 +124,9 @@ def segment(
         If anything asked for does not fit together; nothing was written then.
     """
     notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
-    placement = Placement(workers, host, scheduler, client)
+    report = Path(performance_report) if performance_report is not None else None
+    placement = Placement(workers, host, scheduler, client, cluster, gpus, workers_per_gpu, site, report)
+    device = device or placement.default_device
     volume, model_path = Path(volume), resolve_model(model)
     source = open_volume(volume)
     spec, card = read_header(model_path)
@@ -127,10 +149,12 @@ def segment(
             return _nothing_left(place, begun, notify)
     lease = lease_output(place) if place.exists() else None
     try:
-        with open_executor(placement, threads, place.absolute().parent, notify) as executor:
+        with open_executor(placement, threads, place.absolute(), stop, notify) as executor:
             check_chunks(source.spec, volume, executor.memory)
             check_memory(cost_of(plan, source.spec, probabilities), executor.memory, plan, executor.workers)
-            numerics = executor.numerics(model_path.absolute(), plan.tile, threads)
+            if device == "cuda" or placement.cluster == "cuda":
+                check_gpus(executor.gpus(device), workers_per_gpu, plan, device)
+            numerics = executor.numerics(model_path.absolute(), plan.tile, threads, device)
             recipe = recipe_for(numerics)
             if begun:
                 if not mixed_hardware:
@@ -143,7 +167,8 @@ def segment(
             for message in _doubts(source.spec, spec, card):
                 notify(Noticed(message))
             token = Token(open_output(place).records.absolute(), lease.run)
-            job = Job(recipe, volume.absolute(), model_path.absolute(), place.absolute(), token, mixed_hardware)
+            paths = volume.absolute(), model_path.absolute(), place.absolute()
+            job = Job(recipe, *paths, token, mixed_hardware, device, workers_per_gpu)
             with lease.held():
                 taken, lease = lease, None
                 return _run(job, taken, executor, policy, stop, notify)
@@ -178,31 +203,34 @@ def _run(job: Job, lease: Lease, executor: Executor, policy: Policy, stop: Stop,
     done = output.done_units(tidy=True).ravel()
     tally, start = Tally(plan, int(done.sum())), perf_counter()
     record = RunRecord(output, job, executor.workers, lambda message: notify(Noticed(message)))
-    notify(RunStarted(job.output, plan, int(done.sum()), executor.workers, executor.dashboard))
-    try:
-        left = np.flatnonzero(~done)
-        while len(left):
-            blocks = (plan.block(int(index)) for index in left)
-            with closing(executor.run(job, blocks, policy, stop)) as events:
-                for event in events:
-                    record.tell(event)
-                    match event:
-                        case BlockEnded(outcome):
-                            tally.count(outcome)
-                            done[outcome.block] |= outcome.status == "done"
-                        case BlockRetried():
-                            tally.retry()
-                    notify(event)
-                    if lease.lost and not stop.asked:
-                        notify(Noticed(f"another run has taken over {job.output}: this one ends"))
-                        stop.ask()
-            left = np.flatnonzero(done & ~output.done_units().ravel())  # written, but somebody has deleted it
-            tally.take_back(len(left))
-            if stop.asked:
-                break
-    finally:
-        report = tally.report(perf_counter() - start, stop.number)
-        record.end(report)
+    with open_watch(executor, job, done, notify) as watch:
+        notify(RunStarted(job.output, plan, int(done.sum()), executor.workers, executor.dashboard, watch.address))
+        try:
+            left = np.flatnonzero(~done)
+            while len(left):
+                blocks = (plan.block(int(index)) for index in left)
+                with closing(executor.run(job, blocks, policy, stop)) as events:
+                    for event in events:
+                        record.tell(event)
+                        match event:
+                            case BlockEnded(outcome):
+                                tally.count(outcome)
+                                done[outcome.block] |= outcome.status == "done"
+                            case BlockRetried():
+                                tally.retry()
+                        watch(event)
+                        notify(event)
+                        if lease.lost and not stop.asked:
+                            notify(Noticed(f"another run has taken over {job.output}: this one ends"))
+                            stop.ask()
+                left = np.flatnonzero(done & ~output.done_units().ravel())  # written, but somebody has deleted it
+                tally.take_back(len(left))
+                watch.take_back(map(int, left))
+                if stop.asked:
+                    break
+        finally:
+            report = tally.report(perf_counter() - start, stop.number)
+            record.end(report)
     notify(RunEnded(report))
     return report
 

@@ -19,9 +19,13 @@ from emseg.store.output import open_output
 from emseg.store.records import FolderRecords
 from emseg_workflows.flows.record import lines_of, recipe_of
 from emseg_workflows.report import Failure
+from emseg_workflows.site import logs_of, submitted_job
+from emseg_workflows.slurm_job import SlurmJob
 
 RECENT = timedelta(minutes=5)
 """What the speed is taken over."""
+LOOKING = 0.1
+"""Most of the time that may go into looking: each look lists the folders of all blocks."""
 SHOWN = 20
 """Blocks that are named in text; JSON names all."""
 
@@ -57,6 +61,8 @@ class Status:
     """Speed over the last minutes of the run that goes on; None if there is none, or nothing to tell it by."""
     seconds_left: float | None
     """Until all blocks are written at that speed; None without a speed."""
+    job: str = ""
+    """Number and state of the SLURM job that was submitted for it; empty if there is none."""
 
     @property
     def left(self) -> int:
@@ -67,6 +73,11 @@ class Status:
     def running(self) -> bool:
         """Whether a run goes on."""
         return self.state == "held"
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every block is written, else 3."""
+        return 0 if self.done == self.blocks else 3
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -79,6 +90,7 @@ class Status:
             f"output     {self.output}",
             f"blocks     {self.done} of {self.blocks} done, {len(self.failed)} failed, {self.left} left",
             f"running    {running}",
+            *(f"slurm      {self.job}" for _ in range(bool(self.job))),
             f"runs       {self.runs}, last activity {self.last_activity or 'not recorded'}",
             f"volume     {self.volume or 'not recorded'}",
             f"model      {self.model or 'not recorded'}",
@@ -97,6 +109,11 @@ def status(output: str | Path) -> Status:
     OutputError
         If there is no output, or it is damaged.
     """
+    job = _job_of(Path(output).absolute())
+    if job and not Path(output).exists():
+        raise OutputError(
+            f"{output} has not been begun yet by its SLURM {job}: ask again later, or look into {logs_of(Path(output))}"
+        )
     stored = open_output(output)
     plan, records = recipe_of(stored).plan, _ReadableRecords(stored.records)
     lease = tenure(records)
@@ -120,7 +137,35 @@ def status(output: str | Path) -> Status:
         model=history.model,
         megavoxels_per_second=speed / 1e6 if speed is not None else None,
         seconds_left=voxels_left / speed if speed else None,
+        job=job,
     )
+
+
+def _job_of(output: Path) -> str:
+    number = submitted_job(output)
+    return f"job {number}: {SlurmJob(number).state() or 'ended, or not known here'}" if number else ""
+
+
+def watch(output: str | Path, every: float) -> Iterator[Status]:
+    """How far an output is, again and again until no run goes on there; a look takes at most a part of the time.
+
+    Parameters
+    ----------
+    every
+        Seconds between two looks; more where a look takes long, see `LOOKING`.
+
+    Raises
+    ------
+    OutputError
+        As `status`.
+    """
+    while True:
+        began = time.monotonic()
+        found = status(output)
+        yield found
+        if not found.running:
+            return
+        time.sleep(max(every, (time.monotonic() - began) / LOOKING))
 
 
 def named(what: str, failures: tuple[Failure, ...]) -> Iterator[str]:

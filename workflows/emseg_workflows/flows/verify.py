@@ -19,6 +19,7 @@ from emseg.errors import BlockError, ModelError, OutputError
 from emseg.grid.plan import Plan
 from emseg.grid.stitch import NOT_COMPUTED, quantise
 from emseg.model.bundled import resolve_model
+from emseg.model.device import Device
 from emseg.model.file import load_model
 from emseg.model.predictor import TorchPredictor
 from emseg.normalise import survey
@@ -92,6 +93,7 @@ def verify(
     seed: int = 0,
     volume: str | Path | None = None,
     model: str | Path | None = None,
+    device: Device = "cpu",
 ) -> Verdict:
     """The verdict on an output: random boxes of it, computed again, against what is stored.
 
@@ -105,6 +107,8 @@ def verify(
         What they are drawn from.
     volume, model
         Where the volume and the model are, if not where the run found them.
+    device
+        What to compute them on, ``cpu`` or ``cuda``; on another one than the run's, ties may differ.
 
     Raises
     ------
@@ -119,7 +123,7 @@ def verify(
     loaded = load_model(weights)
     if loaded.digest != recipe.model_digest:
         raise ModelError(f"{weights} has digest {loaded.digest[:12]}, the run's model {recipe.model_digest[:12]}: give --model")
-    predictor = TorchPredictor(loaded.network(), recipe.numerics.threads)
+    predictor = TorchPredictor(loaded.network(), recipe.numerics.threads, device)
     verdict = Verdict(same_numerics=predictor.numerics(recipe.plan.tile) == recipe.numerics)
     for box, tile, lead in _draw(recipe.plan, boxes, seed):
         verdict.boxes += 1

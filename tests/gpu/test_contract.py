@@ -1,0 +1,250 @@
+"""Runs on GPUs without a GPU: the driver is a fake, dask-cuda is real, and predictors compute on the CPU."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed.system import MEMORY_LIMIT
+from runs import bytes_of, emseg, snapshot
+
+from emseg.errors import DeviceError, PlanError
+from emseg.grid.cost import BLOCKS_IN_FLIGHT
+from emseg.model.device import own_gpu
+from emseg_workflows.executors.serial import SerialExecutor
+from emseg_workflows.flows.segment import segment
+from emseg_workflows.placement import Placement
+
+UUID = "GPU-00000000-0000-0000-0000-00000000000"
+
+
+def joined(output: Path) -> list[str]:
+    """UUID of the GPU of each worker that has joined, as the run record has it."""
+    lines = [json.loads(line) for file in output.glob("emseg/run-*/*.jsonl") for line in file.read_text().splitlines()]
+    return sorted(line["device"] for line in lines if line["event"] == "joined")
+
+
+@pytest.fixture(scope="module")
+def serial(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Bytes of the output of a run in one process, without Dask."""
+    volume, model = inputs
+    output = tmp_path_factory.mktemp("serial") / "out.zarr"
+    assert segment(volume, output, model=model, workers=0).exit_code == 0
+    return bytes_of(output)
+
+
+@pytest.mark.parametrize(
+    ("options", "devices"),
+    [
+        ("", [f"{UUID}0", f"{UUID}1"]),
+        ("--gpus 1", [f"{UUID}1"]),
+        ("--gpus 1 --workers-per-gpu 2", [f"{UUID}1"] * 2),
+    ],
+)
+def test_a_worker_for_each_gpu(
+    options: str,
+    devices: list[str],
+    inputs: tuple[Path, Path],
+    serial: dict[str, str],
+    fake_driver: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    """And the bytes of a run without any."""
+    volume, model = inputs
+    output = tmp_path / "out.zarr"
+    command = ("run", volume, "-o", output, "--model", model, "--cluster", "cuda", "--device", "cpu", *options.split())
+    done = emseg(*command, env=fake_driver)
+    assert done.returncode == 0, done.stderr
+    assert f"on {len(devices)} worker processes" in done.stderr
+    assert set(joined(output)) <= set(devices)  # a worker may come when all is done
+    assert bytes_of(output) == serial
+
+
+NO_GPU = {
+    "device cuda": ("--cluster cuda", {}, r"on cuda, but torch \S+ is built without CUDA here: .*--device cpu"),
+    "one GPU": ("--cluster cuda --device cpu", {"FAKE_NVML_ONE": "1"}, f"tcp://.* and tcp://.* on one GPU, {UUID}0, where 1"),
+    "three of two": ("--cluster cuda --device cpu --gpus 0,2", {}, "asks for 2, but there are 0, 1: choose"),
+    "hidden": ("--cluster cuda --device cpu --gpus 0", {"CUDA_VISIBLE_DEVICES": "1"}, "asks for 0, but there are 1: choose"),
+    "all hidden": ("--cluster cuda --device cpu", {"CUDA_VISIBLE_DEVICES": ""}, "of the driver's 2 .*leaves none"),
+    "twice": ("--cluster cuda --device cpu", {"CUDA_VISIBLE_DEVICES": "1,1"}, "is 1,1, but must name each GPU once"),
+}
+
+
+@pytest.mark.parametrize("case", NO_GPU)
+def test_refused_in_one_line_and_nothing_written(
+    case: str, inputs: tuple[Path, Path], fake_driver: dict[str, str], tmp_path: Path
+) -> None:
+    volume, model = inputs
+    options, environment, told = NO_GPU[case]
+    done = emseg("run", volume, "-o", tmp_path / "out.zarr", "--model", model, *options.split(), env=fake_driver | environment)
+    assert_refused(done, told, tmp_path)
+
+
+def test_no_driver(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    volume, model = inputs
+    command = ("run", volume, "-o", tmp_path / "out.zarr", "--model", model, "--cluster", "cuda", "--device", "cpu")
+    try:
+        import pynvml  # noqa: PLC0415
+
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        assert_refused(emseg(*command), r"no NVIDIA driver that answers \(.+\): install the driver", tmp_path)
+    else:
+        pytest.skip("there is a driver here")
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], told: str, folder: Path) -> None:
+    """In one line, and nothing was written."""
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "orker" not in line or line.startswith("error")]
+    assert re.search(f"^error: .*{told}", line)
+    assert not snapshot(folder)
+
+
+def test_dask_cuda_is_not_installed(inputs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume, model = inputs
+    monkeypatch.setitem(sys.modules, "dask_cuda", None)
+    monkeypatch.delitem(sys.modules, "emseg_workflows.clusters.cuda", raising=False)
+    with pytest.raises(DeviceError, match=r"needs dask-cuda \(.*\): pip install 'emseg\[cuda\]'"):
+        segment(volume, tmp_path / "out.zarr", model=model, cluster="cuda")
+    assert not snapshot(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"cluster": "cuda", "workers": 2}, "starts a worker for each GPU, not 2 workers: leave out --workers"),
+        ({"cluster": "cuda", "workers": 0}, "not 0 workers"),
+        ({"cluster": "cuda", "host": "10.0.0.1"}, "not on 10.0.0.1: leave out --host"),
+        ({"cluster": "cuda", "scheduler": "tcp://there:1"}, "or uses those of tcp://there:1, not both"),
+        ({"cluster": "cuda", "gpus": (1, 1)}, "different whole numbers"),
+        ({"cluster": "cuda", "gpus": ()}, "different whole numbers"),
+        ({"cluster": "cuda", "gpus": (-1,)}, "different whole numbers"),
+        ({"cluster": "cuda", "workers_per_gpu": 0}, "at least 1 worker, not 0"),
+        ({"gpus": (0,)}, "--gpus is for --cluster cuda"),
+        ({"gpus": (0,), "scheduler": "tcp://there:1"}, "--gpus is for --cluster cuda"),
+        ({"workers_per_gpu": 2}, "--workers-per-gpu is for GPUs"),
+    ],
+)
+def test_what_excludes_one_another(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        Placement(**options)
+
+
+def test_what_computes_by_default() -> None:
+    assert Placement().default_device == "cpu"
+    assert Placement(scheduler="tcp://there:1", workers_per_gpu=2).default_device == "cpu"
+    assert Placement(cluster="cuda", gpus=(0, 2), workers_per_gpu=2).default_device == "cuda"
+
+
+PROBE = """
+import json, os, signal, sys, time
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import psutil
+
+from emseg_workflows import segment
+from emseg_workflows.clusters.cuda import cuda_cluster
+from emseg_workflows.events import WorkerJoined, WorkerLeft
+from emseg_workflows.executors.dask import DaskExecutor
+
+
+def status_of(about):
+    try:
+        return urlopen(f"http://127.0.0.1:{about['services']['dashboard']}/status").status
+    except HTTPError as error:
+        return error.code
+
+
+def main(volume, model, output):
+    found = {}
+    with cuda_cluster(None, 1, 2) as client:
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        listening = [c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        found["addresses"], found["doors"] = sorted(set(listening)), len(listening)
+        found["pages"] = [urlopen(client.dashboard_link).status, *map(status_of, workers.values())]
+        found["threads"] = [about["nthreads"] for about in workers.values()]
+        found["memory"] = [about["memory_limit"] for about in workers.values()]
+        before = DaskExecutor(client).gpus("cpu")
+        found["gpus"] = sorted((gpu.uuid, gpu.name, gpu.memory) for gpu in before.values())
+        found["order"] = sorted(set(client.run(lambda: os.environ["CUDA_DEVICE_ORDER"]).values()))
+        pids = client.run(os.getpid)
+        for pid in pids.values():
+            os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(0.5)
+        found["undisturbed"] = client.run(os.getpid) == pids
+        os.kill(next(iter(pids.values())), signal.SIGKILL)
+        while len(after := client.run(os.getpid, on_error="ignore")) < 2 or after == pids:
+            time.sleep(0.1)
+        found["again"] = sorted(gpu.uuid for gpu in DaskExecutor(client).gpus("cpu").values())
+    events = []
+    with cuda_cluster([0], 2, 2) as client:
+        for slow in ("emseg.model.predictor", "emseg.store.output"):  # else one has done it all before the other is there
+            client.run(__import__, slow)
+        report = segment(volume, output, model=model, client=client, on_event=events.append)
+    found["exit"] = report.exit_code
+    found["joined"] = [event.device for event in events if isinstance(event, WorkerJoined)]
+    found["left"] = [event.cause for event in events if isinstance(event, WorkerLeft)]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def probed(inputs: tuple[Path, Path], fake_driver: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a process finds out about clusters that it has made."""
+    folder = tmp_path_factory.mktemp("probe")
+    (folder / "probe.py").write_text(PROBE)
+    command = [sys.executable, folder / "probe.py", *inputs, folder / "out.zarr"]
+    done = subprocess.run(command, env=fake_driver, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_each_worker_has_its_gpu(probed: dict[str, Any]) -> None:
+    """And sees what is free on it; the numbers of CUDA are those of the driver."""
+    free = 12 * 2**30
+    assert probed["gpus"] == [[f"{UUID}0", "Fake GPU 0", free], [f"{UUID}1", "Fake GPU 1", free]]
+    assert probed["order"] == ["PCI_BUS_ID"]
+    assert probed["threads"] == [BLOCKS_IN_FLIGHT] * 2
+    assert probed["memory"] == [MEMORY_LIMIT // 2] * 2
+
+
+def test_only_loopback_listens(probed: dict[str, Any]) -> None:
+    """Scheduler, dashboard, and for each of two workers nanny, tasks, HTTP; but workers show no dashboard."""
+    assert probed["doors"] >= 8
+    assert set(probed["addresses"]) <= {"127.0.0.1", "::1"}
+    assert probed["pages"] == [200, 404, 404]
+
+
+def test_signals_do_not_reach_workers(probed: dict[str, Any]) -> None:
+    assert probed["undisturbed"]
+
+
+def test_a_worker_that_dies_comes_back_on_its_gpu(probed: dict[str, Any]) -> None:
+    assert probed["again"] == [f"{UUID}0", f"{UUID}1"]
+
+
+def test_a_second_worker_on_a_gpu_of_a_running_cluster_gets_no_blocks(probed: dict[str, Any]) -> None:
+    assert probed["exit"] == 0
+    assert probed["joined"] == [f"{UUID}0"]
+    (cause,) = probed["left"]
+    assert f"on one GPU, {UUID}0, where 1 may be" in cause
+
+
+def test_a_cpu_worker_has_no_gpu() -> None:
+    """Whatever there is on its machine."""
+    assert own_gpu("cpu") is None
+    assert SerialExecutor().gpus("cpu") == {}

@@ -1,0 +1,50 @@
+"""`deploy/gpu-check` says what passes, and what to do where not."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+CHECK = Path(__file__).parents[2] / "deploy" / "gpu-check"
+ROW = re.compile(r"^(pass|FAIL|skip)  ([\w-]+) +\S", re.MULTILINE)
+
+
+def check(*options: str, **environment: str) -> tuple[int, dict[str, str], str]:
+    """Exit code, how each row ended, and all that was printed."""
+    environment = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, CHECK, *options], env=environment, capture_output=True, text=True, timeout=280)
+    return done.returncode, {name: ended for ended, name in ROW.findall(done.stdout)}, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu() -> None:
+    """What does not depend on one passes, the rest has a remedy or names what it needs."""
+    code, rows, printed = check()
+    assert code == 1
+    assert len(rows) == 12
+    assert rows["emseg"] == rows["dask-cuda"] == "pass"
+    assert rows["torch"] == "FAIL"
+    assert rows["verify"] == "skip"
+    assert printed.count("remedy: ") == list(rows.values()).count("FAIL")
+    assert "Traceback" not in printed
+    assert os.access(CHECK, os.X_OK)
+
+
+def test_a_rehearsal(fake_driver: dict[str, str]) -> None:
+    """Each row can pass: with a fake driver, and predictors on the CPU."""
+    code, rows, printed = check("--device", "cpu", **fake_driver)
+    assert code == 0, printed
+    assert set(rows.values()) == {"pass"}
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(600)
+def test_on_this_machine() -> None:
+    code, _, printed = check()
+    assert code == 0, printed

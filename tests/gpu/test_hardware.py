@@ -1,0 +1,120 @@
+"""What holds on CPUs holds on real GPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from networks import random_network
+from runs import CUBIC, PLANAR, TIE, bytes_of, one_pass
+
+from emseg.canary import canary_of
+from emseg.errors import MemoryShortageError
+from emseg.model.device import own_gpu
+from emseg.model.predictor import TorchPredictor
+from emseg.specs.model import ModelSpec
+from emseg_workflows.flows.segment import segment
+from emseg_workflows.flows.verify import verify
+
+pytestmark = pytest.mark.gpu
+BROKEN = """
+import numpy as np, torch
+from networks import random_network
+from runs import PLANAR
+from emseg.errors import BlockError
+from emseg.model.predictor import TorchPredictor
+
+predictor = TorchPredictor(random_network(PLANAR, dtype=torch.float32), 1, "cuda")
+try:
+    torch.zeros(1, device="cuda")[torch.tensor([5], device="cuda")]
+    torch.cuda.synchronize()
+except RuntimeError:
+    pass
+try:
+    predictor.predict(np.zeros((1, *PLANAR.tile_for((1, 8, 8))), np.float32))
+except BlockError as error:
+    print(error.fault)
+"""
+DRIVER = """
+import sys
+from emseg_workflows import segment
+
+if __name__ == "__main__":
+    volume, model, output = sys.argv[1:]
+    segment(volume, output, model=model, cluster="cuda")
+    print("torch" in sys.modules and sys.modules["torch"].cuda.is_initialized())
+"""
+
+
+def predictor(spec: ModelSpec, device: str) -> TorchPredictor:
+    """One with random weights."""
+    return TorchPredictor(random_network(spec, dtype=torch.float32), 1, device)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spec", [PLANAR, CUBIC], ids=["2-D", "3-D"])
+def test_predictions(spec: ModelSpec) -> None:
+    """The same bytes again, and those of the CPU but for rounding."""
+    tile = spec.tile_for((4, 40, 40))
+    tiles = np.random.default_rng(0).normal(size=(2, *tile)).astype(np.float32)
+    gpu, cpu = predictor(spec, "cuda"), predictor(spec, "cpu")
+    once = gpu.predict(tiles)
+    assert gpu.predict(tiles).tobytes() == once.tobytes()
+    assert np.abs(once - cpu.predict(tiles)).max() < TIE
+    assert len({canary_of(gpu, tile) for _ in range(10)}) == 1
+
+
+def test_numerics_name_the_gpu() -> None:
+    numerics = predictor(PLANAR, "cuda").numerics(PLANAR.tile_for((1, 8, 8)))
+    gpu = own_gpu("cuda")
+    assert gpu is not None
+    assert numerics.device == gpu.name == torch.cuda.get_device_name()
+    assert gpu.uuid.startswith(("GPU-", "MIG-"))
+    assert 0 < gpu.memory <= torch.cuda.get_device_properties("cuda").total_memory
+
+
+def test_too_little_memory() -> None:
+    """Is an error of its own, and the next tile is right."""
+    gpu, tile = predictor(PLANAR, "cuda"), PLANAR.tile_for((1, 8, 8))
+    before = canary_of(gpu, tile)
+    endless = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (1 << 18, 1, 1 << 14, 1 << 14), (0, 0, 0, 0))
+    with pytest.raises(MemoryShortageError):
+        gpu.predict(endless)
+    assert canary_of(gpu, tile) == before
+
+
+def test_a_broken_device_needs_a_new_process() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", BROKEN], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["device"], done.stderr
+
+
+def test_runs(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    """One GPU and all of them, and two workers on each, write the same bytes: those of one pass on the CPU, but for ties."""
+    volume, model = inputs
+    for name, where in (
+        ("one", {"workers": 0}),
+        ("all", {"cluster": "cuda"}),
+        ("two", {"cluster": "cuda", "workers_per_gpu": 2}),
+    ):
+        assert segment(volume, tmp_path / name, model=model, device="cuda", **where).exit_code == 0  # type: ignore[arg-type]
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "all") == bytes_of(tmp_path / "two")
+
+    truth = one_pass(np.asarray(zarr.open_array(volume, mode="r")[:]), model)
+    labels = np.asarray(zarr.open_array(tmp_path / "all" / "labels" / "classes" / "0", mode="r")[:])
+    best = np.sort(truth, axis=0)
+    differs = labels != truth.argmax(axis=0)
+    assert not (differs & (best[-1] - best[-2] > TIE)).any()
+    assert verify(tmp_path / "all", device="cuda").holds
+
+
+def test_the_driver_opens_no_context(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "driver.py").write_text(DRIVER)
+    command = [sys.executable, tmp_path / "driver.py", *inputs, tmp_path / "out.zarr"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False"], done.stderr

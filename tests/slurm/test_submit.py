@@ -1,0 +1,148 @@
+"""`emseg submit` on a real SLURM: the bytes of a local run, whatever is cancelled or runs out of time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import bytes_of, emseg, save_volume, shards, texture
+from slurm.cluster import SlurmCluster
+
+from emseg.store.output import open_output
+from emseg_workflows.flows.record import lines_of
+
+pytestmark = pytest.mark.timeout(400)
+
+SMALL = ("--cpus", "1", "--memory", "1500M")
+
+
+class Site:
+    """A folder that all nodes see, with a volume and the output of a local run."""
+
+    def __init__(self, slurm: SlurmCluster, folder: Path) -> None:
+        self.slurm = slurm
+        self.folder = folder
+        save_volume(folder / "volume.zarr", texture((64, 150, 150)), (32, 64, 64))
+        done = emseg("run", "volume.zarr", "-o", "local.zarr", "--workers", "0", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        self.blocks = len(shards(folder / "local.zarr"))
+
+    def emseg(self, *words: object) -> str:
+        """What a command prints that is given on the machine where jobs are submitted."""
+        command = [sys.executable, "-m", "emseg_workflows", *map(str, words)]
+        done = subprocess.run(command, cwd=self.folder, env=self.slurm.env, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def submit(self, output: str, *words: object) -> str:
+        """Number of a new job."""
+        said = self.emseg("submit", "volume.zarr", "-o", output, "--device", "cpu", *SMALL, *words)
+        return said.split()[1]
+
+    def wait_for_blocks(self, output: str, count: int) -> None:
+        self.slurm.wait_until(lambda: len(shards(self.folder / output)) >= count, 120)
+
+    def status(self, output: str) -> dict[str, Any]:
+        return dict(json.loads(self.emseg("status", output, "--json")))
+
+    def check(self, output: str) -> None:
+        """All is as it would be locally, and nothing is left behind."""
+        assert bytes_of(self.folder / output) == bytes_of(self.folder / "local.zarr")
+        self.slurm.wait_until(lambda: not self.slurm.jobs(), 60)
+        assert not list(self.folder.glob(f".{output}.tls-*"))
+
+    def log(self, output: str) -> str:
+        return "".join(path.read_text() for path in sorted((self.folder / f"{output}.slurm").glob("*.log")))
+
+    def events(self, output: str, event: str) -> list[dict[str, Any]]:
+        """Each such line of the records of all runs."""
+        stored = open_output(self.folder / output)
+        runs = len(list((self.folder / output / "emseg").glob("run-*")))
+        return [line for run in range(1, runs + 1) for line in lines_of(stored, run) if line["event"] == event]
+
+
+@pytest.fixture(scope="module")
+def site(slurm: SlurmCluster) -> Iterator[Site]:
+    folder = slurm.scratch / "submit"
+    folder.mkdir()
+    yield Site(slurm, folder)
+    shutil.rmtree(folder)
+
+
+def test_one_allocation(site: Site) -> None:
+    job = site.submit("one.zarr", "--workers", "2", "--gres", "gpu:1")
+    site.wait_for_blocks("one.zarr", 2)
+    (keys,) = site.folder.glob(".one.zarr.tls-*")
+    assert stat.S_IMODE(keys.stat().st_mode) == 0o700
+    assert f"job {job}" in site.status("one.zarr")["holder"]
+    assert site.status("one.zarr")["job"] == f"job {job}: RUNNING"
+    site.slurm.wait_for(job, "COMPLETED", seconds=200)
+    assert len({line["worker"] for line in site.events("one.zarr", "joined")}) == 2
+    site.check("one.zarr")
+
+
+def test_elastic_and_a_worker_that_is_cancelled(site: Site) -> None:
+    """It is replaced, and costs at most the blocks that it had in hand."""
+    job = site.submit("elastic.zarr", "--workers", "2", "--elastic")
+    site.wait_for_blocks("elastic.zarr", 3)
+    workers = [found["id"] for found in site.slurm.jobs() if found["id"] != job]
+    assert len(workers) == 2
+    site.slurm.run("scancel", workers[0])
+    site.slurm.wait_for(job, "COMPLETED", seconds=300)
+    assert len({line["worker"] for line in site.events("elastic.zarr", "joined")}) >= 3
+    assert len(site.events("elastic.zarr", "block")) == site.blocks
+    site.check("elastic.zarr")
+
+
+def test_out_of_time_it_queues_itself_again(site: Site) -> None:
+    job = site.submit("long.zarr", "--workers", "2", "--time", "1:00:00")
+    site.wait_for_blocks("long.zarr", 2)
+    site.slurm.run("scancel", "--batch", "--signal=TERM", job)  # as SLURM does ahead of the end
+    site.slurm.wait_for(job, "COMPLETED", seconds=300)
+    assert f"job {job} queues itself again" in site.log("long.zarr")
+    assert site.slurm.job(job)["restarts"] >= 1
+    assert len(site.events("long.zarr", "block")) == site.blocks, "a block was computed twice"
+    site.check("long.zarr")
+
+
+def test_cancelled_in_the_middle_and_gone_on_with_by_hand(site: Site) -> None:
+    job = site.submit("cancelled.zarr", "--workers", "1", "--elastic")
+    site.wait_for_blocks("cancelled.zarr", 2)
+    site.slurm.run("scancel", job)
+    site.slurm.wait_for(job, "CANCELLED", seconds=60)
+    site.slurm.wait_until(lambda: not site.slurm.jobs(), 90)
+    assert "queues itself again" not in site.log("cancelled.zarr")
+    again = emseg("run", "volume.zarr", "-o", "cancelled.zarr", "--workers", "2", cwd=site.folder)
+    if again.returncode == 2:  # killed before it could give its lease back: another host must take it for dead
+        assert "try again" in again.stderr
+        lease = max((site.folder / "cancelled.zarr" / "emseg").glob("run-*/lease.json"))
+        os.utime(lease, (lease.stat().st_mtime - 120,) * 2)
+        again = emseg("run", "volume.zarr", "-o", "cancelled.zarr", "--workers", "2", cwd=site.folder)
+    assert again.returncode == 0, again.stderr
+    assert bytes_of(site.folder / "cancelled.zarr") == bytes_of(site.folder / "local.zarr")
+
+
+def test_the_script_is_shown(site: Site) -> None:
+    options = ("--workers", "3", "--gres", "gpu:a100:1", "--time", "2:00:00", "--partition", "normal", "--threads", "2")
+    said = site.emseg("submit", "volume.zarr", "-o", "never.zarr", *options, "--dry-run")
+    wanted = ["--ntasks=3", "--cpus-per-task=2", "--gpus-per-task=a100:1", "--time=2:00:00", "--partition=normal"]
+    assert set(wanted) <= {line.removeprefix("#SBATCH ") for line in said.splitlines()}
+    assert subprocess.run(["bash", "-n"], input=said, text=True).returncode == 0
+    assert not (site.folder / "never.zarr.slurm").exists()
+
+
+def test_what_slurm_refuses_is_said(site: Site) -> None:
+    command = ("submit", "volume.zarr", "-o", "no.zarr", "--workers", "1", "--partition", "nowhere")
+    done = emseg(*command, cwd=site.folder, env=site.slurm.env)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "SLURM refuses the job" in line
+    assert "invalid partition" in line

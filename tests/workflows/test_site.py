@@ -1,0 +1,144 @@
+"""What is said of a site reaches SLURM as it stands, and what SLURM would not understand is refused before."""
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+from runs import emseg, save_volume, texture
+
+from emseg.errors import InputError, PlanError
+from emseg_workflows.flows import requeue
+from emseg_workflows.placement import Placement
+from emseg_workflows.site import Site, read_site
+from emseg_workflows.slurm_job import SlurmJob, seconds_of
+
+SHIPPED = Path(__file__).parents[2] / "deploy" / "slurm" / "site.toml"
+
+
+def test_the_annotated_site_is_read_and_written_as_it_is(tmp_path: Path) -> None:
+    site = read_site(SHIPPED)
+    assert (site.partition, site.cpus, site.modules) == ("gpu", 2, ("cuda/12.4",))
+    (tmp_path / "again.toml").write_text(site.to_toml())
+    assert read_site(tmp_path / "again.toml") == site
+
+
+def test_what_is_given_wins_over_the_site() -> None:
+    site = Site(partition="gpu", cpus=2).but(partition="cpu", account="", cpus=None)
+    assert (site.partition, site.account, site.cpus) == ("cpu", "", 2)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"time": "4 hours"}, {"memory": "16 GB"}, {"cpus": -1}, {"options": ("--a\n--b",)}, {"partition": "a\n#SBATCH b"}],
+    ids=str,
+)
+def test_what_slurm_would_not_understand(values: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        Site(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("gres", "wanted"),
+    [("", ()), ("gpu:1", ("--gpus-per-task=1",)), ("gpu:a100:2", ("--gpus-per-task=a100:2",)), ("fpga:1", ("--gres=fpga:1",))],
+)
+def test_what_each_task_gets(gres: str, wanted: tuple[str, ...]) -> None:
+    assert Site(gres=gres).each_task == wanted
+
+
+@pytest.mark.parametrize(
+    ("left", "seconds"),
+    [
+        ("0:05", 5),
+        ("1:00:00", 3600),
+        ("2-00:00:01", 172801),
+        ("UNLIMITED", None),
+        ("INVALID", None),
+        ("NOT_SET", None),
+        ("", None),
+    ],
+)
+def test_time_left(left: str, seconds: float | None) -> None:
+    assert seconds_of(left) == seconds
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"cluster": "slurm"},
+        {"cluster": "srun", "workers": 2, "host": "127.0.0.1"},
+        {"cluster": "slurm", "scheduler": "tcp://127.0.0.1:8786"},
+        {"site": Site()},
+    ],
+    ids=str,
+)
+def test_placements_that_exclude_one_another(fields: dict[str, object]) -> None:
+    with pytest.raises(PlanError):
+        Placement(**fields)  # type: ignore[arg-type]
+
+
+def test_outside_a_job_there_are_no_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
+    done = emseg("run", "volume.zarr", "--cluster", "srun", "--workers", "2", cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "this process is in none: use `emseg submit`" in line
+
+
+def test_without_slurm_nothing_is_submitted(tmp_path: Path) -> None:
+    save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    done = emseg("submit", "volume.zarr", "--workers", "2", cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    assert "there is no sbatch on this machine" in done.stderr
+
+
+def test_a_run_option_that_is_misspelt_or_not_for_jobs(tmp_path: Path) -> None:
+    save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
+    for words, said in ((["--probabilties"], "No such option"), (["--host", "127.0.0.1"], "--host is not for a run")):
+        done = emseg("submit", "volume.zarr", "--workers", "2", *words, cwd=tmp_path)
+        assert done.returncode == 2
+        assert said in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["volume.zarr"]
+
+
+@pytest.fixture
+def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for SLURM's command that says that a job runs, and has 90 s left."""
+    program = tmp_path / "bin" / "squeue"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\nimport sys\nprint('1:30' if '%L' in ''.join(sys.argv) else 'RUNNING (None)')\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    return program
+
+
+def test_the_job_that_this_process_runs_in(squeue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = SlurmJob.here()
+    assert job is not None
+    assert (job.number, job.state(), job.seconds_left()) == ("7", "RUNNING", 90.0)
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert SlurmJob.here() is None
+
+
+def test_a_job_that_does_nothing_is_not_queued_for_ever(squeue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queued, said = [], []
+    monkeypatch.setattr(SlurmJob, "requeue", lambda self: queued.append(self.number))
+    monkeypatch.setattr(requeue, "open_output", lambda path: path)
+    (tmp_path / "out.zarr").mkdir()
+    for fruitless in (0, 2, 3):
+        monkeypatch.setattr(requeue, "fruitless_runs", lambda output, n=fruitless: n)
+        requeue.queue_again(tmp_path / "v.zarr", tmp_path / "out.zarr", said.append)
+    assert queued == ["7", "7"]
+    assert "the last 3 runs have done no block" in said[-1]
+
+
+def test_a_job_that_was_cancelled_is_not_queued_again(squeue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squeue.write_text(squeue.read_text().replace("RUNNING", "COMPLETING"))
+    monkeypatch.setattr(SlurmJob, "requeue", lambda self: pytest.fail("it was"))
+    said: list[str] = []
+    requeue.queue_again(tmp_path / "v.zarr", None, said.append)
+    assert said == ["not queued again: the job is COMPLETING"]

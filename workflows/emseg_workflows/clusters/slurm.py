@@ -1,0 +1,183 @@
+"""Dask workers under SLURM: as steps of the job that this process runs in, or each as a job of its own.
+
+Both speak TLS with the certificate of the run alone. What is lost is replaced; what is no longer wanted is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+from dask_jobqueue.slurm import SLURMJob
+from distributed import Client, Security, Status
+from distributed.deploy.spec import ProcessInterface
+from distributed.utils import get_ip, get_ip_interface
+
+from emseg.errors import InputError
+from emseg_workflows.clusters.local import DEATH, LOOPBACK, GuardedCluster, worker_options
+from emseg_workflows.site import Site
+from emseg_workflows.slurm_job import ANSWER
+
+GONE = "5s"
+"""Time that a worker has to come back before its job is replaced."""
+WORKER = "distributed.cli.dask_worker"
+"""The module that a worker runs."""
+
+
+@contextmanager
+def step_cluster(workers: int, blocks_in_flight: int, site: Site, security: Security, logs: Path) -> Iterator[Client]:
+    """A client of a new cluster whose workers are steps of this job, a task each; its threads are the blocks in flight.
+
+    Raises
+    ------
+    InputError
+        If this process is in no job.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        raise InputError("--cluster srun starts workers within a SLURM job, but this process is in none: use `emseg submit`")
+    options = worker_options(security, blocks_in_flight)
+    options += ["--local-directory", os.path.expandvars(site.scratch)] if site.scratch else []
+    options += ["--interface", site.interface] if site.interface else []
+    spec = {}
+    for name in (f"emseg-{number}" for number in range(workers)):
+        srun = ["srun", "--nodes=1", "--ntasks=1", "--exact", "--input=none", "--export=ALL", f"--job-name={name}"]
+        srun += [f"--cpus-per-task={max(1, site.cpus)}", *(f"--mem={site.memory}" for _ in range(bool(site.memory)))]
+        srun += [*site.each_task, f"--output={logs / f'%j-{name}.log'}", "--open-mode=append"]
+        spec[name] = {
+            "cls": _Step,
+            "options": {"srun": srun, "worker": [*options, "--memory-limit", _dask_memory(site.memory)]},
+        }
+    yield from _client(_Steps, spec, site, security)
+
+
+@contextmanager
+def job_cluster(workers: int, blocks_in_flight: int, site: Site, security: Security, logs: Path) -> Iterator[Client]:
+    """A client of a new cluster whose workers are jobs of their own, started, lost and replaced one by one."""
+    options = {
+        "cores": blocks_in_flight,
+        "memory": _dask_memory(site.memory),
+        "processes": 1,
+        "job_cpu": max(1, site.cpus),
+        "job_mem": site.memory or None,
+        "queue": site.partition or None,
+        "account": site.account or None,
+        "walltime": site.time or None,
+        "job_name": "emseg-worker",
+        "log_directory": str(logs),
+        "local_directory": site.scratch or None,
+        "security": security,
+        "death_timeout": DEATH,
+        "python": shlex.quote(sys.executable),
+        "worker_command": WORKER,
+        "worker_extra_args": ["--no-dashboard", "--dashboard-address", f"{LOOPBACK}:0"]
+        + (["--interface", site.interface] if site.interface else []),
+        "job_extra_directives": [
+            *(f"--gres={site.gres}" for _ in range(bool(site.gres))),
+            *(f"--qos={site.qos}" for _ in range(bool(site.qos))),
+            *site.options,
+        ],
+        "job_script_prologue": [*site.prologue, "export OMP_NUM_THREADS=1"],
+    }
+    names = [f"emseg-{number}" for number in range(workers)]
+    spec = {name: {"cls": _Job, "options": {**options, "name": name}} for name in names}
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": GONE}):
+        yield from _client(_Jobs, spec, site, security)
+
+
+def _client(kind: type[GuardedCluster], spec: dict[Any, Any], site: Site, security: Security) -> Iterator[Client]:
+    host = get_ip_interface(site.interface) if site.interface else get_ip()
+    with ExitStack() as held:
+        try:
+            cluster = held.enter_context(kind(spec, host, security))
+        except RuntimeError as error:
+            raise InputError(
+                f"no cluster could be started ({' '.join(str(error).split())}): check the site's values"
+            ) from error
+        yield held.enter_context(Client(cluster))
+
+
+def _dask_memory(memory: str) -> str:
+    """Memory as Dask reads it: SLURM's ``16G`` is 16 GiB, and a number alone is MiB."""
+    if not memory:
+        return "auto"
+    return memory + "iB" if memory[-1].isalpha() else memory + "MiB"
+
+
+class _Step(ProcessInterface):
+    """A worker as a step of this job."""
+
+    def __init__(self, scheduler: str, name: Any, srun: list[str], worker: list[str]) -> None:
+        super().__init__(scheduler=scheduler, name=name)  # type: ignore[no-untyped-call]
+        self._command = [*srun, sys.executable, "-m", WORKER, scheduler, "--name", str(name), *worker]
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(*self._command, start_new_session=True)
+        await super().start()  # type: ignore[no-untyped-call]
+
+    async def close(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), 10)
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        await super().close()  # type: ignore[no-untyped-call]
+
+    def is_alive(self) -> bool:
+        """Whether the step goes on, or waits for its turn."""
+        return self._process is not None and self._process.returncode is None
+
+
+class _Job(SLURMJob):
+    """A worker as a job of its own."""
+
+    async def close(self) -> None:
+        await super().close()  # type: ignore[no-untyped-call]
+        self.status = Status.closed
+
+
+class _Steps(GuardedCluster):
+    """Worker steps; one that has ended does not come back."""
+
+    async def _lost(self) -> set[Any]:
+        return {name for name, step in self.workers.items() if not step.is_alive()}
+
+
+class _Jobs(GuardedCluster):
+    """Worker jobs, which SLURM is asked for now and then."""
+
+    lasting = True
+
+    def stop_growing(self) -> None:
+        """Start no more jobs, and cancel those that wait."""
+        super().stop_growing()
+        states = _states() or {}
+        waiting = [number for job in self.workers.values() if states.get(number := str(job.job_id)) == "PENDING"]
+        if waiting:
+            subprocess.run(["scancel", *waiting], capture_output=True, timeout=ANSWER)
+
+    async def _lost(self) -> set[Any]:
+        states = await asyncio.to_thread(_states)
+        return set() if states is None else {name for name, job in self.workers.items() if str(job.job_id) not in states}
+
+
+def _states() -> dict[str, str] | None:
+    """State of each job of this user, by its number; None if SLURM does not answer."""
+    command = ["squeue", "--noheader", "--me", "--format=%A %T"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode:
+        return None
+    return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if " " in line)

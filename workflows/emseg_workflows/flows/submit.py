@@ -1,0 +1,162 @@
+"""`emseg submit`: a run as a SLURM job, which outlives the login shell and goes on until the volume is done.
+
+Beside the output lie the script, the site and the logs: ``OUT.slurm/``.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emseg.box import Triple
+from emseg.errors import InputError
+from emseg.grid.cost import cost_of
+from emseg_workflows.flows.places import check_output_place, default_output
+from emseg_workflows.flows.segment import plan_run
+from emseg_workflows.site import JOBS, Site, logs_of
+from emseg_workflows.slurm_job import ANSWER
+
+LEAD = 120
+"""Seconds before its end at which SLURM signals the driver; the signal may come a minute earlier."""
+LAST = 15
+"""Seconds of these that are left for the report."""
+DRIVER_MEMORY = 2 * 2**30
+"""Bytes of memory of scheduler and driver."""
+ROOM = 1.25
+"""Memory that a worker gets, by what its plan needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A run as a SLURM job, ready to be submitted."""
+
+    output: Path
+    script: str
+    site: Site
+    """What each worker is given."""
+
+    @property
+    def folder(self) -> Path:
+        """Where script, site and logs are."""
+        return logs_of(self.output)
+
+
+def prepare_submission(
+    volume: Path,
+    output: Path | None,
+    options: Sequence[str],
+    site: Site,
+    *,
+    workers: int,
+    elastic: bool = False,
+    model: str | None = None,
+    region: str | None = None,
+    tile: Triple | None = None,
+    probabilities: bool = False,
+    threads: int = 1,
+) -> Submission:
+    """The job that runs ``emseg run`` with these options on a volume; nothing is written.
+
+    Parameters
+    ----------
+    options
+        The words after ``emseg run``, volume and output included; the other keywords say what of them matters here.
+    elastic
+        Whether each worker is a job of its own, started, lost and replaced one by one, and the job itself a small driver.
+
+    Raises
+    ------
+    InputError
+        If the run would be refused, or something does not fit together.
+    """
+    plan, spec = plan_run(volume, model=model, region=region, tile=tile)
+    output = (output or default_output(volume)).absolute()
+    check_output_place(output, volume)
+    if not output.parent.is_dir():
+        raise InputError(f"{output} cannot be made, as {output.parent} is not a folder: make that first")
+    need = cost_of(plan, spec, probabilities).bytes_per_worker
+    site = site.but(cpus=site.cpus or threads, memory=site.memory or _megabytes(ROOM * need))
+    return Submission(output, _script(output, options, site, workers, elastic), site)
+
+
+def submit(submission: Submission) -> str:
+    """Submits a job, and returns its number.
+
+    Raises
+    ------
+    InputError
+        If there is no SLURM here, or it refuses.
+    """
+    folder = submission.folder
+    folder.mkdir(exist_ok=True)
+    script = folder / "job.sh"
+    script.write_text(submission.script)
+    (folder / "site.toml").write_text(submission.site.to_toml())
+    try:
+        done = subprocess.run(["sbatch", "--parsable", script], capture_output=True, text=True, timeout=3 * ANSWER)
+    except FileNotFoundError as error:
+        raise InputError("there is no sbatch on this machine: submit where SLURM is, or use `emseg run`") from error
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"SLURM does not answer within {3 * ANSWER:.0f} s: try again later") from error
+    if done.returncode:
+        raise InputError(f"SLURM refuses the job ({' '.join(done.stderr.split())}): change the options or the site's values")
+    number = done.stdout.strip().partition(";")[0]
+    with (folder / JOBS).open("a") as jobs:
+        jobs.write(f"{number}\n")
+    return number
+
+
+def _script(output: Path, options: Sequence[str], site: Site, workers: int, elastic: bool) -> str:
+    folder = logs_of(output)
+    if elastic:
+        size = ["--ntasks=1", "--cpus-per-task=1", f"--mem={_megabytes(DRIVER_MEMORY)}"]
+    else:
+        size = [f"--ntasks={workers}", f"--cpus-per-task={site.cpus}", *site.each_task, *_memory_for(site)]
+    headers = [
+        f"--job-name=emseg-{output.name}",
+        *size,
+        *site.header,
+        f"--signal=B:TERM@{LEAD}",
+        "--requeue",
+        "--open-mode=append",
+        f"--chdir={Path.cwd()}",
+        f"--output={folder}/%j.log",
+    ]
+    words = [sys.executable, "-m", "emseg_workflows", "run", *options, "--output", str(output)]
+    words += [
+        "--cluster",
+        "slurm" if elastic else "srun",
+        "--workers",
+        str(workers),
+        "--site",
+        str(folder / "site.toml"),
+        "--requeue",
+    ]
+    words += ["--grace", str(LEAD - LAST)]
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *(f"#SBATCH {shlex.quote(header)}" for header in headers),
+            *site.prologue,
+            "export OMP_NUM_THREADS=1",
+            "# The driver takes the place of the shell, so that SLURM's signal reaches it.",
+            f"exec {shlex.join(words)}",
+            "",
+        ]
+    )
+
+
+def _memory_for(site: Site) -> list[str]:
+    """Memory of a job whose tasks may lie on any nodes."""
+    number, unit = (site.memory[:-1], site.memory[-1]) if site.memory[-1].isalpha() else (site.memory, "M")
+    kilobytes = int(number) * {"K": 1, "M": 2**10, "G": 2**20, "T": 2**30}[unit]
+    return [f"--mem-per-cpu={math.ceil(kilobytes / 1024 / site.cpus)}M"]
+
+
+def _megabytes(size: float) -> str:
+    return f"{math.ceil(size / 2**20)}M"

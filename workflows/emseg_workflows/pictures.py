@@ -1,0 +1,42 @@
+"""Slices as colours: raw voxels in grey, and labels in the colours that viewers are told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.grid.stitch import NOT_COMPUTED
+from emseg.store.classes import colour
+
+NOT_COMPUTED_COLOUR = (120, 120, 120)
+OPACITY = 0.6
+
+Pixels = NDArray[np.uint8]
+"""``(y, x, 3) uint8``."""
+
+
+def contrast(raw: NDArray[Any]) -> Pixels:
+    """Intensities ``(y, x)`` as grey pixels; the darkest and brightest half per cent are cut off, what is NaN is black."""
+    finite = np.isfinite(raw)
+    low, high = np.percentile(raw[finite], (0.5, 99.5)) if finite.any() else (0, 0)
+    scaled = (np.where(finite, raw, low).astype(np.float64) - low) / ((high - low) or 1)
+    grey = (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def coloured(labels: NDArray[np.uint8], classes: int) -> Pixels:
+    """Labels ``(y, x) uint8`` in the colours that the output's metadata give to viewers; the first class is black."""
+    table = np.zeros((256, 3), np.uint8)
+    for label in range(1, classes):
+        table[label] = colour(label)
+    table[NOT_COMPUTED] = NOT_COMPUTED_COLOUR
+    return table[labels]
+
+
+def overlay(grey: Pixels, labels: NDArray[np.uint8], classes: int) -> Pixels:
+    """Labels ``(y, x) uint8`` laid over grey pixels; the first class leaves them as they are."""
+    mixed = (1 - OPACITY) * grey + OPACITY * coloured(labels, classes)
+    pixels: Pixels = np.where((labels != 0)[..., None], mixed, grey).astype(np.uint8)
+    return pixels
