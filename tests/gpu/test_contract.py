@@ -153,6 +153,7 @@ from emseg_workflows import segment
 from emseg_workflows.clusters.cuda import cuda_cluster
 from emseg_workflows.events import WorkerJoined, WorkerLeft
 from emseg_workflows.executors.dask import DaskExecutor
+from emseg_workflows.stop import Stop
 
 
 def status_of(about):
@@ -172,7 +173,7 @@ def main(volume, model, output):
         found["pages"] = [urlopen(client.dashboard_link).status, *map(status_of, workers.values())]
         found["threads"] = [about["nthreads"] for about in workers.values()]
         found["memory"] = [about["memory_limit"] for about in workers.values()]
-        before = DaskExecutor(client).gpus("cpu")
+        before = DaskExecutor(client, Stop()).gpus("cpu")
         found["gpus"] = sorted((gpu.uuid, gpu.name, gpu.memory) for gpu in before.values())
         found["order"] = sorted(set(client.run(lambda: os.environ["CUDA_DEVICE_ORDER"]).values()))
         pids = client.run(os.getpid)
@@ -184,7 +185,7 @@ def main(volume, model, output):
         os.kill(next(iter(pids.values())), signal.SIGKILL)
         while len(after := client.run(os.getpid, on_error="ignore")) < 2 or after == pids:
             time.sleep(0.1)
-        found["again"] = sorted(gpu.uuid for gpu in DaskExecutor(client).gpus("cpu").values())
+        found["again"] = sorted(gpu.uuid for gpu in DaskExecutor(client, Stop()).gpus("cpu").values())
     events = []
     with cuda_cluster([0], 2, 2) as client:
         for slow in ("emseg.model.predictor", "emseg.store.output"):  # else one has done it all before the other is there

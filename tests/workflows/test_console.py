@@ -9,14 +9,13 @@ import pytest
 from rich.console import Console
 from runs import PLANAR, plan_of
 
-from emseg.outcome import Outcome
+from emseg.outcome import Outcome, Seconds
 from emseg_workflows import console as module
-from emseg_workflows.console import SHOWN_FAILURES, Progress, RunConsole, _clock
-from emseg_workflows.events import BlockEnded, Event, Noticed, RunEnded, RunStarted
+from emseg_workflows.console import PLAIN_EVERY, SHOWN_FAILURES, RunConsole
+from emseg_workflows.events import BlockEnded, Event, InHand, Noticed, RunEnded, RunStarted
 from emseg_workflows.report import Tally
 
 PLAN = plan_of((7, 29, 31), PLANAR)
-VOXELS = PLAN.region.voxels
 
 
 class Clock:
@@ -32,8 +31,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def started(already_done: int = 0, dashboard: str | None = None, workers: int = 2) -> RunStarted:
-    return RunStarted(Path("/data/[red]odd[/red].zarr"), PLAN, already_done, workers, dashboard)
+def started(already_done: int = 0, dashboard: str | None = None, workers: int = 2, page: str | None = None) -> RunStarted:
+    return RunStarted(Path("/data/[red]odd[/red].zarr"), PLAN, already_done, workers, dashboard, page)
 
 
 def ended(block: int, cause: str | None = None) -> BlockEnded:
@@ -54,15 +53,17 @@ def test_a_run_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = [ended(block) for block in range(3, len(PLAN))]
     for block in blocks:
         tally.count(block.outcome)
-    text = said(capsys, started(3, "http://127.0.0.1:8787/status"), *blocks, RunEnded(tally.report(75.0)))
+    links = "http://127.0.0.1:8787/status", 2, "http://127.0.0.1:8787/emseg"
+    text = said(capsys, started(3, *links), *blocks, RunEnded(tally.report(75.0)))
     lines = text.splitlines()
     assert lines[0] == "output     /data/[red]odd[/red].zarr"
     assert f"{len(PLAN)} blocks of 4 x 8 x 8 voxels in tiles of 4 x 24 x 24, on 2 worker processes" in lines[1]
     assert lines[2] == "resuming   3 blocks are already written"
     assert lines[3] == "dashboard  http://127.0.0.1:8787/status"
-    assert lines[4].startswith(f"done       {len(PLAN) - 3} blocks in 1 min 15 s")
-    assert lines[4].endswith("3 skipped, 0 failed")
-    assert len(lines) == 6
+    assert lines[4] == "map        http://127.0.0.1:8787/emseg"
+    assert lines[5].startswith(f"done       {len(PLAN) - 3} blocks in 1 min 15 s")
+    assert lines[5].endswith("3 skipped, 0 failed")
+    assert len(lines) == 7
     assert "\x1b" not in text
 
 
@@ -78,7 +79,37 @@ def test_a_plain_line_now_and_then(capsys: pytest.CaptureFixture[str], clock: Cl
             console(ended(block))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("blocks")]
     assert len(lines) == 2
-    assert f"10/{len(PLAN)}" in lines[0]
+    assert f"10 of {len(PLAN)} done" in lines[0]
+
+
+def test_a_plain_line_while_no_block_ends(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+    with RunConsole() as console:
+        console(started())
+        console(ended(0))
+        for _ in range(50):
+            clock.now += 0.5
+            console(InHand((1, 2), "tcp://10.0.0.7:4000", 5.0))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("blocks")]
+    assert len(lines) == 2
+
+
+def test_how_fast_and_where_the_time_goes(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+    """Two workers, one half as fast; each predicts in 3 of 4 seconds."""
+    with RunConsole() as console:
+        console(started())
+        for block in range(18):
+            clock.now += 2.0
+            worker, seconds = ("far:1", Seconds(2, 0, 6)) if block % 3 == 0 else ("near:2", Seconds(1, 0, 3))
+            console(BlockEnded(Outcome(block, "done", 100, seconds, worker=worker)))
+        console(InHand((18,), "far:1", 1.0))
+        clock.now += PLAIN_EVERY
+        console(InHand((18,), "far:1", 1.0))
+    blocks, time = capsys.readouterr().err.splitlines()[-2:]
+    assert blocks.startswith(f"blocks     18 of {len(PLAN)} done, {len(PLAN) - 18} left; ")
+    assert " Mvoxel/s; " in blocks
+    assert blocks.endswith(" to go")
+    assert time.startswith("time       read 25%, wait 0%, predict 75%, write 0%; devices idle ")
+    assert time.endswith("; slowest far:1, 0.67 of the median speed")
 
 
 def test_a_cause_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,15 +129,18 @@ def test_a_flood_of_failures_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{len(PLAN) - SHOWN_FAILURES - 8} left" in text
 
 
-def test_a_terminal_is_redrawn_and_left_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_is_redrawn_and_left_clean(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(module, "Console", lambda **_: Console(file=terminal, force_terminal=True, width=120))
     with RunConsole() as console:
         console(started())
-        console(ended(0))
-        console(ended(1, "bad chunk"))
+        for block in range(9):
+            clock.now += 1.0
+            console(ended(block))
+        clock.now += 1.0
+        console(ended(9, "bad chunk"))
     text = terminal.getvalue()
-    assert f"blocks     2/{len(PLAN)}, 1 failed" in text
+    assert f"blocks     9 of {len(PLAN)} done, 1 failed, {len(PLAN) - 10} left; " in text
     assert text.index("\x1b[?25l") < text.rindex("\x1b[?25h"), "the cursor stays hidden"
 
 
@@ -118,34 +152,3 @@ def test_a_terminal_is_left_clean_after_an_interruption(kind: type[BaseException
         console(started())
         raise kind
     assert "\x1b[?25h" in terminal.getvalue()
-
-
-def test_speed_and_time_left(clock: Clock) -> None:
-    progress = Progress(PLAN, 0)
-    assert str(progress) == f"blocks     0/{len(PLAN)}, 0.00 Mvoxel/s, ? left"
-    for block in range(len(PLAN) // 2):
-        clock.now += 2.0
-        progress.count(ended(block).outcome)
-    done = sum(PLAN.block(block).write.voxels for block in range(len(PLAN) // 2))
-    left = (VOXELS - done) / (done / len(PLAN))
-    assert str(progress).endswith(f"{done / len(PLAN) / 1e6:.2f} Mvoxel/s, {_clock(left)} left")
-
-
-def test_speed_is_that_of_the_last_minute(clock: Clock) -> None:
-    progress = Progress(PLAN, 0)
-    clock.now += 10_000
-    progress.count(ended(0).outcome)
-    for block in range(1, 12):
-        clock.now += 10
-        progress.count(ended(block).outcome)
-    recent = sum(PLAN.block(block).write.voxels for block in range(6, 12))
-    left = VOXELS - sum(PLAN.block(block).write.voxels for block in range(12))
-    assert str(progress).endswith(f"{_clock(left / (recent / 60))} left")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0.0 s"), (7.84, "7.8 s"), (306, "5 min 06 s"), (11_040, "3 h 04 min"), (93_600, "1 d 2 h"), (59.97, "1 min 00 s")],
-)
-def test_clock(seconds: float, text: str) -> None:
-    assert _clock(seconds) == text

@@ -47,7 +47,7 @@ def test_a_worker_joins_with_the_printed_command_and_strangers_do_not(tmp_path: 
     command = shlex.split(said.removeprefix(start))
     address = next(word for word in command if word.startswith("tls://"))
     worker = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    assert len(list(tmp_path.glob(".emseg-tls-*"))) == 1
+    assert len(list(tmp_path.glob(".out.zarr.tls-*"))) == 1
     with run_security(tmp_path / "other") as other:
         for where, security in ((address.replace("tls", "tcp"), Security()), (address, other)):
             with pytest.raises(OSError):  # noqa: PT011  in the words of whatever layer meets it first
@@ -57,7 +57,7 @@ def test_a_worker_joins_with_the_printed_command_and_strangers_do_not(tmp_path: 
     assert json.loads(out)["failed"] == 0
     assert len(joined(tmp_path / "out.zarr")) == 2
     assert worker.wait(60) == 0
-    assert not list(tmp_path.glob(".emseg-tls-*"))
+    assert not list(tmp_path.glob(".out.zarr.tls-*"))
     assert bytes_of(tmp_path / "out.zarr") == bytes_of(tmp_path / "alone.zarr")
 
 

@@ -178,6 +178,16 @@ def test_the_tunnel_to_the_dashboard(abroad: Client) -> None:
     assert tunnel_command(abroad) == f"ssh -N -L {port}:{LOOPBACK}:{port} {socket.gethostname()}"
 
 
+def test_who_sits_elsewhere_is_told_of_the_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in local.FAR:
+        monkeypatch.delenv(name, raising=False)
+    assert not local.far_away()
+    for name in local.FAR:
+        with monkeypatch.context() as here:
+            here.setenv(name, "1")
+            assert local.far_away()
+
+
 def test_workers_share_the_memory(client: Client) -> None:
     """And one that takes more than its share is started anew."""
     for about in client.scheduler_info()["workers"].values():

@@ -12,8 +12,9 @@ from runs import PLANAR, save_random_model, save_volume, shards, texture
 from emseg.errors import OutputError
 from emseg.store.classes import colour
 from emseg.store.output import open_output
-from emseg_workflows.flows.preview import CAPTION, GAP, NOT_COMPUTED_COLOUR, preview
+from emseg_workflows.flows.preview import CAPTION, GAP, preview
 from emseg_workflows.flows.segment import segment
+from emseg_workflows.pictures import NOT_COMPUTED_COLOUR
 
 SHAPE = (3, 90, 130)
 

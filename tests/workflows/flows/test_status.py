@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -13,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import PLANAR, emseg, save_random_model, save_volume, shards, snapshot, texture
+from runs import PLANAR, emseg, emseg_process, save_random_model, save_volume, shards, snapshot, texture
 
 from emseg.errors import OutputError
 from emseg.store.lease import Holder, take_lease
 from emseg.store.output import open_output
 from emseg.store.records import FolderRecords
+from emseg_workflows.flows import status as module
 from emseg_workflows.flows.record import recipe_of
 from emseg_workflows.flows.segment import segment
-from emseg_workflows.flows.status import SHOWN, status
+from emseg_workflows.flows.status import LOOKING, SHOWN, status, watch
 from emseg_workflows.report import Failure
 
 UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all")
@@ -219,6 +221,45 @@ def test_the_command(output: Path) -> None:
     done = emseg("status", output)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{len(shards(output))} of {len(shards(output)) + 1} done, 0 failed, 1 left" in done.stdout
+
+
+def test_watching_until_the_run_ends(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a look takes, most of the time is left to others."""
+    stored, slept = open_output(output), []
+    clock = iter(range(0, 100, 3))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(module.time, "sleep", slept.append)
+    looks = []
+    with take_lease(FolderRecords(stored.records), output).held() as lease:
+        for found in watch(output, 5.0):
+            looks.append(found.state)
+            if len(looks) == 2:
+                lease._stop()
+                lease._put(released=True)
+    assert looks == ["held", "held", "released"]
+    assert slept == [3 / LOOKING] * 2
+
+
+def test_watching_what_does_not_run(output: Path) -> None:
+    done = emseg("status", output, "--watch")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("output ") == 1
+    shards(output)[0].unlink()
+    done = emseg("status", output, "--watch", "0.1", "--json")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["left"] == 1
+
+
+def test_watching_is_interrupted(output: Path) -> None:
+    stored = open_output(output)
+    with take_lease(FolderRecords(stored.records), output).held():
+        process = emseg_process("status", output, "--watch", "0.1", "--json")
+        assert process.stdout is not None
+        for _ in range(3):
+            assert json.loads(process.stdout.readline())["running"]
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root can give up its rights")

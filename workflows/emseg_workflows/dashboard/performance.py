@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,9 @@ from distributed import Client, performance_report
 
 from emseg.errors import EmsegError, OutputError
 from emseg_workflows.events import Noticed
+
+OUTSIDE = re.compile(r'<link\b[^>]*href="https?://[^>]*>')
+"""What a browser would ask elsewhere for: the icon of Dask's documentation."""
 
 
 @contextmanager
@@ -41,5 +45,6 @@ def _write(client: Client, report: performance_report, file: Path, notify: Calla
     try:
         with client.as_current():
             client.sync(report.__aexit__, None, None, None, code="emseg run")
+        file.write_text(OUTSIDE.sub("", file.read_text()))
     except Exception as error:  # the scheduler may be gone, the disk full
         notify(Noticed(f"the performance report {file} is not written: {' '.join(str(error).split())}"))

@@ -166,7 +166,9 @@ class DaskExecutor:
             worker: self._client.submit(own_gpu, device, pure=False, workers=[worker], allow_other_workers=False)
             for worker in self._client.nthreads()
         }
-        return {worker: gpu for worker, gpu in self._client.gather(asked).items() if gpu is not None}
+        while not all(asked[worker].done() for worker in asked.keys() & self._client.nthreads().keys()):
+            sleep(TICK)  # no longer than the worker lives: nobody else may answer for it
+        return {worker: gpu for worker, future in asked.items() if future.done() and (gpu := future.result()) is not None}
 
     def numerics(self, model: Path, tile: Triple, threads: int, device: Device) -> Numerics:
         """The numerics of a predictor on one of the workers, for tiles of this shape (z, y, x) in voxels."""

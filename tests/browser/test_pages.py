@@ -1,0 +1,144 @@
+"""A browser looks at the dashboard while a run works, and when it has ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from distributed import Client
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+from runs import emseg, emseg_process, save_volume
+
+from emseg_workflows.clusters.local import LOOPBACK
+
+SAMPLE = Path(__file__).parents[2] / "examples" / "fib25-sample" / "raw.tif"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ALONE = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic", "--no-first-run")
+"""A browser that asks nobody anything of its own accord."""
+IN_FLIGHT = 8
+"""Blocks that may be written while the page does not know yet."""
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="tests/browser/setup was not run: no Chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", *ALONE]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that must log no error, and ask for nothing from elsewhere."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda asked: None if LOOPBACK in asked.url or ":" not in asked.url[:6] else wrong.append(asked.url))
+    yield page
+    page.close()
+    assert wrong == []
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A scheduler in a process of its own, which outlives runs, with one worker."""
+    folder = tmp_path_factory.mktemp("scheduler")
+    dask, place = (sys.executable, "-m", "dask"), ("--scheduler-file", str(folder / "scheduler.json"))
+    commands = (
+        (*dask, "scheduler", "--host", LOOPBACK, "--port", "0", "--dashboard-address", f"{LOOPBACK}:0", *place),
+        (*dask, "worker", "--nthreads", "2", "--no-nanny", "--no-dashboard", "--death-timeout", "60", *place),
+    )
+    processes = [subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, env=os.environ) for command in commands]
+    try:
+        with Client(scheduler_file=place[1], timeout="30s") as client:
+            address = client.scheduler_info()["address"]
+        yield address
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def numbers(page: Page) -> dict[str, int]:
+    """Blocks by state, as the page shows them."""
+    shown = {name: page.locator(f".emseg-{name}").inner_text() for name in ("done", "running", "failed", "waiting", "blocks")}
+    return {name: int(text.replace(",", "")) for name, text in shown.items()}
+
+
+def told(output: Path) -> dict[str, int]:
+    """The same, as `emseg status --json` tells them."""
+    found = json.loads(emseg("status", output, "--json").stdout)
+    return {"done": found["done"], "failed": len(found["failed"]), "left": found["left"], "blocks": found["blocks"]}
+
+
+def colours(picture: Path) -> set[tuple[int, int, int]]:
+    """The colours of at least a thousandth of a screenshot."""
+    pixels, counts = np.unique(np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3), axis=0, return_counts=True)
+    return {tuple(pixel) for pixel in pixels[counts > counts.sum() / 1000].tolist()}
+
+
+def test_a_run_is_watched(page: Page, address: str, tmp_path: Path) -> None:
+    volume, output = (
+        save_volume(tmp_path / "volume.zarr", tifffile.imread(SAMPLE)[:, :200, :200], (20, 64, 64)),
+        tmp_path / "out.zarr",
+    )
+    run = emseg_process("run", volume, "-o", output, "--scheduler", address)
+    said = ""
+    assert run.stderr is not None
+    while "map " not in said:
+        line = run.stderr.readline()
+        assert line, said
+        said += line
+    where = re.findall(r"^(?:map|dashboard) +(\S+)$", said, re.MULTILINE)[-1]
+    page.goto(where, wait_until="domcontentloaded")
+    page.wait_for_function("() => document.title == 'emseg'")
+    page.wait_for_function(f"{SHOWN} && +{SHOWN}.innerText > 0", timeout=100_000)
+    before, shown, after = told(output), numbers(page), told(output)
+    assert run.poll() is None, "it was over before anybody looked: make the volume larger"
+    assert before["done"] - IN_FLIGHT <= shown["done"] <= after["done"] < after["blocks"]
+    assert shown["blocks"] == after["blocks"] == sum(shown[state] for state in ("done", "running", "failed", "waiting"))
+    assert shown["running"] > 0
+    page.wait_for_timeout(3000)
+    page.screenshot(path=tmp_path / "emseg.png")
+    assert {(43, 123, 186), (245, 166, 35), (223, 227, 232)} <= colours(tmp_path / "emseg.png"), "done, running, waiting"
+
+    page.goto(where.replace("/emseg", "/status"), wait_until="domcontentloaded")
+    page.wait_for_timeout(4000)
+    page.screenshot(path=tmp_path / "status.png")
+    assert len(colours(tmp_path / "status.png")) > 4
+    assert page.locator("a[href='emseg']").count() == 1
+
+    _, said = run.communicate(timeout=200)
+    assert run.returncode == 0, said
+    page.goto(where, wait_until="domcontentloaded")
+    page.wait_for_function(f"{SHOWN} && {SHOWN}.innerText == '{shown['blocks']}'")
+    found, shown = told(output), numbers(page)
+    assert found == {"done": shown["done"], "failed": shown["failed"], "left": shown["waiting"], "blocks": shown["blocks"]}
+    page.wait_for_timeout(3000)
+    page.screenshot(path=tmp_path / "end.png")
+    grey_or_green = np.asarray(Image.open(tmp_path / "end.png").convert("RGB"))[500:, 800:]
+    assert len(np.unique(grey_or_green.reshape(-1, 3), axis=0)) > 100, "no picture of the newest slice"
+
+
+SHOWN = """(function find(root) {
+    for (const node of root.querySelectorAll('*')) {
+        if (node.classList.contains('emseg-done')) return node;
+        const found = node.shadowRoot && find(node.shadowRoot);
+        if (found) return found;
+    }
+})(document)"""
+"""The number of blocks that are done, in whichever shadow tree of Bokeh it is."""

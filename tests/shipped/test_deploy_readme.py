@@ -1,0 +1,211 @@
+"""Every command of deploy/README.md is run, or, where that takes a cluster or an engine, has its words checked."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from distributed.cli.dask_scheduler import main as dask_scheduler
+from distributed.cli.dask_worker import main as dask_worker
+from runs import bytes_of, save_volume, texture
+
+from emseg_workflows.cli import cli
+from emseg_workflows.clusters.local import LOOPBACK, free_port
+from emseg_workflows.flows.segment import segment
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+README = (DEPLOY / "README.md").read_text()
+BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+IN_TEXT = re.findall(r"`((?:emseg|deploy/|kubectl scale|docker stop)[^`]* [^`]*)`", README)
+EMSEG_OPTIONS = re.findall(r"`(--[\w-]+)(?: [^`]*)?`", README)
+ELSEWHERE = {"--network", "--build-arg", "--time"}
+"""Options in the text that are not emseg's."""
+DOCKERFILE = (DEPLOY / "container" / "Dockerfile").read_text()
+
+
+def skip_if_absent(command: str, words: Sequence[str]) -> None:
+    """Skip if this version has no such command of emseg, or not each of these options."""
+    found = cli.commands.get(command)
+    known = {option for parameter in found.params for option in parameter.opts} if found else set()
+    if command == "submit":
+        known |= {option for parameter in cli.commands["run"].params for option in parameter.opts}
+    absent = [word for word in words if word.startswith("--") and word not in known]
+    if found is None or absent:
+        pytest.skip(f"not in this version: emseg {command} {' '.join(absent)}")
+
+
+def check_emseg(words: list[str]) -> None:
+    """The words after ``emseg`` are a command with options and values that it takes."""
+    name, *rest = words
+    skip_if_absent(name, rest)
+    cli.commands[name].make_context(name, list(rest))
+
+
+def check_file(path: str) -> None:
+    """A path of the repository exists."""
+    assert (ROOT / path).is_file(), path
+
+
+def check_build(words: list[str]) -> None:
+    """A container build names a recipe, and arguments that it knows."""
+    for flag, value in pairwise(words):
+        if flag == "-f" or value.endswith(".def"):
+            check_file(value)
+        if flag == "--build-arg":
+            assert re.search(rf"^ARG {value.split('=')[0]}=$", DOCKERFILE, re.MULTILINE)
+            (extra,) = re.findall(r"^EXTRAS=\[(\w+)\]$", value)
+            assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def check_kubectl(words: list[str]) -> None:
+    """What is named exists: files, the namespace, and what the operator makes of the job."""
+    action, *rest = words
+    job = yaml.safe_load((DEPLOY / "kubernetes" / "cpu.yaml").read_text())["metadata"]
+    name = job["name"]
+    if action in ("apply", "delete"):
+        assert rest[0] == "-f"
+        check_file(rest[1])
+        return
+    assert rest[:2] == ["-n", job["namespace"]]
+    known = {
+        "logs": ["-f", f"{name}-runner"],
+        "port-forward": [f"deployment/{name}-scheduler", "8787:8787"],
+        "scale": [f"daskworkergroup/{name}-default", "--replicas", "32"],
+    }
+    assert rest[2:] == known[action]
+
+
+def check(words: list[str]) -> None:
+    """One command of the README."""
+    match words:
+        case ["emseg", *rest]:
+            check_emseg(rest)
+        case ["pip", "install", "-c", constraints, "-e", what]:
+            check_file(constraints)
+            assert what in (".", ".[cuda]")
+        case ["deploy/gpu-check", *rest]:
+            check_file(words[0])
+            assert os.access(ROOT / words[0], os.X_OK)
+            assert rest in ([], ["--device", "cpu"])
+        case ["ssh", "-N", "-L", tunnel, *_]:
+            assert tunnel == f"8787:{LOOPBACK}:8787"
+        case ["dask", "scheduler", *rest]:
+            dask_scheduler.make_context("scheduler", rest)
+        case ["dask", "worker", *rest]:
+            dask_worker.make_context("worker", rest)
+        case ["docker" | "apptainer", "build", *rest]:
+            check_build(rest)
+        case ["docker" | "apptainer", "run", *rest]:
+            image = next(
+                index for index, word in enumerate(rest) if re.fullmatch(r"emseg:[\d.]+(-cuda)?|emseg(-cuda)?\.sif", word)
+            )
+            check_emseg(rest[image + 1 :])
+        case ["docker", "stop", "--time", "60"]:
+            pass
+        case ["kubectl", *rest]:
+            check_kubectl(rest)
+        case ["umask" | "openssl", *_]:
+            pass  # run below
+        case _:
+            raise AssertionError(f"a new command needs a test here: {shlex.join(words)}")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_is_made_of_words_that_exist(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cert.pem", "key.pem", "site.toml"):
+        (tmp_path / name).touch()
+    check(shlex.split(command, comments=True))
+
+
+@pytest.mark.parametrize("command", sorted(set(IN_TEXT)))
+def test_each_command_in_the_text_too(command: str) -> None:
+    words = shlex.split(command)
+    if words[:2] == ["emseg", "submit"] or words[0] != "emseg":
+        check(words)
+    else:
+        assert words[1] in cli.commands
+
+
+@pytest.mark.parametrize("option", sorted(set(EMSEG_OPTIONS) - ELSEWHERE - {"--dashboard-address", "--no-dashboard"}))
+def test_each_option_in_the_text_exists(option: str) -> None:
+    known = {option for command in cli.commands.values() for parameter in command.params for option in parameter.opts}
+    if option not in known:
+        skip_if_absent("run", [option])
+
+
+def test_a_renamed_option_is_noticed() -> None:
+    with pytest.raises(click.UsageError):
+        cli.commands["run"].make_context("run", ["volume.zarr", "--helpers", "2"])
+    with pytest.raises(AssertionError):
+        check(["make", "coffee"])
+
+
+def block(start: str) -> str:
+    """The one block that starts with these words."""
+    (found,) = [block for block in BLOCKS if block.startswith(start)]
+    return found
+
+
+def run_here(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """How a script ended, with the package's commands on the path."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(["bash", "-euc", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def test_one_machine(tmp_path: Path) -> None:
+    save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
+    install, *commands = block("pip install -c deploy/constraints.txt -e .\n").splitlines()
+    assert install.endswith("-e .")
+    done = run_here("\n".join(commands), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "volume.emseg.zarr" / "zarr.json").exists()
+
+
+def test_several_machines(tmp_path: Path) -> None:
+    """It prints the command that the text speaks of."""
+    save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
+    done = run_here(block("emseg run volume.zarr --host").replace("10.0.0.1", LOOPBACK), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "another host joins with: " in done.stderr
+
+
+def test_any_dask_cluster(tmp_path: Path) -> None:
+    """With the certificate of the README; nobody else gets in."""
+    volume = save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
+    done = run_here(block("umask 077"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "key.pem").stat().st_mode & 0o077 == 0
+    port = free_port(8786)
+    script = (
+        block("dask scheduler")
+        .replace("10.0.0.1", LOOPBACK)
+        .replace("8786", str(port))
+        .replace(f"{LOOPBACK}:8787", f"{LOOPBACK}:0")
+    )
+    scheduler, worker, run = (shlex.split(line) for line in script.replace("\\\n", " ").splitlines())
+    with ExitStack() as held:
+        for command in (scheduler, worker):
+            process = subprocess.Popen([sys.executable, "-m", *command], cwd=tmp_path, stderr=subprocess.DEVNULL)
+            held.callback(process.wait, 30)
+            held.callback(process.terminate)
+        stranger = run_here(f"emseg run volume.zarr --scheduler tcp://{LOOPBACK}:{port}", tmp_path)
+        assert stranger.returncode == 2
+        skip_if_absent("run", run)
+        done = run_here(shlex.join(run), tmp_path)
+    assert done.returncode == 0, done.stderr
+    segment(volume, tmp_path / "alone.zarr", workers=0)
+    assert bytes_of(tmp_path / "volume.emseg.zarr") == bytes_of(tmp_path / "alone.zarr")
