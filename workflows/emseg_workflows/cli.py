@@ -132,6 +132,9 @@ def plan(volume: Path, model: str | None, roi: str | None, tile: Triple | None, 
 @click.option("--workers", type=click.IntRange(min=0), help="Worker processes; by default one per core. 0: no Dask.")
 @click.option("--host", metavar="ADDRESS", help="Address of this machine where workers on other hosts may join, in TLS.")
 @click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster whose scheduler is at this address.")
+@click.option("--tls-ca-file", type=click.Path(path_type=Path), help="The authority that the scheduler's certificate is from.")
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="The certificate to show to the scheduler.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="The key of that certificate.")
 @click.option(
     "--cluster",
     type=click.Choice(["local", "cuda", "srun", "slurm"]),
@@ -189,6 +192,9 @@ def run(
     workers: int | None,
     host: str | None,
     scheduler: str | None,
+    tls_ca_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     cluster: Literal["local", "cuda", "srun", "slurm"],
     gpus: tuple[int, ...] | None,
     workers_per_gpu: int,
@@ -233,6 +239,7 @@ def run(
                     workers=workers,
                     host=host,
                     scheduler=scheduler,
+                    tls=_tls(tls_ca_file, tls_cert, tls_key),
                     cluster=cluster,
                     gpus=gpus,
                     workers_per_gpu=workers_per_gpu,
@@ -295,7 +302,7 @@ def submit(
     from emseg_workflows.site import read_site  # noqa: PLC0415
 
     asked = run.make_context("emseg run", list(words)).params
-    for name in ("host", "scheduler", "gpus", "site", "requeue"):
+    for name in ("host", "scheduler", "tls_ca_file", "gpus", "site", "requeue"):
         if asked[name]:
             raise click.UsageError(f"--{name} is not for a run that is submitted: leave it out")
     others = {"partition": partition, "account": account, "qos": qos, "time": time, "gres": gres, "memory": memory}
@@ -445,6 +452,14 @@ def main() -> None:
         _leave(_stopped(signal.SIGINT), 130)
     except StoppedError as stopped:
         _leave(_stopped(stopped.number), 128 + stopped.number)
+
+
+def _tls(authority: Path | None, certificate: Path | None, key: Path | None) -> tuple[Path, Path, Path] | None:
+    if authority and certificate and key:
+        return authority, certificate, key
+    if authority or certificate or key:
+        raise click.UsageError("--tls-ca-file, --tls-cert and --tls-key go together: give all three, or none")
+    return None
 
 
 def _queue_again(volume: Path, output: Path | None) -> None:

@@ -120,6 +120,8 @@ class Placement:
     """Which GPUs, numbered as `nvidia-smi` does; None for each that is visible."""
     workers_per_gpu: int = 1
     """Most workers that may share a GPU, and how many are started on each."""
+    tls: tuple[Path, Path, Path] | None = None
+    """Files of the authority, the certificate and its key that the scheduler wants to see."""
     site: Site | None = None
     """What SLURM is told for each worker."""
     performance_report: Path | None = None
@@ -147,6 +149,12 @@ class Placement:
         if self.host is not None and (elsewhere is not None or self.workers == 0):
             other = f"those of {elsewhere}" if elsewhere is not None else "no workers at all"
             raise PlanError(f"a run listens on {self.host} for workers or uses {other}, not both: leave out one of them")
+        if self.tls is not None and self.scheduler is None:
+            raise PlanError(
+                "TLS files are for --scheduler, which is not given: add it, or leave out --tls-ca-file and the others"
+            )
+        if self.tls is not None and (missing := [str(file) for file in self.tls if not file.is_file()]):
+            raise PlanError(f"the TLS file {missing[0]} is not there: check its path")
         if self.performance_report is not None and self.workers == 0:
             raise PlanError(
                 "a performance report tells of Dask, which a run with 0 workers does without: raise --workers, or leave out "
@@ -259,7 +267,7 @@ def _new_client(placement: Placement, threads: int, place: Path, notify: Callabl
     )
 
     if placement.scheduler is not None:
-        return held.enter_context(running_cluster(placement.scheduler))
+        return held.enter_context(running_cluster(placement.scheduler, placement.tls))
     if placement.cluster == "cuda":
         try:
             from emseg_workflows.clusters.cuda import cuda_cluster  # noqa: PLC0415

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import resource_tracker
+from pathlib import Path
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
@@ -112,8 +113,8 @@ def far_away() -> bool:
 
 
 @contextmanager
-def running_cluster(address: str) -> Iterator[Client]:
-    """A client of a Dask cluster that somebody else has started.
+def running_cluster(address: str, tls: tuple[Path, Path, Path] | None = None) -> Iterator[Client]:
+    """A client of a Dask cluster that somebody else has started, which may want an authority, a certificate and its key.
 
     Raises
     ------
@@ -121,7 +122,7 @@ def running_cluster(address: str) -> Iterator[Client]:
         If no scheduler answers at the address.
     """
     try:
-        client = Client(address, timeout="20s")
+        client = Client(address, timeout="20s", security=None if tls is None else _security_of(*tls))
     except (OSError, TimeoutError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {address} ({error}): check the address") from error
     with client:
@@ -230,6 +231,11 @@ def signals_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _security_of(authority: Path, certificate: Path, key: Path) -> Security:
+    files = {"tls_ca_file": str(authority), "tls_client_cert": str(certificate), "tls_client_key": str(key)}
+    return Security(require_encryption=True, **files)
 
 
 def _check_own(host: str) -> None:

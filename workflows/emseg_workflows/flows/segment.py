@@ -56,6 +56,7 @@ def segment(
     workers: int | None = None,
     host: str | None = None,
     scheduler: str | None = None,
+    tls: tuple[Path, Path, Path] | None = None,
     client: Client | None = None,
     cluster: ClusterKind = "local",
     gpus: tuple[int, ...] | None = None,
@@ -95,6 +96,8 @@ def segment(
         Address of this machine where workers on other hosts may join, in TLS; None for loopback alone.
     scheduler, client
         A running Dask cluster to use instead, by the address of its scheduler or by a client.
+    tls
+        Files of the authority, the certificate and its key that the scheduler wants to see.
     cluster
         What workers are started on: the cores of this machine, or with ``cuda`` its GPUs, one on each.
     gpus
@@ -125,7 +128,7 @@ def segment(
     """
     notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
     report = Path(performance_report) if performance_report is not None else None
-    placement = Placement(workers, host, scheduler, client, cluster, gpus, workers_per_gpu, site, report)
+    placement = Placement(workers, host, scheduler, client, cluster, gpus, workers_per_gpu, tls, site, report)
     device = device or placement.default_device
     volume, model_path = Path(volume), resolve_model(model)
     source = open_volume(volume)
