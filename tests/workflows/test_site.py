@@ -4,6 +4,7 @@ import os
 import stat
 import sys
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from runs import emseg, save_volume, texture
@@ -13,6 +14,7 @@ from emseg_workflows.flows import requeue
 from emseg_workflows.placement import Placement
 from emseg_workflows.site import Site, read_site
 from emseg_workflows.slurm_job import SlurmJob, seconds_of
+from emseg_workflows.stop import Stop
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "slurm" / "site.toml"
 
@@ -37,6 +39,21 @@ def test_what_is_given_wins_over_the_site() -> None:
 def test_what_slurm_would_not_understand(values: dict[str, object]) -> None:
     with pytest.raises(InputError):
         Site(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"), [("", None), ("90", 5400), ("2:30", 150), ("4:00:00", 14400), ("1-12", 129600), ("1-0:30", 88200)]
+)
+def test_a_time_is_read_as_slurm_reads_it(time: str, seconds: float | None) -> None:
+    assert Site(time=time).seconds == seconds
+
+
+@pytest.mark.parametrize(("left", "waits"), [(None, 10), (60, 45), (25, 10), (3600, 10)])
+def test_a_warning_that_comes_early_leaves_blocks_the_time_there_is(left: float | None, waits: float) -> None:
+    stop = Stop(10, left)
+    before = monotonic()
+    stop.ask()
+    assert stop._deadline == pytest.approx(before + waits, abs=0.5)
 
 
 @pytest.mark.parametrize(

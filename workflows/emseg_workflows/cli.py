@@ -22,6 +22,7 @@ import click
 from emseg import __version__
 from emseg.box import Triple, triple
 from emseg.errors import EmsegError
+from emseg_workflows.slurm_job import SlurmJob
 from emseg_workflows.stop import Stop, StoppedError
 
 if TYPE_CHECKING:
@@ -217,7 +218,8 @@ def run(
     as_json: bool,
 ) -> None:
     """Segment VOLUME, or go on with a run that was stopped."""
-    stop = Stop(grace)
+    job = SlurmJob.here() if requeue else None
+    stop = Stop(grace, job.seconds_left() if job else None)
     restarted = requeue and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # what is begun anew is so once
     try:
         with stop.on_signals():

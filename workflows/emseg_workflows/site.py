@@ -50,13 +50,25 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.time and not re.fullmatch(r"(\d+-)?\d+(:\d{1,2}){0,2}", self.time):
-            raise InputError(f"time is {self.time!r}, but SLURM wants hours:minutes:seconds, days-hours or minutes")
+            raise InputError(f"time is {self.time!r}, but SLURM wants hours:minutes:seconds, days-hours, or minutes")
         if self.memory and not re.fullmatch(r"\d+[KMGT]?", self.memory):
             raise InputError(f"memory is {self.memory!r}, but SLURM wants a whole number and a unit, 16G")
         if self.cpus < 0:
             raise InputError(f"cpus is {self.cpus}, but a worker needs at least one core; 0 is for one per thread")
         if any("\n" in text for text in (*self.options, self.partition, self.account, self.qos, self.gres, self.scratch)):
             raise InputError("a value of the site has a line break: give each option of its own")
+
+    @property
+    def seconds(self) -> float | None:
+        """Longest that a job may take; None for the site's own limit."""
+        if not self.time:
+            return None
+        days, _, clock = self.time.rpartition("-")
+        given = [int(part) for part in clock.split(":")]
+        # days-hours[:minutes[:seconds]]; without days minutes, minutes:seconds or hours:minutes:seconds
+        whole = [*given, 0, 0][:3] if days else {1: [0, *given, 0], 2: [0, *given], 3: given}[len(given)]
+        hours, minutes, seconds = whole
+        return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
 
     @property
     def each_task(self) -> tuple[str, ...]:

@@ -12,6 +12,11 @@ from types import FrameType
 GRACE = 20.0
 """Seconds that blocks in hand get to end: SLURM kills 30 s after its first signal, unless told otherwise."""
 
+EARLY = 90.0
+"""Seconds by which the warning of a batch system may come before it was asked for."""
+LAST = 15.0
+"""Seconds that are left for the report."""
+
 
 class StoppedError(BaseException):
     """A signal asked to stop at once."""
@@ -24,8 +29,10 @@ class StoppedError(BaseException):
 class Stop:
     """Whether the run shall stop, and for how long it may still wait for blocks in hand."""
 
-    def __init__(self, grace: float = GRACE) -> None:
+    def __init__(self, grace: float = GRACE, seconds_left: float | None = None) -> None:
+        """`seconds_left` until a batch system ends this process, if that is known: its warning may come early."""
         self._grace = grace
+        self._end = None if seconds_left is None else monotonic() + seconds_left - LAST
         self._deadline: float | None = None
         self.number = 0
         """The signal that asked for it; 0 if none did."""
@@ -42,8 +49,10 @@ class Stop:
 
     def ask(self, number: int = 0) -> None:
         """Ask to stop."""
+        now = monotonic()
+        early = 0.0 if self._end is None else self._end - now
         self.number = number
-        self._deadline = monotonic() + self._grace
+        self._deadline = now + (early if self._grace < early < self._grace + EARLY else self._grace)
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:

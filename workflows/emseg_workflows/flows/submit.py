@@ -20,11 +20,12 @@ from emseg_workflows.flows.places import check_output_place, default_output
 from emseg_workflows.flows.segment import plan_run
 from emseg_workflows.site import JOBS, Site, logs_of
 from emseg_workflows.slurm_job import ANSWER
+from emseg_workflows.stop import LAST
 
-LEAD = 120
-"""Seconds before its end at which SLURM signals the driver; the signal may come a minute earlier."""
-LAST = 15
-"""Seconds of these that are left for the report."""
+LEADS = (30, 120)
+"""Least and most seconds before its end at which SLURM signals the driver; the signal may come a minute earlier."""
+SHARE = 0.1
+"""Share of the job's time that this is in between."""
 DRIVER_MEMORY = 2 * 2**30
 """Bytes of memory of scheduler and driver."""
 ROOM = 1.25
@@ -112,7 +113,7 @@ def submit(submission: Submission) -> str:
 
 
 def _script(output: Path, options: Sequence[str], site: Site, workers: int, elastic: bool) -> str:
-    folder = logs_of(output)
+    folder, lead = logs_of(output), _lead(site.seconds)
     if elastic:
         size = ["--ntasks=1", "--cpus-per-task=1", f"--mem={_megabytes(DRIVER_MEMORY)}"]
     else:
@@ -121,7 +122,7 @@ def _script(output: Path, options: Sequence[str], site: Site, workers: int, elas
         f"--job-name=emseg-{output.name}",
         *size,
         *site.header,
-        f"--signal=B:TERM@{LEAD}",
+        f"--signal=B:TERM@{lead}",
         "--requeue",
         "--open-mode=append",
         f"--chdir={Path.cwd()}",
@@ -137,7 +138,7 @@ def _script(output: Path, options: Sequence[str], site: Site, workers: int, elas
         str(folder / "site.toml"),
         "--requeue",
     ]
-    words += ["--grace", str(LEAD - LAST)]
+    words += ["--grace", f"{lead - LAST:g}"]
     return "\n".join(
         [
             "#!/bin/bash",
@@ -149,6 +150,11 @@ def _script(output: Path, options: Sequence[str], site: Site, workers: int, elas
             "",
         ]
     )
+
+
+def _lead(seconds: float | None) -> int:
+    least, most = LEADS
+    return most if seconds is None else round(min(most, max(least, SHARE * seconds)))
 
 
 def _memory_for(site: Site) -> list[str]:
