@@ -117,18 +117,18 @@ def test_out_of_time_it_queues_itself_again(site: Site) -> None:
 @pytest.mark.parametrize("elastic", [False, True])
 def test_a_run_longer_than_its_jobs_may_be(elastic: bool, site: Site) -> None:
     """Nobody asks it to: SLURM's own limits do. No block is computed twice."""
-    save_volume(site.folder / "long.zarr", texture((640, 150, 150), seed=1), (32, 64, 64))
-    output = f"limit-{elastic}.zarr"
+    volume, output, whole = (f"{name}-{elastic}.zarr" for name in ("big", "limited", "whole"))
+    save_volume(site.folder / volume, texture((640, 150, 150), seed=1), (32, 64, 64))
     options = ("--workers", "1", "--time", "2", *(("--elastic",) if elastic else ()))
-    said = site.emseg("submit", "long.zarr", "-o", output, "--device", "cpu", *SMALL, *options)
+    said = site.emseg("submit", volume, "-o", output, "--device", "cpu", *SMALL, *options)
     job = said.split()[1]
     site.slurm.wait_for(job, "COMPLETED", seconds=1100)
     assert site.slurm.job(job)["restarts"] >= 1
     blocks = [line["block"] for line in site.events(output, "block")]
     assert sorted(blocks) == list(range(len(shards(site.folder / output)))), "a block was computed twice"
-    done = emseg("run", "long.zarr", "-o", "whole.zarr", "--workers", "2", cwd=site.folder)
+    done = emseg("run", volume, "-o", whole, "--workers", "2", cwd=site.folder)
     assert done.returncode == 0, done.stderr
-    assert bytes_of(site.folder / output) == bytes_of(site.folder / "whole.zarr")
+    assert bytes_of(site.folder / output) == bytes_of(site.folder / whole)
     assert not list(site.folder.glob(f".{output}.tls-*"))
 
 
