@@ -227,8 +227,8 @@ def test_watching_until_the_run_ends(output: Path, monkeypatch: pytest.MonkeyPat
     """However long a look takes, most of the time is left to others."""
     stored, slept = open_output(output), []
     clock = iter(range(0, 100, 3))
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(module.time, "sleep", slept.append)
+    monkeypatch.setattr(module, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(module, "sleep", slept.append)
     looks = []
     with take_lease(FolderRecords(stored.records), output).held() as lease:
         for found in watch(output, 5.0):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -160,12 +161,12 @@ def watch(output: str | Path, every: float) -> Iterator[Status]:
         As `status`.
     """
     while True:
-        began = time.monotonic()
+        began = monotonic()
         found = status(output)
         yield found
         if not found.running:
             return
-        time.sleep(max(every, (time.monotonic() - began) / LOOKING))
+        sleep(max(every, (monotonic() - began) / LOOKING))
 
 
 def named(what: str, failures: tuple[Failure, ...]) -> Iterator[str]:
