@@ -111,7 +111,7 @@ def test_a_run_is_watched(page: Page, address: str, tmp_path: Path) -> None:
     assert run.poll() is None, "it was over before anybody looked: make the volume larger"
     assert before["done"] - IN_FLIGHT <= shown["done"] <= after["done"] < after["blocks"]
     assert shown["blocks"] == after["blocks"] == sum(shown[state] for state in ("done", "running", "failed", "waiting"))
-    assert shown["running"] > 0
+    page.wait_for_function(f"+{SHOWN.replace('emseg-done', 'emseg-running')}.innerText > 0")
     page.wait_for_timeout(3000)
     page.screenshot(path=tmp_path / "emseg.png")
     assert {(43, 123, 186), (245, 166, 35), (223, 227, 232)} <= colours(tmp_path / "emseg.png"), "done, running, waiting"

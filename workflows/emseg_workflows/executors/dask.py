@@ -269,6 +269,7 @@ class Session:
             self._submit(key, attempt.worker, segment, self._run, attempt.block)
         for future, result in self._wait():
             yield from self._receive(future, result)
+        yield self._in_hand()
 
     def abandon(self) -> None:
         """Give all blocks in hand back, blaming nobody."""
@@ -318,7 +319,6 @@ class Session:
             self._restart(worker)
         if self._supply is not None and self._supply.lasting and not self._dispatch.stopped:
             yield from self._retire(self._dispatch.spent(monotonic()))
-        yield self._in_hand()
 
     def _retire(self, workers: set[str]) -> Iterator[Progressed]:
         """Let workers go whose time is too short for another block; others with more time take their places."""
