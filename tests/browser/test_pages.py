@@ -73,10 +73,18 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             process.wait()
 
 
-def numbers(page: Page) -> dict[str, int]:
-    """Blocks by state, as the page shows them."""
-    shown = {name: page.locator(f".emseg-{name}").inner_text() for name in ("done", "running", "failed", "waiting", "blocks")}
-    return {name: int(text.replace(",", "")) for name, text in shown.items()}
+NUMBERS = """() => {
+    const shown = {};
+    (function look(root) {
+        for (const node of root.querySelectorAll('*')) {
+            const name = (node.classList.value.match(/^emseg-(\\w+)$/) || [])[1];
+            if (name) shown[name] = +node.innerText.replaceAll(',', '');
+            if (node.shadowRoot) look(node.shadowRoot);
+        }
+    })(document);
+    return shown;
+}"""
+"""Blocks by state as the page shows them at one moment, in whichever shadow tree of Bokeh they are."""
 
 
 def told(output: Path) -> dict[str, int]:
@@ -92,26 +100,32 @@ def colours(picture: Path) -> set[tuple[int, int, int]]:
 
 
 def test_a_run_is_watched(page: Page, address: str, tmp_path: Path) -> None:
-    volume, output = (
-        save_volume(tmp_path / "volume.zarr", tifffile.imread(SAMPLE)[:, :200, :200], (20, 64, 64)),
-        tmp_path / "out.zarr",
-    )
-    run = emseg_process("run", volume, "-o", output, "--scheduler", address)
+    output = tmp_path / "out.zarr"
+    volume = save_volume(tmp_path / "volume.zarr", tifffile.imread(SAMPLE)[:, :200, :200], (20, 64, 64))
+    with emseg_process("run", volume, "-o", output, "--scheduler", address) as run:
+        try:
+            watch(page, run, output, tmp_path)
+        finally:
+            run.kill()
+
+
+def watch(page: Page, run: subprocess.Popen[str], output: Path, tmp_path: Path) -> None:
+    """Look at the pages of a run that has just been started, until after its end."""
     said = ""
     assert run.stderr is not None
     while "map " not in said:
         line = run.stderr.readline()
         assert line, said
         said += line
-    where = re.findall(r"^(?:map|dashboard) +(\S+)$", said, re.MULTILINE)[-1]
+    where = re.findall(r"^map +(\S+)$", said, re.MULTILINE)[-1]
     page.goto(where, wait_until="domcontentloaded")
     page.wait_for_function("() => document.title == 'emseg'")
-    page.wait_for_function(f"{SHOWN} && +{SHOWN}.innerText > 0", timeout=100_000)
-    before, shown, after = told(output), numbers(page), told(output)
+    page.wait_for_function(f"() => ({NUMBERS})().done > 0", timeout=100_000)
+    before, shown, after = told(output), page.evaluate(NUMBERS), told(output)
     assert run.poll() is None, "it was over before anybody looked: make the volume larger"
     assert before["done"] - IN_FLIGHT <= shown["done"] <= after["done"] < after["blocks"]
     assert shown["blocks"] == after["blocks"] == sum(shown[state] for state in ("done", "running", "failed", "waiting"))
-    page.wait_for_function(f"+{SHOWN.replace('emseg-done', 'emseg-running')}.innerText > 0")
+    page.wait_for_function(f"() => ({NUMBERS})().running > 0")
     page.wait_for_timeout(3000)
     page.screenshot(path=tmp_path / "emseg.png")
     assert {(43, 123, 186), (245, 166, 35), (223, 227, 232)} <= colours(tmp_path / "emseg.png"), "done, running, waiting"
@@ -125,20 +139,10 @@ def test_a_run_is_watched(page: Page, address: str, tmp_path: Path) -> None:
     _, said = run.communicate(timeout=200)
     assert run.returncode == 0, said
     page.goto(where, wait_until="domcontentloaded")
-    page.wait_for_function(f"{SHOWN} && {SHOWN}.innerText == '{shown['blocks']}'")
-    found, shown = told(output), numbers(page)
+    page.wait_for_function(f"() => ({NUMBERS})().done == {shown['blocks']}")
+    found, shown = told(output), page.evaluate(NUMBERS)
     assert found == {"done": shown["done"], "failed": shown["failed"], "left": shown["waiting"], "blocks": shown["blocks"]}
     page.wait_for_timeout(3000)
     page.screenshot(path=tmp_path / "end.png")
     grey_or_green = np.asarray(Image.open(tmp_path / "end.png").convert("RGB"))[500:, 800:]
     assert len(np.unique(grey_or_green.reshape(-1, 3), axis=0)) > 100, "no picture of the newest slice"
-
-
-SHOWN = """(function find(root) {
-    for (const node of root.querySelectorAll('*')) {
-        if (node.classList.contains('emseg-done')) return node;
-        const found = node.shadowRoot && find(node.shadowRoot);
-        if (found) return found;
-    }
-})(document)"""
-"""The number of blocks that are done, in whichever shadow tree of Bokeh it is."""
