@@ -16,8 +16,9 @@ from urllib.request import urlopen
 
 import pytest
 from distributed import Client
-from runs import PLANAR, emseg, save_random_model, save_volume, texture
+from runs import PLANAR, emseg, save_random_model, save_volume, shards, texture
 
+from emseg.box import Box
 from emseg.errors import OutputError, PlanError
 from emseg.store.output import open_output
 from emseg_workflows.clusters.local import LOOPBACK, local_cluster
@@ -225,17 +226,24 @@ def test_a_performance_report_that_cannot_be(folder: Path, tmp_path: Path) -> No
 
 
 def test_the_newest_slice(folder: Path, tmp_path: Path) -> None:
-    """Raw beside labels, thinned out to a few pixels."""
+    """Raw beside labels, around the block, thinned out to a few pixels."""
     volume, out = save_volume(tmp_path / "volume.zarr", texture((3, 700, 90))), tmp_path / "out.zarr"
     segment(volume, out, model=folder / "model.safetensors", workers=0)
     stored = open_output(out)
-    opening = Opening("run", str(volume), str(out), len(stored.classes), stored.region, (1, 1, 1), stored.unit, (1, 1, 1), b"")
-    raw, both, box = draw_slice(opening, stored.region)
+    region, unit = stored.region, stored.unit
+    opening = Opening("run", str(volume), str(out), len(stored.classes), region, (1, 1, 1), unit, (1, 1, 1), b"")
+    raw, both, box = draw_slice(opening, region)
     assert raw.shape == both.shape == (234, 30)
     assert max(raw.shape) <= MOST_PIXELS
     assert str(box) == "1:2,0:700,0:90"
     assert len({*raw.ravel().tolist()}) > 50
     labels = stored.read_labels(box)[0, ::3, ::3]
     assert ((raw == both) == (labels == 0)).mean() > 0.99
+    block = Box((0, 512, 80), (3, 528, 90))
+    assert str(draw_slice(opening, block)[2]) == "1:2,392:648,0:90"
+    for shard in shards(out):
+        shard.unlink()
+    raw, both, _ = draw_slice(opening, block)
+    assert (raw == both).all(), "what is not computed has no colour"
     with pytest.raises(OutputError, match="/nowhere"):
         draw_slice(replace(opening, output="/nowhere"), box)

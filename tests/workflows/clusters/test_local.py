@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import sleep
 from urllib.error import HTTPError
@@ -235,9 +235,10 @@ def test_a_worker_that_dies_while_it_starts_is_replaced() -> None:
     """Its nanny gives up then."""
     with local_cluster(1, 1) as client:
         for _ in range(6):
-            family = psutil.Process().children()
-            for process in [child for child in family if "spawn_main" in " ".join(child.cmdline())]:
-                process.kill()
+            for process in psutil.Process().children():
+                with suppress(psutil.Error):  # it has ended by itself
+                    if "spawn_main" in " ".join(process.cmdline()):
+                        process.kill()
             sleep(0.3)
         client.wait_for_workers(1, timeout=PATIENCE)
         while not (found := client.run(os.getpid, on_error="ignore")):

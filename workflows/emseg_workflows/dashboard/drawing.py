@@ -19,6 +19,8 @@ GAP = 14
 """Pixels between layers."""
 MOST_PIXELS = 320
 """Edge of the pictures of a slice; of a larger one, every second, third ... voxel is drawn."""
+AROUND = 256
+"""Voxels that are shown at least of a slice, if it has so many."""
 COLOURS = {State.WAITING: "#dfe3e8", State.RUNNING: "#f5a623", State.DONE: "#2b7bba", State.FAILED: "#c62828"}
 MARK = 0.75
 """How much of its colour a cell of many blocks takes from some that run or failed."""
@@ -83,23 +85,33 @@ def cell_words(board: Board, cell: int) -> str:
 
 
 def draw_slice(opening: Opening, block: Box) -> tuple[NDArray[np.uint32], NDArray[np.uint32], Box]:
-    """The middle z slice of a block, raw and with its labels over it, each ``(y, x) uint32`` RGBA; and where it is.
+    """The middle z slice of a block and around it, raw and with labels over it, each ``(y, x) uint32`` RGBA; and its box.
 
     Raises
     ------
     InputError
         If volume or output cannot be read from here.
     """
-    from emseg.store.output import open_output  # noqa: PLC0415  zarr takes a while to import
+    from emseg.store.ledger import NOT_COMPUTED  # noqa: PLC0415  zarr takes a while to import
+    from emseg.store.output import open_output  # noqa: PLC0415
     from emseg.store.volume import open_volume  # noqa: PLC0415
     from emseg_workflows.pictures import contrast, overlay  # noqa: PLC0415
 
-    middle = (block.start[0] + block.stop[0]) // 2
-    box = Box((middle, *block.start[1:]), (middle + 1, *block.stop[1:]))
+    z = (block.start[0] + block.stop[0]) // 2
+    (top, bottom), (left, right) = (_around(block, opening.region, axis) for axis in (1, 2))
+    box = Box((z, top, left), (z + 1, bottom, right))
     every = -(-max(box.shape) // MOST_PIXELS)
     labels = open_output(Path(opening.output)).read_labels(box)[0, ::every, ::every]
     grey = contrast(open_volume(Path(opening.volume)).read(box)[0, ::every, ::every])
-    return _rgba(grey), _rgba(overlay(grey, labels, opening.classes)), box
+    return _rgba(grey), _rgba(overlay(grey, np.where(labels == NOT_COMPUTED, 0, labels), opening.classes)), box
+
+
+def _around(block: Box, region: Box, axis: int) -> tuple[int, int]:
+    """Start and stop along an axis: the block, and beside it as much as is shown at least, within the region."""
+    first, last = region.start[axis], region.stop[axis]
+    length = min(max(block.shape[axis], AROUND), last - first)
+    start = min(max(first, (block.start[axis] + block.stop[axis] - length) // 2), last - length)
+    return start, start + length
 
 
 def _rgba(pixels: NDArray[np.uint8]) -> NDArray[np.uint32]:

@@ -165,7 +165,7 @@ class RunView:
         }
         (z, *starts), (_, *stops) = box.start, box.stop
         y, x = (f"{start}:{stop}" for start, stop in zip(starts, stops, strict=True))
-        self._caption.text = _small(f"<b>Newest slice</b>, raw and with its labels: z {z}, y {y}, x {x}")
+        self._caption.text = _small(f"<b>Newest slice</b>, raw and with labels: z {z}, y {y}, x {x}")
 
     def _new_map(self) -> Any:
         board = self.board
@@ -228,7 +228,7 @@ class RunView:
 
 def _bare(**options: Any) -> Any:
     """A plot without axes."""
-    plot = figure(toolbar_location=None, tools="", min_border=0, **options)
+    plot = figure(toolbar_location=None, tools="", min_border=0, frame_align=False, **options)
     plot.axis.visible = plot.grid.visible = False
     plot.outline_line_color = None
     return plot
