@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet -c deploy/constraints.txt
 
-.PHONY: demo test lint slurm faults fuzz bench clean
+.PHONY: demo test lint slurm browser faults fuzz bench clean
 
 demo: .venv/demo
 	$(BIN)/python examples/segment_sample.py demo
@@ -15,6 +15,12 @@ test: lint
 slurm: .venv/test
 	tests/slurm/setup
 	$(BIN)/pytest tests/slurm
+
+# A browser that looks at the dashboard; installs Chromium from Debian's packages, so it must be root. `make test` has
+# these tests too, and skips them without a browser.
+browser: .venv/test
+	tests/browser/setup
+	$(BIN)/pytest tests/browser
 
 lint: .venv/test
 	$(BIN)/ruff check .

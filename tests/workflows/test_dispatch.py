@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emseg.grid.plan import Block
-from emseg.outcome import Outcome
+from emseg.outcome import Outcome, Seconds
 from emseg.specs.model import ModelSpec
 from emseg_workflows.dispatch import AHEAD, BACK_OFF, LONE, OUTAGE, SUSPECT, Attempt, Dispatch, Policy
 from emseg_workflows.events import BlockEnded, BlockRetried
@@ -234,3 +234,20 @@ def test_asked_to_stop_it_waits_for_what_is_in_hand_alone() -> None:
     assert not made.dispatch.finished
     made.run(random.Random(0))
     assert len(made.ended) == in_hand < len(PLAN)
+
+
+def test_a_worker_near_its_end_gets_no_block_that_it_cannot_finish() -> None:
+    dispatch = Dispatch(iter(PLAN), Policy(TIMEOUT))
+    dispatch.join("short", 1, end=100.0)
+    dispatch.join("endless", 1)
+    first = dispatch.assign(0.0)
+    for attempt in first:
+        outcome = Outcome(attempt.block.index, "done", attempt.block.write.voxels, Seconds(predict=10.0))
+        dispatch.ended(attempt, outcome, 10.0)
+    for now, wanted in ((75.0, 2), (85.0, 1), (91.0, 0)):
+        made = [attempt for attempt in dispatch.assign(now) if attempt.worker == "short"]
+        assert len(made) == wanted, f"{wanted} blocks of 10 s fit from {now} to 100"
+        assert (not made) == (dispatch.spent(now) == {"short"})
+        for attempt in dispatch.in_hand:
+            dispatch.ended(attempt, done(attempt.block), now)
+    assert any(attempt.worker == "endless" for attempt in dispatch.assign(1000.0))

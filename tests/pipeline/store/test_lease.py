@@ -370,3 +370,18 @@ def test_an_orphan_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest.Monk
 def voxels(path: Path) -> dict[Path, bytes]:
     """The files with voxels, and what is in them."""
     return {file: file.read_bytes() for file in path.rglob("c/**/*") if file.is_file()}
+
+
+def test_a_job_that_was_queued_again_knows_that_its_former_self_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On whichever node that was: it does not wait for its own heartbeat to grow old."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    away = Holder("node3", "another boot", 4711, "1", "7", 1)
+    assert away.dead(0.0)
+    for other in (replace(away, restarts=2), replace(away, job="8"), replace(away, job="", restarts=0)):
+        assert not other.dead(0.0)
+        assert other.dead(STALE + 1)
+    here = Holder.here()
+    assert (here.job, here.restarts) == ("7", 2)
+    assert str(here).endswith("in job 7")
+    assert not here.dead(0.0)

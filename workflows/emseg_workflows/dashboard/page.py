@@ -165,7 +165,7 @@ class RunView:
         }
         (z, *starts), (_, *stops) = box.start, box.stop
         y, x = (f"{start}:{stop}" for start, stop in zip(starts, stops, strict=True))
-        self._caption.text = _small(f"<b>Newest slice</b>, raw and with labels: z {z}, y {y}, x {x}")
+        self._caption.text = _small(f"<b>Newest slice</b>: z {z}, y {y}, x {x}")
 
     def _new_map(self) -> Any:
         board = self.board
