@@ -168,6 +168,28 @@ def test_a_scheduler_of_others(folder: Path, tmp_path: Path) -> None:
     assert [Path(known["output"]).name for known in runs] == ["failed.zarr", "sound.zarr"]
 
 
+def test_a_scheduler_that_has_forgotten_the_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was started anew: it is told all again."""
+    monkeypatch.setattr(feed, "EVERY", 0.0)
+    pages: list[dict[str, Any]] = []
+    started: list[RunStarted] = []
+
+    def watch(event: Event) -> None:
+        match event:
+            case RunStarted():
+                started.append(event)
+            case BlockEnded():
+                pages.append(newest(started[0]))
+                if len(pages) == 5:
+                    client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.extensions["emseg"].known.clear())
+
+    with local_cluster(1, 2) as client:
+        segment(
+            folder / "volume.zarr", tmp_path / "out.zarr", model=folder / "model.safetensors", client=client, on_event=watch
+        )
+    assert [page["done"] for page in pages] == list(range(1, len(pages) + 1))
+
+
 @pytest.mark.parametrize(("lacking", "why"), [("a dashboard", "it has no dashboard"), ("our page", "dashboard")])
 def test_a_scheduler_that_shows_no_map(lacking: str, why: str, folder: Path, tmp_path: Path) -> None:
     """The run says so, and goes on."""
