@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,22 @@ from emseg.store import lease as leases
 from emseg.store.lease import STALE, Holder, Lease, Token, newest_run, take_lease, tenure
 from emseg.store.output import Form, create_output, open_output
 from emseg.store.records import FolderRecords, Records
+
+
+@pytest.fixture(autouse=True)
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No lease that a test took beats on in the tests after it."""
+    taken: list[Lease] = []
+
+    class Watched(Lease):
+        def __init__(self, records: Records, run: int, holder: Holder) -> None:
+            taken.append(self)
+            super().__init__(records, run, holder)
+
+    monkeypatch.setattr(leases, "Lease", Watched)
+    yield
+    for lease in taken:
+        lease._stop()
 
 
 class ObjectStore:
