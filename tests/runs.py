@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import zarr
 from networks import probabilities_in_one_pass, random_network
@@ -23,6 +25,7 @@ from emseg.grid.stitch import QUANTA
 from emseg.model.file import load_model, save_model
 from emseg.specs.model import ModelSpec
 from emseg.specs.volume import VolumeSpec
+from emseg_workflows.clusters.local import LOOPBACK
 
 PLANAR = ModelSpec.unet(width=3, depth=1)
 CUBIC = ModelSpec(3, 1, ("inside", "membrane", "other"), ((3, 3, 3), (1, 1, 1)), ((2, 2, 2),))
@@ -130,3 +133,10 @@ def emseg(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
     with emseg_process(*arguments, **more) as process:
         out, err = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def own_address() -> str:
+    """An address of this machine that others reach, or loopback if it has none."""
+    addresses = [address for addresses in psutil.net_if_addrs().values() for address in addresses]
+    found = (address.address for address in addresses if address.family == socket.AF_INET)
+    return next((address for address in found if not address.startswith("127.")), LOOPBACK)

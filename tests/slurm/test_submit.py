@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import stat
@@ -22,6 +23,10 @@ from emseg_workflows.flows.record import lines_of
 pytestmark = pytest.mark.timeout(400)
 
 SMALL = ("--cpus", "1", "--memory", "1500M")
+LIMIT = 2
+"""Minutes that each job of a long run may take."""
+LONG = 180
+"""Seconds of computing in it."""
 
 
 class Site:
@@ -34,6 +39,8 @@ class Site:
         done = emseg("run", "volume.zarr", "-o", "local.zarr", "--workers", "0", cwd=folder)
         assert done.returncode == 0, done.stderr
         self.blocks = len(shards(folder / "local.zarr"))
+        took = sum(sum(line["seconds"].values()) for line in self.events("local.zarr", "block"))
+        self.slices_per_second = 64 / took
 
     def emseg(self, *words: object) -> str:
         """What a command prints that is given on the machine where jobs are submitted."""
@@ -118,8 +125,9 @@ def test_out_of_time_it_queues_itself_again(site: Site) -> None:
 def test_a_run_longer_than_its_jobs_may_be(elastic: bool, site: Site) -> None:
     """Nobody asks it to: SLURM's own limits do. No block is computed twice."""
     volume, output, whole = (f"{name}-{elastic}.zarr" for name in ("big", "limited", "whole"))
-    save_volume(site.folder / volume, texture((640, 150, 150), seed=1), (32, 64, 64))
-    options = ("--workers", "1", "--time", "2", *(("--elastic",) if elastic else ()))
+    slices = 32 * math.ceil(LONG * site.slices_per_second / 32)
+    save_volume(site.folder / volume, texture((slices, 150, 150), seed=1), (32, 64, 64))
+    options = ("--workers", "1", "--time", LIMIT, *(("--elastic",) if elastic else ()))
     said = site.emseg("submit", volume, "-o", output, "--device", "cpu", *SMALL, *options)
     job = said.split()[1]
     site.slurm.wait_for(job, "COMPLETED", seconds=1100)

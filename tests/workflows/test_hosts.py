@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from distributed import Client, Security
-from runs import bytes_of, emseg, emseg_process, save_volume, shards, texture
+from runs import bytes_of, emseg, emseg_process, own_address, save_volume, shards, texture
 
 from emseg.store.output import open_output
 from emseg_workflows.clusters.certificates import run_security
@@ -21,13 +21,6 @@ from emseg_workflows.events import BlockEnded, Event, Noticed
 from emseg_workflows.executors import dask
 from emseg_workflows.flows.record import lines_of
 from emseg_workflows.flows.segment import segment
-
-
-def own_address() -> str:
-    """An address of this machine that others reach, or loopback if it has none."""
-    addresses = [address for addresses in psutil.net_if_addrs().values() for address in addresses]
-    found = (address.address for address in addresses if address.family == socket.AF_INET)
-    return next((address for address in found if not address.startswith("127.")), LOOPBACK)
 
 
 def joined(output: Path) -> set[str]:

@@ -2,18 +2,21 @@
 
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from time import monotonic
 
 import pytest
+from distributed import Security
 from runs import emseg, save_volume, texture
 
 from emseg.errors import InputError, PlanError
+from emseg_workflows.clusters.slurm import _Job, _job_options
 from emseg_workflows.flows import requeue
 from emseg_workflows.placement import Placement
-from emseg_workflows.site import Site, read_site
-from emseg_workflows.slurm_job import SlurmJob, seconds_of
+from emseg_workflows.site import Site, read_site, seconds_of
+from emseg_workflows.slurm_job import SlurmJob
 from emseg_workflows.stop import Stop
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "slurm" / "site.toml"
@@ -62,6 +65,26 @@ def test_a_warning_that_comes_early_leaves_blocks_the_time_there_is(left: float 
 )
 def test_what_each_task_gets(gres: str, wanted: tuple[str, ...]) -> None:
     assert Site(gres=gres).each_task == wanted
+
+
+@pytest.mark.parametrize("time", ["", "4:00:00"])
+def test_a_worker_job_takes_as_long_as_the_site_says_or_as_the_site_lets_it(time: str, tmp_path: Path) -> None:
+    """dask-jobqueue would ask for half an hour if it is told nothing."""
+    site = Site(partition="gpu", account="lab", qos="high", time=time, gres="gpu:1", cpus=2, memory="4G", options=("--x=1",))
+    options = _job_options(2, site, Security(), tmp_path)
+    lines = _Job("tls://127.0.0.1:1", name="emseg-0", **options).job_script().splitlines()
+    asked = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
+    assert [line for line in asked if line.startswith(("-t", "--time"))] == [f"--time={time}"] * bool(time)
+    assert {"--partition=gpu", "--account=lab", "--qos=high", "--gres=gpu:1", "--x=1", "--mem=4G"} <= set(asked)
+    assert "--cpus-per-task=2" in asked
+
+
+def test_ctrl_c_still_reaches_the_driver() -> None:
+    """dask-jobqueue takes the signal for itself when it is imported."""
+    look = "import signal; before = signal.getsignal(signal.SIGINT); import emseg_workflows.clusters.slurm; "
+    look += "assert signal.getsignal(signal.SIGINT) is before, signal.getsignal(signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ Heavy imports stay inside the commands, so that ``emseg --help`` is quick.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sys
@@ -220,7 +219,7 @@ def run(
     """Segment VOLUME, or go on with a run that was stopped."""
     job = SlurmJob.here() if requeue else None
     stop = Stop(grace, job.seconds_left() if job else None)
-    restarted = requeue and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # what is begun anew is so once
+    restarted = job is not None and job.restarts > 0  # what is begun anew is so once
     try:
         with stop.on_signals():
             from emseg_workflows.console import RunConsole  # noqa: PLC0415

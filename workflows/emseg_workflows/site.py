@@ -13,6 +13,7 @@ from emseg_workflows.strict_toml import read_toml
 
 JOBS = "jobs"
 """File in the folder of logs with the number of each job that was submitted, a line each."""
+TIME = re.compile(r"(\d+-)?\d+(:\d{1,2}){0,2}")
 GPUS = re.compile(r"gpu(:[\w.-]+)?:(\d+)")
 
 
@@ -49,7 +50,7 @@ class Site:
     """More options of ``sbatch`` for each job, ``--constraint=a100``."""
 
     def __post_init__(self) -> None:
-        if self.time and not re.fullmatch(r"(\d+-)?\d+(:\d{1,2}){0,2}", self.time):
+        if self.time and seconds_of(self.time) is None:
             raise InputError(f"time is {self.time!r}, but SLURM wants hours:minutes:seconds, days-hours, or minutes")
         if self.memory and not re.fullmatch(r"\d+[KMGT]?", self.memory):
             raise InputError(f"memory is {self.memory!r}, but SLURM wants a whole number and a unit, 16G")
@@ -61,14 +62,7 @@ class Site:
     @property
     def seconds(self) -> float | None:
         """Longest that a job may take; None for the site's own limit."""
-        if not self.time:
-            return None
-        days, _, clock = self.time.rpartition("-")
-        given = [int(part) for part in clock.split(":")]
-        # days-hours[:minutes[:seconds]]; without days minutes, minutes:seconds or hours:minutes:seconds
-        whole = [*given, 0, 0][:3] if days else {1: [0, *given, 0], 2: [0, *given], 3: given}[len(given)]
-        hours, minutes, seconds = whole
-        return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
+        return seconds_of(self.time)
 
     @property
     def each_task(self) -> tuple[str, ...]:
@@ -121,3 +115,22 @@ def submitted_job(output: Path) -> str:
     except OSError:
         return ""
     return numbers[-1] if numbers and numbers[-1].isdecimal() else ""
+
+
+def seconds_of(time: str) -> float | None:
+    """Seconds of a time as SLURM reads and prints it; None for ``UNLIMITED`` and the like, or nothing.
+
+    Minutes, minutes:seconds, hours:minutes:seconds, or days-hours with any of these behind.
+
+    Examples
+    --------
+    >>> seconds_of("1-02:03:04"), seconds_of("2:05"), seconds_of("90"), seconds_of("UNLIMITED")
+    (93784.0, 125.0, 5400.0, None)
+    """
+    if not TIME.fullmatch(time):
+        return None
+    days, _, clock = time.rpartition("-")
+    given = [int(part) for part in clock.split(":")]
+    whole = [*given, 0, 0][:3] if days else {1: [0, *given, 0], 2: [0, *given], 3: given}[len(given)]
+    hours, minutes, seconds = whole
+    return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)

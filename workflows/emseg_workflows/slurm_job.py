@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 from dataclasses import dataclass
 from time import time
 from typing import NoReturn, Self
+
+from emseg_workflows.site import seconds_of
 
 ANSWER = 20.0
 """Seconds that SLURM has to answer a question."""
@@ -26,6 +27,12 @@ class SlurmJob:
         """The job that this process runs in, if there is one."""
         number = os.environ.get("SLURM_JOB_ID", "")
         return cls(number) if number.isdecimal() else None
+
+    @property
+    def restarts(self) -> int:
+        """How often this process's job was queued again."""
+        restarts = os.environ.get("SLURM_RESTART_COUNT", "")  # not set at first
+        return int(restarts) if restarts.isdecimal() else 0
 
     def state(self) -> str:
         """``RUNNING``, ``PENDING (Resources)``, ...; empty if SLURM does not know the job any more, or does not answer."""
@@ -45,33 +52,19 @@ class SlurmJob:
         os.execvp("scontrol", ["scontrol", "requeue", self.number])
 
     def _ask(self, what: str) -> str:
-        if not shutil.which("squeue"):
-            return ""
-        try:
-            done = subprocess.run(
-                ["squeue", "--noheader", f"--jobs={self.number}", f"--format={what}"],
-                capture_output=True,
-                text=True,
-                timeout=ANSWER,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return ""
-        return done.stdout.strip()
+        return _squeue(f"--jobs={self.number}", f"--format={what}") or ""
 
 
-def seconds_of(left: str) -> float | None:
-    """Seconds of a time as SLURM prints it, ``days-hours:minutes:seconds``; None for ``UNLIMITED`` and the like.
+def states_of_jobs() -> dict[str, str] | None:
+    """``RUNNING``, ``PENDING``, ... for each job of this user, by its number; None if SLURM does not answer."""
+    said = _squeue("--me", "--format=%A %T")
+    return None if said is None else dict(line.split(maxsplit=1) for line in said.splitlines() if " " in line)
 
-    Examples
-    --------
-    >>> seconds_of("1-02:03:04"), seconds_of("2:05"), seconds_of("UNLIMITED")
-    (93784.0, 125.0, None)
-    """
-    if not re.fullmatch(r"(\d+-)?(\d+:)?\d+:\d+|\d+-\d+(:\d+)?", left):
+
+def _squeue(*options: str) -> str | None:
+    """What ``squeue`` says; None if it does not answer, or refuses."""
+    try:
+        done = subprocess.run(["squeue", "--noheader", *options], capture_output=True, text=True, timeout=ANSWER)
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    days, _, clock = left.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    while len(parts) < 3:
-        parts = [*parts, 0] if days else [0, *parts]
-    hours, minutes, seconds = parts
-    return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
+    return None if done.returncode else done.stdout.strip()

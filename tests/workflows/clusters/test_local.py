@@ -23,6 +23,7 @@ import pytest
 from distributed import Client, Security
 from distributed.comm import connect
 from distributed.system import MEMORY_LIMIT
+from runs import own_address
 
 from emseg_workflows.clusters import local
 from emseg_workflows.clusters.certificates import run_security
@@ -30,13 +31,6 @@ from emseg_workflows.clusters.local import LOOPBACK, default_workers, local_clus
 
 PATIENCE = 30
 """Seconds."""
-
-
-def own_address() -> str:
-    """An address of this machine that others reach, or loopback if it has none."""
-    addresses = [address for addresses in psutil.net_if_addrs().values() for address in addresses]
-    found = (address.address for address in addresses if address.family == socket.AF_INET)
-    return next((address for address in found if not address.startswith("127.")), LOOPBACK)
 
 
 OWN = own_address()

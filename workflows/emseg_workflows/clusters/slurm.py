@@ -6,18 +6,17 @@ Both speak TLS with the certificate of the run alone. What is lost is replaced; 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import dask
-from dask_jobqueue.slurm import SLURMJob
 from distributed import Client, Security, Status
 from distributed.deploy.spec import ProcessInterface
 from distributed.utils import get_ip, get_ip_interface
@@ -25,7 +24,12 @@ from distributed.utils import get_ip, get_ip_interface
 from emseg.errors import InputError
 from emseg_workflows.clusters.local import DEATH, LOOPBACK, GuardedCluster, worker_options
 from emseg_workflows.site import Site
-from emseg_workflows.slurm_job import ANSWER
+from emseg_workflows.slurm_job import ANSWER, SlurmJob, states_of_jobs
+
+_on_interrupt = signal.getsignal(signal.SIGINT)
+from dask_jobqueue.slurm import SLURMJob  # noqa: E402
+
+signal.signal(signal.SIGINT, _on_interrupt)  # dask-jobqueue takes it on import: Ctrl-C would end a run at once
 
 GONE = "5s"
 """Time that a worker has to come back before its job is replaced."""
@@ -42,7 +46,7 @@ def step_cluster(workers: int, blocks_in_flight: int, site: Site, security: Secu
     InputError
         If this process is in no job.
     """
-    if "SLURM_JOB_ID" not in os.environ:
+    if SlurmJob.here() is None:
         raise InputError("--cluster srun starts workers within a SLURM job, but this process is in none: use `emseg submit`")
     options = worker_options(security, blocks_in_flight)
     options += ["--local-directory", os.path.expandvars(site.scratch)] if site.scratch else []
@@ -62,15 +66,20 @@ def step_cluster(workers: int, blocks_in_flight: int, site: Site, security: Secu
 @contextmanager
 def job_cluster(workers: int, blocks_in_flight: int, site: Site, security: Security, logs: Path) -> Iterator[Client]:
     """A client of a new cluster whose workers are jobs of their own, started, lost and replaced one by one."""
-    options = {
+    options = _job_options(blocks_in_flight, site, security, logs)
+    names = [f"emseg-{number}" for number in range(workers)]
+    spec = {name: {"cls": _Job, "options": {**options, "name": name}} for name in names}
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": GONE}):
+        yield from _client(_Jobs, spec, site, security)
+
+
+def _job_options(blocks_in_flight: int, site: Site, security: Security, logs: Path) -> dict[str, Any]:
+    return {
         "cores": blocks_in_flight,
         "memory": _dask_memory(site.memory),
         "processes": 1,
         "job_cpu": max(1, site.cpus),
         "job_mem": site.memory or None,
-        "queue": site.partition or None,
-        "account": site.account or None,
-        "walltime": site.time or None,
         "job_name": "emseg-worker",
         "log_directory": str(logs),
         "local_directory": site.scratch or None,
@@ -80,17 +89,10 @@ def job_cluster(workers: int, blocks_in_flight: int, site: Site, security: Secur
         "worker_command": WORKER,
         "worker_extra_args": ["--no-dashboard", "--dashboard-address", f"{LOOPBACK}:0"]
         + (["--interface", site.interface] if site.interface else []),
-        "job_extra_directives": [
-            *(f"--gres={site.gres}" for _ in range(bool(site.gres))),
-            *(f"--qos={site.qos}" for _ in range(bool(site.qos))),
-            *site.options,
-        ],
+        "job_directives_skip": [" -t "],  # half an hour, where the site was not asked for any time
+        "job_extra_directives": [*site.header, *(f"--gres={site.gres}" for _ in range(bool(site.gres)))],
         "job_script_prologue": [*site.prologue, "export OMP_NUM_THREADS=1"],
     }
-    names = [f"emseg-{number}" for number in range(workers)]
-    spec = {name: {"cls": _Job, "options": {**options, "name": name}} for name in names}
-    with dask.config.set({"distributed.deploy.lost-worker-timeout": GONE}):
-        yield from _client(_Jobs, spec, site, security)
 
 
 def _client(kind: type[GuardedCluster], spec: dict[Any, Any], site: Site, security: Security) -> Iterator[Client]:
@@ -127,9 +129,9 @@ class _Step(ProcessInterface):
     async def close(self) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
-            with contextlib.suppress(TimeoutError):
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), 10)
-            with contextlib.suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):
                 self._process.kill()
         await super().close()  # type: ignore[no-untyped-call]
 
@@ -161,23 +163,11 @@ class _Jobs(GuardedCluster):
     def stop_growing(self) -> None:
         """Start no more jobs, and cancel those that wait."""
         super().stop_growing()
-        states = _states() or {}
+        states = states_of_jobs() or {}
         waiting = [number for job in self.workers.values() if states.get(number := str(job.job_id)) == "PENDING"]
         if waiting:
             subprocess.run(["scancel", *waiting], capture_output=True, timeout=ANSWER)
 
     async def _lost(self) -> set[Any]:
-        states = await asyncio.to_thread(_states)
+        states = await asyncio.to_thread(states_of_jobs)
         return set() if states is None else {name for name, job in self.workers.items() if str(job.job_id) not in states}
-
-
-def _states() -> dict[str, str] | None:
-    """State of each job of this user, by its number; None if SLURM does not answer."""
-    command = ["squeue", "--noheader", "--me", "--format=%A %T"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if done.returncode:
-        return None
-    return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if " " in line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,18 +24,17 @@ def queue_again(volume: Path, output: Path | None, tell: Callable[[str], None]) 
         tell("not queued again: this process is in no SLURM job")
     elif not (state := job.state()).startswith("RUNNING"):
         tell(f"not queued again: the job is {state or 'not known to SLURM'}")
-    elif why := _in_vain(output or default_output(volume)):
+    elif why := _in_vain(output or default_output(volume), job.restarts):
         tell(f"not queued again: {why}")
     else:
         tell(f"job {job.number} queues itself again, to go on")
         job.requeue()
 
 
-def _in_vain(output: Path) -> str:
+def _in_vain(output: Path, restarts: int) -> str:
     """Why another run would lead nowhere; empty if it may."""
     if not output.exists():
-        restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
-        return f"no worker came in {restarts} runs" if int(restarts) >= WAITS else ""
+        return f"no worker came in {restarts} runs" if restarts >= WAITS else ""
     try:
         fruitless = fruitless_runs(open_output(output))
     except OutputError as error:

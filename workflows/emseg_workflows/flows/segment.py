@@ -139,7 +139,8 @@ def segment(
     begun = begun_recipe(place, overwrite)
     plan = _plan(source.spec, spec, box, tile, begun)
     check_chunks(source.spec, volume)
-    check_space(place, cost_of(plan, source.spec, probabilities).output_bytes)
+    cost = cost_of(plan, source.spec, probabilities)
+    check_space(place, cost.output_bytes)
     normalisation, volume_digest = survey(source, normalise)
 
     def recipe_for(numerics: Numerics) -> Recipe:
@@ -154,7 +155,7 @@ def segment(
     try:
         with open_executor(placement, threads, place.absolute(), stop, notify) as executor:
             check_chunks(source.spec, volume, executor.memory)
-            check_memory(cost_of(plan, source.spec, probabilities), executor.memory, plan, executor.workers)
+            check_memory(cost, executor.memory, plan, executor.workers)
             if device == "cuda" or placement.cluster == "cuda":
                 check_gpus(executor.gpus(device), workers_per_gpu, plan, device)
             numerics = executor.numerics(model_path.absolute(), plan.tile, threads, device)
