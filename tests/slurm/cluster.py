@@ -65,6 +65,8 @@ GresTypes=gpu
 ReturnToService=2
 MinJobAge=86400
 KillWait=5
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SlurmctldTimeout=30
 SlurmdTimeout=20
 StateSaveLocation={folder}/state
@@ -75,7 +77,8 @@ SlurmdLogFile={folder}/log/%n
 SlurmdSpoolDir={folder}/spool/%n
 SlurmdParameters=config_overrides
 Epilog={folder}/epilog
-PartitionName=normal Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=normal Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 NODE = "NodeName={node} NodeAddr={loopback} Port={port} CPUs=2 RealMemory=4000 Gres=gpu:{gpus} State=UNKNOWN\n"
 CGROUP_CONF = "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n"

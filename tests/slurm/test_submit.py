@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -23,10 +23,28 @@ from emseg_workflows.flows.record import lines_of
 pytestmark = pytest.mark.timeout(400)
 
 SMALL = ("--cpus", "1", "--memory", "1500M")
-LIMIT = 2
-"""Minutes that each job of a long run may take."""
-LONG = 180
-"""Seconds of computing in it."""
+SLOW = Path(__file__).with_name("slow_predictor.py")
+NOBODY = 65534
+STRANGER = """
+import os, sys
+from distributed import Client, Security
+from pathlib import Path
+address, keys, user = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+own = Security.temporary()
+os.setgid(user)
+os.setuid(user)
+for where, security in ((address, own), (address.replace("tls://", "tcp://"), None)):
+    try:
+        Client(where, security=security, timeout="3s")
+        print("let in")
+    except OSError as error:
+        print("kept out:", error)
+try:
+    print("read:", list(keys.iterdir()))
+except PermissionError as error:
+    print("kept out:", error)
+"""
+"""What another user of the cluster tries, who knows all that can be known."""
 
 
 class Site:
@@ -39,20 +57,26 @@ class Site:
         done = emseg("run", "volume.zarr", "-o", "local.zarr", "--workers", "0", cwd=folder)
         assert done.returncode == 0, done.stderr
         self.blocks = len(shards(folder / "local.zarr"))
-        took = sum(sum(line["seconds"].values()) for line in self.events("local.zarr", "block"))
-        self.slices_per_second = 64 / took
+        plan = emseg("plan", "volume.zarr", "--json", cwd=folder)
+        self.tiles = json.loads(plan.stdout)["cost"]["tiles"]
 
-    def emseg(self, *words: object) -> str:
+    def emseg(self, *words: object, **env: str) -> str:
         """What a command prints that is given on the machine where jobs are submitted."""
         command = [sys.executable, "-m", "emseg_workflows", *map(str, words)]
-        done = subprocess.run(command, cwd=self.folder, env=self.slurm.env, capture_output=True, text=True, timeout=60)
+        env = {**self.slurm.env, **env}
+        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def submit(self, output: str, *words: object) -> str:
-        """Number of a new job."""
-        said = self.emseg("submit", "volume.zarr", "-o", output, "--device", "cpu", *SMALL, *words)
+    def submit(self, output: str, *words: object, seconds: float = 0.0) -> str:
+        """Number of a new job; its predictions take so much longer together, on whatever machine."""
+        slow = {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(SLOW), "EMSEG_TEST_PAUSE": str(seconds / self.tiles)}
+        said = self.emseg("submit", "volume.zarr", "-o", output, "--device", "cpu", *SMALL, *words, **slow)
         return said.split()[1]
+
+    def address(self, output: str) -> str:
+        """Where the scheduler of a run listens, as its workers' logs say."""
+        return re.findall(r"Waiting to connect to: +(tls://\S+)", self.log(output))[-1]
 
     def wait_for_blocks(self, output: str, count: int) -> None:
         self.slurm.wait_until(lambda: len(shards(self.folder / output)) >= count, 120)
@@ -84,13 +108,17 @@ def site(slurm: SlurmCluster) -> Iterator[Site]:
     shutil.rmtree(folder)
 
 
-def test_one_allocation(site: Site) -> None:
-    job = site.submit("one.zarr", "--workers", "2", "--gres", "gpu:1")
+def test_one_allocation_and_another_user(site: Site) -> None:
+    job = site.submit("one.zarr", "--workers", "2", "--gres", "gpu:1", seconds=40)
     site.wait_for_blocks("one.zarr", 2)
     (keys,) = site.folder.glob(".one.zarr.tls-*")
     assert stat.S_IMODE(keys.stat().st_mode) == 0o700
     assert f"job {job}" in site.status("one.zarr")["holder"]
     assert site.status("one.zarr")["job"] == f"job {job}: RUNNING"
+    command = [sys.executable, "-c", STRANGER, site.address("one.zarr"), str(keys), str(NOBODY)]
+    stranger = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert [line[:8] for line in stranger.stdout.splitlines()] == ["kept out"] * 3, stranger
+    assert site.slurm.state(job) == "RUNNING", "there was nothing left to keep anybody out of"
     site.slurm.wait_for(job, "COMPLETED", seconds=200)
     assert len({line["worker"] for line in site.events("one.zarr", "joined")}) == 2
     site.check("one.zarr")
@@ -98,7 +126,7 @@ def test_one_allocation(site: Site) -> None:
 
 def test_elastic_and_a_worker_that_is_cancelled(site: Site) -> None:
     """It is replaced, and costs at most the blocks that it had in hand."""
-    job = site.submit("elastic.zarr", "--workers", "2", "--elastic")
+    job = site.submit("elastic.zarr", "--workers", "2", "--elastic", seconds=80)
     site.wait_for_blocks("elastic.zarr", 3)
     workers = [found["id"] for found in site.slurm.jobs() if found["id"] != job]
     assert len(workers) == 2
@@ -110,7 +138,7 @@ def test_elastic_and_a_worker_that_is_cancelled(site: Site) -> None:
 
 
 def test_out_of_time_it_queues_itself_again(site: Site) -> None:
-    job = site.submit("long.zarr", "--workers", "2", "--time", "1:00:00")
+    job = site.submit("long.zarr", "--workers", "2", "--time", "1:00:00", seconds=20)
     site.wait_for_blocks("long.zarr", 2)
     site.slurm.run("scancel", "--batch", "--signal=TERM", job)  # as SLURM does ahead of the end
     site.slurm.wait_for(job, "COMPLETED", seconds=300)
@@ -120,28 +148,35 @@ def test_out_of_time_it_queues_itself_again(site: Site) -> None:
     site.check("long.zarr")
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("elastic", [False, True])
-def test_a_run_longer_than_its_jobs_may_be(elastic: bool, site: Site) -> None:
-    """Nobody asks it to: SLURM's own limits do. No block is computed twice."""
-    volume, output, whole = (f"{name}-{elastic}.zarr" for name in ("big", "limited", "whole"))
-    slices = 32 * math.ceil(LONG * site.slices_per_second / 32)
-    save_volume(site.folder / volume, texture((slices, 150, 150), seed=1), (32, 64, 64))
-    options = ("--workers", "1", "--time", LIMIT, *(("--elastic",) if elastic else ()))
-    said = site.emseg("submit", volume, "-o", output, "--device", "cpu", *SMALL, *options)
-    job = said.split()[1]
-    site.slurm.wait_for(job, "COMPLETED", seconds=1100)
+def test_preempted_it_goes_on(site: Site) -> None:
+    """A job that matters more takes its nodes away; SLURM queues it again by itself."""
+    job = site.submit("preempted.zarr", "--workers", "2", seconds=40)
+    site.wait_for_blocks("preempted.zarr", 2)
+    urgent = site.slurm.submit("sleep 5", "--partition=urgent", "--nodes=3", "--exclusive")
+    site.slurm.wait_for(urgent, "COMPLETED", seconds=120)
+    site.slurm.wait_for(job, "COMPLETED", seconds=300)
     assert site.slurm.job(job)["restarts"] >= 1
-    blocks = [line["block"] for line in site.events(output, "block")]
-    assert sorted(blocks) == list(range(len(shards(site.folder / output)))), "a block was computed twice"
-    done = emseg("run", volume, "-o", whole, "--workers", "2", cwd=site.folder)
-    assert done.returncode == 0, done.stderr
-    assert bytes_of(site.folder / output) == bytes_of(site.folder / whole)
-    assert not list(site.folder.glob(f".{output}.tls-*"))
+    assert "queues itself again" not in site.log("preempted.zarr"), "SLURM does that"
+    assert len(site.events("preempted.zarr", "block")) >= site.blocks
+    site.check("preempted.zarr")
+
+
+@pytest.mark.timeout(1200)
+def test_runs_of_five_minutes_in_jobs_of_two(site: Site) -> None:
+    """SLURM's own limits end the jobs, and each run finishes by itself. No block is computed twice."""
+    ways: dict[str, tuple[str, ...]] = {"whole.zarr": (), "single.zarr": ("--elastic",)}
+    jobs = {output: site.submit(output, "--workers", "1", "--time", "2", *way, seconds=300) for output, way in ways.items()}
+    for output, job in jobs.items():
+        site.slurm.wait_for(job, "COMPLETED", seconds=1000)
+        assert site.slurm.job(job)["restarts"] >= 2
+        blocks = [line["block"] for line in site.events(output, "block")]
+        assert sorted(blocks) == list(range(site.blocks)), "a block was computed twice"
+    for output in jobs:
+        site.check(output)
 
 
 def test_cancelled_in_the_middle_and_gone_on_with_by_hand(site: Site) -> None:
-    job = site.submit("cancelled.zarr", "--workers", "1", "--elastic")
+    job = site.submit("cancelled.zarr", "--workers", "1", "--elastic", seconds=40)
     site.wait_for_blocks("cancelled.zarr", 2)
     site.slurm.run("scancel", job)
     site.slurm.wait_for(job, "CANCELLED", seconds=60)

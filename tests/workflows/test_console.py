@@ -11,7 +11,7 @@ from runs import PLANAR, plan_of
 
 from emseg.outcome import Outcome, Seconds
 from emseg_workflows import console as module
-from emseg_workflows.console import PLAIN_EVERY, SHOWN_FAILURES, RunConsole
+from emseg_workflows.console import PLAIN_EVERY, SHOWN, RunConsole
 from emseg_workflows.events import BlockEnded, Event, InHand, Noticed, RunEnded, RunStarted
 from emseg_workflows.report import Tally
 
@@ -120,13 +120,13 @@ def test_a_cause_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_flood_of_failures_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
     tally = Tally(PLAN, 0)
-    failures = [ended(block, "no space") for block in range(SHOWN_FAILURES + 8)]
+    failures = [ended(block, "no space") for block in range(SHOWN + 8)]
     for failure in failures:
         tally.count(failure.outcome)
     text = said(capsys, started(), *failures, RunEnded(tally.report(1.0)))
-    assert text.count(": no space") == 2 * SHOWN_FAILURES
+    assert text.count(": no space") == 2 * SHOWN
     assert "and 8 more" in text
-    assert f"{len(PLAN) - SHOWN_FAILURES - 8} left" in text
+    assert f"{len(PLAN) - SHOWN - 8} left" in text
 
 
 def test_a_terminal_is_redrawn_and_left_clean(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:

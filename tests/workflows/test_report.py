@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -54,6 +55,24 @@ def test_most_failures_are_only_counted() -> None:
         tally.count(outcome(0, "failed"))
     report = tally.report(1.0)
     assert (report.failed, len(report.failures)) == (LISTED + 7, LISTED)
+
+
+def test_a_block_that_was_done_at_last_is_named_with_its_worker_and_what_went_before() -> None:
+    tally = Tally(PLAN, 0)
+    for block, cause in (
+        (2, "its worker a died"),
+        (4, "its worker a died"),
+        (2, "its worker b died"),
+        (5, "its store is away"),
+    ):
+        tally.retry(block, cause)
+    tally.count(replace(outcome(2, "done"), worker="c"))
+    tally.count(replace(outcome(3, "done"), worker="c"))
+    tally.count(outcome(4, "failed"))
+    report = tally.report(1.0)
+    assert report.retried == 4
+    (retry,) = report.retries
+    assert (retry.block, retry.box, retry.cause, retry.worker) == (2, str(PLAN.block(2).write), "its worker b died", "c")
 
 
 def test_nothing_to_do_is_done() -> None:

@@ -18,8 +18,8 @@ LIVE_EVERY = 0.25
 """Seconds between two drawings where lines can be redrawn."""
 PLAIN_EVERY = 10.0
 """Seconds between two reports where nothing can be redrawn."""
-SHOWN_FAILURES = 10
-"""Failed blocks that are named as they come, and again at the end."""
+SHOWN = 10
+"""Blocks that failed, and blocks that were tried again, which are named as they come and at the end."""
 
 
 class RunConsole:
@@ -51,7 +51,7 @@ class RunConsole:
                 self._name_failure(outcome)
             case BlockRetried(block, cause, delay):
                 self._retried += 1
-                if self._retried <= SHOWN_FAILURES:
+                if self._retried <= SHOWN:
                     self._console.print(f"retry      block {block} in {delay:.0f} s: {cause}", markup=False)
             case WorkerLeft(worker, cause):
                 self._console.print(f"worker     {worker} is gone: {cause}", markup=False)
@@ -81,7 +81,7 @@ class RunConsole:
             self._live.start()
 
     def _name_failure(self, outcome: Outcome) -> None:
-        if outcome.status == "failed" and self._pace is not None and self._pace.failed <= SHOWN_FAILURES:
+        if outcome.status == "failed" and self._pace is not None and self._pace.failed <= SHOWN:
             self._console.print(f"failed     block {outcome.block}: {outcome.cause}", markup=False)
 
     def _redraw(self) -> None:
@@ -108,10 +108,16 @@ class RunConsole:
             f"time       read {phases.read:.1f} s, wait {phases.wait:.1f} s, predict {phases.predict:.1f} s, "
             f"write {phases.write:.1f} s over all blocks; worker peak {report.worker_peak_bytes / 2**20:.0f} MiB"
         )
-        for failure in report.failures[:SHOWN_FAILURES]:
+        for retry in report.retries[:SHOWN]:
+            self._console.print(
+                f"retried    block {retry.block} at {retry.box}, by {retry.worker}: {retry.cause}", markup=False
+            )
+        if len(report.retries) > SHOWN:
+            self._console.print(f"retried    and {len(report.retries) - SHOWN} more, see the run record in the output")
+        for failure in report.failures[:SHOWN]:
             self._console.print(f"failed     block {failure.block} at {failure.box}: {failure.cause}", markup=False)
-        if report.failed > SHOWN_FAILURES:
-            self._console.print(f"failed     and {report.failed - SHOWN_FAILURES} more, see the run record in the output")
+        if report.failed > SHOWN:
+            self._console.print(f"failed     and {report.failed - SHOWN} more, see the run record in the output")
 
 
 def lines_of(pace: Pace, now: float) -> tuple[str, str]:

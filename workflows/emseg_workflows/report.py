@@ -9,7 +9,7 @@ from emseg.grid.plan import Plan
 from emseg.outcome import Outcome, Seconds
 
 LISTED = 1000
-"""Failed blocks that a report names; all are counted."""
+"""Blocks that failed, and blocks that moved, which a report names; all are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,19 @@ class Failure:
     box: str
     """Its voxels, as they are typed after ``--roi``."""
     cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A block that was begun in vain, and done by another try."""
+
+    block: int
+    box: str
+    """Its voxels, as they are typed after ``--roi``."""
+    cause: str
+    """Why the last try in vain ended."""
+    worker: str
+    """Host and process that did it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,8 @@ class Report:
     """The signal that stopped the run; 0 if none did."""
     failures: tuple[Failure, ...]
     """The first of the failed blocks."""
+    retries: tuple[Retry, ...]
+    """The first of the blocks that took more than one try."""
     voxels: int
     """Voxels written by this run."""
     seconds: float
@@ -78,15 +93,18 @@ class Tally:
         self._skipped = skipped
         self._done = self._failed = self._voxels = self._peak = self._retried = 0
         self._failures: list[Failure] = []
+        self._retries: list[Retry] = []
+        self._in_vain: dict[int, str] = {}
         self._phases = dict.fromkeys((field.name for field in fields(Seconds)), 0.0)
 
     def take_back(self, blocks: int) -> None:
         """Blocks that were written are not there any more."""
         self._done -= blocks
 
-    def retry(self) -> None:
+    def retry(self, block: int, cause: str) -> None:
         """Add a try that is made again."""
         self._retried += 1
+        self._in_vain[block] = cause
 
     def count(self, outcome: Outcome) -> None:
         """Add one block."""
@@ -96,11 +114,16 @@ class Tally:
         if outcome.status == "done":
             self._done += 1
             self._voxels += outcome.voxels
-            return
-        self._failed += 1
-        if len(self._failures) < LISTED:
-            box = self._plan.block(outcome.block).write
-            self._failures.append(Failure(outcome.block, str(box), outcome.cause or "unknown"))
+        else:
+            self._failed += 1
+        self._list(outcome)
+
+    def _list(self, outcome: Outcome) -> None:
+        box, in_vain = str(self._plan.block(outcome.block).write), self._in_vain.pop(outcome.block, None)
+        if outcome.status == "failed" and len(self._failures) < LISTED:
+            self._failures.append(Failure(outcome.block, box, outcome.cause or "unknown"))
+        if outcome.status == "done" and in_vain is not None and len(self._retries) < LISTED:
+            self._retries.append(Retry(outcome.block, box, in_vain, outcome.worker))
 
     def report(self, seconds: float, signal: int = 0) -> Report:
         """The report so far, `seconds` after the first block was handed out."""
@@ -112,6 +135,7 @@ class Tally:
             retried=self._retried,
             signal=signal,
             failures=tuple(self._failures),
+            retries=tuple(self._retries),
             voxels=self._voxels,
             seconds=seconds,
             phases=Seconds(**self._phases),

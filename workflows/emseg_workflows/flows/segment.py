@@ -220,8 +220,8 @@ def _run(job: Job, lease: Lease, executor: Executor, policy: Policy, stop: Stop,
                             case BlockEnded(outcome):
                                 tally.count(outcome)
                                 done[outcome.block] |= outcome.status == "done"
-                            case BlockRetried():
-                                tally.retry()
+                            case BlockRetried(block, cause):
+                                tally.retry(block, cause)
                         watch(event)
                         notify(event)
                         if lease.lost and not stop.asked:
