@@ -137,6 +137,20 @@ def test_elastic_and_a_worker_that_is_cancelled(site: Site) -> None:
     site.check("elastic.zarr")
 
 
+def test_no_more_jobs_than_there_are_blocks_left(site: Site) -> None:
+    shutil.copytree(site.folder / "local.zarr", site.folder / "adapted.zarr")
+    for shard in shards(site.folder / "adapted.zarr")[:2]:
+        shard.unlink()
+    job = site.submit("adapted.zarr", "--adapt", "1:3", "--elastic")
+    site.slurm.wait_for(job, "COMPLETED", seconds=200)
+    assert len({line["worker"] for line in site.events("adapted.zarr", "joined")}) <= 2
+    workers = [
+        found["id"] for found in site.slurm.jobs(ended=True) if found["name"] == "emseg-worker" and int(found["id"]) > int(job)
+    ]
+    assert len(workers) == 2
+    site.check("adapted.zarr")
+
+
 def test_out_of_time_it_queues_itself_again(site: Site) -> None:
     job = site.submit("long.zarr", "--workers", "2", "--time", "1:00:00", seconds=20)
     site.wait_for_blocks("long.zarr", 2)

@@ -138,6 +138,12 @@ REFUSED = {
     "run good.zarr --roi 0:4": "form",
     "run good.zarr --roi box": "form",
     "run good.zarr --workers -1": "-1 is not in the range",
+    "run good.zarr --adapt 3": "'3' is not two whole numbers min:max",
+    "run good.zarr --adapt 4:2": "--adapt 4:2 is no range of workers: give the least and the most, 1:4",
+    "run good.zarr --adapt 1:2 --workers 2": "both say how many workers there are",
+    "run good.zarr --adapt 1:2 --scheduler tcp://127.0.0.1:9": "those of a running cluster come and go together",
+    "submit good.zarr --adapt 1:2": "those of --cluster srun come and go together: use --cluster slurm",
+    "submit good.zarr": "does not know how many workers to start: give --workers",
     "run good.zarr --threads 0": "0 is not in the range",
     "run good.zarr --tile 1,2": "three whole numbers",
     "run good.zarr --tile 50,50,50": "the next valid size is 52",
@@ -184,7 +190,7 @@ def test_refused_in_one_line_and_nothing_written(
     monkeypatch.chdir(folder)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     before = snapshot(folder)
-    workers = ["--workers", "0"] if command.startswith("run") and "--workers" not in command else []
+    workers = ["--workers", "0"] if command.startswith("run") and not {"--workers", "--adapt"} & {*command.split()} else []
     monkeypatch.setattr(sys, "argv", ["emseg", *command.split(), *workers])
     with pytest.raises(SystemExit) as end:
         main()

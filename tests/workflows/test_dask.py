@@ -12,7 +12,7 @@ from urllib.request import urlopen
 import psutil
 import pytest
 from distributed import Client
-from runs import PLANAR, save_random_model, save_volume, shape_of_many_blocks, texture
+from runs import PLANAR, bytes_of, save_random_model, save_volume, shape_of_many_blocks, shards, texture
 
 from emseg.errors import InputError
 from emseg_workflows.clusters.local import DASHBOARD_PORT, LOOPBACK, local_cluster, running_cluster
@@ -75,6 +75,21 @@ def test_the_scheduler_never_knows_more_than_the_window(client: Client, tmp_path
 
 
 @pytest.mark.timeout(60)
+def test_as_many_workers_as_there_are_blocks_for(tmp_path: Path) -> None:
+    save_volume(tmp_path / "volume.zarr", texture(shape_of_many_blocks(PLANAR)))
+    model = save_random_model(tmp_path / "model.safetensors", PLANAR)
+    alone, output = tmp_path / "alone.zarr", tmp_path / "out.zarr"
+    blocks = segment(tmp_path / "volume.zarr", alone, model=model, workers=0).blocks
+    segment(tmp_path / "volume.zarr", output, model=model, workers=0)
+    for shard in shards(output)[:2]:
+        shard.unlink()
+    events: list[Event] = []
+    report = segment(tmp_path / "volume.zarr", output, model=model, adapt=(1, 3), on_event=events.append)
+    assert (report.exit_code, report.done, report.skipped) == (0, 2, blocks - 2)
+    assert [event.workers for event in events if isinstance(event, RunStarted)] == [2]
+    assert bytes_of(output) == bytes_of(alone)
+
+
 def test_a_client_that_is_not_the_newest(client: Client, tmp_path: Path) -> None:
     """Dask would wait on the loop of the newest client, for ever."""
     save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))

@@ -44,7 +44,7 @@ class Cluster:
 
     def grow(self) -> None:
         self.born += 1
-        self.dispatch.join(f"worker {self.born}", self.threads)
+        self.dispatch.join(f"worker {self.born}", self.threads, self.now)
 
     def tell(self, *events: BlockEnded | BlockRetried) -> None:
         for event in events:
@@ -238,8 +238,8 @@ def test_asked_to_stop_it_waits_for_what_is_in_hand_alone() -> None:
 
 def test_a_worker_near_its_end_gets_no_block_that_it_cannot_finish() -> None:
     dispatch = Dispatch(iter(PLAN), Policy(TIMEOUT))
-    dispatch.join("short", 1, end=100.0)
-    dispatch.join("endless", 1)
+    dispatch.join("short", 1, 0.0, end=100.0)
+    dispatch.join("endless", 1, 0.0)
     first = dispatch.assign(0.0)
     for attempt in first:
         outcome = Outcome(attempt.block.index, "done", attempt.block.write.voxels, Seconds(predict=10.0))
@@ -251,3 +251,56 @@ def test_a_worker_near_its_end_gets_no_block_that_it_cannot_finish() -> None:
         for attempt in dispatch.in_hand:
             dispatch.ended(attempt, done(attempt.block), now)
     assert any(attempt.worker == "endless" for attempt in dispatch.assign(1000.0))
+
+
+def long_block(dispatch: Dispatch, attempt: Attempt, now: float) -> None:
+    """A block ends that took a minute."""
+    outcome = Outcome(attempt.block.index, "done", attempt.block.write.voxels, Seconds(predict=60.0))
+    dispatch.ended(attempt, outcome, now)
+
+
+def test_a_worker_that_no_other_outlasts_is_tried_with_a_block_that_takes_longer_than_it_has() -> None:
+    """Else workers would come, get nothing, and be sent away for ever."""
+    dispatch = Dispatch(iter(PLAN), Policy(TIMEOUT))
+    dispatch.join("first", 1, 0.0, end=50.0)
+    assert dispatch.hurried("first", 0.0) is None, "nobody knows yet how long a block takes"
+    for attempt in dispatch.assign(0.0):
+        long_block(dispatch, attempt, 61.0)
+    assert dispatch.spent(61.0) == {"first"}
+    dispatch.leave("first", 61.0, blame=False)
+    dispatch.join("as long", 1, 61.0, end=110.0)
+    dispatch.join("shorter", 1, 61.0, end=90.0)
+    assert dispatch.hurried("as long", 61.0) == 60.0
+    assert dispatch.hurried("shorter", 61.0) is None
+    made = dispatch.assign(61.0)
+    assert [attempt.worker for attempt in made] == ["as long"]
+    assert dispatch.spent(61.0) == {"shorter"}
+    long_block(dispatch, made[0], 105.0)
+    assert dispatch.assign(105.0) == []
+    assert dispatch.spent(105.0) == {"as long", "shorter"}
+
+
+def test_workers_are_of_use_as_long_as_there_is_a_block_for_each() -> None:
+    made = cluster(4, threads=1)
+    for _ in range(len(PLAN)):
+        made.assign()
+        busy = {attempt.worker for attempt in made.dispatch.in_hand}
+        assert made.dispatch.idle == made.dispatch.workers - busy
+        if len(made.begun) < len(PLAN):
+            assert made.dispatch.useful is None
+        else:
+            assert made.dispatch.useful == len(busy)
+        made.work(sorted(busy)[0])
+    assert made.dispatch.finished
+    assert made.dispatch.useful == 0
+
+
+def test_a_block_to_be_tried_again_makes_a_worker_useful() -> None:
+    made = cluster(1, threads=1)
+    while len(made.begun) < len(PLAN):
+        made.assign()
+        made.work("worker 1")
+    in_hand = len(made.dispatch.in_hand)
+    assert in_hand
+    made.kill("worker 1")
+    assert made.dispatch.useful == in_hand

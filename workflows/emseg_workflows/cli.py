@@ -55,6 +55,20 @@ class GpuNumbers(click.ParamType[tuple[int, ...]]):
             self.fail(f"{value!r} is not a list of whole numbers n,n", param, ctx)
 
 
+class Bounds(click.ParamType[tuple[int, int]]):
+    """The least and the most of something, as they are typed after ``--adapt``: ``1:8``."""
+
+    name = "min:max"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """The two numbers."""
+        try:
+            least, most = (int(part) for part in value.split(":")) if isinstance(value, str) else value
+        except ValueError:
+            self.fail(f"{value!r} is not two whole numbers min:max", param, ctx)
+        return least, most
+
+
 model_option = click.option(
     "--model", metavar="NAME|FILE", help="A bundled model (see `emseg models`) or a model file; by default the bundled one."
 )
@@ -62,6 +76,9 @@ region_option = click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of
 tile_option = click.option("--tile", type=Numbers(), help="Shape of one network input, in voxels; by default chosen for you.")
 probabilities_option = click.option(
     "--probabilities", is_flag=True, help="Store the probability of each class beside the labels."
+)
+adapt_option = click.option(
+    "--adapt", type=Bounds(), help="Least and most workers: as many as there are blocks for, instead of --workers."
 )
 device_option = click.option(
     "--device",
@@ -120,7 +137,7 @@ def plan(volume: Path, model: str | None, roi: str | None, tile: Triple | None, 
         ("tiles", f"{cost.tiles} of {' x '.join(map(str, made.tile))} voxels"),
         ("arithmetic", f"{cost.flops / 1e12:.3g} TFLOP, {cost.flops / made.region.voxels / 1e3:.0f} kFLOP per voxel"),
         ("reading", f"{_size(cost.bytes_read)}, {cost.bytes_read / cost.bytes_needed:.2f} times what is needed"),
-        ("memory", f"{_size(cost.bytes_per_worker)} per worker"),
+        ("memory", f"{_size(cost.bytes_per_worker)} per worker; on a GPU {_size(cost.bytes_per_predictor)} of them"),
         ("output", f"{_size(cost.output_bytes)} before compression, in {cost.output_files} files"),
     ):
         click.echo(f"{name:<11}{value}")
@@ -130,6 +147,7 @@ def plan(volume: Path, model: str | None, roi: str | None, tile: Triple | None, 
 @click.argument("volume", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The output; by default VOLUME.emseg.zarr beside it.")
 @click.option("--workers", type=click.IntRange(min=0), help="Worker processes; by default one per core. 0: no Dask.")
+@adapt_option
 @click.option("--host", metavar="ADDRESS", help="Address of this machine where workers on other hosts may join, in TLS.")
 @click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster whose scheduler is at this address.")
 @click.option("--tls-ca-file", type=click.Path(path_type=Path), help="The authority that the scheduler's certificate is from.")
@@ -190,6 +208,7 @@ def run(
     volume: Path,
     output: Path | None,
     workers: int | None,
+    adapt: tuple[int, int] | None,
     host: str | None,
     scheduler: str | None,
     tls_ca_file: Path | None,
@@ -238,6 +257,7 @@ def run(
                     tile=tile,
                     threads=threads,
                     workers=workers,
+                    adapt=adapt,
                     host=host,
                     scheduler=scheduler,
                     tls=_tls(tls_ca_file, tls_cert, tls_key),
@@ -268,7 +288,8 @@ def run(
 
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("words", metavar="VOLUME [OPTIONS OF emseg run]", nargs=-1, type=click.UNPROCESSED, required=True)
-@click.option("--workers", type=click.IntRange(min=1), required=True, help="Workers.")
+@click.option("--workers", type=click.IntRange(min=1), help="Workers.")
+@adapt_option
 @click.option(
     "--site", type=click.Path(path_type=Path), help="A TOML file with what follows and more, see deploy/slurm/site.toml."
 )
@@ -285,7 +306,8 @@ def run(
 @click.option("--dry-run", is_flag=True, help="Print the script, and submit nothing.")
 def submit(
     words: tuple[str, ...],
-    workers: int,
+    workers: int | None,
+    adapt: tuple[int, int] | None,
     site: Path | None,
     partition: str,
     account: str,
@@ -300,6 +322,7 @@ def submit(
     """Run on a SLURM cluster: as a job that outlives this shell, and goes on until VOLUME is done."""
     from emseg_workflows.flows.submit import prepare_submission  # noqa: PLC0415
     from emseg_workflows.flows.submit import submit as flow  # noqa: PLC0415
+    from emseg_workflows.placement import Placement  # noqa: PLC0415
     from emseg_workflows.site import read_site  # noqa: PLC0415
 
     asked = run.make_context("emseg run", list(words)).params
@@ -312,8 +335,7 @@ def submit(
         asked["output"],
         words,
         read_site(site).but(**others, cpus=cpus),
-        workers=workers,
-        elastic=elastic,
+        placement=Placement(workers, adapt=adapt, cluster="slurm" if elastic else "srun"),
         model=asked["model"],
         region=asked["roi"],
         tile=asked["tile"],

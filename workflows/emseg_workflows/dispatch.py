@@ -30,6 +30,8 @@ RECENT = 100
 """Blocks whose longest tells how long another may take."""
 HANGS = 2
 """Times that a block may run out of time."""
+AS_LONG = 0.9
+"""Part of the longest time that any worker had, with which another has about as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,10 @@ class Slots:
     """When it gets a block again."""
     end: float | None = None
     """When it will be gone, if that is known."""
+    fresh: bool = True
+    """Whether no block has ended on it yet."""
+    longest: bool = False
+    """Whether no other had more time when it came."""
 
     @property
     def room(self) -> int:
@@ -105,6 +111,7 @@ class Dispatch:
         self._failed = self._served = 0
         self._seconds: deque[float] = deque(maxlen=RECENT)
         self._outage_began: float | None = None
+        self._most_time = 0.0
         self.stopped = False
         """Whether no more blocks are handed out."""
         self.outage = ""
@@ -126,17 +133,39 @@ class Dispatch:
         """Workers that have joined and not left."""
         return set(self._workers)
 
+    @property
+    def idle(self) -> set[str]:
+        """Workers that have nothing in hand."""
+        return {worker for worker, slots in self._workers.items() if not slots.attempts}
+
+    @property
+    def useful(self) -> int | None:
+        """How many workers have something to do; None for any number."""
+        if self._next is not None:
+            return None
+        return len(self._workers) - len(self.idle) + len(self._again) + len(self._suspects)
+
     def stop(self) -> None:
         """Hand out no more blocks."""
         self.stopped = True
 
-    def join(self, worker: str, threads: int, end: float | None = None) -> None:
-        """A worker is there, and gets blocks from now on; such as it can finish before its end, if that is known."""
-        self._workers[worker] = Slots(max(1, threads), end=end)
+    def join(self, worker: str, threads: int, now: float, end: float | None = None) -> None:
+        """A worker is there, and gets blocks from now on; such as it can finish before its end, if that is known.
+
+        Where a block takes longer than any worker has, each gets one in spite of that: none that come later have more time.
+        """
+        time = 0.0 if end is None else end - now
+        self._most_time = max(self._most_time, time)
+        self._workers[worker] = Slots(max(1, threads), end=end, longest=time >= AS_LONG * self._most_time)
 
     def spent(self, now: float) -> set[str]:
         """Workers that have nothing in hand and too little time left for another block."""
-        return {worker for worker, slots in self._workers.items() if not slots.attempts and not self._ends_in_time(slots, now)}
+        return {worker for worker in self.idle if not self._ends_in_time(self._workers[worker], now)}
+
+    def hurried(self, worker: str, now: float) -> float | None:
+        """Seconds that blocks took of late, if that is longer than a worker has which just came, and than any has."""
+        slots, seconds = self._workers[worker], max(self._seconds, default=0.0)
+        return seconds if slots.longest and slots.end is not None and now + seconds >= slots.end else None
 
     def assign(self, now: float) -> list[Attempt]:
         """New attempts, to be started by the caller."""
@@ -168,6 +197,7 @@ class Dispatch:
             self._outage_began = None
             if attempt.worker in self._workers:
                 self._workers[attempt.worker].outages = 0
+                self._workers[attempt.worker].fresh = False
         return self._settle(outcome), False
 
     def leave(self, worker: str, now: float, *, blame: bool = True) -> list[BlockEnded | BlockRetried]:
@@ -211,8 +241,10 @@ class Dispatch:
 
     def _ends_in_time(self, slots: Slots, now: float) -> bool:
         """Whether one block more would end before its worker does, if it takes as long as the longest of late."""
+        if slots.end is None or (slots.fresh and slots.longest and not slots.attempts):
+            return True
         rounds = len(slots.attempts) // slots.threads + 1
-        return slots.end is None or now + rounds * max(self._seconds, default=0.0) < slots.end
+        return now + rounds * max(self._seconds, default=0.0) < slots.end
 
     def _store_failed(self, attempt: Attempt, outcome: Outcome, now: float) -> BlockEnded | BlockRetried:
         """A store failed: the fault of the block if others are served meanwhile, an outage at its worker or everywhere if not.

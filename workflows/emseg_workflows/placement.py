@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from emseg.box import Triple
-from emseg.errors import DeviceError, PlanError
-from emseg.grid.cost import BLOCKS_IN_FLIGHT
+from emseg.errors import PlanError
 from emseg.grid.plan import Block
 from emseg.model.device import Device, Gpu
 from emseg.specs.numerics import Numerics
 from emseg_workflows.bench import Job
 from emseg_workflows.dispatch import Policy
-from emseg_workflows.events import Event, Noticed, Progressed
-from emseg_workflows.site import Site, logs_of
+from emseg_workflows.events import Event, Progressed
+from emseg_workflows.site import Site
 from emseg_workflows.stop import Stop
 
 if TYPE_CHECKING:
@@ -84,18 +78,6 @@ class Watch(Protocol):
         ...
 
 
-class Unwatched:
-    """A run that is not shown to others."""
-
-    address = None
-
-    def __call__(self, event: Event) -> None:
-        """Do nothing."""
-
-    def take_back(self, blocks: Iterable[int]) -> None:
-        """Do nothing."""
-
-
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where blocks are computed: in this process, on workers that are started for the run, or on a running cluster.
@@ -126,6 +108,8 @@ class Placement:
     """What SLURM is told for each worker."""
     performance_report: Path | None = None
     """The HTML file in which Dask shall report on the run."""
+    adapt: tuple[int, int] | None = None
+    """Least and most workers; between them as many as there are blocks for. None for a number that stays."""
 
     @property
     def default_device(self) -> Device:
@@ -160,8 +144,28 @@ class Placement:
                 "a performance report tells of Dask, which a run with 0 workers does without: raise --workers, or leave out "
                 "--performance-report"
             )
+        self._check_adapt()
         self._check_gpus()
         self._check_batch()
+
+    def _check_adapt(self) -> None:
+        if self.adapt is None:
+            return
+        least, most = self.adapt
+        if not 0 <= least <= most or most < 1:
+            raise PlanError(
+                f"--adapt {least}:{most} is no range of workers: give the least and the most, 1:{max(least, most, 1)}"
+            )
+        if self.workers is not None:
+            raise PlanError(
+                f"--adapt {least}:{most} and --workers {self.workers} both say how many workers there are: leave one out"
+            )
+        if self.cluster not in ("local", "slurm") or self.scheduler or self.client:
+            whose = f"--cluster {self.cluster}" if self.cluster != "local" else "a running cluster"
+            raise PlanError(
+                f"--adapt starts and ends workers one by one, but those of {whose} come and go together: use --cluster slurm "
+                "(`emseg submit --elastic`), or leave out --adapt"
+            )
 
     def _check_batch(self) -> None:
         if self.site is not None and not self.batch:
@@ -172,7 +176,7 @@ class Placement:
             raise PlanError(
                 f"--cluster {self.cluster} starts workers, but those of {elsewhere} are given: leave out one of them"
             )
-        if not self.workers:
+        if not (self.workers or self.adapt):
             raise PlanError(f"--cluster {self.cluster} does not know how many workers to start: give --workers")
         if self.host is not None:
             raise PlanError(f"--cluster {self.cluster} listens on the site's interface, not on {self.host}: leave out --host")
@@ -198,119 +202,3 @@ class Placement:
             )
         if self.host is not None:
             raise PlanError(f"--cluster cuda listens on this machine alone, not on {self.host}: leave out --host")
-
-
-@contextmanager
-def open_executor(
-    placement: Placement, threads: int, place: Path, stop: Stop, notify: Callable[[Noticed], None]
-) -> Iterator[Executor]:
-    """The executor of a placement, until the end of the ``with``.
-
-    Parameters
-    ----------
-    threads
-        Threads that each predictor computes with.
-    place
-        The run's output, an absolute path that workers on other hosts see; certificates and logs lie beside it.
-    stop
-        Ends the waiting for workers.
-    notify
-        Told how other hosts join, and how the dashboard is reached from elsewhere.
-
-    Raises
-    ------
-    InputError
-        If there are no workers to be had.
-    """
-    if threads < 1:
-        raise PlanError(f"a predictor needs at least 1 thread, not {threads}")
-    if placement.workers == 0:
-        from emseg_workflows.executors.serial import SerialExecutor  # noqa: PLC0415
-
-        yield SerialExecutor()
-        return
-    from emseg_workflows.executors.dask import DaskExecutor  # noqa: PLC0415
-
-    with ExitStack() as held:
-        if placement.batch:
-            client = _batch_client(placement, threads, place, notify, held)
-            executor = DaskExecutor(client, stop, client.cluster)
-        else:
-            executor = DaskExecutor(placement.client or _new_client(placement, threads, place, notify, held), stop)
-        if placement.performance_report is not None:
-            from emseg_workflows.dashboard.performance import reporting  # noqa: PLC0415
-
-            held.enter_context(reporting(lambda: executor.client, placement.performance_report, notify))
-        yield executor
-
-
-@contextmanager
-def open_watch(executor: Executor, job: Job, done: NDArray[np.bool_], notify: Callable[[Noticed], None]) -> Iterator[Watch]:
-    """What shows a run on the dashboard, if there is one, until the end of the ``with``; `done` has what is already written."""
-    first = executor.client
-    if first is None:
-        yield Unwatched()
-        return
-    from emseg_workflows.dashboard.feed import Feed  # noqa: PLC0415
-
-    with closing(Feed(lambda: executor.client or first, job, done, executor.workers, notify)) as feed:
-        yield feed
-
-
-def _new_client(placement: Placement, threads: int, place: Path, notify: Callable[[Noticed], None], held: ExitStack) -> Client:
-    from emseg_workflows.clusters.local import (  # noqa: PLC0415
-        default_workers,
-        far_away,
-        local_cluster,
-        running_cluster,
-        tunnel_command,
-    )
-
-    if placement.scheduler is not None:
-        return held.enter_context(running_cluster(placement.scheduler, placement.tls))
-    if placement.cluster == "cuda":
-        try:
-            from emseg_workflows.clusters.cuda import cuda_cluster  # noqa: PLC0415
-        except ImportError as error:
-            raise DeviceError(f"--cluster cuda needs dask-cuda ({error}): pip install 'emseg[cuda]'") from error
-        client = held.enter_context(cuda_cluster(placement.gpus, placement.workers_per_gpu, BLOCKS_IN_FLIGHT))
-    elif placement.host is None:
-        client = held.enter_context(local_cluster(placement.workers or default_workers(threads), BLOCKS_IN_FLIGHT))
-    else:
-        client = _host_client(placement.host, placement.workers or default_workers(threads), place, notify, held)
-    if placement.host is not None or far_away():
-        notify(Noticed(f"see the dashboard from elsewhere with: {tunnel_command(client)}"))
-    return client
-
-
-def _host_client(host: str, workers: int, place: Path, notify: Callable[[Noticed], None], held: ExitStack) -> Client:
-    from emseg_workflows.clusters.local import local_cluster, worker_command  # noqa: PLC0415
-
-    security = _security(place, held)
-    client = held.enter_context(local_cluster(workers, BLOCKS_IN_FLIGHT, host, security))
-    notify(Noticed(f"another host joins with: {worker_command(client, BLOCKS_IN_FLIGHT)}"))
-    return client
-
-
-def _batch_client(
-    placement: Placement, threads: int, place: Path, notify: Callable[[Noticed], None], held: ExitStack
-) -> Client:
-    try:
-        from emseg_workflows.clusters.slurm import job_cluster, step_cluster  # noqa: PLC0415
-    except ImportError as error:
-        raise PlanError(f"--cluster {placement.cluster} needs dask-jobqueue ({error}): pip install 'emseg[slurm]'") from error
-    from emseg_workflows.clusters.local import tunnel_command  # noqa: PLC0415
-
-    site, logs = placement.site or Site(), logs_of(place)
-    site = site.but(cpus=site.cpus or threads)
-    logs.mkdir(exist_ok=True)
-    cluster = step_cluster if placement.cluster == "srun" else job_cluster
-    client = held.enter_context(cluster(placement.workers or 1, BLOCKS_IN_FLIGHT, site, _security(place, held), logs))
-    notify(Noticed(f"see the dashboard from elsewhere with: {tunnel_command(client)}"))
-    return client
-
-
-def _security(place: Path, held: ExitStack) -> Any:
-    from emseg_workflows.clusters.certificates import run_security  # noqa: PLC0415
-
-    return held.enter_context(run_security(place.with_name(f".{place.name}.tls-{secrets.token_hex(6)}")))

@@ -34,6 +34,8 @@ class Cost:
     """Bytes that are read and decompressed, neighbours and whole chunks included."""
     bytes_per_worker: int
     """Memory of a worker process at its worst moment."""
+    bytes_per_predictor: int
+    """Of these, what lies on the GPU if there is one: the weights, and the activations of a batch."""
     output_bytes: int
     output_files: int
     """Files with voxels; a few small ones of metadata come on top."""
@@ -63,14 +65,18 @@ def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool) -> Cost:
         bytes_needed=region.voxels * volume.itemsize,
         bytes_read=read * volume.itemsize,
         bytes_per_worker=_worker_bytes(plan, volume, arrays),
+        bytes_per_predictor=_predictor_bytes(plan),
         output_bytes=region.voxels * arrays,
         output_files=len(plan) * (2 if probabilities else 1),
     )
 
 
 def _worker_bytes(plan: Plan, volume: VolumeSpec, arrays: int) -> int:
-    """Runtime, weights, the activations of one batch, and the blocks in hand: as read, normalised, mirrored, stitched."""
+    """Runtime, predictor, and the blocks in hand: as read, normalised, mirrored, stitched."""
     seen = plan.read_box(plan.block(0)).voxels  # the first block is whole; as much is read where nothing is mirrored
     block = seen * (volume.itemsize + 2 * FLOAT32_BYTES) + math.prod(plan.unit) * (arrays + CANVASES)
-    activations = plan.batch * plan.model.activation_bytes(plan.tile)
-    return RUNTIME_BYTES + FLOAT32_BYTES * plan.model.parameters + activations + BLOCKS_IN_FLIGHT * block
+    return RUNTIME_BYTES + _predictor_bytes(plan) + BLOCKS_IN_FLIGHT * block
+
+
+def _predictor_bytes(plan: Plan) -> int:
+    return FLOAT32_BYTES * plan.model.parameters + plan.batch * plan.model.activation_bytes(plan.tile)

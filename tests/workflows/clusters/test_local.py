@@ -10,10 +10,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -27,7 +28,7 @@ from runs import own_address
 
 from emseg_workflows.clusters import local
 from emseg_workflows.clusters.certificates import run_security
-from emseg_workflows.clusters.local import LOOPBACK, default_workers, local_cluster, tunnel_command, worker_command
+from emseg_workflows.clusters.local import LOOPBACK, Elastic, default_workers, local_cluster, tunnel_command, worker_command
 
 PATIENCE = 30
 """Seconds."""
@@ -46,6 +47,13 @@ def listening() -> set[tuple[str, int]]:
 def workers(client: Client) -> dict[str, int]:
     """Address and process of each worker."""
     return client.run(os.getpid)
+
+
+def wait_until(predicate: Callable[[], bool]) -> None:
+    end = monotonic() + PATIENCE
+    while not predicate():
+        assert monotonic() < end
+        sleep(0.1)
 
 
 def knock(address: str, security: Security) -> None:
@@ -194,6 +202,23 @@ def test_workers_share_the_memory(client: Client) -> None:
 def test_each_core_has_its_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "CPU_COUNT", 8)
     assert [default_workers(threads) for threads in (1, 3, 8, 9)] == [8, 2, 1, 1]
+
+
+def test_workers_go_when_they_are_of_no_use_and_come_back_when_they_are() -> None:
+    """Only idle ones go, and as many stay as are wanted in any case."""
+    with local_cluster(3, 1, elastic=Elastic(least=1, first=2)) as client:
+        cluster: Any = client.cluster
+        first = set(workers(client))
+        assert len(first) == 2
+        assert cluster.resize(1, set()) == set()
+        assert cluster.resize(2, first) == set()
+        one, other = sorted(first)
+        assert cluster.resize(0, {one, other}) in ({one}, {other})
+        wait_until(lambda: len(client.nthreads()) == 1)
+        assert set(client.nthreads()) < first
+        assert cluster.resize(9, set()) == set()
+        wait_until(lambda: len(client.nthreads()) == 3)
+        assert client.submit(sum, [1, 2]).result() == 3
 
 
 def assert_undisturbed(client: Client) -> None:

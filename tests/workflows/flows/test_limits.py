@@ -6,7 +6,8 @@ import pytest
 from runs import PLANAR, plan_of, save_random_model, save_volume, snapshot, texture
 
 from emseg.errors import DeviceError, OutputError, PlanError, VolumeError
-from emseg.grid.cost import cost_of
+from emseg.grid.cost import Cost, cost_of
+from emseg.grid.plan import Plan
 from emseg.model.device import Gpu
 from emseg.specs.model import FLOAT32_BYTES
 from emseg.specs.volume import VolumeSpec
@@ -25,9 +26,13 @@ def test_chunks() -> None:
         check_chunks(VolumeSpec((2**20,) * 3, "uint8", (2**17,) * 3), Path("v.zarr"))
 
 
-def test_memory() -> None:
+def small_plan() -> tuple[Plan, Cost]:
     plan = plan_of((7, 29, 31), PLANAR)
-    cost = cost_of(plan, VolumeSpec((7, 29, 31), "uint8", (5, 16, 16)), False)
+    return plan, cost_of(plan, VolumeSpec((7, 29, 31), "uint8", (5, 16, 16)), False)
+
+
+def test_memory() -> None:
+    plan, cost = small_plan()
     check_memory(cost, None, plan, 1)
     check_memory(cost, cost.bytes_per_worker, plan, 1)
     with pytest.raises(PlanError, match="use fewer workers than 3"):
@@ -35,25 +40,26 @@ def test_memory() -> None:
 
 
 def test_two_workers_on_one_gpu() -> None:
-    plan = plan_of((7, 29, 31), PLANAR)
+    plan, cost = small_plan()
     one, two = Gpu("GPU-1", "H100", 2**30), Gpu("GPU-2", "H100", 2**30)
-    check_gpus({}, 1, plan, "cpu")
-    check_gpus({"a": one, "b": two}, 1, plan, "cuda")
-    check_gpus({"a": one, "b": two, "c": one}, 2, plan, "cuda")
+    check_gpus({}, 1, cost, plan, "cpu")
+    check_gpus({"a": one, "b": two}, 1, cost, plan, "cuda")
+    check_gpus({"a": one, "b": two, "c": one}, 2, cost, plan, "cuda")
     with pytest.raises(DeviceError, match=r"workers a and c are on one GPU, GPU-1, where 1 may be.*--workers-per-gpu 2"):
-        check_gpus({"a": one, "b": two, "c": one}, 1, plan, "cpu")
+        check_gpus({"a": one, "b": two, "c": one}, 1, cost, plan, "cpu")
 
 
 def test_memory_of_a_gpu() -> None:
-    plan = plan_of((7, 29, 31), PLANAR)
+    plan, cost = small_plan()
     needed = FLOAT32_BYTES * PLANAR.parameters + plan.batch * PLANAR.activation_bytes(plan.tile)
+    assert cost.bytes_per_predictor == needed
     just, short = Gpu("GPU-1", "H100", needed), Gpu("GPU-2", "H100", needed - 1)
-    check_gpus({"a": just}, 1, plan, "cuda")
-    check_gpus({"a": short}, 1, plan, "cpu")
+    check_gpus({"a": just}, 1, cost, plan, "cuda")
+    check_gpus({"a": short}, 1, cost, plan, "cpu")
     with pytest.raises(PlanError, match=r"the GPU H100 \(GPU-2\) has 0.0 GiB free for it: run on a GPU with more memory free"):
-        check_gpus({"a": just, "b": short}, 1, plan, "cuda")
+        check_gpus({"a": just, "b": short}, 1, cost, plan, "cuda")
     with pytest.raises(PlanError, match="run with --workers-per-gpu 1 instead of 2"):
-        check_gpus({"a": just, "b": just}, 2, plan, "cuda")
+        check_gpus({"a": just, "b": just}, 2, cost, plan, "cuda")
 
 
 def test_space(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import resource_tracker
 from pathlib import Path
 from time import monotonic
@@ -43,9 +45,23 @@ def default_workers(threads: int) -> int:
     return max(1, int(CPU_COUNT) // threads)
 
 
+@dataclass(frozen=True, slots=True)
+class Elastic:
+    """How the number of workers follows the number of blocks that are left."""
+
+    least: int
+    """Workers that stay, though there is nothing to do for them."""
+    first: int
+    """Workers to begin with."""
+
+
 @contextmanager
 def local_cluster(
-    workers: int, blocks_in_flight: int, host: str = LOOPBACK, security: Security | None = None
+    workers: int,
+    blocks_in_flight: int,
+    host: str = LOOPBACK,
+    security: Security | None = None,
+    elastic: Elastic | None = None,
 ) -> Iterator[Client]:
     """A client of a new cluster with this many worker processes; its threads are the blocks in flight.
 
@@ -74,7 +90,7 @@ def local_cluster(
     with ExitStack() as held:
         with signals_held_back():
             spec = {name: {"cls": SturdyNanny, "options": options} for name in range(workers)}
-            cluster = held.enter_context(GuardedCluster(spec, host, security))
+            cluster = held.enter_context(GuardedCluster(spec, host, security, elastic))
             client = held.enter_context(Client(cluster))
         yield client
 
@@ -151,8 +167,11 @@ class GuardedCluster(SpecCluster):
     lasting = False
     """Whether a worker that leaves is replaced by one with more time."""
 
-    def __init__(self, workers: dict[Any, Any], host: str, security: Security | None) -> None:
-        """`workers` has a class and its options for the name of each worker."""
+    _elastic: Elastic | None = None
+
+    def __init__(self, workers: dict[Any, Any], host: str, security: Security | None, elastic: Elastic | None = None) -> None:
+        """`workers` has a class and its options for the name of each worker that there may be at once."""
+        self._elastic, self._most = elastic, workers
         scheduler = {
             "host": host,
             "security": security,
@@ -161,7 +180,7 @@ class GuardedCluster(SpecCluster):
         }
         super().__init__(  # type: ignore[no-untyped-call]
             scheduler={"cls": Scheduler, "options": scheduler},
-            workers=workers,
+            workers=dict(islice(workers.items(), elastic.first if elastic else None)),
             security=security,
             silence_logs=logging.CRITICAL,
         )
@@ -179,6 +198,26 @@ class GuardedCluster(SpecCluster):
 
     async def _stop_watch(self) -> None:
         self._watch.stop()
+
+    def resize(self, useful: int, idle: set[str]) -> set[str]:
+        """The number of workers is fitted to how many are of use; which of the idle ones, by address, are no longer wanted."""
+        if self._elastic is None:
+            return set()
+        gone: set[str] = self.sync(self._resize, max(self._elastic.least, useful), idle)  # type: ignore[no-untyped-call]
+        return gone
+
+    async def _resize(self, wanted: int, idle: set[str]) -> set[str]:
+        scheduler: Any = self.scheduler
+        arrived = {worker.name: worker.address for worker in scheduler.workers.values()}
+        spare = [name for name in self.worker_spec if arrived.get(name) is None or arrived[name] in idle]
+        spare.sort(key=arrived.__contains__)  # first those that have not come yet
+        going = spare[: max(0, len(self.worker_spec) - wanted)]
+        for name in going:
+            del self.worker_spec[name]
+        missing = [name for name in self._most if name not in self.worker_spec]
+        for name in missing[: max(0, wanted - len(self.worker_spec))]:
+            self.worker_spec[name] = self._most[name]
+        return {arrived[name] for name in going if name in arrived}
 
     async def _start(self) -> None:
         self._dead_since: dict[Any, float] = {}
@@ -201,7 +240,7 @@ class GuardedCluster(SpecCluster):
             worker = self.workers.pop(name)
             if worker.status not in (Status.closed, Status.failed):
                 await worker.close()
-        if self.worker_spec.keys() - self.workers.keys() and self.status == Status.running:
+        if self.worker_spec.keys() != self.workers.keys() and self.status == Status.running:
             with suppress(Exception):  # one that does not start is tried again at the next look
                 await self._correct_state()  # type: ignore[no-untyped-call]
 

@@ -22,7 +22,7 @@ from distributed.deploy.spec import ProcessInterface
 from distributed.utils import get_ip, get_ip_interface
 
 from emseg.errors import InputError
-from emseg_workflows.clusters.local import DEATH, LOOPBACK, GuardedCluster, worker_options
+from emseg_workflows.clusters.local import DEATH, LOOPBACK, Elastic, GuardedCluster, worker_options
 from emseg_workflows.site import Site
 from emseg_workflows.slurm_job import ANSWER, SlurmJob, states_of_jobs
 
@@ -64,13 +64,15 @@ def step_cluster(workers: int, blocks_in_flight: int, site: Site, security: Secu
 
 
 @contextmanager
-def job_cluster(workers: int, blocks_in_flight: int, site: Site, security: Security, logs: Path) -> Iterator[Client]:
+def job_cluster(
+    workers: int, blocks_in_flight: int, site: Site, security: Security, logs: Path, elastic: Elastic | None = None
+) -> Iterator[Client]:
     """A client of a new cluster whose workers are jobs of their own, started, lost and replaced one by one."""
     options = _job_options(blocks_in_flight, site, security, logs)
     names = [f"emseg-{number}" for number in range(workers)]
     spec = {name: {"cls": _Job, "options": {**options, "name": name}} for name in names}
     with dask.config.set({"distributed.deploy.lost-worker-timeout": GONE}):
-        yield from _client(_Jobs, spec, site, security)
+        yield from _client(_Jobs, spec, site, security, elastic)
 
 
 def _job_options(blocks_in_flight: int, site: Site, security: Security, logs: Path) -> dict[str, Any]:
@@ -95,11 +97,13 @@ def _job_options(blocks_in_flight: int, site: Site, security: Security, logs: Pa
     }
 
 
-def _client(kind: type[GuardedCluster], spec: dict[Any, Any], site: Site, security: Security) -> Iterator[Client]:
+def _client(
+    kind: type[GuardedCluster], spec: dict[Any, Any], site: Site, security: Security, elastic: Elastic | None = None
+) -> Iterator[Client]:
     host = get_ip_interface(site.interface) if site.interface else get_ip()
     with ExitStack() as held:
         try:
-            cluster = held.enter_context(kind(spec, host, security))
+            cluster = held.enter_context(kind(spec, host, security, elastic))
         except RuntimeError as error:
             raise InputError(
                 f"no cluster could be started ({' '.join(str(error).split())}): check the site's values"

@@ -110,6 +110,10 @@ class Supply(Protocol):
         """No more workers are wanted."""
         ...
 
+    def resize(self, useful: int, idle: set[str]) -> set[str]:
+        """The number of workers is fitted to how many are of use; which of the idle ones are no longer wanted."""
+        ...
+
 
 class DaskExecutor:
     """Runs blocks on the workers of a Dask client."""
@@ -125,6 +129,7 @@ class DaskExecutor:
             If the run is stopped meanwhile.
         """
         self._client = client
+        self._stop = stop
         self._supply = supply
         self._address: str = client.scheduler_info()["address"]
         self._own = False
@@ -172,7 +177,12 @@ class DaskExecutor:
 
     def numerics(self, model: Path, tile: Triple, threads: int, device: Device) -> Numerics:
         """The numerics of a predictor on one of the workers, for tiles of this shape (z, y, x) in voxels."""
-        numerics: Numerics = self._client.submit(local_numerics, model, tile, threads, device, pure=False).result()
+        asked = self._client.submit(local_numerics, model, tile, threads, device, pure=False)
+        while not asked.done():
+            if self._stop.asked:
+                raise StoppedError(self._stop.number)
+            sleep(POLL / 10)
+        numerics: Numerics = asked.result()
         return numerics
 
     def run(self, job: Job, blocks: Iterator[Block], policy: Policy, stop: Stop) -> Generator[Progressed]:
@@ -317,16 +327,19 @@ class Session:
             yield WorkerLeft(worker, "a block ran too long on it")
             yield from events
             self._restart(worker)
-        if self._supply is not None and self._supply.lasting and not self._dispatch.stopped:
-            yield from self._retire(self._dispatch.spent(monotonic()))
+        if self._supply is not None and not self._dispatch.stopped:
+            if self._supply.lasting:  # others with more time take their places
+                yield from self._retire(self._dispatch.spent(monotonic()), "its time is up")
+            if (useful := self._dispatch.useful) is not None:
+                yield from self._retire(self._supply.resize(useful, self._dispatch.idle), "there is nothing left for it to do")
 
-    def _retire(self, workers: set[str]) -> Iterator[Progressed]:
-        """Let workers go whose time is too short for another block; others with more time take their places."""
+    def _retire(self, workers: set[str], cause: str) -> Iterator[Progressed]:
+        """Let idle workers go."""
         for worker in workers:
             self._dispatch.leave(worker, monotonic(), blame=False)
             self._forget(worker)
-            self._refused[worker] = "its time is up"
-            yield WorkerLeft(worker, self._refused[worker])
+            self._refused[worker] = cause
+            yield WorkerLeft(worker, cause)
             self._client.retire_workers([worker], close_workers=True, remove=True)
 
     def _in_hand(self) -> InHand:
@@ -392,9 +405,14 @@ class Session:
                 return
             self._begun = True
             self._devices[worker] = device
-            end = None if left is None else monotonic() + left - FAREWELL
-            self._dispatch.join(worker, threads.get(worker, 1), end)
+            now = monotonic()
+            self._dispatch.join(worker, threads.get(worker, 1), now, None if left is None else now + left - FAREWELL)
             yield WorkerJoined(worker, numerics, device)
+            if (seconds := self._dispatch.hurried(worker, now)) is not None:
+                yield Noticed(
+                    f"{worker} has {left:.0f} s until its job ends, but a block of late took {seconds:.0f} s: give jobs more "
+                    "time with --time"
+                )
             return
         error = result if isinstance(result, Exception) else future.exception() if future.status == "error" else None
         if error is None or isinstance(error, KilledWorker):

@@ -50,7 +50,7 @@ class SerialExecutor:
         with open_bench(job) as (bench, numerics):
             gpu = own_gpu(job.device)
             yield WorkerJoined(HERE, numerics, gpu.uuid if gpu else "")
-            dispatch.join(HERE, 1)
+            dispatch.join(HERE, 1, monotonic())
             while not dispatch.finished:
                 if stop.asked:
                     return

@@ -13,7 +13,6 @@ from emseg.errors import DeviceError, OutputError, PlanError, VolumeError
 from emseg.grid.cost import Cost
 from emseg.grid.plan import Plan
 from emseg.model.device import Device, Gpu, crowding
-from emseg.specs.model import FLOAT32_BYTES
 from emseg.specs.volume import VolumeSpec
 
 LEAST_SPACE = 0.02
@@ -84,7 +83,7 @@ def check_memory(cost: Cost, memory: int | None, plan: Plan, workers: int) -> No
     )
 
 
-def check_gpus(gpus: Mapping[str, Gpu], workers_per_gpu: int, plan: Plan, device: Device) -> None:
+def check_gpus(gpus: Mapping[str, Gpu], workers_per_gpu: int, cost: Cost, plan: Plan, device: Device) -> None:
     """Refuse workers that share a GPU unasked, and a plan whose batch does not fit what is free on it.
 
     Parameters
@@ -105,7 +104,7 @@ def check_gpus(gpus: Mapping[str, Gpu], workers_per_gpu: int, plan: Plan, device
     """
     if crowded := crowding({worker: gpu.uuid for worker, gpu in gpus.items()}, workers_per_gpu):
         raise DeviceError(crowded)
-    needed = FLOAT32_BYTES * plan.model.parameters + plan.batch * plan.model.activation_bytes(plan.tile)
+    needed = cost.bytes_per_predictor
     for gpu in gpus.values() if device == "cuda" else ():
         sharing = sum(other.uuid == gpu.uuid for other in gpus.values())
         if needed > gpu.memory // sharing:

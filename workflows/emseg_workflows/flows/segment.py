@@ -34,7 +34,8 @@ from emseg_workflows.flows.limits import check_chunks, check_gpus, check_memory,
 from emseg_workflows.flows.outputs import begun_recipe, check_same, lease_output, prepare_output
 from emseg_workflows.flows.places import check_output_place, default_output
 from emseg_workflows.flows.record import RunRecord
-from emseg_workflows.placement import ClusterKind, Executor, Placement, open_executor, open_watch
+from emseg_workflows.launch import Launch, open_executor, open_watch
+from emseg_workflows.placement import ClusterKind, Executor, Placement
 from emseg_workflows.report import Report, Tally
 from emseg_workflows.site import Site
 from emseg_workflows.stop import Stop, StoppedError
@@ -54,6 +55,7 @@ def segment(
     tile: Triple | None = None,
     threads: int = 1,
     workers: int | None = None,
+    adapt: tuple[int, int] | None = None,
     host: str | None = None,
     scheduler: str | None = None,
     tls: tuple[Path, Path, Path] | None = None,
@@ -92,6 +94,8 @@ def segment(
         Threads that each predictor computes with. They are part of the plan: another number may change the last bits.
     workers
         Worker processes to start on this machine; None for one per core (and thread), 0 for this process, without Dask.
+    adapt
+        Least and most worker processes; between them, as many as there are blocks for. Instead of ``workers``.
     host
         Address of this machine where workers on other hosts may join, in TLS; None for loopback alone.
     scheduler, client
@@ -128,7 +132,7 @@ def segment(
     """
     notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
     report = Path(performance_report) if performance_report is not None else None
-    placement = Placement(workers, host, scheduler, client, cluster, gpus, workers_per_gpu, tls, site, report)
+    placement = Placement(workers, host, scheduler, client, cluster, gpus, workers_per_gpu, tls, site, report, adapt)
     device = device or placement.default_device
     volume, model_path = Path(volume), resolve_model(model)
     source = open_volume(volume)
@@ -147,17 +151,19 @@ def segment(
         digest = model_digest(model_path)
         return Recipe(source.spec, volume_digest, digest, normalisation, plan, numerics, probabilities)
 
+    left = len(plan)
     if begun:
         check_same(place, begun, recipe_for(replace(begun.numerics, threads=threads)))
-        if open_output(place).done_units().all():
+        left -= int(open_output(place).done_units().sum())
+        if not left:
             return _nothing_left(place, begun, notify)
     lease = lease_output(place) if place.exists() else None
     try:
-        with open_executor(placement, threads, place.absolute(), stop, notify) as executor:
+        with open_executor(Launch(placement, left, threads, place.absolute(), notify), stop) as executor:
             check_chunks(source.spec, volume, executor.memory)
             check_memory(cost, executor.memory, plan, executor.workers)
             if device == "cuda" or placement.cluster == "cuda":
-                check_gpus(executor.gpus(device), workers_per_gpu, plan, device)
+                check_gpus(executor.gpus(device), workers_per_gpu, cost, plan, device)
             numerics = executor.numerics(model_path.absolute(), plan.tile, threads, device)
             recipe = recipe_for(numerics)
             if begun:

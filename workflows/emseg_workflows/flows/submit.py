@@ -18,6 +18,7 @@ from emseg.errors import InputError
 from emseg.grid.cost import cost_of
 from emseg_workflows.flows.places import check_output_place, default_output
 from emseg_workflows.flows.segment import plan_run
+from emseg_workflows.placement import Placement
 from emseg_workflows.site import JOBS, Site, logs_of
 from emseg_workflows.slurm_job import ANSWER
 from emseg_workflows.stop import LAST
@@ -53,8 +54,7 @@ def prepare_submission(
     options: Sequence[str],
     site: Site,
     *,
-    workers: int,
-    elastic: bool = False,
+    placement: Placement,
     model: str | None = None,
     region: str | None = None,
     tile: Triple | None = None,
@@ -67,8 +67,8 @@ def prepare_submission(
     ----------
     options
         The words after ``emseg run``, volume and output included; the other keywords say what of them matters here.
-    elastic
-        Whether each worker is a job of its own, started, lost and replaced one by one, and the job itself a small driver.
+    placement
+        How many workers, as steps of the job or as jobs of their own beside a small one that drives.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def prepare_submission(
         raise InputError(f"{output} cannot be made, as {output.parent} is not a folder: make that first")
     need = cost_of(plan, spec, probabilities).bytes_per_worker
     site = site.but(cpus=site.cpus or threads, memory=site.memory or _megabytes(ROOM * need))
-    return Submission(output, _script(output, options, site, workers, elastic), site)
+    return Submission(output, _script(output, options, site, placement), site)
 
 
 def submit(submission: Submission) -> str:
@@ -112,9 +112,9 @@ def submit(submission: Submission) -> str:
     return number
 
 
-def _script(output: Path, options: Sequence[str], site: Site, workers: int, elastic: bool) -> str:
-    folder, lead = logs_of(output), _lead(site.seconds)
-    if elastic:
+def _script(output: Path, options: Sequence[str], site: Site, placement: Placement) -> str:
+    folder, lead, workers = logs_of(output), _lead(site.seconds), placement.workers
+    if placement.cluster == "slurm":
         size = ["--ntasks=1", "--cpus-per-task=1", f"--mem={_megabytes(DRIVER_MEMORY)}"]
     else:
         size = [f"--ntasks={workers}", f"--cpus-per-task={site.cpus}", *site.each_task, *_memory_for(site)]
@@ -129,16 +129,9 @@ def _script(output: Path, options: Sequence[str], site: Site, workers: int, elas
         f"--output={folder}/%j.log",
     ]
     words = [sys.executable, "-m", "emseg_workflows", "run", *options, "--output", str(output)]
-    words += [
-        "--cluster",
-        "slurm" if elastic else "srun",
-        "--workers",
-        str(workers),
-        "--site",
-        str(folder / "site.toml"),
-        "--requeue",
-    ]
-    words += ["--grace", f"{lead - LAST:g}"]
+    words += ["--cluster", placement.cluster]
+    words += ["--workers", str(workers)] if placement.adapt is None else ["--adapt", "{}:{}".format(*placement.adapt)]
+    words += ["--site", str(folder / "site.toml"), "--requeue", "--grace", f"{lead - LAST:g}"]
     return "\n".join(
         [
             "#!/bin/bash",

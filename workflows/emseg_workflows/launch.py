@@ -1,0 +1,183 @@
+"""Launch: from a placement to an executor whose first worker is there, and what shows the run to others."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.errors import DeviceError, PlanError
+from emseg.grid.cost import BLOCKS_IN_FLIGHT
+from emseg_workflows.bench import Job
+from emseg_workflows.events import Event, Noticed
+from emseg_workflows.placement import Executor, Placement, Watch
+from emseg_workflows.site import Site, logs_of
+from emseg_workflows.stop import Stop
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from emseg_workflows.clusters.local import Elastic
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What is to be started for a run.
+
+    Raises
+    ------
+    PlanError
+        If predictors have no thread.
+    """
+
+    placement: Placement
+    blocks: int
+    """Blocks that are left."""
+    threads: int
+    """Threads that each predictor computes with."""
+    place: Path
+    """The run's output, an absolute path that workers on other hosts see; certificates and logs lie beside it."""
+    notify: Callable[[Noticed], None]
+    """Told how other hosts join, and how the dashboard is reached from elsewhere."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise PlanError(f"a predictor needs at least 1 thread, not {self.threads}")
+
+    @property
+    def workers(self) -> int:
+        """Most workers that are started at once."""
+        if self.placement.adapt is not None:
+            return self.placement.adapt[1]
+        if self.placement.workers is not None:
+            return self.placement.workers
+        from emseg_workflows.clusters.local import default_workers  # noqa: PLC0415
+
+        return default_workers(self.threads)
+
+    @property
+    def elastic(self) -> Elastic | None:
+        """How their number follows the blocks that are left, if it does."""
+        if self.placement.adapt is None:
+            return None
+        from emseg_workflows.clusters.local import Elastic  # noqa: PLC0415
+
+        least, most = self.placement.adapt
+        return Elastic(least, min(most, max(least, self.blocks, 1)))
+
+
+@contextmanager
+def open_executor(launch: Launch, stop: Stop) -> Iterator[Executor]:
+    """The executor of a placement, until the end of the ``with``; `stop` ends the waiting for workers.
+
+    Raises
+    ------
+    InputError
+        If there are no workers to be had.
+    """
+    placement = launch.placement
+    if placement.workers == 0:
+        from emseg_workflows.executors.serial import SerialExecutor  # noqa: PLC0415
+
+        yield SerialExecutor()
+        return
+    from emseg_workflows.executors.dask import DaskExecutor  # noqa: PLC0415
+
+    with ExitStack() as held:
+        client = placement.client or _new_client(launch, held)
+        executor = DaskExecutor(client, stop, client.cluster if placement.batch or placement.adapt else None)
+        if placement.performance_report is not None:
+            from emseg_workflows.dashboard.performance import reporting  # noqa: PLC0415
+
+            held.enter_context(reporting(lambda: executor.client, placement.performance_report, launch.notify))
+        yield executor
+
+
+@contextmanager
+def open_watch(executor: Executor, job: Job, done: NDArray[np.bool_], notify: Callable[[Noticed], None]) -> Iterator[Watch]:
+    """What shows a run on the dashboard, if there is one, until the end of the ``with``; `done` has what is already written."""
+    first = executor.client
+    if first is None:
+        yield Unwatched()
+        return
+    from emseg_workflows.dashboard.feed import Feed  # noqa: PLC0415
+
+    with closing(Feed(lambda: executor.client or first, job, done, executor.workers, notify)) as feed:
+        yield feed
+
+
+class Unwatched:
+    """A run that is not shown to others."""
+
+    address = None
+
+    def __call__(self, event: Event) -> None:
+        """Do nothing."""
+
+    def take_back(self, blocks: Iterable[int]) -> None:
+        """Do nothing."""
+
+
+def _new_client(launch: Launch, held: ExitStack) -> Client:
+    from emseg_workflows.clusters.local import far_away, running_cluster, tunnel_command  # noqa: PLC0415
+
+    placement = launch.placement
+    if placement.scheduler is not None:
+        return held.enter_context(running_cluster(placement.scheduler, placement.tls))
+    if placement.batch:
+        client = _batch_client(launch, held)
+    elif placement.cluster == "cuda":
+        client = _cuda_client(placement, held)
+    else:
+        client = _local_client(launch, held)
+    if placement.batch or placement.host is not None or far_away():
+        launch.notify(Noticed(f"see the dashboard from elsewhere with: {tunnel_command(client)}"))
+    return client
+
+
+def _local_client(launch: Launch, held: ExitStack) -> Client:
+    from emseg_workflows.clusters.local import LOOPBACK, local_cluster, worker_command  # noqa: PLC0415
+
+    host = launch.placement.host
+    security = None if host is None else _security(launch.place, held)
+    client = held.enter_context(
+        local_cluster(launch.workers, BLOCKS_IN_FLIGHT, host or LOOPBACK, security, elastic=launch.elastic)
+    )
+    if host is not None:
+        launch.notify(Noticed(f"another host joins with: {worker_command(client, BLOCKS_IN_FLIGHT)}"))
+    return client
+
+
+def _cuda_client(placement: Placement, held: ExitStack) -> Client:
+    try:
+        from emseg_workflows.clusters.cuda import cuda_cluster  # noqa: PLC0415
+    except ImportError as error:
+        raise DeviceError(f"--cluster cuda needs dask-cuda ({error}): pip install 'emseg[cuda]'") from error
+    return held.enter_context(cuda_cluster(placement.gpus, placement.workers_per_gpu, BLOCKS_IN_FLIGHT))
+
+
+def _batch_client(launch: Launch, held: ExitStack) -> Client:
+    placement = launch.placement
+    try:
+        from emseg_workflows.clusters.slurm import job_cluster, step_cluster  # noqa: PLC0415
+    except ImportError as error:
+        raise PlanError(f"--cluster {placement.cluster} needs dask-jobqueue ({error}): pip install 'emseg[slurm]'") from error
+    site, logs = placement.site or Site(), logs_of(launch.place)
+    site = site.but(cpus=site.cpus or launch.threads)
+    logs.mkdir(exist_ok=True)
+    security = _security(launch.place, held)
+    if placement.cluster == "srun":
+        return held.enter_context(step_cluster(launch.workers, BLOCKS_IN_FLIGHT, site, security, logs))
+    return held.enter_context(job_cluster(launch.workers, BLOCKS_IN_FLIGHT, site, security, logs, launch.elastic))
+
+
+def _security(place: Path, held: ExitStack) -> Any:
+    from emseg_workflows.clusters.certificates import run_security  # noqa: PLC0415
+
+    return held.enter_context(run_security(place.with_name(f".{place.name}.tls-{secrets.token_hex(6)}")))
