@@ -140,3 +140,10 @@ def own_address() -> str:
     addresses = [address for addresses in psutil.net_if_addrs().values() for address in addresses]
     found = (address.address for address in addresses if address.family == socket.AF_INET)
     return next((address for address in found if not address.startswith("127.")), LOOPBACK)
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])

@@ -14,11 +14,11 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from runs import bytes_of, save_volume, texture
+from runs import bytes_of, free_port, save_volume, texture
 
 from emseg import __version__
 from emseg.grid.cost import BLOCKS_IN_FLIGHT
-from emseg_workflows.clusters.local import LOOPBACK, free_port
+from emseg_workflows.clusters.local import LOOPBACK
 from emseg_workflows.flows.segment import segment
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
@@ -211,7 +211,7 @@ def running(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]
 def test_the_commands_make_a_run(tmp_path: Path) -> None:
     """Of the CPU manifest; the cluster comes after the job has begun to wait for it, as in real life."""
     volume = save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
-    port = free_port(8786)
+    port = free_port()
     changes = {
         "emseg-scheduler:8786": f"{LOOPBACK}:{port}",
         "^8786$": f"{port} --host {LOOPBACK}",

@@ -17,10 +17,10 @@ import pytest
 import yaml
 from distributed.cli.dask_scheduler import main as dask_scheduler
 from distributed.cli.dask_worker import main as dask_worker
-from runs import bytes_of, save_volume, texture
+from runs import bytes_of, free_port, save_volume, texture
 
 from emseg_workflows.cli import cli
-from emseg_workflows.clusters.local import LOOPBACK, free_port
+from emseg_workflows.clusters.local import LOOPBACK
 from emseg_workflows.flows.segment import segment
 
 ROOT = Path(__file__).parents[2]
@@ -175,7 +175,7 @@ def test_any_dask_cluster(tmp_path: Path) -> None:
     done = run_here(block("umask 077"), tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "key.pem").stat().st_mode & 0o077 == 0
-    port = free_port(8786)
+    port = free_port()
     script = (
         block("dask scheduler")
         .replace("10.0.0.1", LOOPBACK)

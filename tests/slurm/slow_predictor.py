@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emseg.model.predictor import TorchPredictor
 
-_predict = TorchPredictor.predict
+Predict = Callable[[TorchPredictor, NDArray[np.float32]], NDArray[np.float32]]
 
 
-def _slow(self: TorchPredictor, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-    time.sleep(len(tiles) * float(os.environ["EMSEG_TEST_PAUSE"]))
-    return _predict(self, tiles)
+def slow(predict: Predict) -> Predict:
+    """Predictions that take longer."""
+
+    def slow(self: TorchPredictor, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        time.sleep(len(tiles) * float(os.environ["EMSEG_TEST_PAUSE"]))
+        return predict(self, tiles)
+
+    return slow
 
 
-TorchPredictor.predict = _slow  # type: ignore[method-assign]
+if TorchPredictor.predict.__name__ != "slow":  # a worker loads its preloads twice
+    TorchPredictor.predict = slow(TorchPredictor.predict)  # type: ignore[method-assign]

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
-import psutil
 import pytest
 from distributed import Client
 from runs import PLANAR, bytes_of, save_random_model, save_volume, shape_of_many_blocks, shards, texture
 
 from emseg.errors import InputError
-from emseg_workflows.clusters.local import DASHBOARD_PORT, LOOPBACK, local_cluster, running_cluster
+from emseg_workflows.clusters.local import local_cluster, running_cluster
 from emseg_workflows.dispatch import AHEAD, Policy
 from emseg_workflows.events import BlockEnded, Event, RunStarted, WorkerJoined
 from emseg_workflows.executors import dask
@@ -26,31 +23,6 @@ from emseg_workflows.flows.segment import segment
 def client() -> Iterator[Client]:
     with local_cluster(2, 2) as client:
         yield client
-
-
-def test_only_loopback_listens(client: Client) -> None:
-    """Scheduler, workers, nannies and dashboards."""
-    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    listening = [c.laddr for process in family for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-    assert len(listening) >= 4
-    assert {address.ip for address in listening} <= {LOOPBACK, "::1"}
-
-
-def test_the_dashboard_answers(client: Client) -> None:
-    with urlopen(client.dashboard_link) as page:
-        assert page.status == 200
-
-
-def test_a_taken_dashboard_port_is_no_obstacle() -> None:
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            taken.bind((LOOPBACK, DASHBOARD_PORT))
-            taken.listen()
-        except OSError:
-            pass  # somebody else has it: just as good
-        with local_cluster(1, 1) as client:
-            assert not client.dashboard_link.endswith(f":{DASHBOARD_PORT}/status")
 
 
 def test_the_scheduler_never_knows_more_than_the_window(client: Client, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from distributed import Client, Security
-from runs import bytes_of, emseg, emseg_process, own_address, save_volume, shards, texture
+from runs import bytes_of, emseg, emseg_process, free_port, own_address, save_volume, shards, texture
 
 from emseg.store.output import open_output
 from emseg_workflows.clusters.certificates import run_security
@@ -67,9 +66,7 @@ class Cluster:
     """A scheduler that somebody else has started, with two workers."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind((LOOPBACK, 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.address = f"tcp://{LOOPBACK}:{self.port}"
         self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []

@@ -28,7 +28,15 @@ from runs import own_address
 
 from emseg_workflows.clusters import local
 from emseg_workflows.clusters.certificates import run_security
-from emseg_workflows.clusters.local import LOOPBACK, Elastic, default_workers, local_cluster, tunnel_command, worker_command
+from emseg_workflows.clusters.local import (
+    DASHBOARD_PORT,
+    LOOPBACK,
+    Elastic,
+    default_workers,
+    local_cluster,
+    tunnel_command,
+    worker_command,
+)
 
 PATIENCE = 30
 """Seconds."""
@@ -115,6 +123,18 @@ def test_the_dashboard_answers(client: Client, abroad: Client) -> None:
         assert urlsplit(cluster.dashboard_link).hostname == LOOPBACK
         with urlopen(cluster.dashboard_link) as page:
             assert page.status == 200
+
+
+def test_a_taken_dashboard_port_is_no_obstacle() -> None:
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind((LOOPBACK, DASHBOARD_PORT))
+            taken.listen()
+        except OSError:
+            pass  # somebody else has it: just as good
+        with local_cluster(1, 1) as client:
+            assert not client.dashboard_link.endswith(f":{DASHBOARD_PORT}/status")
 
 
 def test_workers_have_no_dashboard(client: Client) -> None:

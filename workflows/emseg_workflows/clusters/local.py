@@ -8,6 +8,7 @@ import shlex
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -220,6 +221,8 @@ class GuardedCluster(SpecCluster):
         return {arrived[name] for name in going if name in arrived}
 
     async def _start(self) -> None:
+        # Another run may take the dashboard's usual port at the same moment; any other will do.
+        warnings.filterwarnings("ignore", message=r"Port \d+ is already in use")
         self._dead_since: dict[Any, float] = {}
         self._stillborn = 0
         self._watch = PeriodicCallback(self._replace_lost, 1000 * LOOK)
