@@ -3,24 +3,24 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet -c deploy/constraints.txt
 
-.PHONY: demo test lint slurm browser faults fuzz bench clean
+.PHONY: demo test lint slurm browser hosts faults fuzz bench clean
 
 demo: .venv/demo
 	$(BIN)/python examples/segment_sample.py demo
 
 test: lint
-	$(BIN)/pytest --ignore=tests/slurm
+	$(BIN)/pytest -n 2 --dist worksteal --ignore=tests/slurm
 
 # A real SLURM cluster on this machine; installs it from Debian's packages, so it must be root.
 slurm: .venv/test
 	tests/slurm/setup
 	$(BIN)/pytest tests/slurm
 
-# A browser that looks at the dashboard; installs Chromium from Debian's packages, so it must be root. `make test` has
-# these tests too, and skips them without a browser.
-browser: .venv/test
-	tests/browser/setup
-	$(BIN)/pytest tests/browser
+# A browser that looks at the dashboard, and several hosts on one machine, one of which is cut off. Both install Debian's
+# packages, so they must be root. `make test` has these tests too, and skips them without.
+browser hosts: .venv/test
+	tests/$@/setup
+	$(BIN)/pytest tests/$@
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from emseg_workflows.flows.record import lines_of
 pytestmark = pytest.mark.timeout(400)
 
 SMALL = ("--cpus", "1", "--memory", "1500M")
-SLOW = Path(__file__).with_name("slow_predictor.py")
+SLOW = Path(__file__).parents[1] / "slow_predictor.py"
 NOBODY = 65534
 STRANGER = """
 import os, sys

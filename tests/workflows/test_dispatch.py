@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 
 import pytest
 from fakes import plan_by_hand
@@ -224,6 +226,30 @@ def test_most_failures(most: int) -> None:
         for attempt in made.dispatch.in_hand:
             made.tell(made.dispatch.ended(attempt, broken(attempt.block, "block"), 0.0)[0])
     assert most <= len(made.ended) <= most - 1 + AHEAD * 2
+
+
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 40))
+def test_no_worker_gets_a_second_block_while_another_has_none(workers: int, threads: int, blocks: int) -> None:
+    dispatch = Dispatch(islice(cycle(PLAN), blocks), Policy(TIMEOUT))
+    for number in range(workers):
+        dispatch.join(f"worker {number}", threads, 0.0)
+    made = Counter(attempt.worker for attempt in dispatch.assign(0.0))
+    held = [made[f"worker {number}"] for number in range(workers)]
+    assert sum(held) == min(blocks, workers * threads * AHEAD)
+    assert max(held) - min(held) <= 1
+
+
+def test_what_a_dead_worker_held_is_dealt_to_all_others() -> None:
+    made = Cluster(Dispatch(islice(PLAN, 6), Policy(TIMEOUT)))
+    made.grow()
+    made.assign()
+    assert len(made.dispatch.in_hand) == AHEAD * 2
+    made.grow()
+    made.grow()
+    made.assign()
+    made.kill("worker 1")
+    made.assign()
+    assert Counter(attempt.worker for attempt in made.dispatch.in_hand) == {"worker 2": 3, "worker 3": 3}
 
 
 def test_asked_to_stop_it_waits_for_what_is_in_hand_alone() -> None:

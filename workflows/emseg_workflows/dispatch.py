@@ -175,14 +175,21 @@ class Dispatch:
             min(self._workers.values(), key=lambda slots: len(slots.attempts)).reserved = True
         made = []
         for worker, slots in self._workers.items():
-            if slots.reserved:
-                if not slots.attempts and self._suspects and self._has_room(slots, now):
+            if slots.reserved and not slots.attempts:
+                if self._suspects and self._has_room(slots, now):
                     made.append(self._start(worker, slots, self._suspects.popleft(), alone=True, now=now))
-                elif not slots.attempts:
+                else:
                     slots.reserved = False
-            while not slots.reserved and self._has_room(slots, now) and (block := self._take(now)):
-                made.append(self._start(worker, slots, block, alone=False, now=now))
+        while more := self._deal(now):
+            made += more
         return made
+
+    def _deal(self, now: float) -> list[Attempt]:
+        """A block for each worker that has room, the emptiest first: else one would wait for another's second block."""
+        free = [(worker, slots) for worker, slots in self._workers.items() if not slots.reserved and self._has_room(slots, now)]
+        free.sort(key=lambda pair: len(pair[1].attempts) / pair[1].threads)
+        blocks = ((worker, slots, self._take(now)) for worker, slots in free)
+        return [self._start(worker, slots, block, alone=False, now=now) for worker, slots, block in blocks if block is not None]
 
     def ended(self, attempt: Attempt, outcome: Outcome, now: float) -> tuple[BlockEnded | BlockRetried, bool]:
         """What an outcome means, and whether the worker must be started anew."""

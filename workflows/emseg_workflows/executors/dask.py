@@ -311,7 +311,7 @@ class Session:
         if set(threads) - set(self._refused):
             self._seen = monotonic()
         for worker in (self._dispatch.workers | set(self._preparing.values())) - set(threads):
-            yield from self._gone(worker, "it died, or was stopped")
+            yield from self._gone(worker, "it died, was stopped, or cannot be reached")
         for worker in set(threads) - self._dispatch.workers - set(self._preparing.values()) - set(self._refused):
             key = f"prepare-{self._run}-{uuid4().hex[:8]}"
             self._preparing[key] = worker
