@@ -13,11 +13,12 @@ from emseg.box import Triple
 from emseg.errors import ModelError, NumericsError
 from emseg.model.device import Device
 from emseg.recipe import Recipe
-from emseg.specs.numerics import Numerics
+from emseg.specs.numerics import Backend, Numerics
 from emseg.store.lease import Token
 
 if TYPE_CHECKING:
     from emseg.model.file import ModelFile
+    from emseg.model.openvino_predictor import OpenVinoPredictor
     from emseg.model.predictor import TorchPredictor
 
 
@@ -57,8 +58,8 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
     DeviceError
         If this process cannot compute on the run's device.
     """
-    from emseg.model.file import load_model  # noqa: PLC0415  torch takes seconds to import
-    from emseg.model.predictor import TorchPredictor  # noqa: PLC0415
+    from emseg.model.backend import open_predictor  # noqa: PLC0415  torch takes seconds to import
+    from emseg.model.file import load_model  # noqa: PLC0415
     from emseg.store.output import open_output  # noqa: PLC0415
     from emseg.store.volume import open_volume  # noqa: PLC0415
 
@@ -69,7 +70,7 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
             f"the model {job.model} has the digest {model.digest[:12]}, but the run began with {recipe.model_digest[:12]}: "
             "put the old file back, or start over with --overwrite"
         )
-    predictor = TorchPredictor(model.network(), recipe.numerics.threads, job.device)
+    predictor = open_predictor(model, recipe.numerics.library, recipe.numerics.threads, job.device)
     numerics = _numerics(model, predictor, recipe.plan.tile, recipe.numerics.threads, job.device)
     if numerics != recipe.numerics and not job.mixed_hardware:
         raise NumericsError(
@@ -80,21 +81,23 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
     yield Bench(recipe, open_volume(job.volume), predictor, output, turn or nullcontext()), numerics
 
 
-def local_numerics(model: Path, tile: Triple, threads: int, device: Device) -> Numerics:
+def local_numerics(model: Path, tile: Triple, threads: int, device: Device, backend: Backend) -> Numerics:
     """The numerics of a predictor in this process, for tiles of this shape (z, y, x) in voxels."""
+    from emseg.model.backend import open_predictor  # noqa: PLC0415
     from emseg.model.file import load_model  # noqa: PLC0415
-    from emseg.model.predictor import TorchPredictor  # noqa: PLC0415
 
     loaded = load_model(model)
-    return _numerics(loaded, TorchPredictor(loaded.network(), threads, device), tile, threads, device)
+    return _numerics(loaded, open_predictor(loaded, backend, threads, device), tile, threads, device)
 
 
-_known: dict[tuple[str, Triple, int, Device], Numerics] = {}
-"""Numerics of this process by digest of the model, tile, threads and device: a canary takes as long as a tile."""
+_known: dict[tuple[str, type, Triple, int, Device], Numerics] = {}
+"""Numerics of this process by digest of the model, predictor, tile, threads and device: a canary takes as long as a tile."""
 
 
-def _numerics(model: ModelFile, predictor: TorchPredictor, tile: Triple, threads: int, device: Device) -> Numerics:
-    case = model.digest, tile, threads, device
+def _numerics(
+    model: ModelFile, predictor: TorchPredictor | OpenVinoPredictor, tile: Triple, threads: int, device: Device
+) -> Numerics:
+    case = model.digest, type(predictor), tile, threads, device
     if case not in _known:
         _known[case] = predictor.numerics(tile)
     return _known[case]

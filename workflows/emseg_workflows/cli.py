@@ -165,6 +165,11 @@ def plan(volume: Path, model: str | None, roi: str | None, tile: Triple | None, 
 @click.option("--site", type=click.Path(path_type=Path), help="What SLURM is told for each worker, see deploy/slurm/site.toml.")
 @click.option("--requeue", is_flag=True, help="Queue the SLURM job that this runs in again when its time is up.")
 @device_option
+@click.option(
+    "--backend",
+    type=click.Choice(["torch", "openvino"]),
+    help="Library that computes; by default OpenVINO on a CPU, if it is installed. Part of what an output is begun with.",
+)
 @model_option
 @region_option
 @probabilities_option
@@ -220,6 +225,7 @@ def run(
     site: Path | None,
     requeue: bool,
     device: Literal["cpu", "cuda"] | None,
+    backend: Literal["torch", "openvino"] | None,
     model: str | None,
     roi: str | None,
     probabilities: bool,
@@ -266,6 +272,7 @@ def run(
                     workers_per_gpu=workers_per_gpu,
                     site=read_site(site) if site else None,
                     device=device,
+                    backend=backend,
                     overwrite=overwrite and not restarted,
                     mixed_hardware=mixed_hardware,
                     performance_report=performance_report,

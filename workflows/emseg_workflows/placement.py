@@ -11,7 +11,7 @@ from emseg.box import Triple
 from emseg.errors import PlanError
 from emseg.grid.plan import Block
 from emseg.model.device import Device, Gpu
-from emseg.specs.numerics import Numerics
+from emseg.specs.numerics import Backend, Numerics
 from emseg_workflows.bench import Job
 from emseg_workflows.dispatch import Policy
 from emseg_workflows.events import Event, Progressed
@@ -52,7 +52,7 @@ class Executor(Protocol):
         """The GPU of each worker that computes on one, or is bound to one."""
         ...
 
-    def numerics(self, model: Path, tile: Triple, threads: int, device: Device) -> Numerics:
+    def numerics(self, model: Path, tile: Triple, threads: int, device: Device, backend: Backend) -> Numerics:
         """The numerics of a predictor where the blocks will run, for tiles of this shape (z, y, x) in voxels."""
         ...
 

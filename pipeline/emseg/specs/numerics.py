@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self, cast, get_args
+
+Backend = Literal["torch", "openvino"]
+"""A library that computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,12 @@ class Numerics:
 
     def __str__(self) -> str:
         return f"{self.backend} on {self.device} in {self.precision} with {self.threads} threads, canary {self.canary[:12]}"
+
+    @property
+    def library(self) -> Backend:
+        """The backend without its version; torch for one that is not known."""
+        name = self.backend.partition(" ")[0]
+        return cast("Backend", name) if name in get_args(Backend) else "torch"
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""

@@ -25,7 +25,7 @@ from emseg.errors import Fault, InputError
 from emseg.grid.plan import Block
 from emseg.model.device import Device, Gpu, crowding, own_gpu
 from emseg.outcome import Outcome
-from emseg.specs.numerics import Numerics
+from emseg.specs.numerics import Backend, Numerics
 from emseg_workflows.bench import Job, local_numerics, open_bench
 from emseg_workflows.dispatch import Attempt, Dispatch, Policy
 from emseg_workflows.events import InHand, Noticed, Progressed, WorkerJoined, WorkerLeft
@@ -175,9 +175,9 @@ class DaskExecutor:
             sleep(TICK)  # no longer than the worker lives: nobody else may answer for it
         return {worker: gpu for worker, future in asked.items() if future.done() and (gpu := future.result()) is not None}
 
-    def numerics(self, model: Path, tile: Triple, threads: int, device: Device) -> Numerics:
+    def numerics(self, model: Path, tile: Triple, threads: int, device: Device, backend: Backend) -> Numerics:
         """The numerics of a predictor on one of the workers, for tiles of this shape (z, y, x) in voxels."""
-        asked = self._client.submit(local_numerics, model, tile, threads, device, pure=False)
+        asked = self._client.submit(local_numerics, model, tile, threads, device, backend, pure=False)
         while not asked.done():
             if self._stop.asked:
                 raise StoppedError(self._stop.number)

@@ -15,13 +15,14 @@ from emseg.box import Box, Triple
 from emseg.grid.cost import cost_of
 from emseg.grid.layout import plan_volume
 from emseg.grid.plan import Plan
+from emseg.model.backend import default_backend
 from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
 from emseg.model.header import model_digest, read_header
 from emseg.normalise import Scope, survey
 from emseg.recipe import Recipe
 from emseg.specs.model import ModelSpec
-from emseg.specs.numerics import Numerics
+from emseg.specs.numerics import Backend, Numerics
 from emseg.specs.region import parse_region
 from emseg.specs.volume import VolumeSpec
 from emseg.store.lease import Lease, Token
@@ -65,6 +66,7 @@ def segment(
     workers_per_gpu: int = 1,
     site: Site | None = None,
     device: Device | None = None,
+    backend: Backend | None = None,
     overwrite: bool = False,
     mixed_hardware: bool = False,
     performance_report: str | Path | None = None,
@@ -110,6 +112,8 @@ def segment(
         Workers that share a GPU; more are refused, also on a running cluster.
     device
         What predictors compute on, ``cpu`` or ``cuda``; None for the GPUs of ``cluster="cuda"``, and for the CPU elsewhere.
+    backend
+        Library that computes; None for the one that the output was begun with, else the fastest that is installed.
     site
         What SLURM is told for each worker of ``srun`` (steps of the job that this runs in) and ``slurm`` (jobs of their own).
     overwrite
@@ -152,6 +156,7 @@ def segment(
         return Recipe(source.spec, volume_digest, digest, normalisation, plan, numerics, probabilities)
 
     left = len(plan)
+    backend = backend or (begun.numerics.library if begun else default_backend(device))
     if begun:
         check_same(place, begun, recipe_for(replace(begun.numerics, threads=threads)))
         left -= int(open_output(place).done_units().sum())
@@ -164,7 +169,7 @@ def segment(
             check_memory(cost, executor.memory, plan, executor.workers)
             if device == "cuda" or placement.cluster == "cuda":
                 check_gpus(executor.gpus(device), workers_per_gpu, cost, plan, device)
-            numerics = executor.numerics(model_path.absolute(), plan.tile, threads, device)
+            numerics = executor.numerics(model_path.absolute(), plan.tile, threads, device, backend)
             recipe = recipe_for(numerics)
             if begun:
                 if not mixed_hardware:

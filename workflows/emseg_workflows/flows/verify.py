@@ -18,10 +18,10 @@ from emseg.box import Box, Triple, triple
 from emseg.errors import BlockError, ModelError, OutputError
 from emseg.grid.plan import Plan
 from emseg.grid.stitch import NOT_COMPUTED, quantise
+from emseg.model.backend import default_backend, open_predictor
 from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
 from emseg.model.file import load_model
-from emseg.model.predictor import TorchPredictor
 from emseg.normalise import survey
 from emseg.ports import Predictor, VolumeReader
 from emseg.recipe import Recipe
@@ -123,7 +123,9 @@ def verify(
     loaded = load_model(weights)
     if loaded.digest != recipe.model_digest:
         raise ModelError(f"{weights} has digest {loaded.digest[:12]}, the run's model {recipe.model_digest[:12]}: give --model")
-    predictor = TorchPredictor(loaded.network(), recipe.numerics.threads, device)
+    installed = default_backend(device)
+    backend = recipe.numerics.library if installed == "openvino" else installed
+    predictor = open_predictor(loaded, backend, recipe.numerics.threads, device)
     verdict = Verdict(same_numerics=predictor.numerics(recipe.plan.tile) == recipe.numerics)
     for box, tile, lead in _draw(recipe.plan, boxes, seed):
         verdict.boxes += 1

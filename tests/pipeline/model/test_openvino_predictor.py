@@ -1,0 +1,134 @@
+"""OpenVINO gives what torch gives, but for rounding; and the same bytes wherever a voxel lies, in whatever batch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import random_network, run
+from numpy.typing import NDArray
+from strategies import model_specs, valid_tiles
+
+from emseg.box import Triple
+from emseg.canary import batch_is_free, canary_of
+from emseg.errors import DeviceError, MemoryShortageError
+from emseg.model import backend
+from emseg.model.file import ModelFile, load_model, save_model
+from emseg.model.predictor import TorchPredictor
+from emseg.specs.model import ModelSpec
+
+pytest.importorskip("openvino")
+from emseg.model.openvino_predictor import SHAPES, OpenVinoPredictor
+
+PLANAR = ModelSpec.unet(width=3, depth=2)
+SOLID = ModelSpec.unet(width=3, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
+BOTH = pytest.mark.parametrize("spec", [PLANAR, SOLID])
+
+
+def in_memory(spec: ModelSpec, seed: int = 0) -> ModelFile:
+    """A model file with weights drawn from the seed."""
+    return ModelFile(spec, {}, "digest", dict(random_network(spec, seed, torch.float32).state_dict()))
+
+
+def noise(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_logits_are_those_of_the_network(data: st.DataObject) -> None:
+    spec = data.draw(model_specs(most_flops=10**6))
+    tile, count = data.draw(valid_tiles(spec)), data.draw(st.integers(1, 2))
+    tiles = noise(count, *tile)
+    expected = np.stack([run(random_network(spec), one) for one in tiles])
+    logits = OpenVinoPredictor(in_memory(spec), threads=1).predict(tiles)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(expected).max())))
+
+
+def test_as_far_from_the_truth_as_torch_is(tmp_path: Path) -> None:
+    """Of the paper's depth, where roundings add up."""
+    spec = ModelSpec.unet(width=8, depth=4)
+    save_model(tmp_path / "m", random_network(spec), {})
+    model, tiles = load_model(tmp_path / "m"), noise(1, *spec.tile_for((1, 100, 100)))
+    truth = run(model.network().double(), tiles[0])
+    ours = np.abs(OpenVinoPredictor(model, threads=1).predict(tiles)[0] - truth).max()
+    theirs = np.abs(TorchPredictor(model.network(), threads=1).predict(tiles)[0] - truth).max()
+    assert ours <= 4 * theirs
+
+
+@BOTH
+def test_the_same_bytes_each_time(spec: ModelSpec) -> None:
+    tiles = noise(1, *spec.tile_for((3, 20, 20)))
+    one, other = (OpenVinoPredictor(in_memory(spec), threads=1) for _ in range(2))
+    first = one.predict(tiles).tobytes()
+    assert one.predict(tiles).tobytes() == first
+    assert other.predict(tiles).tobytes() == first
+    before = tiles.copy()
+    np.testing.assert_array_equal(tiles, before)
+
+
+@BOTH
+def test_a_voxel_has_the_same_bytes_wherever_it_lies_in_a_tile(spec: ModelSpec) -> None:
+    predictor = OpenVinoPredictor(in_memory(spec), threads=1)
+    tile = spec.tile_for((4, 40, 40))
+    volume = noise(*(length + 2 * lattice for length, lattice in zip(tile, spec.lattice, strict=True)))
+    here = predictor.predict(volume[tuple(slice(length) for length in tile)][None])[0]
+    for axis in range(3):
+        shift: Triple = tuple(spec.lattice[axis] if axis == i else 0 for i in range(3))  # type: ignore[assignment]
+        there = predictor.predict(volume[tuple(slice(s, s + length) for s, length in zip(shift, tile, strict=True))][None])[0]
+        kept = (
+            [slice(s, None) for s in shift],
+            [slice(None, length - s) for s, length in zip(shift, here.shape[1:], strict=True)],
+        )
+        ours, theirs = here[(slice(None), *kept[0])], there[(slice(None), *kept[1])]
+        assert ours.tobytes() == theirs.tobytes(), f"axis {axis}"
+
+
+@BOTH
+def test_a_batch_changes_no_byte(spec: ModelSpec) -> None:
+    assert batch_is_free(OpenVinoPredictor(in_memory(spec), threads=1), 3)
+
+
+def test_networks_for_few_shapes_are_kept() -> None:
+    predictor = OpenVinoPredictor(in_memory(PLANAR), threads=1)
+    tiles = [noise(1, *PLANAR.tile_for((1, side, side))) for side in (4, 8, 12, 16)]
+    first = [predictor.predict(one).tobytes() for one in tiles]
+    assert len(predictor._compiled) == SHAPES
+    assert [predictor.predict(one).tobytes() for one in tiles] == first
+
+
+def test_numerics_say_what_decides_the_last_bits() -> None:
+    predictor, tile = OpenVinoPredictor(in_memory(PLANAR), threads=2), PLANAR.tile_for((1, 8, 8))
+    numerics = predictor.numerics(tile)
+    assert numerics.library == "openvino"
+    assert numerics.backend.startswith("openvino 20")
+    assert (numerics.precision, numerics.threads) == ("float32", 2)
+    assert numerics.canary == canary_of(predictor, tile)
+    assert numerics.canary == OpenVinoPredictor(in_memory(PLANAR), threads=2).numerics(tile).canary
+
+
+def test_too_little_memory() -> None:
+    endless = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (1 << 18, 1, 1 << 14, 1 << 14), (0, 0, 0, 0))
+    with pytest.raises(MemoryShortageError):
+        OpenVinoPredictor(in_memory(PLANAR), threads=1).predict(endless)
+
+
+def test_which_library_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = in_memory(PLANAR)
+    assert backend.default_backend("cpu") == "openvino"
+    assert backend.default_backend("cuda") == "torch"
+    assert isinstance(backend.open_predictor(model, "torch", 1, "cpu"), TorchPredictor)
+    assert isinstance(backend.open_predictor(model, "openvino", 1, "cpu"), OpenVinoPredictor)
+    with pytest.raises(DeviceError, match="OpenVINO computes on CPUs, not on cuda: use --backend torch"):
+        backend.open_predictor(model, "openvino", 1, "cuda")
+    monkeypatch.setitem(sys.modules, "emseg.model.openvino_predictor", None)
+    with pytest.raises(DeviceError, match=r"OpenVINO, which is not installed here.*pip install 'emseg\[openvino\]'"):
+        backend.open_predictor(model, "openvino", 1, "cpu")
+    monkeypatch.setattr(backend, "find_spec", lambda _: None)
+    assert backend.default_backend("cpu") == "torch"
