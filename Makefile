@@ -39,6 +39,9 @@ fuzz: .venv/test
 
 # Measurements: they take minutes and judge nothing.
 bench: .venv/test
+	$(INSTALL) -e '.[bench]'
+	$(BIN)/python tests/benchmarks/bench_speed.py
+	$(BIN)/python tests/benchmarks/bench_scaling.py
 	$(BIN)/python tests/benchmarks/bench_memory.py
 	$(BIN)/python tests/benchmarks/bench_resume.py
 	$(BIN)/python tests/benchmarks/bench_overhead.py
@@ -46,11 +49,11 @@ bench: .venv/test
 .venv/demo: pyproject.toml deploy/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emseg needs Python 3.11 or newer: make demo PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[openvino]'
 	touch $@
 
 .venv/test: .venv/demo
-	$(INSTALL) -e '.[dev,cuda,slurm]'
+	$(INSTALL) -e '.[dev,cuda,openvino,slurm]'
 	touch $@
 
 clean:

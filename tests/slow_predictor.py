@@ -5,24 +5,25 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emseg.model.openvino_predictor import OpenVinoPredictor
 from emseg.model.predictor import TorchPredictor
 
-Predict = Callable[[TorchPredictor, NDArray[np.float32]], NDArray[np.float32]]
 
-
-def slow(predict: Predict) -> Predict:
+def slow(predict: Callable[..., NDArray[np.float32]]) -> Callable[..., NDArray[np.float32]]:
     """Predictions that take longer."""
 
-    def slow(self: TorchPredictor, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+    def slow(self: Any, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         time.sleep(len(tiles) * float(os.environ["EMSEG_TEST_PAUSE"]))
         return predict(self, tiles)
 
     return slow
 
 
-if TorchPredictor.predict.__name__ != "slow":  # a worker loads its preloads twice
-    TorchPredictor.predict = slow(TorchPredictor.predict)  # type: ignore[method-assign]
+for kind in (TorchPredictor, OpenVinoPredictor):
+    if kind.predict.__name__ != "slow":  # a worker loads its preloads twice
+        kind.predict = slow(kind.predict)  # type: ignore[attr-defined]

@@ -1,0 +1,186 @@
+"""How close a run comes to the bare network, beside what users run today: the same weights and the same precision.
+
+    python tests/benchmarks/bench_speed.py [SLICES] [ROUNDS]
+
+A volume of SLICES x 1152 x 1152 voxels, three steps of MONAI's windows, and the 2-D network of width 16 and depth 4 with
+weights that are drawn. In each round, turn by turn, with one thread for the network:
+
+*bare* the network alone on whole mirrored slices, read from memory, in torch (channels last) and in OpenVINO;
+*emseg* a run with one worker process, from the first block that is handed out to the last that is written, with each;
+*MONAI* `sliding_window_inference` with windows of 572 x 572 that step 384, whose predictions are padded with zeros to the
+window, and an importance map that is 1 where they are valid;
+*map_overlap* `dask.array.map_overlap` of blocks of 772 x 772 with the context as depth, on one thread.
+
+All give the same labels, or the script ends. Start-up is left out: models are loaded, and each has predicted before.
+SLICES is 8 by default, ROUNDS 3. Needs MONAI: ``pip install 'emseg[bench]'``.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import dask
+import dask.array as da
+import numpy as np
+import torch
+import zarr
+from distributed import Client
+from monai.inferers import sliding_window_inference
+from numpy.typing import NDArray
+
+from emseg.box import Box
+from emseg.grid.cost import BLOCKS_IN_FLIGHT
+from emseg.model.file import load_model, save_model
+from emseg.model.openvino_predictor import OpenVinoPredictor
+from emseg.model.predictor import TorchPredictor
+from emseg.model.unet import UNet
+from emseg.normalise import survey
+from emseg.specs.model import ModelSpec
+from emseg.specs.numerics import Backend
+from emseg.store.output import open_output
+from emseg.store.volume import open_volume
+from emseg_workflows.clusters.local import local_cluster
+from emseg_workflows.flows.segment import segment
+
+SPEC = ModelSpec.unet(width=16, depth=4)
+SIDE = 1152
+WINDOW, STEP = 572, 384
+BLOCK = 772
+CONTEXT = SPEC.context[1]
+AGREE = 0.9999
+"""Least part of voxels that all must label alike: other tiles give other last bits, which decide between near ties."""
+
+Labels = NDArray[np.uint8]
+
+
+def main(slices: int, rounds: int) -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        values = texture(slices)
+        array = zarr.create_array(folder / "volume.zarr", shape=values.shape, chunks=(1, 388, 388), dtype=values.dtype)
+        array[...] = values
+        torch.manual_seed(0)
+        save_model(folder / "model.safetensors", UNet(SPEC), {})
+        model = load_model(folder / "model.safetensors")
+        predictor, faster = TorchPredictor(model.network(), threads=1), OpenVinoPredictor(model, threads=1)
+        source = open_volume(folder / "volume.zarr")
+        normalised = survey(source, "volume")[0].apply(values, source.spec.box)
+        with local_cluster(1, BLOCKS_IN_FLIGHT) as client:
+            ways: dict[str, Callable[[], tuple[Labels, float]]] = {
+                "bare torch": partial(clocked, bare, predictor, normalised),
+                "emseg torch": partial(run, folder, client, "torch"),
+                "bare OpenVINO": partial(clocked, bare, faster, normalised),
+                "emseg OpenVINO": partial(run, folder, client, "openvino"),
+                "MONAI": partial(clocked, monai, predictor, normalised),
+                "map_overlap": partial(clocked, overlapped, predictor, normalised),
+            }
+            seconds: dict[str, list[float]] = {way: [] for way in ways}
+            for turn in range(rounds + 1):
+                truth = None
+                for way, take in ways.items():
+                    labels, took = take()
+                    truth = labels if truth is None else truth
+                    agree = float((labels == truth).mean())
+                    assert agree >= AGREE, f"{way} labels {agree:.4%} of the voxels as the bare network does"
+                    if turn:  # the first one warms up
+                        seconds[way].append(took)
+    tell(seconds, values.size)
+
+
+def texture(slices: int) -> NDArray[np.uint8]:
+    """Blobs with noise ``(z, y, x)``."""
+    rng = np.random.default_rng(0)
+    y, x = np.ogrid[:SIDE, :SIDE]
+    waves = np.stack([np.sin(y / (9 + z)) + np.sin(x / (11 + z)) for z in range(slices)])
+    return np.clip(128 + 30 * waves + rng.normal(0, 25, waves.shape), 0, 255).astype(np.uint8)
+
+
+def tell(seconds: dict[str, list[float]], voxels: int) -> None:
+    """The table: medians, and the medians of the ratios within each round."""
+    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread, {voxels / 1e6:.1f} Mvoxel")
+    print(f"{'':<16}{'seconds':>10}{'Mvoxel/s':>10}{'of bare':>10}{'of MONAI':>10}")
+    for way, took in seconds.items():
+        alone = seconds["bare OpenVINO" if way.endswith("OpenVINO") else "bare torch"]
+        of_bare = median(b / t for b, t in zip(alone, took, strict=True))
+        of_monai = median(m / t for m, t in zip(seconds["MONAI"], took, strict=True))
+        print(f"{way:<16}{median(took):>10.2f}{voxels / median(took) / 1e6:>10.3f}{of_bare:>10.2f}{of_monai:>10.2f}")
+
+
+def clocked(way: Callable[..., Labels], *arguments: object) -> tuple[Labels, float]:
+    """What a way gives, and the seconds it took."""
+    began = perf_counter()
+    labels = way(*arguments)
+    return labels, perf_counter() - began
+
+
+def run(folder: Path, client: Client, backend: Backend) -> tuple[Labels, float]:
+    """A run on a volume on the disk."""
+    place = folder / "out.zarr"
+    model = folder / "model.safetensors"
+    report = segment(folder / "volume.zarr", place, model=model, client=client, backend=backend, overwrite=True)
+    assert report.exit_code == 0, report.failures
+    return open_output(place).read_labels(Box.of_shape((report.voxels // SIDE**2, SIDE, SIDE))), report.seconds
+
+
+def bare(predictor: TorchPredictor | OpenVinoPredictor, values: NDArray[np.float32]) -> Labels:
+    """Whole slices, mirrored as far as the network looks; what is too much to be a valid size is mirrored too."""
+    size = SPEC.next_valid(1, SIDE + 2 * CONTEXT)
+    padded = np.pad(values, ((0, 0), (CONTEXT, size - SIDE - CONTEXT), (CONTEXT, size - SIDE - CONTEXT)), mode="reflect")
+    slices = [predictor.predict(padded[z : z + 1][None])[0, :, 0, :SIDE, :SIDE].argmax(axis=0) for z in range(len(values))]
+    return np.stack(slices).astype(np.uint8)
+
+
+def monai(predictor: TorchPredictor, values: NDArray[np.float32]) -> Labels:
+    """As a user of MONAI with a valid network does it."""
+    rest = (WINDOW - 2 * CONTEXT - STEP) // 2
+    valid = slice(CONTEXT, CONTEXT + STEP + 2 * rest)
+    importance = torch.zeros(WINDOW, WINDOW)
+    importance[valid, valid] = 1
+    over = -SIDE % STEP
+    padded = np.pad(values, ((0, 0), (CONTEXT, CONTEXT + over), (CONTEXT, CONTEXT + over)), mode="reflect")
+
+    def predict(windows: torch.Tensor) -> torch.Tensor:
+        logits = torch.from_numpy(predictor.predict(windows.numpy()))[:, :, 0]
+        return torch.nn.functional.pad(logits, (CONTEXT,) * 4)
+
+    found = []
+    for one in padded:
+        source = torch.from_numpy(one)[None, None]
+        logits = sliding_window_inference(
+            source, (WINDOW, WINDOW), 1, predict, overlap=1 - STEP / WINDOW, roi_weight_map=importance
+        )
+        found.append(logits[0, :, CONTEXT : CONTEXT + SIDE, CONTEXT : CONTEXT + SIDE].argmax(dim=0).numpy())
+    return np.stack(found).astype(np.uint8)
+
+
+def overlapped(predictor: TorchPredictor, values: NDArray[np.float32]) -> Labels:
+    """As a user of Dask does it."""
+
+    def predict(block: NDArray[np.float32]) -> Labels:
+        size = [SPEC.next_valid(axis, length) for axis, length in enumerate(block.shape)]
+        more = [(0, wanted - length) for wanted, length in zip(size, block.shape, strict=True)]
+        logits = predictor.predict(np.pad(block, more, mode="reflect")[None])[0]
+        kept = tuple(slice(0, length - 2 * c) for length, c in zip(block.shape, SPEC.context, strict=True))
+        return logits[(slice(None), *kept)].argmax(axis=0).astype(np.uint8)
+
+    source = da.from_array(values, chunks=(1, BLOCK, BLOCK))
+    depth = dict(enumerate(SPEC.context))
+    labels = da.map_overlap(
+        predict, source, depth=depth, boundary="reflect", trim=False, dtype=np.uint8, meta=np.empty((0,) * 3, np.uint8)
+    )
+    with dask.config.set(scheduler="single-threaded"):
+        return np.asarray(labels.compute())
+
+
+if __name__ == "__main__":
+    asked = [int(word) for word in sys.argv[1:]]
+    main(*asked, *(8, 3)[len(asked) :])
