@@ -19,6 +19,9 @@ from emseg.model.file import ModelFile
 from emseg.specs.model import ModelSpec
 from emseg.specs.numerics import Numerics
 
+SLOPE = 1e-30
+"""Of rectified values below 0, far below the last bit of any sum. At 0, OpenVINO would make NaN 0, and so hide that a
+network overflows; this way it stays NaN up to the logits, as in torch, where it is found."""
 SHAPES = 2
 """Shapes of tiles for which the network is kept compiled: a run has one, and the canary its own."""
 
@@ -94,6 +97,9 @@ def graph_of(spec: ModelSpec, weights: Mapping[str, NDArray[np.float32]], shape:
     def convolved(x: openvino.Node, name: str) -> openvino.Node:
         return biased(ops.convolution(x, ops.constant(weights[f"{name}.weight"]), ones, zeros, zeros, ones), name)
 
+    def rectified(x: openvino.Node) -> openvino.Node:
+        return ops.prelu(x, ops.constant(np.array([SLOPE], np.float32)))
+
     source = ops.parameter(list(shape), np.float32)
     x, skips = source, []
     for level in range(spec.depth + 1):
@@ -102,13 +108,13 @@ def graph_of(spec: ModelSpec, weights: Mapping[str, NDArray[np.float32]], shape:
             factor = pooling[level - 1]
             x = ops.max_pool(x, factor, ones, zeros, zeros, factor, "floor", "valid").output(0)
         for number in range(2):
-            x = ops.relu(convolved(x, f"down.{level}.{number}"))
+            x = rectified(convolved(x, f"down.{level}.{number}"))
     for step, factor in enumerate(reversed(pooling)):
         kernel = ops.constant(weights[f"up.{step}.weight"])
         x = biased(ops.convolution_backprop_data(x, kernel, factor, pads_begin=zeros, pads_end=zeros), f"up.{step}")
         x = ops.concat([_cropped(skips.pop(), x), x], 1)
         for number in range(2):
-            x = ops.relu(convolved(x, f"join.{step}.{number}"))
+            x = rectified(convolved(x, f"join.{step}.{number}"))
     return openvino.Model([convolved(x, "head")], [source])
 
 

@@ -113,6 +113,19 @@ def test_numerics_say_what_decides_the_last_bits() -> None:
     assert numerics.canary == OpenVinoPredictor(in_memory(PLANAR), threads=2).numerics(tile).canary
 
 
+@pytest.mark.parametrize("spec", [PLANAR, SOLID, ModelSpec.unet(width=16, depth=1)])
+@pytest.mark.parametrize("scale", [1e8, 1e12, 1e20, 1e30])
+def test_a_network_that_overflows_does_not_look_sound(spec: ModelSpec, scale: float) -> None:
+    """A rectifier that takes NaN for 0 would give finite logits, and wrong labels in silence."""
+    network = random_network(spec, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(scale)
+    model, tiles = ModelFile(spec, {}, "digest", dict(network.state_dict())), noise(1, *spec.tile_for((2, 8, 8)))
+    assert not np.isfinite(TorchPredictor(network, threads=1).predict(tiles)).any()
+    assert not np.isfinite(OpenVinoPredictor(model, threads=1).predict(tiles)).any()
+
+
 def test_too_little_memory() -> None:
     endless = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (1 << 18, 1, 1 << 14, 1 << 14), (0, 0, 0, 0))
     with pytest.raises(MemoryShortageError):
