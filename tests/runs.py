@@ -121,6 +121,12 @@ def shards(output: Path, array: str = "labels/classes/0") -> list[Path]:
     return sorted(path for path in (output / array / "c").rglob("*") if path.is_file())
 
 
+def slowed(pause: float) -> dict[str, str]:
+    """The environment of a run whose workers take so many seconds longer for each tile, on however fast a machine."""
+    preload = Path(__file__).with_name("slow_predictor.py")
+    return {**os.environ, "DASK_DISTRIBUTED__WORKER__PRELOAD": str(preload), "EMSEG_TEST_PAUSE": str(pause)}
+
+
 def emseg_process(*arguments: object, **more: Any) -> subprocess.Popen[str]:
     """The command line, running in a process group of its own."""
     command = [sys.executable, "-m", "emseg_workflows", *map(str, arguments)]

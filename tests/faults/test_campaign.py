@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from runs import bytes_of, emseg, emseg_process, save_volume, shards, texture
+from runs import bytes_of, emseg, emseg_process, save_volume, shards, slowed, texture
 
 from emseg.store.output import open_output
 from emseg_workflows.flows.record import lines_of
@@ -31,6 +31,8 @@ DRIVER_KILLS = 20 if LONG else 2
 OUTAGES = 20 if LONG else 2
 FULL_DISKS = 10 if LONG else 1
 CORRUPT_CHUNKS = 5 if LONG else 1
+PAUSE = 0.5
+"""Seconds that each tile takes longer, so that the blows are struck while there is work."""
 IN_HAND = 8
 """Two workers of two threads, each with as many blocks to come."""
 
@@ -50,7 +52,8 @@ class Undisturbed:
         assert self.blocks >= 24
 
     def start(self, output: Path, *more: object) -> subprocess.Popen[str]:
-        return emseg_process("run", "volume.zarr", "-o", output, "--workers", "2", "--json", *more, cwd=self.folder)
+        command = ("run", "volume.zarr", "-o", output, "--workers", "2", "--json", *more)
+        return emseg_process(*command, cwd=self.folder, env=slowed(PAUSE))
 
     def finish(self, output: Path) -> dict[str, Any]:
         """The report of a run that goes on undisturbed."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -14,14 +13,13 @@ from typing import Any, NamedTuple
 
 import pytest
 from hosts.network import Host, missing, network
-from runs import bytes_of, emseg, save_volume, shards, texture
+from runs import bytes_of, emseg, save_volume, shards, slowed, texture
 
 from emseg.store.output import open_output
 from emseg_workflows.clusters.certificates import run_security
 from emseg_workflows.clusters.local import DASHBOARD_PORT, LOOPBACK
 from emseg_workflows.flows.record import lines_of
 
-SLOW = Path(__file__).parents[1] / "slow_predictor.py"
 JOIN = "note: another host joins with: "
 STRANGER = """
 import socket, ssl, sys
@@ -82,7 +80,7 @@ class Run:
     def __init__(self, host: Host, folder: Path, pause: float) -> None:
         self.folder = folder
         self.output = folder / "out.zarr"
-        self._env = {**os.environ, "DASK_DISTRIBUTED__WORKER__PRELOAD": str(SLOW), "EMSEG_TEST_PAUSE": str(pause)}
+        self._env = slowed(pause)
         words = ("run", "volume.zarr", "-o", "out.zarr", "--host", host.address, "--workers", "1", "--json")
         self.process = host.start(
             *(sys.executable, "-m", "emseg_workflows", *words),

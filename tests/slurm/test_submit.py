@@ -9,12 +9,12 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import bytes_of, emseg, save_volume, shards, texture
+from runs import bytes_of, emseg, save_volume, shards, slowed, texture
 from slurm.cluster import SlurmCluster
 
 from emseg.store.output import open_output
@@ -23,7 +23,6 @@ from emseg_workflows.flows.record import lines_of
 pytestmark = pytest.mark.timeout(400)
 
 SMALL = ("--cpus", "1", "--memory", "1500M")
-SLOW = Path(__file__).parents[1] / "slow_predictor.py"
 NOBODY = 65534
 STRANGER = """
 import os, sys
@@ -60,18 +59,18 @@ class Site:
         plan = emseg("plan", "volume.zarr", "--json", cwd=folder)
         self.tiles = json.loads(plan.stdout)["cost"]["tiles"]
 
-    def emseg(self, *words: object, **env: str) -> str:
+    def emseg(self, *words: object, env: Mapping[str, str] | None = None) -> str:
         """What a command prints that is given on the machine where jobs are submitted."""
         command = [sys.executable, "-m", "emseg_workflows", *map(str, words)]
-        env = {**self.slurm.env, **env}
+        env = {**(env or {}), **self.slurm.env}
         done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def submit(self, output: str, *words: object, seconds: float = 0.0) -> str:
         """Number of a new job; its predictions take so much longer together, on whatever machine."""
-        slow = {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(SLOW), "EMSEG_TEST_PAUSE": str(seconds / self.tiles)}
-        said = self.emseg("submit", "volume.zarr", "-o", output, "--device", "cpu", *SMALL, *words, **slow)
+        slow = slowed(seconds / self.tiles)
+        said = self.emseg("submit", "volume.zarr", "-o", output, "--device", "cpu", *SMALL, *words, env=slow)
         return said.split()[1]
 
     def address(self, output: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from distributed import Client, Security
-from runs import bytes_of, emseg, emseg_process, free_port, own_address, save_volume, shards, texture
+from runs import bytes_of, emseg, emseg_process, free_port, own_address, save_volume, shards, slowed, texture
 
 from emseg.store.output import open_output
 from emseg_workflows.clusters.certificates import run_security
@@ -31,7 +31,7 @@ def test_a_worker_joins_with_the_printed_command_and_strangers_do_not(tmp_path: 
     save_volume(tmp_path / "volume.zarr", texture((32, 150, 150)), (32, 64, 64))
     emseg("run", "volume.zarr", "-o", "alone.zarr", "--workers", "0", cwd=tmp_path)
     options = ("--host", own_address(), "--workers", "1", "--json")
-    run = emseg_process("run", "volume.zarr", "-o", "out.zarr", *options, cwd=tmp_path)
+    run = emseg_process("run", "volume.zarr", "-o", "out.zarr", *options, cwd=tmp_path, env=slowed(0.5))
     assert run.stderr is not None
     said = run.stderr.readline()
     start = "note: another host joins with: "
@@ -87,7 +87,8 @@ class Cluster:
 
     def _start(self, *words: str) -> None:
         command = [sys.executable, "-m", "dask", *words]
-        self._processes.append(subprocess.Popen(command, cwd=self._folder, stderr=subprocess.DEVNULL))
+        started = subprocess.Popen(command, cwd=self._folder, env=slowed(0.5), stderr=subprocess.DEVNULL)
+        self._processes.append(started)
 
 
 @pytest.mark.parametrize("comes_back", [True, False])

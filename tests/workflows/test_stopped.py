@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import bytes_of, emseg, save_volume, shards, texture
+from runs import bytes_of, emseg, save_volume, shards, slowed, texture
 
 PATIENCE = 15
 """Seconds that a run may take to stop."""
@@ -33,6 +33,7 @@ class Undisturbed:
         process = subprocess.Popen(
             [sys.executable, "-m", "emseg_workflows", "run", "volume.zarr", "-o", output, "--workers", "2"],
             cwd=self.folder,
+            env=slowed(0.3),
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
