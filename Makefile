@@ -39,7 +39,6 @@ fuzz: .venv/test
 
 # Measurements: they take minutes and judge nothing.
 bench: .venv/test
-	$(INSTALL) -e '.[bench]'
 	$(BIN)/python tests/benchmarks/bench_speed.py
 	$(BIN)/python tests/benchmarks/bench_scaling.py
 	$(BIN)/python tests/benchmarks/bench_memory.py
@@ -53,7 +52,7 @@ bench: .venv/test
 	touch $@
 
 .venv/test: .venv/demo
-	$(INSTALL) -e '.[dev,cuda,openvino,slurm]'
+	$(INSTALL) -e '.[bench,cuda,dev,openvino,slurm]'
 	touch $@
 
 clean:
