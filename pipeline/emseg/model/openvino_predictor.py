@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class OpenVinoPredictor:
     def numerics(self, tile: Triple) -> Numerics:
         """What decides the last bits of predictions, for a run with tiles of this shape (z, y, x) in voxels."""
         hardware = torch.backends.cpu.get_cpu_capability()
-        return Numerics(f"openvino {openvino.__version__}", hardware, "float32", self._threads, canary_of(self, tile))
+        return Numerics(f"openvino {version('openvino')}", hardware, "float32", self._threads, canary_of(self, tile))
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits ``(n, classes, z', y', x')`` of normalised tiles ``(n, z, y, x)``.
