@@ -46,7 +46,6 @@ def test_the_scheduler_never_knows_more_than_the_window(client: Client, tmp_path
     assert report.blocks > window
 
 
-@pytest.mark.timeout(60)
 def test_as_many_workers_as_there_are_blocks_for(tmp_path: Path) -> None:
     save_volume(tmp_path / "volume.zarr", texture(shape_of_many_blocks(PLANAR)))
     model = save_random_model(tmp_path / "model.safetensors", PLANAR)
@@ -62,6 +61,7 @@ def test_as_many_workers_as_there_are_blocks_for(tmp_path: Path) -> None:
     assert bytes_of(output) == bytes_of(alone)
 
 
+@pytest.mark.timeout(60)
 def test_a_client_that_is_not_the_newest(client: Client, tmp_path: Path) -> None:
     """Dask would wait on the loop of the newest client, for ever."""
     save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))

@@ -6,13 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from runs import bytes_of, emseg, save_volume, shards, slowed, texture
+from runs import bytes_of, emseg, emseg_process, save_volume, shards, slowed, texture
 
 PATIENCE = 15
 """Seconds that a run may take to stop."""
@@ -30,17 +29,8 @@ class Undisturbed:
 
     def start(self, output: Path) -> subprocess.Popen[str]:
         """A run with two workers and a process group of its own, as soon as it has written some blocks."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "emseg_workflows", "run", "volume.zarr", "-o", output, "--workers", "2"],
-            cwd=self.folder,
-            env=slowed(0.3),
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(
-                signal.SIGINT, signal.default_int_handler
-            ),  # a shell may ignore it in the background
-        )
+        command = ("run", "volume.zarr", "-o", output, "--workers", "2")
+        process = emseg_process(*command, cwd=self.folder, env=slowed(0.3))
         while process.poll() is None and len(shards(output)) < 3:
             time.sleep(0.05)
         assert process.poll() is None, process.communicate()[1]
@@ -99,8 +89,7 @@ def test_stopped_and_gone_on_with(number: int, group: bool, code: int, undisturb
 def test_stopped_before_it_began(undisturbed: Undisturbed, tmp_path: Path) -> None:
     """While the workers start; nothing is written."""
     output = tmp_path / "out.zarr"
-    command = [sys.executable, "-m", "emseg_workflows", "run", "volume.zarr", "-o", output, "--workers", "2"]
-    process = subprocess.Popen(command, cwd=undisturbed.folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = emseg_process("run", "volume.zarr", "-o", output, "--workers", "2", cwd=undisturbed.folder)
     while len(family := family_of(process)) < 2:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGTERM)

@@ -9,7 +9,7 @@ from emseg.grid.plan import Plan
 from emseg.outcome import Outcome, Seconds
 
 LISTED = 1000
-"""Blocks that failed, and blocks that moved, which a report names; all are counted."""
+"""Blocks that failed, and blocks that were tried again, which a report names; all are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +119,14 @@ class Tally:
         self._list(outcome)
 
     def _list(self, outcome: Outcome) -> None:
-        box, in_vain = str(self._plan.block(outcome.block).write), self._in_vain.pop(outcome.block, None)
+        in_vain = self._in_vain.pop(outcome.block, None)
         if outcome.status == "failed" and len(self._failures) < LISTED:
-            self._failures.append(Failure(outcome.block, box, outcome.cause or "unknown"))
+            self._failures.append(Failure(outcome.block, self._box(outcome.block), outcome.cause or "unknown"))
         if outcome.status == "done" and in_vain is not None and len(self._retries) < LISTED:
-            self._retries.append(Retry(outcome.block, box, in_vain, outcome.worker))
+            self._retries.append(Retry(outcome.block, self._box(outcome.block), in_vain, outcome.worker))
+
+    def _box(self, block: int) -> str:
+        return str(self._plan.block(block).write)
 
     def report(self, seconds: float, signal: int = 0) -> Report:
         """The report so far, `seconds` after the first block was handed out."""
