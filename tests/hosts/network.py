@@ -10,7 +10,6 @@ Needs root, and what ``tests/hosts/setup`` installs.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
+from programs import PATH, lacking, path_of
 
 SUBNET = "10.77.0"
 PROGRAMS = ("ip", "ss", "setpriv", "unshare", "nsenter")
@@ -42,7 +42,7 @@ class Host:
         self._port = ""
         self._started: list[subprocess.Popen[str]] = []
         self._first = subprocess.Popen(
-            [*_mortal(), _path_of("unshare"), *SPACES, "bash", "-c", INSIDE, name],
+            [*_mortal(), path_of("unshare"), *SPACES, "bash", "-c", INSIDE, name],
             env=_env(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -105,7 +105,7 @@ class Host:
                 pass
 
     def _enter(self) -> list[str]:
-        return [_path_of("nsenter"), f"--target={self._first.pid}", *SPACES, "--"]
+        return [path_of("nsenter"), f"--target={self._first.pid}", *SPACES, "--"]
 
     def _has(self, process: int) -> bool:
         try:
@@ -133,9 +133,8 @@ def missing() -> str:
     """What this machine lacks for hosts, or nothing."""
     if os.geteuid() != 0:
         return "hosts of one's own need root"
-    lacking = [program for program in PROGRAMS if not shutil.which(program, path=_path())]
-    if lacking:
-        return f"tests/hosts/setup was not run: no {', '.join(lacking)}"
+    if absent := lacking(PROGRAMS):
+        return f"tests/hosts/setup was not run: no {absent}"
     trial = "ip link add switch type bridge && ip link add port1 type veth peer name eth0"
     tried = subprocess.run(["unshare", *SPACES, "bash", "-c", trial], env=_env(), capture_output=True, text=True)
     return f"no network namespaces: {tried.stderr.strip()}" if tried.returncode else ""
@@ -143,7 +142,7 @@ def missing() -> str:
 
 def _mortal() -> list[str]:
     """What a command begins with that ends with the thread that starts it, however that ends."""
-    return [_path_of("setpriv"), "--pdeathsig", "KILL"]
+    return [path_of("setpriv"), "--pdeathsig", "KILL"]
 
 
 def _space(process: int) -> int:
@@ -151,15 +150,5 @@ def _space(process: int) -> int:
     return Path(f"/proc/{process}/ns/net").stat().st_ino
 
 
-def _path_of(program: str) -> str:
-    found = shutil.which(program, path=_path())
-    assert found, f"{program} is not installed"
-    return found
-
-
 def _env() -> dict[str, str]:
-    return {**os.environ, "PATH": _path()}
-
-
-def _path() -> str:
-    return os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+    return {**os.environ, "PATH": PATH}

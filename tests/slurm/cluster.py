@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import psutil
+from programs import PATH, lacking, path_of
 
 LOOPBACK = "127.0.0.1"
 PRIVATE = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
@@ -253,10 +254,8 @@ class SlurmCluster:
 
     def _start(self, name: str, program: str, *arguments: object, user: str | None = None) -> None:
         """A daemon that ends with this process, however this one ends."""
-        found = shutil.which(program, path=_path())
-        assert found, f"{program} is not installed"
-        command = ["setpriv", "--pdeathsig", "KILL", found, *map(str, arguments)]
-        env = self.env | {"PATH": _path()}
+        command = ["setpriv", "--pdeathsig", "KILL", path_of(program), *map(str, arguments)]
+        env = self.env | {"PATH": PATH}
         with (self.folder / "log" / f"{name}.out").open("wb") as log:
             self._daemons[name] = subprocess.Popen(
                 command, env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, user=user, start_new_session=True
@@ -312,19 +311,14 @@ def missing() -> str:
     """What this machine lacks for a cluster, or nothing."""
     if os.geteuid() != 0:
         return "a SLURM cluster of one's own needs root"
-    lacking = [program for program in PROGRAMS if not shutil.which(program, path=_path())]
-    if lacking:
-        return f"tests/slurm/setup was not run: no {', '.join(lacking)}"
+    if absent := lacking(PROGRAMS):
+        return f"tests/slurm/setup was not run: no {absent}"
     tried = subprocess.run(["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "true"], capture_output=True, text=True)
     return f"no namespaces: {tried.stderr.strip()}" if tried.returncode else ""
 
 
 def _is_private(folder: Path) -> bool:
     return any(folder.resolve().is_relative_to(place) for place in PRIVATE)
-
-
-def _path() -> str:
-    return os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 
 
 def _job(line: str) -> Job:
