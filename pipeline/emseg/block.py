@@ -19,12 +19,12 @@ from emseg.box import Box, Triple
 from emseg.canary import batch_is_free
 from emseg.errors import BlockError, Fault, MemoryShortageError
 from emseg.grid.mirror import reflect
-from emseg.grid.plan import Block
-from emseg.grid.stitch import Canvas, classify, quantise, softmax
+from emseg.grid.plan import Block, Plan
+from emseg.grid.stitch import NOT_COMPUTED, Canvas, classify, quantise, softmax
 from emseg.grid.tiles import Tile, hull_of, tiles_of
 from emseg.normalise import Normalisation, refuse_nonfinite
 from emseg.outcome import Outcome, Stopwatch
-from emseg.ports import LabelWriter, Predictor, VolumeReader
+from emseg.ports import Classifier, LabelWriter, Predictor, VolumeReader
 from emseg.recipe import Recipe
 
 MOST_CAUSE = 400
@@ -79,10 +79,10 @@ def _segment(bench: Bench, block: Block, watch: Stopwatch) -> None:
         bench.turn.__enter__()
     try:
         with watch.phase("predict"):
-            for target, logits in predict_tiles(bench.predictor, values, seen, plan.tiles(block), plan.batch):
-                labels.paste(target, classify(logits))
-                if probabilities is not None:
-                    probabilities.paste(target, quantise(softmax(logits)))
+            for target, label, stored in label_tiles(bench.predictor, values, seen, plan, block, probabilities is not None):
+                labels.paste(target, label)
+                if probabilities is not None and stored is not None:
+                    probabilities.paste(target, stored)
     finally:
         bench.turn.__exit__(None, None, None)
     with watch.phase("write"):
@@ -115,6 +115,33 @@ def read_normalised(volume: VolumeReader, normalisation: Normalisation, box: Box
     return reflection.fill(normalisation.apply(values, reflection.source))
 
 
+def label_tiles(
+    predictor: Predictor, values: NDArray[np.float32], seen: Box, plan: Plan, block: Block, probabilities: bool
+) -> Iterator[tuple[Box, NDArray[np.uint8], NDArray[np.uint8] | None]]:
+    """Each target of a block with its labels ``(z, y, x)`` and, if asked for, stored probabilities ``(class, z, y, x)``.
+
+    Raises
+    ------
+    BlockError
+        As `predict_tiles`.
+    """
+    if not isinstance(predictor, Classifier):
+        for target, logits in predict_tiles(predictor, values, seen, plan.tiles(block), plan.batch):
+            yield target, classify(logits), quantise(softmax(logits)) if probabilities else None
+        return
+    ours, theirs = itertools.tee(_batches(plan.tiles(block), plan.batch))
+    try:
+        found = predictor.classify((_sources(values, seen, group) for group in ours), probabilities)
+        for group, (labels, stored) in zip(theirs, found, strict=True):
+            for number, tile in enumerate(group):
+                kept = tile.target.relative_to(tile.output.start).slices()
+                if (labels[number] == NOT_COMPUTED).any():
+                    raise _not_finite(tile)
+                yield tile.target, labels[number][kept], None if stored is None else stored[number][(slice(None), *kept)]
+    except MemoryShortageError as error:
+        raise _too_large((plan.batch, *plan.tile), error) from error
+
+
 def predict_tiles(
     predictor: Predictor, values: NDArray[np.float32], seen: Box, tiles: Iterator[Tile], batch: int
 ) -> Iterator[tuple[Box, NDArray[np.float32]]]:
@@ -125,13 +152,26 @@ def predict_tiles(
     BlockError
         If the network predicts NaN or infinity, or has too little memory for a batch that cannot be made smaller.
     """
-    while group := list(itertools.islice(tiles, batch)):
-        sources = np.stack([values[tile.source.relative_to(seen.start).slices()] for tile in group])
-        for tile, logits in zip(group, _predict(predictor, sources), strict=True):
+    for group in _batches(tiles, batch):
+        for tile, logits in zip(group, _predict(predictor, _sources(values, seen, group)), strict=True):
             if not np.isfinite(logits).all():
-                raise BlockError(f"the network predicts NaN or infinity in {tile.target}: its weights or the voxels are broken")
+                raise _not_finite(tile)
             kept = tile.target.relative_to(tile.output.start).slices()
             yield tile.target, logits[(slice(None), *kept)]
+
+
+def _batches(tiles: Iterator[Tile], batch: int) -> Iterator[list[Tile]]:
+    while group := list(itertools.islice(tiles, batch)):
+        yield group
+
+
+def _sources(values: NDArray[np.float32], seen: Box, group: list[Tile]) -> NDArray[np.float32]:
+    """The voxels ``(n, z, y, x)`` that these tiles see."""
+    return np.stack([values[tile.source.relative_to(seen.start).slices()] for tile in group])
+
+
+def _not_finite(tile: Tile) -> BlockError:
+    return BlockError(f"the network predicts NaN or infinity in {tile.target}: its weights or the voxels are broken")
 
 
 def _predict(predictor: Predictor, sources: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -142,10 +182,14 @@ def _predict(predictor: Predictor, sources: NDArray[np.float32]) -> NDArray[np.f
         if len(sources) > 1 and batch_is_free(predictor, len(sources)):
             half = len(sources) // 2
             return np.concatenate([_predict(predictor, sources[:half]), _predict(predictor, sources[half:])])
-        raise BlockError(
-            f"the network has too little memory for {len(sources)} tiles of {sources.shape[1:]} voxels ({error}): "
-            "use fewer workers or a device with more memory, or start over with --overwrite and a smaller --tile"
-        ) from error
+        raise _too_large(sources.shape, error) from error
+
+
+def _too_large(shape: tuple[int, ...], error: MemoryShortageError) -> BlockError:
+    return BlockError(
+        f"the network has too little memory for {shape[0]} tiles of {shape[1:]} voxels ({error}): "
+        "use fewer workers or a device with more memory, or start over with --overwrite and a smaller --tile"
+    )
 
 
 def _one_line(cause: str) -> str:

@@ -5,7 +5,8 @@ The adapters in `emseg.store` and `emseg.model` fulfil these; so can a user's ow
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,21 @@ class Predictor(Protocol):
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits ``(n, classes, z', y', x') float32`` of normalised tiles ``(n, z, y, x) float32``."""
+        ...
+
+
+@runtime_checkable
+class Classifier(Predictor, Protocol):
+    """A predictor that makes of logits what is stored right where it computes, so that only bytes come back."""
+
+    def classify(
+        self, batches: Iterable[NDArray[np.float32]], probabilities: bool
+    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
+        """Labels ``(n, z', y', x')`` of each batch, and stored probabilities ``(n, classes, z', y', x')`` if asked for.
+
+        The label is 255 where a logit is NaN or infinite; else both are as `emseg.grid.stitch` makes them, but for the last
+        bit of a probability.
+        """
         ...
 
 

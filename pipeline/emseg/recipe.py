@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from emseg.grid.plan import Plan
 from emseg.normalise import Normalisation
-from emseg.specs.numerics import Numerics
+from emseg.specs.numerics import Accuracy, Numerics
 from emseg.specs.volume import VolumeSpec
 
 
@@ -32,6 +32,8 @@ class Recipe:
     numerics: Numerics
     probabilities: bool
     """Whether quantised probabilities are stored beside the labels."""
+    accuracy: Accuracy | None = None
+    """How far the run's low precision is from float32; None if it computes in that."""
 
     @property
     def fingerprint(self) -> str:
@@ -55,6 +57,7 @@ class Recipe:
             "plan": self.plan.to_json(),
             "numerics": self.numerics.to_json(),
             "probabilities": self.probabilities,
+            **({} if self.accuracy is None else {"accuracy": asdict(self.accuracy)}),
         }
 
     @classmethod
@@ -68,6 +71,7 @@ class Recipe:
             plan=Plan.from_json(data["plan"]),
             numerics=Numerics.from_json(data["numerics"]),
             probabilities=bool(data["probabilities"]),
+            accuracy=Accuracy.from_json(data["accuracy"]) if "accuracy" in data else None,
         )
 
 

@@ -49,7 +49,7 @@ from emseg.specs.numerics import Numerics
 from emseg.specs.volume import VolumeSpec
 from emseg.store.lease import Token
 from emseg.store.output import open_output
-from emseg_workflows.bench import Job, local_numerics
+from emseg_workflows.bench import Job, Trial, try_out
 from emseg_workflows.clusters.local import local_cluster
 from emseg_workflows.dispatch import Dispatch, Policy
 from emseg_workflows.events import BlockEnded, Event, RunStarted, WorkerJoined
@@ -135,11 +135,14 @@ def measure_run(
     shape = triple(tile) if tile else None
     plan, _ = flow.plan_run(source, model=model, tile=shape, region=region)
     with local_cluster(workers, BLOCKS_IN_FLIGHT) as client:
-        client.run(local_numerics, resolve_model(model), plan.tile, 1, "cpu", default_backend("cpu"))
+        as_it_is = Normalisation("volume", (0.0,), (1.0,))
+        backend, file = default_backend("cpu"), resolve_model(model)
+        client.run(try_out, Trial(source, file, as_it_is, plan.region, plan.tile, 1, "cpu", backend, "float32", measured=True))
         start_up, before = perf_counter() - began, sum(client.run(process_time).values())
         psutil.cpu_percent()
         place = source.with_name("out.zarr")
-        report = flow.segment(source, place, model=model, tile=shape, region=region, client=client, on_event=moments)
+        asked = {"model": model, "tile": shape, "region": region, "precision": "float32"}
+        report = flow.segment(source, place, client=client, on_event=moments, **asked)  # type: ignore[arg-type]
         machine, after = psutil.cpu_percent(), sum(client.run(process_time).values())
     shutil.rmtree(place)
     assert report.exit_code == 0, report.failures
@@ -170,7 +173,7 @@ def measure_first(volume: str, model: str, tile: list[int]) -> dict[str, Any]:
 
     flow.check_space = lambda output, output_bytes: None  # this disk could not hold what is never computed
     place = source.with_name("out.zarr")
-    flow.segment(source, place, model=model, tile=triple(tile), workers=2, stop=stop, on_event=observe)
+    flow.segment(source, place, model=model, tile=triple(tile), precision="float32", workers=2, stop=stop, on_event=observe)
     shutil.rmtree(place)
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     return {**seconds, "returned": perf_counter() - began, "peak": 1024 * peak}

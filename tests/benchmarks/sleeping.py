@@ -23,7 +23,7 @@ from emseg.model import backend
 from emseg.model.device import Device
 from emseg.model.header import model_digest, read_header
 from emseg.specs.model import ModelSpec
-from emseg.specs.numerics import Backend, Numerics
+from emseg.specs.numerics import Backend, Numerics, Precision
 
 PAUSE = float(os.environ["EMSEG_BENCH_PAUSE"])
 
@@ -58,7 +58,7 @@ def load_description(path: Path) -> Description:
     return Description(read_header(path)[0], model_digest(path))
 
 
-def open_sleeper(model: Description, library: Backend, threads: int, device: Device) -> Sleeper:
+def open_sleeper(model: Description, library: Backend, precision: Precision, threads: int, device: Device) -> Sleeper:
     """In the place of `emseg.model.backend.open_predictor`."""
     return Sleeper(model.spec, threads)
 

@@ -16,9 +16,12 @@ from runs import CUBIC, PLANAR, TIE, bytes_of, one_pass
 
 from emseg.canary import canary_of
 from emseg.errors import MemoryShortageError
+from emseg.grid.stitch import NOT_COMPUTED, classify, quantise, softmax
 from emseg.model.device import own_gpu
-from emseg.model.predictor import TorchPredictor
+from emseg.model.predictor import CudaPredictor, TorchPredictor
+from emseg.ports import Classifier
 from emseg.specs.model import ModelSpec
+from emseg.specs.numerics import Precision
 from emseg_workflows.flows.segment import segment
 from emseg_workflows.flows.verify import verify
 
@@ -52,9 +55,9 @@ if __name__ == "__main__":
 """
 
 
-def predictor(spec: ModelSpec, device: str) -> TorchPredictor:
+def predictor(spec: ModelSpec, device: str, dtype: torch.dtype = torch.float32) -> TorchPredictor:
     """One with random weights."""
-    return TorchPredictor(random_network(spec, dtype=torch.float32), 1, device)  # type: ignore[arg-type]
+    return (CudaPredictor if device == "cuda" else TorchPredictor)(random_network(spec, dtype=dtype), 1, device)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("spec", [PLANAR, CUBIC], ids=["2-D", "3-D"])
@@ -67,6 +70,46 @@ def test_predictions(spec: ModelSpec) -> None:
     assert gpu.predict(tiles).tobytes() == once.tobytes()
     assert np.abs(once - cpu.predict(tiles)).max() < TIE
     assert len({canary_of(gpu, tile) for _ in range(10)}) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("spec", [PLANAR, CUBIC], ids=["2-D", "3-D"])
+def test_what_is_stored_is_made_on_the_gpu(spec: ModelSpec, dtype: torch.dtype) -> None:
+    """As the host makes it of the logits, but for the last bit of a probability."""
+    tile = spec.tile_for((4, 40, 40))
+    batches = list(np.random.default_rng(0).normal(size=(5, 1, *tile)).astype(np.float32))
+    gpu = predictor(spec, "cuda", dtype)
+    assert isinstance(gpu, Classifier)
+    assert not isinstance(predictor(spec, "cpu"), Classifier)
+    found = list(gpu.classify(iter(batches), probabilities=True))
+    assert len(found) == len(batches)
+    for source, (labels, stored) in zip(batches, found, strict=True):
+        logits = gpu.predict(source)[0]
+        np.testing.assert_array_equal(labels[0], classify(logits))
+        assert stored is not None
+        assert np.abs(stored[0].astype(int) - quantise(softmax(logits)).astype(int)).max() <= 1
+    assert all(stored is None for _, stored in gpu.classify(iter(batches), probabilities=False))
+
+
+def test_what_is_not_finite_has_no_label() -> None:
+    gpu, tile = predictor(PLANAR, "cuda"), PLANAR.tile_for((1, 20, 20))
+    source = np.zeros((1, *tile), np.float32)
+    source[0, 0, tile[1] // 2, tile[2] // 2] = np.nan
+    ((labels, _),) = gpu.classify(iter([source]), probabilities=False)
+    assert 0 < (labels == NOT_COMPUTED).sum() < labels.size
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_runs_in_a_low_precision(precision: Precision, inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    """In this process and on each GPU, the same bytes; and tiling leaves no trace."""
+    volume, model = inputs
+    for name, where in (("one", {"workers": 0}), ("all", {"cluster": "cuda"})):
+        asked = {"model": model, "device": "cuda", "precision": precision, "probabilities": True, **where}
+        assert segment(volume, tmp_path / name, **asked).exit_code == 0  # type: ignore[arg-type]
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "all")
+    verdict = verify(tmp_path / "all", device="cuda")
+    assert verdict.holds, str(verdict)
+    assert verdict.same_numerics
 
 
 def test_numerics_name_the_gpu() -> None:

@@ -14,7 +14,7 @@ from emseg.grid.layout import plan_volume
 from emseg.normalise import Normalisation
 from emseg.recipe import Recipe
 from emseg.specs.model import ModelSpec
-from emseg.specs.numerics import Numerics
+from emseg.specs.numerics import Accuracy, Numerics
 from emseg.specs.volume import VolumeSpec
 
 VOLUME = VolumeSpec((6, 50, 60), "uint8", (6, 32, 32), 3, (40.0, 4.0, 4.0), (0.0, 8.0, 8.0), ("nanometer",) * 3)
@@ -96,6 +96,15 @@ def test_json_round_trip() -> None:
     assert again == RECIPE
     assert again.fingerprint == RECIPE.fingerprint
     assert list(again.differences(RECIPE)) == []
+
+
+def test_the_accuracy_of_a_low_precision_is_part_of_it() -> None:
+    """And leaves no trace in recipes without one."""
+    low = replace(RECIPE, accuracy=Accuracy(0.9995, 0.013, 256000))
+    assert Recipe.from_json(json.loads(json.dumps(low.to_json()))) == low
+    assert low.fingerprint != RECIPE.fingerprint
+    assert "accuracy" not in RECIPE.to_json()
+    assert str(low.accuracy) == "99.95% of 256000 voxels get the label of float32, probabilities differ by 0.013 at most"
 
 
 def test_the_fingerprint_is_the_same_in_every_process() -> None:

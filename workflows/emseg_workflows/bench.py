@@ -8,18 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emseg.accuracy import accuracy_of
 from emseg.block import Bench
-from emseg.box import Triple
+from emseg.box import Box, Triple
 from emseg.errors import ModelError, NumericsError
 from emseg.model.device import Device
+from emseg.normalise import Normalisation
 from emseg.recipe import Recipe
-from emseg.specs.numerics import Backend, Numerics
+from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
 from emseg.store.lease import Token
 
 if TYPE_CHECKING:
     from emseg.model.file import ModelFile
     from emseg.model.openvino_predictor import OpenVinoPredictor
     from emseg.model.predictor import TorchPredictor
+
+ENOUGH = 0.999
+"""Least share of voxels that a precision chosen for the user labels as float32 does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +75,9 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
             f"the model {job.model} has the digest {model.digest[:12]}, but the run began with {recipe.model_digest[:12]}: "
             "put the old file back, or start over with --overwrite"
         )
-    predictor = open_predictor(model, recipe.numerics.library, recipe.numerics.threads, job.device)
-    numerics = _numerics(model, predictor, recipe.plan.tile, recipe.numerics.threads, job.device)
+    begun = recipe.numerics
+    predictor = open_predictor(model, begun.library, begun.precision, begun.threads, job.device)
+    numerics = _numerics(model, predictor, recipe.plan.tile, begun.threads, begun.precision, job.device)
     if numerics != recipe.numerics and not job.mixed_hardware:
         raise NumericsError(
             f"the run computes with {recipe.numerics}, but this worker with {numerics}: use the hardware and versions of the "
@@ -81,23 +87,85 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
     yield Bench(recipe, open_volume(job.volume), predictor, output, turn or nullcontext()), numerics
 
 
-def local_numerics(model: Path, tile: Triple, threads: int, device: Device, backend: Backend) -> Numerics:
-    """The numerics of a predictor in this process, for tiles of this shape (z, y, x) in voxels."""
-    from emseg.model.backend import open_predictor  # noqa: PLC0415
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What is tried out on a worker before a run begins."""
+
+    volume: Path
+    model: Path
+    normalisation: Normalisation
+    region: Box
+    tile: Triple
+    """Shape (z, y, x) in voxels of the run's tiles."""
+    threads: int
+    device: Device
+    backend: Backend
+    precision: Precision | None
+    """None for the lowest that gives the labels of float32 nearly everywhere."""
+    measured: bool
+    """Whether the accuracy of this precision is known already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a run computes, and what was found out before."""
+
+    numerics: Numerics
+    accuracy: Accuracy | None = None
+    """Of its precision, if that is below float32 and was not known."""
+    refused: tuple[tuple[Precision, Accuracy], ...] = ()
+    """Lower precisions whose labels agree too little with those of float32."""
+
+
+def try_out(trial: Trial) -> Choice:
+    """How a predictor computes in this process, and how accurately.
+
+    Which precision is chosen depends on the hardware, the weights and the voxels alone, not on how fast anything was.
+
+    Raises
+    ------
+    DeviceError
+        If the device or the precision is not to be had.
+    """
+    from emseg.model.backend import low_precisions, open_predictor  # noqa: PLC0415
     from emseg.model.file import load_model  # noqa: PLC0415
+    from emseg.store.volume import open_volume  # noqa: PLC0415
 
-    loaded = load_model(model)
-    return _numerics(loaded, open_predictor(loaded, backend, threads, device), tile, threads, device)
+    model = load_model(trial.model)
+
+    def opened(precision: Precision) -> TorchPredictor | OpenVinoPredictor:
+        return open_predictor(model, trial.backend, precision, trial.threads, trial.device)
+
+    def choice(precision: Precision, accuracy: Accuracy | None = None) -> Choice:
+        numerics = _numerics(model, opened(precision), trial.tile, trial.threads, precision, trial.device)
+        return Choice(numerics, accuracy, tuple(refused))
+
+    refused: list[tuple[Precision, Accuracy]] = []
+    if trial.precision == "float32" or (trial.precision is not None and trial.measured):
+        return choice(trial.precision)
+    exact, volume = opened("float32"), open_volume(trial.volume)
+    for precision in (trial.precision,) if trial.precision is not None else low_precisions(trial.device):
+        accuracy = accuracy_of(opened(precision), exact, volume, trial.normalisation, trial.region)
+        if trial.precision is not None or accuracy.agreement >= ENOUGH:
+            return choice(precision, accuracy)
+        refused.append((precision, accuracy))
+    return choice("float32")
 
 
-_known: dict[tuple[str, type, Triple, int, Device], Numerics] = {}
-"""Numerics of this process by digest of the model, predictor, tile, threads and device: a canary takes as long as a tile."""
+_known: dict[tuple[str, type, Triple, int, Precision, Device], Numerics] = {}
+"""Numerics of this process by digest of the model, predictor, tile, threads, precision and device: a canary takes as long as
+a tile."""
 
 
 def _numerics(
-    model: ModelFile, predictor: TorchPredictor | OpenVinoPredictor, tile: Triple, threads: int, device: Device
+    model: ModelFile,
+    predictor: TorchPredictor | OpenVinoPredictor,
+    tile: Triple,
+    threads: int,
+    precision: Precision,
+    device: Device,
 ) -> Numerics:
-    case = model.digest, type(predictor), tile, threads, device
+    case = model.digest, type(predictor), tile, threads, precision, device
     if case not in _known:
         _known[case] = predictor.numerics(tile)
     return _known[case]

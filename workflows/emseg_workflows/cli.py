@@ -170,6 +170,13 @@ def plan(volume: Path, model: str | None, roi: str | None, tile: Triple | None, 
     type=click.Choice(["torch", "openvino"]),
     help="Library that computes; by default OpenVINO on a CPU, if it is installed. Part of what an output is begun with.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Type of the activations. auto: a low one that is fast here, if it gives 99.9 % of a sample float32's labels.",
+)
 @model_option
 @region_option
 @probabilities_option
@@ -226,6 +233,7 @@ def run(
     requeue: bool,
     device: Literal["cpu", "cuda"] | None,
     backend: Literal["torch", "openvino"] | None,
+    precision: Literal["auto", "float32", "bfloat16", "float16"],
     model: str | None,
     roi: str | None,
     probabilities: bool,
@@ -273,6 +281,7 @@ def run(
                     site=read_site(site) if site else None,
                     device=device,
                     backend=backend,
+                    precision=None if precision == "auto" else precision,
                     overwrite=overwrite and not restarted,
                     mixed_hardware=mixed_hardware,
                     performance_report=performance_report,

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from emseg.box import Triple
 from emseg.errors import PlanError
 from emseg.grid.plan import Block
 from emseg.model.device import Device, Gpu
-from emseg.specs.numerics import Backend, Numerics
-from emseg_workflows.bench import Job
+from emseg_workflows.bench import Choice, Job, Trial
 from emseg_workflows.dispatch import Policy
 from emseg_workflows.events import Event, Progressed
 from emseg_workflows.site import Site
@@ -52,8 +50,8 @@ class Executor(Protocol):
         """The GPU of each worker that computes on one, or is bound to one."""
         ...
 
-    def numerics(self, model: Path, tile: Triple, threads: int, device: Device, backend: Backend) -> Numerics:
-        """The numerics of a predictor where the blocks will run, for tiles of this shape (z, y, x) in voxels."""
+    def try_out(self, trial: Trial) -> Choice:
+        """How predictors compute where the blocks will run."""
         ...
 
     def run(self, job: Job, blocks: Iterator[Block], policy: Policy, stop: Stop) -> Generator[Progressed]:

@@ -18,8 +18,9 @@ from emseg.canary import canary_of
 from emseg.errors import MemoryShortageError
 from emseg.model.file import ModelFile
 from emseg.specs.model import ModelSpec
-from emseg.specs.numerics import Numerics
+from emseg.specs.numerics import Numerics, Precision
 
+HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 SLOPE = 1e-30
 """Of rectified values below 0, far below the last bit of any sum. At 0, OpenVINO would make NaN 0, and so hide that a
 network overflows; this way it stays NaN up to the logits, as in torch, where it is found."""
@@ -28,18 +29,19 @@ SHAPES = 2
 
 
 class OpenVinoPredictor:
-    """Predicts with a U-Net in float32 on the CPU; it is compiled for each shape of tiles when that first comes."""
+    """Predicts with a U-Net on the CPU; it is compiled for each shape of tiles when that first comes."""
 
-    def __init__(self, model: ModelFile, threads: int) -> None:
+    def __init__(self, model: ModelFile, threads: int, precision: Precision = "float32") -> None:
         self.spec: ModelSpec = model.spec
         self._weights = {name: weight.numpy() for name, weight in model.weights.items()}
         self._threads = threads
+        self._precision = precision
         self._compiled: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
     def numerics(self, tile: Triple) -> Numerics:
         """What decides the last bits of predictions, for a run with tiles of this shape (z, y, x) in voxels."""
         hardware = torch.backends.cpu.get_cpu_capability()
-        return Numerics(f"openvino {version('openvino')}", hardware, "float32", self._threads, canary_of(self, tile))
+        return Numerics(f"openvino {version('openvino')}", hardware, self._precision, self._threads, canary_of(self, tile))
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits ``(n, classes, z', y', x')`` of normalised tiles ``(n, z, y, x)``.
@@ -67,7 +69,7 @@ class OpenVinoPredictor:
             while len(self._compiled) >= SHAPES:
                 self._compiled.popitem(last=False)
             config = {
-                "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the CPU has it
+                "INFERENCE_PRECISION_HINT": HINTS[self._precision],
                 "INFERENCE_NUM_THREADS": self._threads,
                 "NUM_STREAMS": 1,
                 "ENABLE_CPU_PINNING": False,  # else the workers of a machine would all compute on the same cores

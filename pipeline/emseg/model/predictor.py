@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from emseg.box import Triple
 from emseg.canary import canary_of
 from emseg.errors import BlockError, DeviceError, MemoryShortageError
+from emseg.grid.stitch import NOT_COMPUTED, QUANTA
 from emseg.model.device import Device, check_device
 from emseg.model.unet import UNet
 from emseg.specs.model import ModelSpec
-from emseg.specs.numerics import Numerics
+from emseg.specs.numerics import Numerics, Precision
 
+TYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHORTAGE = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 BROKEN = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS")
 
 
 class TorchPredictor:
-    """Predicts with a U-Net in float32, its activations laid out channels last, which is faster on CPUs.
+    """Predicts with a U-Net in the network's own type, its activations laid out channels last, which is faster.
 
     Raises
     ------
@@ -41,13 +46,14 @@ class TorchPredictor:
         except RuntimeError as error:
             said = str(error).partition("\n")[0]
             raise DeviceError(f"the network cannot be put on {device} ({said}): free the device, or use another") from error
-        self._precision = next(network.parameters()).dtype
+        self._type = next(network.parameters()).dtype
 
     def numerics(self, tile: Triple) -> Numerics:
         """What decides the last bits of predictions, for a run with tiles of this shape (z, y, x) in voxels."""
         device = self._device
         hardware = torch.backends.cpu.get_cpu_capability() if device == "cpu" else torch.cuda.get_device_name(device)
-        return Numerics(f"torch {torch.__version__}", hardware, "float32", self._threads, canary_of(self, tile))
+        precision: Precision = str(self._type).removeprefix("torch.")  # type: ignore[assignment]
+        return Numerics(f"torch {torch.__version__}", hardware, precision, self._threads, canary_of(self, tile))
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits ``(n, classes, z', y', x')`` of normalised tiles ``(n, z, y, x)``.
@@ -59,15 +65,72 @@ class TorchPredictor:
         BlockError
             If the device is in an error from which only another process recovers.
         """
-        if torch.get_num_threads() != self._threads:  # torch counts them for each calling thread
-            torch.set_num_threads(self._threads)
         try:
-            with torch.inference_mode():
-                source = torch.from_numpy(tiles)[:, None].to(self._device, self._precision)
-                logits: NDArray[np.float32] = self._network(source).cpu().numpy()
+            logits: NDArray[np.float32] = self._logits(torch.from_numpy(tiles)).cpu().numpy()
         except (RuntimeError, MemoryError) as error:
             raise _explained(error) from error
         return logits
+
+    def _logits(self, tiles: Tensor) -> Tensor:
+        """Logits ``(n, classes, z', y', x')`` of tiles ``(n, z, y, x)``, in float32 or better, on the device."""
+        if torch.get_num_threads() != self._threads:  # torch counts them for each calling thread
+            torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            source = tiles.to(self._device, non_blocking=True)[:, None].to(self._type)
+            logits: Tensor = self._network(source)
+            return logits.to(torch.promote_types(self._type, torch.float32))
+
+
+class CudaPredictor(TorchPredictor):
+    """Predicts on a GPU, from which only bytes come back; the next tiles are sent there while the last ones are computed."""
+
+    def classify(
+        self, batches: Iterable[NDArray[np.float32]], probabilities: bool
+    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
+        """What is stored of each batch of tiles ``(n, z, y, x)``, see `emseg.ports.Classifier`.
+
+        Raises
+        ------
+        MemoryShortageError
+            If the device has too little memory.
+        BlockError
+            If the device is in an error from which only another process recovers.
+        """
+        sent: tuple[Tensor, Tensor | None, torch.cuda.Event] | None = None
+        try:
+            for tiles in batches:
+                following = self._send(tiles, probabilities)
+                if sent is not None:
+                    yield _received(*sent)
+                sent = following
+            if sent is not None:
+                yield _received(*sent)
+        except (RuntimeError, MemoryError) as error:
+            raise _explained(error) from error
+
+    def _send(self, tiles: NDArray[np.float32], probabilities: bool) -> tuple[Tensor, Tensor | None, torch.cuda.Event]:
+        """Labels and probabilities on their way back into pinned memory, and what happens when they have arrived."""
+        with torch.inference_mode():
+            logits = self._logits(torch.from_numpy(tiles).pin_memory())
+            labels = logits.argmax(dim=1).to(torch.uint8)
+            labels.masked_fill_(~logits.isfinite().all(dim=1), NOT_COMPUTED)
+            stored = (logits.softmax(dim=1) * QUANTA).round_().to(torch.uint8) if probabilities else None
+            back = [None if one is None else _pinned_copy(one) for one in (labels, stored)]
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        return back[0], back[1], arrived  # type: ignore[return-value]
+
+
+def _pinned_copy(values: Tensor) -> Tensor:
+    """A copy on its way to the host; it may be read when what was queued before has ended."""
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+
+
+def _received(
+    labels: Tensor, probabilities: Tensor | None, arrived: torch.cuda.Event
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    arrived.synchronize()
+    return labels.numpy(), None if probabilities is None else probabilities.numpy()
 
 
 def _explained(error: RuntimeError | MemoryError) -> Exception:

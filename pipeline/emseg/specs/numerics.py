@@ -8,6 +8,31 @@ from typing import Any, Literal, Self, cast, get_args
 
 Backend = Literal["torch", "openvino"]
 """A library that computes."""
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Type of the activations; sums are in float32 always."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """How far predictions in a low precision are from those in float32, on a sample of the volume."""
+
+    agreement: float
+    """Share of the voxels that get the same label."""
+    largest_difference: float
+    """Between the probabilities of a class at a voxel."""
+    voxels: int
+    """Voxels of the sample."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.agreement:.2%} of {self.voxels} voxels get the label of float32, "
+            f"probabilities differ by {self.largest_difference:.2g} at most"
+        )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The accuracy that `dataclasses.asdict` made."""
+        return cls(float(data["agreement"]), float(data["largest_difference"]), int(data["voxels"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +43,8 @@ class Numerics:
     """Library and version that computes, ``torch 2.13.0+cpu``."""
     device: str
     """Instruction set of the CPU, or model of the GPU."""
-    precision: str
-    """Type of the activations, ``float32``."""
+    precision: Precision
+    """Type of the activations."""
     threads: int
     """Threads that one predictor computes with."""
 
@@ -43,5 +68,9 @@ class Numerics:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The numerics that `to_json` wrote."""
         return cls(
-            *(str(data["backend"]), str(data["device"]), str(data["precision"]), int(data["threads"]), str(data["canary"]))
+            backend=str(data["backend"]),
+            device=str(data["device"]),
+            precision=data["precision"],
+            threads=int(data["threads"]),
+            canary=str(data["canary"]),
         )

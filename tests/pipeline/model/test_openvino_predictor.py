@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from emseg.model import backend
 from emseg.model.file import ModelFile, load_model, save_model
 from emseg.model.predictor import TorchPredictor
 from emseg.specs.model import ModelSpec
+from emseg.specs.numerics import Backend, Precision
 
 pytest.importorskip("openvino")
 from emseg.model.openvino_predictor import SHAPES, OpenVinoPredictor
@@ -28,6 +30,8 @@ from emseg.model.openvino_predictor import SHAPES, OpenVinoPredictor
 PLANAR = ModelSpec.unet(width=3, depth=2)
 SOLID = ModelSpec.unet(width=3, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
 BOTH = pytest.mark.parametrize("spec", [PLANAR, SOLID])
+HERE = pytest.mark.parametrize("precision", ["float32", *backend.low_precisions("cpu")])
+"""The precisions that this machine computes in."""
 
 
 def in_memory(spec: ModelSpec, seed: int = 0) -> ModelFile:
@@ -74,8 +78,9 @@ def test_the_same_bytes_each_time(spec: ModelSpec) -> None:
 
 
 @BOTH
-def test_a_voxel_has_the_same_bytes_wherever_it_lies_in_a_tile(spec: ModelSpec) -> None:
-    predictor = OpenVinoPredictor(in_memory(spec), threads=1)
+@HERE
+def test_a_voxel_has_the_same_bytes_wherever_it_lies_in_a_tile(spec: ModelSpec, precision: Precision) -> None:
+    predictor = OpenVinoPredictor(in_memory(spec), 1, precision)
     tile = spec.tile_for((4, 40, 40))
     volume = noise(*(length + 2 * lattice for length, lattice in zip(tile, spec.lattice, strict=True)))
     here = predictor.predict(volume[tuple(slice(length) for length in tile)][None])[0]
@@ -91,8 +96,35 @@ def test_a_voxel_has_the_same_bytes_wherever_it_lies_in_a_tile(spec: ModelSpec) 
 
 
 @BOTH
-def test_a_batch_changes_no_byte(spec: ModelSpec) -> None:
-    assert batch_is_free(OpenVinoPredictor(in_memory(spec), threads=1), 3)
+@HERE
+def test_a_batch_changes_no_byte(spec: ModelSpec, precision: Precision) -> None:
+    assert batch_is_free(OpenVinoPredictor(in_memory(spec), 1, precision), 3)
+
+
+@BOTH
+@HERE
+def test_both_libraries_agree_in_a_low_precision(spec: ModelSpec, precision: Precision) -> None:
+    """As closely as each does with float32."""
+    model, tiles = in_memory(spec), noise(1, *spec.tile_for((3, 20, 20)))
+    exact = OpenVinoPredictor(model, threads=1).predict(tiles)
+    low = [backend.open_predictor(model, library, precision, 1, "cpu").predict(tiles) for library in get_args(Backend)]
+    assert [one.dtype for one in low] == [np.float32] * 2
+    scale = np.abs(exact).max()
+    assert all(np.abs(one - exact).max() < 0.05 * scale for one in low)
+    if precision != "float32":
+        assert all((one != exact).any() for one in low)
+
+
+def test_a_precision_that_the_hardware_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True}, raising=False)
+    assert backend.low_precisions("cpu") == ()
+    for library in get_args(Backend):
+        with pytest.raises(DeviceError, match="in bfloat16, but the CPU here computes fast in float32 alone: use --precision"):
+            backend.open_predictor(in_memory(PLANAR), library, "bfloat16", 1, "cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert backend.low_precisions("cpu") == ("bfloat16",)
+    with pytest.raises(DeviceError, match="in float16, but the CPU here computes fast in float32 and bfloat16 alone"):
+        backend.open_predictor(in_memory(PLANAR), "openvino", "float16", 1, "cpu")
 
 
 def test_networks_for_few_shapes_are_kept() -> None:
@@ -123,7 +155,8 @@ def test_a_network_that_overflows_does_not_look_sound(spec: ModelSpec, scale: fl
             parameter.mul_(scale)
     model, tiles = ModelFile(spec, {}, "digest", dict(network.state_dict())), noise(1, *spec.tile_for((2, 8, 8)))
     assert not np.isfinite(TorchPredictor(network, threads=1).predict(tiles)).any()
-    assert not np.isfinite(OpenVinoPredictor(model, threads=1).predict(tiles)).any()
+    for precision in ("float32", *backend.low_precisions("cpu")):
+        assert not np.isfinite(OpenVinoPredictor(model, 1, precision).predict(tiles)).any()
 
 
 def test_too_little_memory() -> None:
@@ -136,12 +169,12 @@ def test_which_library_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     model = in_memory(PLANAR)
     assert backend.default_backend("cpu") == "openvino"
     assert backend.default_backend("cuda") == "torch"
-    assert isinstance(backend.open_predictor(model, "torch", 1, "cpu"), TorchPredictor)
-    assert isinstance(backend.open_predictor(model, "openvino", 1, "cpu"), OpenVinoPredictor)
+    assert isinstance(backend.open_predictor(model, "torch", "float32", 1, "cpu"), TorchPredictor)
+    assert isinstance(backend.open_predictor(model, "openvino", "float32", 1, "cpu"), OpenVinoPredictor)
     with pytest.raises(DeviceError, match="OpenVINO computes on CPUs, not on cuda: use --backend torch"):
-        backend.open_predictor(model, "openvino", 1, "cuda")
+        backend.open_predictor(model, "openvino", "float32", 1, "cuda")
     monkeypatch.setitem(sys.modules, "emseg.model.openvino_predictor", None)
     with pytest.raises(DeviceError, match=r"OpenVINO, which is not installed here.*pip install 'emseg\[openvino\]'"):
-        backend.open_predictor(model, "openvino", 1, "cpu")
+        backend.open_predictor(model, "openvino", "float32", 1, "cpu")
     monkeypatch.setattr(backend, "find_spec", lambda _: None)
     assert backend.default_backend("cpu") == "torch"

@@ -12,7 +12,6 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Protocol
 from uuid import uuid4
@@ -20,13 +19,12 @@ from uuid import uuid4
 from distributed import Client, Future, KilledWorker, as_completed
 
 from emseg.block import Bench, segment_block
-from emseg.box import Triple
 from emseg.errors import Fault, InputError
 from emseg.grid.plan import Block
 from emseg.model.device import Device, Gpu, crowding, own_gpu
 from emseg.outcome import Outcome
-from emseg.specs.numerics import Backend, Numerics
-from emseg_workflows.bench import Job, local_numerics, open_bench
+from emseg.specs.numerics import Numerics
+from emseg_workflows.bench import Choice, Job, Trial, open_bench, try_out
 from emseg_workflows.dispatch import Attempt, Dispatch, Policy
 from emseg_workflows.events import InHand, Noticed, Progressed, WorkerJoined, WorkerLeft
 from emseg_workflows.slurm_job import SlurmJob
@@ -175,15 +173,15 @@ class DaskExecutor:
             sleep(TICK)  # no longer than the worker lives: nobody else may answer for it
         return {worker: gpu for worker, future in asked.items() if future.done() and (gpu := future.result()) is not None}
 
-    def numerics(self, model: Path, tile: Triple, threads: int, device: Device, backend: Backend) -> Numerics:
-        """The numerics of a predictor on one of the workers, for tiles of this shape (z, y, x) in voxels."""
-        asked = self._client.submit(local_numerics, model, tile, threads, device, backend, pure=False)
+    def try_out(self, trial: Trial) -> Choice:
+        """How predictors compute on one of the workers."""
+        asked = self._client.submit(try_out, trial, pure=False)
         while not asked.done():
             if self._stop.asked:
                 raise StoppedError(self._stop.number)
             sleep(POLL / 10)
-        numerics: Numerics = asked.result()
-        return numerics
+        choice: Choice = asked.result()
+        return choice
 
     def run(self, job: Job, blocks: Iterator[Block], policy: Policy, stop: Stop) -> Generator[Progressed]:
         """What happens until each block has ended, or the run is stopped, or the cluster has gone for good."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from time import monotonic, sleep
 
 import psutil
 
 from emseg.block import segment_block
-from emseg.box import Triple
 from emseg.grid.plan import Block
 from emseg.model.device import Device, Gpu, own_gpu
-from emseg.specs.numerics import Backend, Numerics
-from emseg_workflows.bench import Job, local_numerics, open_bench
+from emseg_workflows.bench import Choice, Job, Trial, open_bench, try_out
 from emseg_workflows.dispatch import Dispatch, Policy
 from emseg_workflows.events import Noticed, Progressed, WorkerJoined
 from emseg_workflows.stop import Stop
@@ -40,9 +37,9 @@ class SerialExecutor:
         gpu = own_gpu(device)
         return {HERE: gpu} if gpu else {}
 
-    def numerics(self, model: Path, tile: Triple, threads: int, device: Device, backend: Backend) -> Numerics:
-        """The numerics of a predictor here, for tiles of this shape (z, y, x) in voxels."""
-        return local_numerics(model, tile, threads, device, backend)
+    def try_out(self, trial: Trial) -> Choice:
+        """How predictors compute here."""
+        return try_out(trial)
 
     def run(self, job: Job, blocks: Iterator[Block], policy: Policy, stop: Stop) -> Generator[Progressed]:
         """What happens until each block has ended, or the run is stopped."""

@@ -22,13 +22,13 @@ from emseg.model.header import model_digest, read_header
 from emseg.normalise import Scope, survey
 from emseg.recipe import Recipe
 from emseg.specs.model import ModelSpec
-from emseg.specs.numerics import Backend, Numerics
+from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
 from emseg.specs.region import parse_region
 from emseg.specs.volume import VolumeSpec
 from emseg.store.lease import Lease, Token
 from emseg.store.output import open_output
 from emseg.store.volume import open_volume
-from emseg_workflows.bench import Job
+from emseg_workflows.bench import Choice, Job, Trial
 from emseg_workflows.dispatch import Policy
 from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
 from emseg_workflows.flows.limits import check_chunks, check_gpus, check_memory, check_space
@@ -43,6 +43,9 @@ from emseg_workflows.stop import Stop, StoppedError
 
 if TYPE_CHECKING:
     from distributed import Client
+
+TRIED = 2**37
+"""Floating-point operations of a run from which on a low precision is worth a trial: two seconds of one core in float32."""
 
 
 def segment(
@@ -67,6 +70,7 @@ def segment(
     site: Site | None = None,
     device: Device | None = None,
     backend: Backend | None = None,
+    precision: Precision | None = None,
     overwrite: bool = False,
     mixed_hardware: bool = False,
     performance_report: str | Path | None = None,
@@ -114,6 +118,9 @@ def segment(
         What predictors compute on, ``cpu`` or ``cuda``; None for the GPUs of ``cluster="cuda"``, and for the CPU elsewhere.
     backend
         Library that computes; None for the one that the output was begun with, else the fastest that is installed.
+    precision
+        Type of the activations; None for the one that the output was begun with, else the first of bfloat16 and float16 that
+        the hardware has arithmetic for and that gives 99.9 % of a sample of the volume the labels of float32, else that.
     site
         What SLURM is told for each worker of ``srun`` (steps of the job that this runs in) and ``slurm`` (jobs of their own).
     overwrite
@@ -151,14 +158,14 @@ def segment(
     check_space(place, cost.output_bytes)
     normalisation, volume_digest = survey(source, normalise)
 
-    def recipe_for(numerics: Numerics) -> Recipe:
+    def recipe_for(numerics: Numerics, accuracy: Accuracy | None) -> Recipe:
         digest = model_digest(model_path)
-        return Recipe(source.spec, volume_digest, digest, normalisation, plan, numerics, probabilities)
+        return Recipe(source.spec, volume_digest, digest, normalisation, plan, numerics, probabilities, accuracy)
 
     left = len(plan)
-    backend = backend or (begun.numerics.library if begun else default_backend(device))
     if begun:
-        check_same(place, begun, recipe_for(replace(begun.numerics, threads=threads)))
+        backend, precision = backend or begun.numerics.library, precision or begun.numerics.precision
+        check_same(place, begun, recipe_for(replace(begun.numerics, threads=threads, precision=precision), begun.accuracy))
         left -= int(open_output(place).done_units().sum())
         if not left:
             return _nothing_left(place, begun, notify)
@@ -169,8 +176,12 @@ def segment(
             check_memory(cost, executor.memory, plan, executor.workers)
             if device == "cuda" or placement.cluster == "cuda":
                 check_gpus(executor.gpus(device), workers_per_gpu, cost, plan, device)
-            numerics = executor.numerics(model_path.absolute(), plan.tile, threads, device, backend)
-            recipe = recipe_for(numerics)
+            if precision is None and cost.flops < TRIED:
+                precision = "float32"
+            backend, paths = backend or default_backend(device), (volume.absolute(), model_path.absolute())
+            trial = Trial(*paths, normalisation, plan.region, plan.tile, threads, device, backend, precision, begun is not None)
+            choice = executor.try_out(trial)
+            recipe = recipe_for(choice.numerics, begun.accuracy if begun else choice.accuracy)
             if begun:
                 if not mixed_hardware:
                     check_same(place, begun, recipe)
@@ -179,11 +190,10 @@ def segment(
                 raise StoppedError(stop.number)
             prepare_output(place, recipe, card, overwrite)
             lease = lease or lease_output(place)
-            for message in _doubts(source.spec, spec, card):
+            for message in (*_doubts(source.spec, spec, card), *_chosen(choice)):
                 notify(Noticed(message))
             token = Token(open_output(place).records.absolute(), lease.run)
-            paths = volume.absolute(), model_path.absolute(), place.absolute()
-            job = Job(recipe, *paths, token, mixed_hardware, device, workers_per_gpu)
+            job = Job(recipe, *paths, place.absolute(), token, mixed_hardware, device, workers_per_gpu)
             with lease.held():
                 taken, lease = lease, None
                 return _run(job, taken, executor, policy, stop, notify)
@@ -278,6 +288,14 @@ def _doubts(volume: VolumeSpec, model: ModelSpec, card: dict[str, str]) -> Itera
         yield f"the volume does not state its voxel size; the model was trained at {trained}"
     elif trained and volume.rank == 3 and not trained.startswith(here):
         yield f"the model was trained at {trained} voxels (z y x), the volume has {here} {volume.units[2]}: labels may be poor"
+
+
+def _chosen(choice: Choice) -> Iterator[str]:
+    """What was found out about precisions."""
+    for precision, accuracy in choice.refused:
+        yield f"{precision} would be faster, but {accuracy}: --precision {precision} takes it all the same"
+    if choice.accuracy is not None:
+        yield f"computing in {choice.numerics.precision}: {choice.accuracy}"
 
 
 def _ignore(event: Event) -> None:

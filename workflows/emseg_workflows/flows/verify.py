@@ -6,6 +6,7 @@ another shape that start elsewhere on the lattice. Half of the boxes lie across 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,14 +18,15 @@ from emseg.block import predict_box
 from emseg.box import Box, Triple, triple
 from emseg.errors import BlockError, ModelError, OutputError
 from emseg.grid.plan import Plan
-from emseg.grid.stitch import NOT_COMPUTED, quantise
-from emseg.model.backend import default_backend, open_predictor
+from emseg.grid.stitch import NOT_COMPUTED, QUANTA, quantise
+from emseg.model.backend import default_backend, low_precisions, open_predictor
 from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
 from emseg.model.file import load_model
 from emseg.normalise import survey
 from emseg.ports import Predictor, VolumeReader
 from emseg.recipe import Recipe
+from emseg.specs.numerics import Accuracy
 from emseg.store.ledger import Output
 from emseg.store.output import open_output
 from emseg.store.volume import ZarrVolume
@@ -32,6 +34,8 @@ from emseg_workflows.flows.record import input_of, recipe_of, volume_of
 
 TOLERANCE = 1e-4
 """Largest difference of two float32 computations of one probability."""
+TWICE = 2
+"""Two computations in a low precision differ by no more than this many times what one of them differs from float32 by."""
 EDGE = 48
 """Length of a box, in voxels."""
 
@@ -45,22 +49,26 @@ class Verdict:
     not_computed: int = 0
     """Voxels that the run has not written; they are not compared."""
     ties: int = 0
-    """Labels that differ where the two best classes are within `TOLERANCE`: rounding decides there."""
+    """Labels that differ where the two best classes are within `tolerance`: rounding decides there."""
     wrong_labels: int = 0
     """Labels that differ elsewhere."""
     wrong_probabilities: int = 0
-    """Stored probabilities more than one quantum from the computed ones."""
+    """Stored probabilities further from the computed ones than a quantum and the rounding."""
     largest_difference: float = 0.0
     """Between a probability computed with the run's tiles and with the others."""
     failures: list[str] = field(default_factory=list)
     """Boxes that could not be read or computed, with the cause."""
     same_numerics: bool = True
     """Whether this machine computes as the run did."""
+    tolerance: float = TOLERANCE
+    """Largest difference that rounding explains."""
+    accuracy: Accuracy | None = None
+    """How far the run's low precision is from float32, as was measured when it began; None if it computed in that."""
 
     @property
     def holds(self) -> bool:
         """Whether the output is what one pass over the whole volume would have given."""
-        return not (self.wrong_labels or self.wrong_probabilities or self.failures or self.largest_difference > TOLERANCE)
+        return not (self.wrong_labels or self.wrong_probabilities or self.failures or self.largest_difference > self.tolerance)
 
     @property
     def exit_code(self) -> int:
@@ -72,13 +80,16 @@ class Verdict:
         return {**asdict(self), "holds": self.holds}
 
     def __str__(self) -> str:
+        allowed = f"{self.tolerance:.2g}"
         lines = [
             f"boxes      {self.boxes} computed again with other tiles, {self.voxels} voxels compared, "
             f"{self.not_computed} not computed by the run",
-            f"labels     {self.wrong_labels} wrong; {self.ties} differ where the two best classes are within {TOLERANCE:g}",
-            f"stored     {self.wrong_probabilities} probabilities more than one quantum off",
-            f"computed   largest difference between the two tilings {self.largest_difference:.2g}, allowed {TOLERANCE:g}",
+            f"labels     {self.wrong_labels} wrong; {self.ties} differ where the two best classes are within {allowed}",
+            f"stored     {self.wrong_probabilities} probabilities off by more than a quantum and the rounding",
+            f"computed   largest difference between the two tilings {self.largest_difference:.2g}, allowed {allowed}",
         ]
+        if self.accuracy is not None:
+            lines.append(f"precision  {self.accuracy}")
         if not self.same_numerics:
             lines.append("note       this machine computes with other numerics than the run did: ties may differ")
         lines += [f"failed     {failure}" for failure in self.failures]
@@ -125,8 +136,11 @@ def verify(
         raise ModelError(f"{weights} has digest {loaded.digest[:12]}, the run's model {recipe.model_digest[:12]}: give --model")
     installed = default_backend(device)
     backend = recipe.numerics.library if installed == "openvino" else installed
-    predictor = open_predictor(loaded, backend, recipe.numerics.threads, device)
-    verdict = Verdict(same_numerics=predictor.numerics(recipe.plan.tile) == recipe.numerics)
+    precision = recipe.numerics.precision if recipe.numerics.precision in low_precisions(device) else "float32"
+    predictor = open_predictor(loaded, backend, precision, recipe.numerics.threads, device)
+    verdict = Verdict(same_numerics=predictor.numerics(recipe.plan.tile) == recipe.numerics, accuracy=recipe.accuracy)
+    if recipe.accuracy is not None:
+        verdict.tolerance = max(TOLERANCE, TWICE * recipe.accuracy.largest_difference)
     for box, tile, lead in _draw(recipe.plan, boxes, seed):
         verdict.boxes += 1
         try:
@@ -161,11 +175,12 @@ def _compare(
 
     differs = computed & (labels != ours.argmax(axis=0))
     best = np.sort(ours, axis=0)
-    tied = best[-1] - best[-2] <= TOLERANCE if len(best) > 1 else np.zeros(box.shape, bool)
+    tied = best[-1] - best[-2] <= verdict.tolerance if len(best) > 1 else np.zeros(box.shape, bool)
     verdict.ties += int(np.count_nonzero(differs & tied))
     verdict.wrong_labels += int(np.count_nonzero(differs & ~tied))
     if recipe.probabilities:
-        off = np.abs(stored.read_probabilities(box).astype(int) - quantise(ours).astype(int)) > 1
+        allowed = max(1, math.ceil(QUANTA * verdict.tolerance))
+        off = np.abs(stored.read_probabilities(box).astype(int) - quantise(ours).astype(int)) > allowed
         verdict.wrong_probabilities += int(np.count_nonzero(off & computed))
 
 

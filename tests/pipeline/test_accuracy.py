@@ -1,0 +1,70 @@
+"""How far a low precision is from float32 is counted over boxes that are always the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import AS_IS, ArrayVolume
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from strategies import model_specs
+
+from emseg.accuracy import BOXES, CUBIC_BOX, PLANAR_BOX, accuracy_of, sample_boxes
+from emseg.box import Box, Triple
+from emseg.grid.stitch import softmax
+from emseg.specs.model import ModelSpec
+
+POINTWISE = ModelSpec.unet(width=1, depth=0, kernel=(1, 1, 1))
+"""Looks at nothing but the voxel itself."""
+
+
+class Threshold:
+    """Two logits: 0, and by how much a voxel is above a level."""
+
+    def __init__(self, level: float) -> None:
+        self.spec = POINTWISE
+        self._level = np.float32(level)
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits ``(n, 2, z, y, x)``."""
+        above: NDArray[np.float32] = np.stack([np.zeros_like(tiles), tiles - self._level], axis=1)
+        return above
+
+
+@pytest.mark.parametrize("shape", [(3, 30, 41), (7, 300, 280)], ids=str)
+def test_it_counts_what_differs(shape: Triple) -> None:
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    region = Box((1, 2, 3), shape)
+    volume = ArrayVolume(values)
+    found = accuracy_of(Threshold(0.1), Threshold(0.0), volume, AS_IS, region)
+    boxes = [values[box.slices()].ravel() for box in sample_boxes(POINTWISE, region)]
+    seen = np.concatenate(boxes)
+    assert found.voxels == seen.size
+    assert found.agreement == pytest.approx(1 - np.mean((seen > 0) & (seen <= np.float32(0.1))), abs=1e-12)
+    exact, fast = (softmax(np.stack([np.zeros_like(seen), seen - np.float32(level)])) for level in (0.0, 0.1))
+    assert found.largest_difference == pytest.approx(float(np.abs(exact - fast).max()))
+    assert 0 < found.largest_difference < 0.05
+    assert 0.9 < found.agreement < 1
+
+
+def test_nothing_differs_from_itself() -> None:
+    volume = ArrayVolume(np.random.default_rng(0).normal(size=(4, 20, 20)).astype(np.float32))
+    found = accuracy_of(Threshold(0.3), Threshold(0.3), volume, AS_IS, volume.spec.box)
+    assert (found.agreement, found.largest_difference) == (1.0, 0.0)
+
+
+@given(model_specs(), st.data())
+def test_boxes_are_inside_the_region_and_always_the_same(model: ModelSpec, data: st.DataObject) -> None:
+    start = data.draw(st.tuples(*[st.integers(0, 50)] * 3))
+    shape = data.draw(st.tuples(*[st.integers(1, 400)] * 3))
+    region = Box.of_shape(shape).shift(start)
+    boxes = list(sample_boxes(model, region))
+    assert boxes == list(sample_boxes(model, region))
+    assert len(boxes) == BOXES
+    most = PLANAR_BOX if model.planar else CUBIC_BOX
+    for box in boxes:
+        assert region.contains(box)
+        assert box.shape == tuple(map(min, most, shape))
+        for axis in range(3):
+            assert box.start[axis] == start[axis] or box.start[axis] % model.lattice[axis] == 0

@@ -1,0 +1,131 @@
+"""A run computes in the lowest precision that is good enough and that the hardware has, and stays with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import CUBIC, PLANAR, bytes_of, save_random_model, save_volume, shards, texture
+
+from emseg.errors import DeviceError, OutputError
+from emseg.model import backend
+from emseg.specs.numerics import Backend
+from emseg.store.output import open_output
+from emseg_workflows import bench
+from emseg_workflows.events import Event, Noticed
+from emseg_workflows.flows import segment as flow
+from emseg_workflows.flows.record import recipe_of
+from emseg_workflows.flows.segment import segment
+from emseg_workflows.flows.verify import TOLERANCE, verify
+
+LOW = backend.low_precisions("cpu")
+needs_low = pytest.mark.skipif(not LOW, reason="this CPU has no arithmetic in a low precision")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume and two models."""
+    folder = tmp_path_factory.mktemp("precision")
+    save_volume(folder / "volume.zarr", texture((9, 61, 67)))
+    save_random_model(folder / "planar", PLANAR)
+    save_random_model(folder / "cubic", CUBIC)
+    return folder
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small runs are worth a trial, too."""
+    monkeypatch.setattr(flow, "TRIED", 0)
+
+
+def told(events: list[Event]) -> list[str]:
+    return [event.message for event in events if isinstance(event, Noticed)]
+
+
+def test_small_runs_compute_in_float32(folder: Path, tmp_path: Path) -> None:
+    segment(folder / "volume.zarr", tmp_path / "out", model=folder / "planar", workers=0)
+    recipe = recipe_of(open_output(tmp_path / "out"))
+    assert recipe.numerics.precision == "float32"
+    assert recipe.accuracy is None
+
+
+@needs_low
+@pytest.mark.usefixtures("tried")
+@pytest.mark.parametrize("library", ["torch", "openvino"])
+@pytest.mark.parametrize("model", ["planar", "cubic"])
+def test_a_low_precision_that_is_good_enough(
+    model: str, library: Backend, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stored with its accuracy, a later run and the proof go by it, and tiling leaves no trace in it either."""
+    monkeypatch.setattr(bench, "ENOUGH", 0.9)
+    events: list[Event] = []
+    settings = {"model": folder / model, "backend": library, "probabilities": True}
+    segment(folder / "volume.zarr", tmp_path / "out", workers=0, on_event=events.append, **settings)  # type: ignore[arg-type]
+    recipe = recipe_of(open_output(tmp_path / "out"))
+    assert recipe.numerics.precision == LOW[0]
+    assert recipe.accuracy is not None
+    assert 0.9 <= recipe.accuracy.agreement <= 1
+    assert 0 < recipe.accuracy.largest_difference < 0.2
+    assert f"computing in {LOW[0]}: {recipe.accuracy}" in told(events)
+
+    verdict = verify(tmp_path / "out", boxes=4)
+    assert verdict.holds
+    assert verdict.tolerance == max(TOLERANCE, 2 * recipe.accuracy.largest_difference)
+    assert verdict.largest_difference < 0.1 * verdict.tolerance, "tiles are seen"
+
+    whole = bytes_of(tmp_path / "out")
+    shards(tmp_path / "out")[0].unlink()
+    monkeypatch.setattr(bench, "ENOUGH", 1.1)  # what was chosen once stays
+    report = segment(folder / "volume.zarr", tmp_path / "out", model=folder / model, probabilities=True, workers=0)
+    assert report.exit_code == 0
+    assert bytes_of(tmp_path / "out") == whole
+    shards(tmp_path / "out")[0].unlink()
+    with pytest.raises(OutputError, match=f'numerics.precision: "{LOW[0]}" / "float32"'):
+        segment(folder / "volume.zarr", tmp_path / "out", precision="float32", workers=0, **settings)  # type: ignore[arg-type]
+
+
+@needs_low
+@pytest.mark.usefixtures("tried")
+def test_a_low_precision_that_is_not_good_enough(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is not taken, unless it is asked for."""
+    monkeypatch.setattr(bench, "ENOUGH", 1.1)
+    events: list[Event] = []
+    segment(folder / "volume.zarr", tmp_path / "auto", model=folder / "planar", workers=0, on_event=events.append)
+    assert recipe_of(open_output(tmp_path / "auto")).numerics.precision == "float32"
+    assert any(f"--precision {LOW[0]} takes it all the same" in message for message in told(events))
+    asked = {"model": folder / "planar", "precision": LOW[0]}
+    segment(folder / "volume.zarr", tmp_path / "asked", workers=0, **asked)  # type: ignore[arg-type]
+    recipe = recipe_of(open_output(tmp_path / "asked"))
+    assert recipe.numerics.precision == LOW[0]
+    assert recipe.accuracy is not None
+
+
+@needs_low
+def test_workers_compute_in_the_precision_of_the_run(folder: Path, tmp_path: Path) -> None:
+    asked = {"model": folder / "cubic", "precision": LOW[0]}
+    for name, workers in (("here", 0), ("dask", 2)):
+        assert segment(folder / "volume.zarr", tmp_path / name, workers=workers, **asked).exit_code == 0  # type: ignore[arg-type]
+    assert bytes_of(tmp_path / "here") == bytes_of(tmp_path / "dask")
+
+
+def test_a_precision_that_the_hardware_has_not(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="in float16, but the CPU here computes fast in float32"):
+        segment(folder / "volume.zarr", tmp_path / "out", model=folder / "planar", precision="float16", workers=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_in_a_low_precision_is_proved_on_hardware_without(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, within the bound."""
+    if LOW:
+        asked = {"model": folder / "planar", "precision": LOW[0]}
+        segment(folder / "volume.zarr", tmp_path / "out", workers=0, **asked)  # type: ignore[arg-type]
+        monkeypatch.setattr("emseg_workflows.flows.verify.low_precisions", lambda device: ())
+        verdict = verify(tmp_path / "out", boxes=4)
+        assert verdict.holds
+        assert not verdict.same_numerics
+        assert np.isfinite(verdict.largest_difference)
+    else:
+        pytest.skip("this CPU has no arithmetic in a low precision")
