@@ -132,7 +132,8 @@ def test_too_little_memory() -> None:
 
 
 def test_a_broken_device_needs_a_new_process() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, "-c", BROKEN], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["device"], done.stderr
 
