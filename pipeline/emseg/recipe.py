@@ -32,6 +32,8 @@ class Recipe:
     numerics: Numerics
     probabilities: bool
     """Whether quantised probabilities are stored beside the labels."""
+    tta: bool = False
+    """Test-time augmentation: whether probabilities are means over the symmetries of the image plane."""
 
     @property
     def fingerprint(self) -> str:
@@ -40,13 +42,13 @@ class Recipe:
 
     def differences(self, other: Recipe) -> Iterator[str]:
         """Each item in which another recipe differs, with this recipe's value first: ``plan.tile: [..] / [..]``."""
-        mine, theirs = dict(_flatten(self.to_json())), dict(_flatten(other.to_json()))
+        mine, theirs = (dict(_flatten({**recipe.to_json(), "tta": recipe.tta})) for recipe in (self, other))
         for name in sorted(mine.keys() | theirs.keys()):
             if mine.get(name) != theirs.get(name):
                 yield f"{name}: {_short(mine.get(name))} / {_short(theirs.get(name))}"
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """The fields as JSON values; ``tta`` only where it is used, so that fingerprints from before it was known hold."""
         return {
             "volume": self.volume.to_json(),
             "volume_digest": self.volume_digest,
@@ -55,6 +57,7 @@ class Recipe:
             "plan": self.plan.to_json(),
             "numerics": self.numerics.to_json(),
             "probabilities": self.probabilities,
+            **({"tta": True} if self.tta else {}),
         }
 
     @classmethod
@@ -68,6 +71,7 @@ class Recipe:
             plan=Plan.from_json(data["plan"]),
             numerics=Numerics.from_json(data["numerics"]),
             probabilities=bool(data["probabilities"]),
+            tta=bool(data.get("tta", False)),
         )
 
 
