@@ -54,7 +54,7 @@ def test_costs_are_what_counting_gives(case: tuple[Plan, VolumeSpec], probabilit
     assert cost.output_files == len(plan) * (1 + probabilities)
 
 
-@pytest.mark.parametrize("model", [PLANAR, SOLID])
+@pytest.mark.parametrize("model", [ModelSpec.unet(width=1, depth=1), ModelSpec.unet(width=1, depth=0, kernel=(3, 3, 3))])
 def test_test_time_augmentation_costs_what_the_network_then_does(model: ModelSpec) -> None:
     shape: Triple = (5, 60, 44)
     volume = VolumeSpec(shape, "uint8", (8, 8, 8))
