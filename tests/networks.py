@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from typing import Any
 
@@ -50,6 +51,18 @@ def one_pass(network: UNet, values: NDArray[Any]) -> NDArray[Any]:
 def probabilities_in_one_pass(network: UNet, values: NDArray[Any]) -> NDArray[Any]:
     """Probabilities ``(class, z, y, x)`` of a whole volume, as `one_pass`."""
     return softmax(one_pass(network, values))
+
+
+def mean_in_one_pass(network: UNet, values: NDArray[Any]) -> NDArray[Any]:
+    """Mean probabilities ``(class, z, y, x)`` of a whole volume over its turns and flips: one tile, nothing stitched."""
+    spec, shape = network.spec, triple(values.shape)
+    whole = mirror(values, Box.of_shape(spec.tile_for(shape)).relative_to(spec.context))
+    found = []
+    for swapped, axes in itertools.product((False, True), ((), (-2,), (-1,), (-2, -1))):
+        logits = np.flip(run(network, np.flip(whole.swapaxes(-2, -1) if swapped else whole, axes)), axes)
+        found.append(softmax(logits.swapaxes(-2, -1) if swapped else logits))
+    mean: NDArray[Any] = np.mean(found, axis=0)
+    return mean[(slice(None), *Box.of_shape(shape).slices())]
 
 
 class LiveBytes(TorchDispatchMode):

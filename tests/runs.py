@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import torch
 import zarr
-from networks import probabilities_in_one_pass, random_network
+from networks import mean_in_one_pass, probabilities_in_one_pass, random_network
 from numpy.typing import NDArray
 
 from emseg.box import Triple, triple
@@ -73,13 +73,14 @@ def plan_of(shape: Triple, spec: ModelSpec, dtype: str = "uint8") -> Plan:
     return plan_volume(VolumeSpec(shape, dtype, chunk), spec)
 
 
-def one_pass(values: NDArray[Any], model: Path, *, per_slice: bool = False) -> NDArray[np.float32]:
+def one_pass(values: NDArray[Any], model: Path, *, per_slice: bool = False, tta: bool = False) -> NDArray[np.float32]:
     """Probabilities ``(class, z, y, x)`` of a whole volume in one tile; it must have no padding."""
     axes = (1, 2) if per_slice else None
     numbers = values.astype(np.float64)
     mean, deviation = (part(axis=axes, keepdims=True).astype(np.float32) for part in (numbers.mean, numbers.std))
     normalised = (values.astype(np.float32) - mean) / deviation
-    return probabilities_in_one_pass(load_model(model).network(), normalised).astype(np.float32)
+    truth = mean_in_one_pass if tta else probabilities_in_one_pass
+    return truth(load_model(model).network(), normalised).astype(np.float32)
 
 
 def assert_same_labels(labels: NDArray[np.uint8], truth: NDArray[np.float32]) -> None:

@@ -34,6 +34,8 @@ class Recipe:
     """Whether quantised probabilities are stored beside the labels."""
     accuracy: Accuracy | None = None
     """How far the run's low precision is from float32; None if it computes in that."""
+    tta: bool = False
+    """Test-time augmentation: whether probabilities are means over the symmetries of the image plane."""
 
     @property
     def fingerprint(self) -> str:
@@ -42,13 +44,13 @@ class Recipe:
 
     def differences(self, other: Recipe) -> Iterator[str]:
         """Each item in which another recipe differs, with this recipe's value first: ``plan.tile: [..] / [..]``."""
-        mine, theirs = dict(_flatten(self.to_json())), dict(_flatten(other.to_json()))
+        mine, theirs = (dict(_flatten({**recipe.to_json(), "tta": recipe.tta})) for recipe in (self, other))
         for name in sorted(mine.keys() | theirs.keys()):
             if mine.get(name) != theirs.get(name):
                 yield f"{name}: {_short(mine.get(name))} / {_short(theirs.get(name))}"
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """The fields as JSON values; ``tta`` only where it is used, so that fingerprints from before it was known hold."""
         return {
             "volume": self.volume.to_json(),
             "volume_digest": self.volume_digest,
@@ -58,6 +60,7 @@ class Recipe:
             "numerics": self.numerics.to_json(),
             "probabilities": self.probabilities,
             **({} if self.accuracy is None else {"accuracy": asdict(self.accuracy)}),
+            **({"tta": True} if self.tta else {}),
         }
 
     @classmethod
@@ -72,6 +75,7 @@ class Recipe:
             numerics=Numerics.from_json(data["numerics"]),
             probabilities=bool(data["probabilities"]),
             accuracy=Accuracy.from_json(data["accuracy"]) if "accuracy" in data else None,
+            tta=bool(data.get("tta", False)),
         )
 
 

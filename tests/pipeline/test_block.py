@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from fakes import ArrayVolume, LocalMean, MemoryLabels, SmallPredictor, bench_of, plan_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import one_pass, random_network
+from networks import mean_in_one_pass, one_pass, random_network
 from numpy.typing import NDArray
 from oracles import hull, mirror
 from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
@@ -23,6 +24,7 @@ from emseg.grid.cost import cost_of
 from emseg.grid.layout import plan_volume
 from emseg.grid.plan import Plan
 from emseg.grid.stitch import QUANTA, Canvas, softmax
+from emseg.grid.symmetry import SymmetricPredictor
 from emseg.grid.tiles import Tile, tiles_of
 from emseg.model.predictor import TorchPredictor
 from emseg.model.unet import UNet
@@ -41,10 +43,23 @@ SOLID = ModelSpec.unet(width=4, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
 ANISOTROPIC = ModelSpec(3, 2, ("a", "b", "c"), ((1, 3, 3), (3, 3, 3), (3, 3, 3)), ((1, 2, 2), (2, 2, 2)))
 
 
+def alike(model: ModelSpec) -> ModelSpec:
+    """The network with the kernels and the pooling along y on both axes of the plane."""
+    kernels, pooling = (tuple((z, y, y) for z, y, _ in sizes) for sizes in (model.kernels, model.pooling))
+    return replace(model, kernels=kernels, pooling=pooling)
+
+
+MODELS = model_specs(depths=st.integers(0, 3), widths=st.integers(1, 2), most_flops=FLOPS // 10)
+ALIKE = model_specs(depths=st.integers(0, 2), widths=st.integers(1, 2), most_flops=FLOPS // 100).map(alike)
+"""Networks that treat y and x alike, also where z differs."""
+
+
 @st.composite
-def scenes(draw: st.DrawFn) -> tuple[UNet, Triple, Triple, Triple, Normalisation]:
+def scenes(
+    draw: st.DrawFn, models: st.SearchStrategy[ModelSpec] = MODELS
+) -> tuple[UNet, Triple, Triple, Triple, Normalisation]:
     """A network with its weights, the shapes of volume, write unit and tile, and numbers to normalise with."""
-    model = draw(model_specs(depths=st.integers(0, 3), widths=st.integers(1, 2), most_flops=FLOPS // 10))
+    model = draw(models)
     shape = list(draw(shapes(40)))
     while model.flops(model.tile_for(triple(shape))) > FLOPS and max(shape) > 1:
         shape[int(np.argmax(shape))] //= 2
@@ -110,6 +125,33 @@ def test_tiled_is_untiled(data: st.DataObject, scene: tuple[UNet, Triple, Triple
     logits = stitched(volume, predictor, plan, table)
     np.testing.assert_allclose(softmax(logits), softmax(truth), rtol=0, atol=EXACT)
     np.testing.assert_allclose(logits, truth, rtol=EXACT, atol=EXACT)
+
+
+@given(st.data(), scenes(ALIKE))
+@settings(max_examples=60)
+def test_tiled_is_untiled_with_test_time_augmentation(
+    data: st.DataObject, scene: tuple[UNet, Triple, Triple, Triple, Normalisation]
+) -> None:
+    """Tiles that are turned and mirrored one by one give what the mirrored whole gives that is turned as one."""
+    network, shape, unit, tile, table = scene
+    values = noise(shape)
+    volume = ArrayVolume(values)
+    region = data.draw(st.just(volume.spec.box) | boxes_in(shape))
+    truth = mean_in_one_pass(network, normalised(values, table))[(slice(None), *region.slices())]
+    plan, predictor = plan_by_hand(network.spec, shape, unit, tile, region), TorchPredictor(network, threads=1)
+    found = softmax(stitched(volume, SymmetricPredictor(predictor), plan, table))
+    np.testing.assert_allclose(found, truth, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("model", [PLANAR, SOLID, ANISOTROPIC])
+def test_the_mean_over_symmetries_is_not_what_one_of_them_gives(model: ModelSpec) -> None:
+    """Else the test above would see nothing; and long tiles of both orientations are seen."""
+    values, network = noise((5, 60, 44)), random_network(model)
+    table = Normalisation("volume", (120.0,), (70.0,))
+    plan = plan_by_hand(model, (5, 60, 44), (3, 33, 40), model.tile_for((2, 16, 32)))
+    found = softmax(stitched(ArrayVolume(values), SymmetricPredictor(TorchPredictor(network, threads=1)), plan, table))
+    np.testing.assert_allclose(found, mean_in_one_pass(network, normalised(values, table)), rtol=0, atol=EXACT)
+    assert np.abs(found - softmax(one_pass(network, normalised(values, table)))).max() > 1e-3
 
 
 @given(scenes())

@@ -87,6 +87,7 @@ CHANGES = {
     "numerics.threads": with_numerics(threads=1),
     "numerics.canary": with_numerics(canary="e" * 64),
     "probabilities": replace(RECIPE, probabilities=False),
+    "tta": replace(RECIPE, tta=True),
 }
 """Each single item of the recipe, changed; by how little does not matter."""
 
@@ -107,6 +108,15 @@ def test_the_accuracy_of_a_low_precision_is_part_of_it() -> None:
     assert str(low.accuracy) == "99.95% of 256000 voxels get the label of float32, probabilities differ by 0.013 at most"
 
 
+def test_a_recipe_from_before_test_time_augmentation_is_one_without() -> None:
+    """Such a run can be gone on with, and has the fingerprint that is stored with its output."""
+    old = RECIPE.to_json()
+    assert "tta" not in old
+    assert not Recipe.from_json(old).tta
+    again = Recipe.from_json(json.loads(json.dumps(replace(RECIPE, tta=True).to_json())))
+    assert again == replace(RECIPE, tta=True)
+
+
 def test_the_fingerprint_is_the_same_in_every_process() -> None:
     """It is the digest of text, so nothing in it may depend on hashing or order."""
     shuffled = dict(reversed(RECIPE.to_json().items()))
@@ -119,7 +129,7 @@ def test_the_fingerprint_is_the_same_in_every_process() -> None:
 def test_each_item_counts_and_is_named(name: str, other: Recipe) -> None:
     assert other.fingerprint != RECIPE.fingerprint
     (difference,) = RECIPE.differences(other)
-    before, after = flat(RECIPE.to_json())[name], flat(other.to_json())[name]
+    before, after = ({"tta": False, **flat(recipe.to_json())}[name] for recipe in (RECIPE, other))
     assert difference == f"{name}: {shown(before)} / {shown(after)}"
     (back,) = other.differences(RECIPE)
     assert back == f"{name}: {shown(after)} / {shown(before)}"
@@ -132,7 +142,7 @@ def shown(value: Any) -> str:
 
 def test_every_item_was_changed_once() -> None:
     """No field can be added without a line above; depth and output have no other value that goes alone."""
-    assert set(flat(RECIPE.to_json())) - set(CHANGES) == {"plan.model.depth", "plan.model.output"}
+    assert set(flat(replace(RECIPE, tta=True).to_json())) - set(CHANGES) == {"plan.model.depth", "plan.model.output"}
 
 
 def test_several_differences_are_all_named() -> None:

@@ -73,6 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     save_random_model(folder / "model.safetensors", PLANAR)
     save_random_model(folder / "rgb.safetensors", replace(PLANAR, channels=3))
+    save_random_model(folder / "oblong.safetensors", replace(PLANAR, kernels=((1, 3, 5), (1, 3, 3))))
     (folder / "truncated.safetensors").write_bytes(BUNDLED.read_bytes()[:50_000])
     (folder / "no.safetensors").write_bytes(b"")
     (folder / "narrow.safetensors").write_bytes(edit_header(lambda spec: spec.update(width=8)))
@@ -113,6 +114,9 @@ REFUSED = {
     "run good.zarr --model missing": "no bundled model.*membrane-fib25",
     "run good.zarr --model theirs": "no bundled model",
     "run good.zarr --model rgb.safetensors": "3 channels, but a volume has 1",
+    "run good.zarr --model oblong.safetensors --tta": "turns tiles by 90 degrees.* 3 in y and 5 in x: leave out --tta",
+    "plan good.zarr --model oblong.safetensors --tta": "turns tiles by 90 degrees",
+    "submit good.zarr --workers 2 --model oblong.safetensors --tta": "turns tiles by 90 degrees",
     "run good.zarr -o theirs": "theirs already exists.*-o",
     "run good.zarr -o text.txt": "text.txt already exists.*-o",
     "run good.zarr -o int64.zarr": "int64.zarr already exists.*-o",
@@ -199,6 +203,28 @@ def test_refused_in_one_line_and_nothing_written(
     assert line.startswith("error: ")
     assert re.search(REFUSED[command], line)
     assert snapshot(folder) == before
+
+
+def test_test_time_augmentation_is_part_of_what_an_output_is_begun_with(folder: Path, tmp_path: Path) -> None:
+    plain, mean = (
+        json.loads(emseg("plan", "good.zarr", *words, "--json", cwd=folder).stdout)["cost"] for words in ([], ["--tta"])
+    )
+    assert mean == {**plain, "flops": 8 * plain["flops"]}
+    output, words = tmp_path / "mean.zarr", ["run", "good.zarr", "--model", "model.safetensors", "--workers", "0"]
+    assert emseg(*words, "-o", output, "--tta", cwd=folder).returncode == 0
+    refused = emseg(*words, "-o", output, cwd=folder)
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert "(there / now): tta: true / false: repeat the first run's settings" in line
+    assert emseg(*words, "-o", output, "--tta", cwd=folder).returncode == 0
+    proof = emseg("verify", output, "--boxes", 2, cwd=folder)
+    assert (proof.returncode, proof.stdout.splitlines()[-1]) == (0, "verdict    tiled = untiled")
+    assert shards(output)[0].read_bytes() != shards(folder / "out.zarr")[0].read_bytes()
+
+
+def test_a_submitted_run_keeps_its_word_for_test_time_augmentation(folder: Path) -> None:
+    written = emseg("submit", "good.zarr", "--tta", "--workers", 2, "--dry-run", cwd=folder)
+    assert " run good.zarr --tta " in written.stdout
 
 
 def test_help_is_light() -> None:

@@ -6,9 +6,11 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from distributed import Client
+from distributed import Client, as_completed
+from distributed.spans import Span
 from runs import PLANAR, bytes_of, save_random_model, save_volume, shape_of_many_blocks, shards, texture
 
 from emseg.errors import InputError
@@ -44,6 +46,31 @@ def test_the_scheduler_never_knows_more_than_the_window(client: Client, tmp_path
     window = AHEAD * sum(client.nthreads().values())
     assert max(known) <= window + 1  # the one that has just ended may still be there
     assert report.blocks > window
+
+
+def test_the_scheduler_keeps_nothing_of_tasks_that_have_ended(client: Client) -> None:
+    """Each block is a submission of its own: whatever is kept of one is kept ten million times."""
+
+    def kept(dask_scheduler: Any) -> dict[str, int]:
+        spans = dask_scheduler.extensions["spans"].spans.values()
+        return {
+            "metadata": sum(len((span._metadata or {"collections": []})["collections"]) for span in spans),
+            "submissions": len(Span._metadata_seen),
+            "code": sum(len(span._code) for span in spans),
+            "metrics": max(len(span._cumulative_worker_metrics) for span in spans),
+        }
+
+    def run(tasks: range) -> dict[str, int]:
+        for _, result in as_completed([client.submit(abs, task, pure=False) for task in tasks], with_results=True):
+            assert result in tasks
+        found: dict[str, int] = client.run_on_scheduler(kept)
+        return found
+
+    before, after = run(range(10)), run(range(300))
+    metrics = after.pop("metrics")
+    assert after == {name: before[name] for name in after}
+    assert after["metadata"] == after["code"] == 0
+    assert metrics < 100  # one for each kind of task and of what takes its time
 
 
 def test_as_many_workers_as_there_are_blocks_for(tmp_path: Path) -> None:

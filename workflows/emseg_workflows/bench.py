@@ -12,8 +12,10 @@ from emseg.accuracy import accuracy_of
 from emseg.block import Bench
 from emseg.box import Box, Triple
 from emseg.errors import ModelError, NumericsError
+from emseg.grid.symmetry import SymmetricPredictor
 from emseg.model.device import Device
 from emseg.normalise import Normalisation
+from emseg.ports import Predictor
 from emseg.recipe import Recipe
 from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
 from emseg.store.lease import Token
@@ -84,7 +86,16 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
             "run, or accept other last bits with --mixed-hardware"
         )
     output = open_output(job.output, job.token)
-    yield Bench(recipe, open_volume(job.volume), predictor, output, turn or nullcontext()), numerics
+    yield Bench(recipe, open_volume(job.volume), augmented(predictor, recipe), output, turn or nullcontext()), numerics
+
+
+def augmented(predictor: Predictor, recipe: Recipe) -> Predictor:
+    """What a run predicts with, made of the predictor of its network.
+
+    Numerics and their canary are those of the network alone: what test-time augmentation adds is the same NumPy
+    arithmetic on each of its tiles, as it is for the probabilities of any run.
+    """
+    return SymmetricPredictor(predictor) if recipe.tta else predictor
 
 
 @dataclass(frozen=True, slots=True)

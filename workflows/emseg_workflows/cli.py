@@ -77,6 +77,9 @@ tile_option = click.option("--tile", type=Numbers(), help="Shape of one network 
 probabilities_option = click.option(
     "--probabilities", is_flag=True, help="Store the probability of each class beside the labels."
 )
+tta_option = click.option(
+    "--tta", is_flag=True, help="Average over rotations by 90 degrees and flips of the image plane: 8 times the arithmetic."
+)
 adapt_option = click.option(
     "--adapt", type=Bounds(), help="Least and most workers: as many as there are blocks for, instead of --workers."
 )
@@ -120,14 +123,17 @@ def ingest(source: Path, volume: Path, voxel_size: tuple[float, float, float] | 
 @region_option
 @tile_option
 @probabilities_option
+@tta_option
 @json_option
-def plan(volume: Path, model: str | None, roi: str | None, tile: Triple | None, probabilities: bool, as_json: bool) -> None:
+def plan(
+    volume: Path, model: str | None, roi: str | None, tile: Triple | None, probabilities: bool, tta: bool, as_json: bool
+) -> None:
     """Say what a run on VOLUME would do and cost, and stop there."""
     from emseg.grid.cost import cost_of  # noqa: PLC0415
     from emseg_workflows.flows.segment import plan_run  # noqa: PLC0415
 
-    made, spec = plan_run(volume, model=model, region=roi, tile=tile)
-    cost = cost_of(made, spec, probabilities)
+    made, spec = plan_run(volume, model=model, region=roi, tile=tile, tta=tta)
+    cost = cost_of(made, spec, probabilities, tta)
     if as_json:
         click.echo(json.dumps({"plan": made.to_json(), "cost": cost.to_json()}, indent=2))
         return
@@ -180,6 +186,7 @@ def plan(volume: Path, model: str | None, roi: str | None, tile: Triple | None, 
 @model_option
 @region_option
 @probabilities_option
+@tta_option
 @click.option(
     "--normalise",
     type=click.Choice(["volume", "slice"]),
@@ -237,6 +244,7 @@ def run(
     model: str | None,
     roi: str | None,
     probabilities: bool,
+    tta: bool,
     normalise: Literal["volume", "slice"],
     tile: Triple | None,
     threads: int,
@@ -267,6 +275,7 @@ def run(
                     model=model,
                     region=roi,
                     probabilities=probabilities,
+                    tta=tta,
                     normalise=normalise,
                     tile=tile,
                     threads=threads,
@@ -356,6 +365,7 @@ def submit(
         region=asked["roi"],
         tile=asked["tile"],
         probabilities=asked["probabilities"],
+        tta=asked["tta"],
         threads=asked["threads"],
     )
     if dry_run:

@@ -8,6 +8,7 @@ from typing import Any
 
 from emseg.grid.layout import decoded
 from emseg.grid.plan import Plan
+from emseg.grid.symmetry import SYMMETRIES
 from emseg.specs.model import FLOAT32_BYTES
 from emseg.specs.volume import VolumeSpec
 
@@ -25,7 +26,7 @@ class Cost:
 
     blocks: int
     tiles: int
-    """Network inputs in all."""
+    """Network inputs in all; with test-time augmentation, each goes through the network in all `SYMMETRIES`."""
     flops: int
     """Floating-point operations of all convolutions."""
     bytes_needed: int
@@ -45,8 +46,8 @@ class Cost:
         return {**asdict(self), "bytes_read_per_needed": self.bytes_read / self.bytes_needed}
 
 
-def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool) -> Cost:
-    """What a plan costs on a volume, with or without stored probabilities."""
+def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = False) -> Cost:
+    """What a plan costs on a volume, with or without stored probabilities and test-time augmentation."""
     model, region = plan.model, plan.region
     tiles = read = 1
     for axis in range(3):
@@ -61,7 +62,7 @@ def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool) -> Cost:
     return Cost(
         blocks=len(plan),
         tiles=tiles,
-        flops=tiles * model.flops(plan.tile),
+        flops=tiles * model.flops(plan.tile) * (len(SYMMETRIES) if tta else 1),
         bytes_needed=region.voxels * volume.itemsize,
         bytes_read=read * volume.itemsize,
         bytes_per_worker=_worker_bytes(plan, volume, arrays),

@@ -24,8 +24,8 @@ HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 SLOPE = 1e-30
 """Of rectified values below 0, far below the last bit of any sum. At 0, OpenVINO would make NaN 0, and so hide that a
 network overflows; this way it stays NaN up to the logits, as in torch, where it is found."""
-SHAPES = 2
-"""Shapes of tiles for which the network is kept compiled: a run has one, and the canary its own."""
+SHAPES = 3
+"""Shapes of tiles for which the network is kept compiled: a run has one, or two if it turns tiles, and the canary its own."""
 
 
 class OpenVinoPredictor:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes import AS_IS, ArrayVolume, SayingPredictor, bench_of, plan_by_hand
+from fakes import AS_IS, ArrayVolume, LocalMean, SayingPredictor, bench_of, plan_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import chunk_voxels
@@ -20,6 +21,7 @@ from emseg.grid.cost import BLOCKS_IN_FLIGHT, RUNTIME_BYTES, cost_of
 from emseg.grid.layout import plan_volume
 from emseg.grid.mirror import reflect
 from emseg.grid.plan import Plan
+from emseg.grid.symmetry import SymmetricPredictor
 from emseg.outcome import Outcome
 from emseg.specs.model import ModelSpec
 from emseg.specs.volume import DTYPES, VolumeSpec
@@ -50,6 +52,20 @@ def test_costs_are_what_counting_gives(case: tuple[Plan, VolumeSpec], probabilit
     arrays = 1 + len(plan.model.classes) * probabilities
     assert cost.output_bytes == sum(block.write.voxels for block in plan) * arrays
     assert cost.output_files == len(plan) * (1 + probabilities)
+
+
+@pytest.mark.parametrize("model", [ModelSpec.unet(width=1, depth=1), ModelSpec.unet(width=1, depth=0, kernel=(3, 3, 3))])
+def test_test_time_augmentation_costs_what_the_network_then_does(model: ModelSpec) -> None:
+    shape: Triple = (5, 60, 44)
+    volume = VolumeSpec(shape, "uint8", (8, 8, 8))
+    plan = plan_by_hand(model, shape, (3, 33, 40), model.tile_for((2, 16, 16)))
+    network = LocalMean(model)
+    bench = bench_of(ArrayVolume(np.zeros(shape, np.uint8)), SymmetricPredictor(network), plan)
+    for block in plan:
+        assert segment_block(bench, block).cause is None
+    cost, plain = cost_of(plan, volume, True, tta=True), cost_of(plan, volume, True)
+    assert cost.flops == sum(network.batches) * model.flops(plan.tile)
+    assert replace(cost, flops=plain.flops) == plain
 
 
 @given(cases())

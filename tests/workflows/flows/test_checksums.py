@@ -41,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         normalise="slice",
         tile=(1, 52, 48),
         threads=2,
+        tta=True,
         probabilities=True,
         workers=0,
     )

@@ -106,6 +106,18 @@ def test_probabilities_do_not_change_the_labels(planar: Case, tmp_path: Path) ->
     assert not (tmp_path / "labels.zarr" / "probabilities").exists()
 
 
+def test_test_time_augmentation_is_one_pass_too_and_the_same_bytes_on_a_cluster(
+    case: Case, cluster: Callable[[int], Client], tmp_path: Path
+) -> None:
+    case.run(tmp_path / "here.zarr", tta=True)
+    truth, stored = one_pass(case.values, case.model, tta=True), open_output(tmp_path / "here.zarr")
+    assert_same_labels(stored.read_labels(stored.region), truth)
+    assert_same_probabilities(stored.read_probabilities(stored.region), truth)
+    assert (labels_of(case.reference) != labels_of(tmp_path / "here.zarr")).any()
+    case.run(tmp_path / "there.zarr", tta=True, client=cluster(2), workers=None)
+    assert bytes_of(tmp_path / "here.zarr") == bytes_of(tmp_path / "there.zarr")
+
+
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
 def test_types(spec: ModelSpec, dtype: str, tmp_path: Path) -> None:
@@ -285,6 +297,7 @@ def test_a_stopped_run_goes_on(planar: Case, tmp_path: Path) -> None:
     [
         ({"model": "other"}, "model_digest: "),
         ({"probabilities": False}, "probabilities: true / false"),
+        ({"tta": True}, "tta: false / true"),
         ({"region": "0:2,:,:"}, "plan.region: "),
         ({"normalise": "slice"}, 'normalisation.scope: "volume" / "slice"'),
         ({"tile": (1, 32, 32)}, "plan.tile: "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,21 @@ def test_an_honest_output_holds(folder: Path) -> None:
     assert str(verdict).endswith("tiled = untiled")
 
 
-@pytest.mark.parametrize("more", [{"region": "2:7,5:50,9:66"}, {"normalise": "slice"}, {"probabilities": False}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{"region": "2:7,5:50,9:66"}, {"normalise": "slice"}, {"probabilities": False}, {"tta": True}], ids=str
+)
 def test_other_honest_outputs_hold(folder: Path, more: dict[str, Any], tmp_path: Path) -> None:
     run(folder, tmp_path / "out.zarr", **more)
     assert verify(tmp_path / "out.zarr", boxes=4, seed=1).holds
+
+
+def test_means_that_were_never_made_are_found(folder: Path, tmp_path: Path) -> None:
+    """An output that says it was made with test-time augmentation, and was not."""
+    described = spoilt(folder, tmp_path) / "zarr.json"
+    attributes = json.loads(described.read_text())
+    attributes["attributes"]["emseg"]["recipe"]["tta"] = True
+    described.write_text(json.dumps(attributes))
+    assert verify(tmp_path / "out.zarr", boxes=4).wrong_probabilities > 0
 
 
 def test_an_image_holds(folder: Path, tmp_path: Path) -> None:

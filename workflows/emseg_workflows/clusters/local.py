@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 
 from dask.system import CPU_COUNT
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Status
+from distributed.scheduler import DEFAULT_EXTENSIONS
+from distributed.spans import SpansSchedulerExtension
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import format_dashboard_link
 from tornado.ioloop import PeriodicCallback
@@ -159,6 +161,17 @@ class SturdyNanny(Nanny):
         return await super().instantiate()
 
 
+class BriefSpans(SpansSchedulerExtension):
+    """Sums of what tasks took, for the dashboard, without an entry for each task.
+
+    distributed's keeps the metadata of each submission for ever, and each block is one.
+    """
+
+    def observe_tasks(self, tss: Iterable[Any], **_: Any) -> dict[Any, dict[Any, Any]]:  # type: ignore[override]
+        """The annotations of tasks that the scheduler has learnt of; of them, the groups are kept, which are few."""
+        return super().observe_tasks(tss, code=(), span_metadata={})  # type: ignore[typeddict-item]
+
+
 class GuardedCluster(SpecCluster):
     """A scheduler in this process, and workers anywhere; all HTTP is on loopback, wherever they are.
 
@@ -226,6 +239,7 @@ class GuardedCluster(SpecCluster):
         self._dead_since: dict[Any, float] = {}
         self._stillborn = 0
         self._watch = PeriodicCallback(self._replace_lost, 1000 * LOOK)
+        self.scheduler_spec["options"]["extensions"] = {**DEFAULT_EXTENSIONS, "spans": BriefSpans}
         await super()._start()  # type: ignore[no-untyped-call]
         self._watch.start()
 

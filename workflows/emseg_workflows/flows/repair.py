@@ -134,6 +134,7 @@ def repair(
             model=weights,
             region=plan.region,
             probabilities=recipe.probabilities,
+            tta=recipe.tta,
             normalise=recipe.normalisation.scope,
             tile=plan.tile,
             threads=recipe.numerics.threads,

@@ -15,6 +15,7 @@ from emseg.box import Box, Triple
 from emseg.grid.cost import cost_of
 from emseg.grid.layout import plan_volume
 from emseg.grid.plan import Plan
+from emseg.grid.symmetry import check_symmetric
 from emseg.model.backend import default_backend
 from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
@@ -55,6 +56,7 @@ def segment(
     model: str | Path | None = None,
     region: str | Box | None = None,
     probabilities: bool = False,
+    tta: bool = False,
     normalise: Scope = "volume",
     tile: Triple | None = None,
     threads: int = 1,
@@ -92,6 +94,9 @@ def segment(
         Part of the volume, ``z0:z1,y0:y1,x0:x1`` in voxels; all of it if None.
     probabilities
         Store the probability of each class beside the labels.
+    tta
+        Test-time augmentation: average the probabilities over the rotations by 90 degrees and the flips of the image
+        plane, which takes eight times the arithmetic.
     normalise
         Measure mean and deviation of the intensities once per ``volume``, or per z ``slice``.
     tile
@@ -148,19 +153,22 @@ def segment(
     volume, model_path = Path(volume), resolve_model(model)
     source = open_volume(volume)
     spec, card = read_header(model_path)
+    if tta:
+        check_symmetric(spec)
     box = parse_region(region, source.spec) if isinstance(region, str) else region
     place = Path(output) if output is not None else default_output(volume)
     check_output_place(place, volume)
     begun = begun_recipe(place, overwrite)
     plan = _plan(source.spec, spec, box, tile, begun)
     check_chunks(source.spec, volume)
-    cost = cost_of(plan, source.spec, probabilities)
+    cost = cost_of(plan, source.spec, probabilities, tta)
     check_space(place, cost.output_bytes)
     normalisation, volume_digest = survey(source, normalise)
 
     def recipe_for(numerics: Numerics, accuracy: Accuracy | None) -> Recipe:
         digest = model_digest(model_path)
-        return Recipe(source.spec, volume_digest, digest, normalisation, plan, numerics, probabilities, accuracy)
+        settings = (numerics, probabilities, accuracy, tta)
+        return Recipe(source.spec, volume_digest, digest, normalisation, plan, *settings)
 
     left = len(plan)
     if begun:
@@ -208,6 +216,7 @@ def plan_run(
     model: str | Path | None = None,
     region: str | Box | None = None,
     tile: Triple | None = None,
+    tta: bool = False,
 ) -> tuple[Plan, VolumeSpec]:
     """The plan of a run with these options, and the volume it is for; nothing is written.
 
@@ -218,6 +227,8 @@ def plan_run(
     """
     source = open_volume(Path(volume))
     spec, _ = read_header(resolve_model(model))
+    if tta:
+        check_symmetric(spec)
     box = parse_region(region, source.spec) if isinstance(region, str) else region
     return plan_volume(source.spec, spec, box, tile), source.spec
 

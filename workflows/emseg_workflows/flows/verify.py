@@ -30,6 +30,7 @@ from emseg.specs.numerics import Accuracy
 from emseg.store.ledger import Output
 from emseg.store.output import open_output
 from emseg.store.volume import ZarrVolume
+from emseg_workflows.bench import augmented
 from emseg_workflows.flows.record import input_of, recipe_of, volume_of
 
 TOLERANCE = 1e-4
@@ -144,7 +145,7 @@ def verify(
     for box, tile, lead in _draw(recipe.plan, boxes, seed):
         verdict.boxes += 1
         try:
-            _compare(verdict, stored, source, predictor, recipe, box, tile, lead)
+            _compare(verdict, stored, source, augmented(predictor, recipe), recipe, box, tile, lead)
         except BlockError as error:
             verdict.failures.append(f"{box}: {error}")
     if not verdict.voxels and not verdict.failures:
