@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,9 @@ from emseg.block import Bench
 from emseg.box import Box, Triple, triple
 from emseg.errors import BlockError, MemoryShortageError
 from emseg.grid.plan import Plan
-from emseg.grid.stitch import NOT_COMPUTED
-from emseg.normalise import Normalisation
-from emseg.ports import LabelWriter, Predictor
+from emseg.grid.stitch import NOT_COMPUTED, classify, quantise, softmax
+from emseg.normalise import Normalisation, normalised
+from emseg.ports import Batch, LabelWriter, Predictor
 from emseg.recipe import Recipe
 from emseg.specs.model import ModelSpec
 from emseg.specs.numerics import Numerics
@@ -108,6 +110,26 @@ class LocalMean:
         mean = sliding_window_view(tiles, window, axis=(1, 2, 3)).mean(axis=(-3, -2, -1), dtype=np.float64)
         assert mean.shape[1:] == self.spec.output_shape(triple(tiles.shape[1:]))
         return np.stack([mean * i for i in range(len(self.spec.classes))], axis=1).astype(np.float32)
+
+
+class MeanClassifier(LocalMean):
+    """Makes bytes of its logits itself, and is a batch ahead of whoever takes them, as a GPU is."""
+
+    def classify(
+        self, batches: Iterable[Batch], probabilities: bool
+    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
+        """Labels and stored probabilities of each batch."""
+        ahead = deque[NDArray[np.float32]]()
+        for batch in batches:
+            ahead.append(self.predict(normalised(*batch)))
+            if len(ahead) > 1:
+                yield self._bytes(ahead.popleft(), probabilities)
+        yield from (self._bytes(logits, probabilities) for logits in ahead)
+
+    def _bytes(self, logits: NDArray[np.float32], probabilities: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        by_class = logits.swapaxes(0, 1)
+        labels = np.where(np.isfinite(by_class).all(axis=0), classify(by_class), np.uint8(NOT_COMPUTED))
+        return labels, quantise(softmax(by_class)).swapaxes(0, 1) if probabilities else None
 
 
 class SayingPredictor:

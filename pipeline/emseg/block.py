@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,12 @@ from emseg.box import Box, Triple
 from emseg.canary import batch_is_free
 from emseg.errors import BlockError, Fault, MemoryShortageError
 from emseg.grid.mirror import reflect
-from emseg.grid.plan import Block, Plan
+from emseg.grid.plan import Block
 from emseg.grid.stitch import NOT_COMPUTED, Canvas, classify, quantise, softmax
 from emseg.grid.tiles import Tile, hull_of, tiles_of
-from emseg.normalise import Normalisation, refuse_nonfinite
+from emseg.normalise import Normalisation, normalised, refuse_nonfinite
 from emseg.outcome import Outcome, Stopwatch
-from emseg.ports import Classifier, LabelWriter, Predictor, VolumeReader
+from emseg.ports import Batch, Classifier, LabelWriter, Predictor, VolumeReader
 from emseg.recipe import Recipe
 
 MOST_CAUSE = 400
@@ -69,8 +70,7 @@ def segment_block(bench: Bench, block: Block) -> Outcome:
 def _segment(bench: Bench, block: Block, watch: Stopwatch) -> None:
     plan, model, box = bench.recipe.plan, bench.recipe.plan.model, block.write
     with watch.phase("read"):
-        seen = plan.read_box(block)
-        values = read_normalised(bench.volume, bench.recipe.normalisation, seen)
+        seen = read_seen(bench.volume, bench.recipe.normalisation, plan.read_box(block))
     labels: Canvas[np.uint8] = Canvas(box, np.uint8)
     probabilities: Canvas[np.uint8] | None = None
     if bench.recipe.probabilities:
@@ -79,7 +79,9 @@ def _segment(bench: Bench, block: Block, watch: Stopwatch) -> None:
         bench.turn.__enter__()
     try:
         with watch.phase("predict"):
-            for target, label, stored in label_tiles(bench.predictor, values, seen, plan, block, probabilities is not None):
+            for target, label, stored in label_tiles(
+                bench.predictor, seen, plan.tiles(block), plan.batch, probabilities is not None
+            ):
                 labels.paste(target, label)
                 if probabilities is not None and stored is not None:
                     probabilities.paste(target, stored)
@@ -93,16 +95,36 @@ def predict_box(
     volume: VolumeReader, predictor: Predictor, normalisation: Normalisation, box: Box, tile: Triple, lead: Triple
 ) -> NDArray[np.float32]:
     """Probabilities ``(class, z, y, x) float32`` of any box inside a volume, through tiles of any valid shape and lead."""
-    seen = hull_of(box, tile, predictor.spec, lead)
-    values = read_normalised(volume, normalisation, seen)
+    seen = read_seen(volume, normalisation, hull_of(box, tile, predictor.spec, lead))
     canvas: Canvas[np.float32] = Canvas(box, np.float32, len(predictor.spec.classes))
-    for target, logits in predict_tiles(predictor, values, seen, tiles_of(box, tile, predictor.spec, lead), batch=1):
+    for target, logits in predict_tiles(predictor, seen, tiles_of(box, tile, predictor.spec, lead), batch=1):
         canvas.paste(target, softmax(logits))
     return canvas.finish()
 
 
-def read_normalised(volume: VolumeReader, normalisation: Normalisation, box: Box) -> NDArray[np.float32]:
-    """Normalised voxels ``(z, y, x) float32`` of a box that may reach beyond the volume, which mirrors it.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The voxels of a box that may reach beyond the volume, which mirrors them; as they are stored, so a quarter of the memory."""
+
+    box: Box
+    """In the volume's coordinates."""
+    voxels: NDArray[Any]
+    """``(z, y, x)`` in the volume's type."""
+    mean: NDArray[np.float32]
+    """Of each slice, ``(z)``."""
+    deviation: NDArray[np.float32]
+    """Of each slice, ``(z)``."""
+
+    def batch(self, group: list[Tile]) -> Batch:
+        """What these tiles see."""
+        where = [tile.source.relative_to(self.box.start).slices() for tile in group]
+        voxels = np.stack([self.voxels[slices] for slices in where])
+        mean, deviation = (np.stack([table[slices[0]] for slices in where]) for table in (self.mean, self.deviation))
+        return Batch(voxels, mean, deviation)
+
+
+def read_seen(volume: VolumeReader, normalisation: Normalisation, box: Box) -> Seen:
+    """The voxels of a box, which may reach beyond the volume.
 
     Raises
     ------
@@ -112,13 +134,13 @@ def read_normalised(volume: VolumeReader, normalisation: Normalisation, box: Box
     reflection = reflect(box, volume.spec.shape)
     values = volume.read(reflection.source)
     refuse_nonfinite(values, reflection.source, BlockError)
-    return reflection.fill(normalisation.apply(values, reflection.source))
+    return Seen(box, reflection.fill(values), *normalisation.table(reflection.source.start[0] + reflection.gather[0]))
 
 
 def label_tiles(
-    predictor: Predictor, values: NDArray[np.float32], seen: Box, plan: Plan, block: Block, probabilities: bool
+    predictor: Predictor, seen: Seen, tiles: Iterator[Tile], batch: int, probabilities: bool
 ) -> Iterator[tuple[Box, NDArray[np.uint8], NDArray[np.uint8] | None]]:
-    """Each target of a block with its labels ``(z, y, x)`` and, if asked for, stored probabilities ``(class, z, y, x)``.
+    """Each tile's target with its labels ``(z, y, x)`` and, if asked for, stored probabilities ``(class, z, y, x)``.
 
     Raises
     ------
@@ -126,12 +148,12 @@ def label_tiles(
         As `predict_tiles`.
     """
     if not isinstance(predictor, Classifier):
-        for target, logits in predict_tiles(predictor, values, seen, plan.tiles(block), plan.batch):
+        for target, logits in predict_tiles(predictor, seen, tiles, batch):
             yield target, classify(logits), quantise(softmax(logits)) if probabilities else None
         return
-    ours, theirs = itertools.tee(_batches(plan.tiles(block), plan.batch))
+    ours, theirs = itertools.tee(_grouped(tiles, batch))
     try:
-        found = predictor.classify((_sources(values, seen, group) for group in ours), probabilities)
+        found = predictor.classify((seen.batch(group) for group in ours), probabilities)
         for group, (labels, stored) in zip(theirs, found, strict=True):
             for number, tile in enumerate(group):
                 kept = tile.target.relative_to(tile.output.start).slices()
@@ -139,35 +161,30 @@ def label_tiles(
                     raise _not_finite(tile)
                 yield tile.target, labels[number][kept], None if stored is None else stored[number][(slice(None), *kept)]
     except MemoryShortageError as error:
-        raise _too_large((plan.batch, *plan.tile), error) from error
+        raise _too_large(batch, error) from error
 
 
 def predict_tiles(
-    predictor: Predictor, values: NDArray[np.float32], seen: Box, tiles: Iterator[Tile], batch: int
+    predictor: Predictor, seen: Seen, tiles: Iterator[Tile], batch: int
 ) -> Iterator[tuple[Box, NDArray[np.float32]]]:
-    """Each tile's target with its logits ``(class, z, y, x) float32``, from the voxels of the box `seen`.
+    """Each tile's target with its logits ``(class, z, y, x) float32``.
 
     Raises
     ------
     BlockError
         If the network predicts NaN or infinity, or has too little memory for a batch that cannot be made smaller.
     """
-    for group in _batches(tiles, batch):
-        for tile, logits in zip(group, _predict(predictor, _sources(values, seen, group)), strict=True):
+    for group in _grouped(tiles, batch):
+        for tile, logits in zip(group, _predict(predictor, normalised(*seen.batch(group))), strict=True):
             if not np.isfinite(logits).all():
                 raise _not_finite(tile)
             kept = tile.target.relative_to(tile.output.start).slices()
             yield tile.target, logits[(slice(None), *kept)]
 
 
-def _batches(tiles: Iterator[Tile], batch: int) -> Iterator[list[Tile]]:
+def _grouped(tiles: Iterator[Tile], batch: int) -> Iterator[list[Tile]]:
     while group := list(itertools.islice(tiles, batch)):
         yield group
-
-
-def _sources(values: NDArray[np.float32], seen: Box, group: list[Tile]) -> NDArray[np.float32]:
-    """The voxels ``(n, z, y, x)`` that these tiles see."""
-    return np.stack([values[tile.source.relative_to(seen.start).slices()] for tile in group])
 
 
 def _not_finite(tile: Tile) -> BlockError:
@@ -182,12 +199,12 @@ def _predict(predictor: Predictor, sources: NDArray[np.float32]) -> NDArray[np.f
         if len(sources) > 1 and batch_is_free(predictor, len(sources)):
             half = len(sources) // 2
             return np.concatenate([_predict(predictor, sources[:half]), _predict(predictor, sources[half:])])
-        raise _too_large(sources.shape, error) from error
+        raise _too_large(len(sources), error) from error
 
 
-def _too_large(shape: tuple[int, ...], error: MemoryShortageError) -> BlockError:
+def _too_large(batch: int, error: MemoryShortageError) -> BlockError:
     return BlockError(
-        f"the network has too little memory for {shape[0]} tiles of {shape[1:]} voxels ({error}): "
+        f"the network has too little memory for a batch of {batch} of the run's tiles ({error}): "
         "use fewer workers or a device with more memory, or start over with --overwrite and a smaller --tile"
     )
 

@@ -45,12 +45,12 @@ class Normalisation:
 
     def apply(self, values: NDArray[Any], box: Box) -> NDArray[np.float32]:
         """Normalised voxels ``(z, y, x) float32`` of the voxels ``(z, y, x)`` of `box`, a box inside the volume."""
-        rows = slice(box.start[0], box.stop[0]) if self.scope == "slice" else slice(0, 1)
-        mean, deviation = (np.array(table[rows], np.float32)[:, None, None] for table in (self.mean, self.deviation))
-        normalised = values.astype(np.float32)
-        normalised -= mean
-        normalised /= deviation
-        return normalised
+        return normalised(values, *self.table(np.arange(box.start[0], box.stop[0])))
+
+    def table(self, slices: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and deviation ``(z) float32`` of each of these z slices of the volume."""
+        rows = slices if self.scope == "slice" else np.zeros_like(slices)
+        return np.array(self.mean, np.float32)[rows], np.array(self.deviation, np.float32)[rows]
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -60,6 +60,14 @@ class Normalisation:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The normalisation that `to_json` wrote."""
         return cls(data["scope"], tuple(data["mean"]), tuple(data["deviation"]))
+
+
+def normalised(values: NDArray[Any], mean: NDArray[np.float32], deviation: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Voxels ``(..., z, y, x) float32`` of voxels ``(..., z, y, x)``, with the mean and deviation ``(..., z)`` of each slice."""
+    result = values.astype(np.float32)
+    result -= mean[..., None, None]
+    result /= deviation[..., None, None]
+    return result
 
 
 def survey(volume: VolumeReader, scope: Scope, seed: int = 0) -> tuple[Normalisation, str]:

@@ -6,7 +6,7 @@ The adapters in `emseg.store` and `emseg.model` fulfil these; so can a user's ow
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,12 +48,23 @@ class Predictor(Protocol):
         ...
 
 
+class Batch(NamedTuple):
+    """Tiles as the volume has them, and what normalises them."""
+
+    voxels: NDArray[Any]
+    """Tiles ``(n, z, y, x)`` in the volume's type."""
+    mean: NDArray[np.float32]
+    """Of each slice of each tile, ``(n, z)``."""
+    deviation: NDArray[np.float32]
+    """Of each slice of each tile, ``(n, z)``."""
+
+
 @runtime_checkable
 class Classifier(Predictor, Protocol):
-    """A predictor that makes of logits what is stored right where it computes, so that only bytes come back."""
+    """A predictor that normalises tiles, and makes of logits what is stored, right where it computes: bytes go, bytes come."""
 
     def classify(
-        self, batches: Iterable[NDArray[np.float32]], probabilities: bool
+        self, batches: Iterable[Batch], probabilities: bool
     ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
         """Labels ``(n, z', y', x')`` of each batch, and stored probabilities ``(n, classes, z', y', x')`` if asked for.
 

@@ -19,7 +19,8 @@ from emseg.errors import MemoryShortageError
 from emseg.grid.stitch import NOT_COMPUTED, classify, quantise, softmax
 from emseg.model.device import own_gpu
 from emseg.model.predictor import CudaPredictor, TorchPredictor
-from emseg.ports import Classifier
+from emseg.normalise import normalised
+from emseg.ports import Batch, Classifier
 from emseg.specs.model import ModelSpec
 from emseg.specs.numerics import Precision
 from emseg_workflows.flows.segment import segment
@@ -73,18 +74,20 @@ def test_predictions(spec: ModelSpec) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("spec", [PLANAR, CUBIC], ids=["2-D", "3-D"])
-def test_what_is_stored_is_made_on_the_gpu(spec: ModelSpec, dtype: torch.dtype) -> None:
+def test_what_is_stored_is_made_on_the_gpu(spec: ModelSpec, kind: str, dtype: torch.dtype) -> None:
     """As the host makes it of the logits, but for the last bit of a probability."""
     tile = spec.tile_for((4, 40, 40))
-    batches = list(np.random.default_rng(0).normal(size=(5, 1, *tile)).astype(np.float32))
+    rng, table = np.random.default_rng(0), np.full((1, tile[0]), 120, np.float32)
+    batches = [Batch(rng.integers(0, 256, (1, *tile)).astype(kind), table + z, table / 3) for z in range(5)]
     gpu = predictor(spec, "cuda", dtype)
     assert isinstance(gpu, Classifier)
     assert not isinstance(predictor(spec, "cpu"), Classifier)
     found = list(gpu.classify(iter(batches), probabilities=True))
     assert len(found) == len(batches)
-    for source, (labels, stored) in zip(batches, found, strict=True):
-        logits = gpu.predict(source)[0]
+    for batch, (labels, stored) in zip(batches, found, strict=True):
+        logits = gpu.predict(normalised(*batch))[0]
         np.testing.assert_array_equal(labels[0], classify(logits))
         assert stored is not None
         assert np.abs(stored[0].astype(int) - quantise(softmax(logits)).astype(int)).max() <= 1
@@ -93,9 +96,9 @@ def test_what_is_stored_is_made_on_the_gpu(spec: ModelSpec, dtype: torch.dtype) 
 
 def test_what_is_not_finite_has_no_label() -> None:
     gpu, tile = predictor(PLANAR, "cuda"), PLANAR.tile_for((1, 20, 20))
-    source = np.zeros((1, *tile), np.float32)
-    source[0, 0, tile[1] // 2, tile[2] // 2] = np.nan
-    ((labels, _),) = gpu.classify(iter([source]), probabilities=False)
+    voxels, ones = np.zeros((1, *tile), np.float32), np.ones((1, tile[0]), np.float32)
+    voxels[0, 0, tile[1] // 2, tile[2] // 2] = np.nan
+    ((labels, _),) = gpu.classify(iter([Batch(voxels, ones, ones)]), probabilities=False)
     assert 0 < (labels == NOT_COMPUTED).sum() < labels.size
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fakes import ArrayVolume, LocalMean, MemoryLabels, SmallPredictor, bench_of, plan_by_hand
+from fakes import ArrayVolume, LocalMean, MeanClassifier, MemoryLabels, SmallPredictor, bench_of, plan_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import mean_in_one_pass, one_pass, random_network
@@ -17,7 +17,7 @@ from oracles import hull, mirror
 from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
 import emseg.grid.plan
-from emseg.block import predict_box, predict_tiles, read_normalised, segment_block
+from emseg.block import predict_box, predict_tiles, read_seen, segment_block
 from emseg.box import Box, Triple, triple
 from emseg.errors import BlockError
 from emseg.grid.cost import cost_of
@@ -28,7 +28,7 @@ from emseg.grid.symmetry import SymmetricPredictor
 from emseg.grid.tiles import Tile, tiles_of
 from emseg.model.predictor import TorchPredictor
 from emseg.model.unet import UNet
-from emseg.normalise import Normalisation
+from emseg.normalise import Normalisation, Scope
 from emseg.ports import Predictor
 from emseg.specs.model import ModelSpec
 from emseg.specs.volume import VolumeSpec
@@ -38,6 +38,7 @@ EXACT = 1e-10
 FLOPS = 2 * 10**7
 """About the arithmetic of one example."""
 
+PLAIN = ModelSpec.unet(width=1, depth=0)
 PLANAR = ModelSpec.unet(width=4, depth=2)
 SOLID = ModelSpec.unet(width=4, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
 ANISOTROPIC = ModelSpec(3, 2, ("a", "b", "c"), ((1, 3, 3), (3, 3, 3), (3, 3, 3)), ((1, 2, 2), (2, 2, 2)))
@@ -95,9 +96,8 @@ def stitched(volume: ArrayVolume, predictor: Predictor, plan: Plan, table: Norma
     """Logits of the plan's region, block by block and tile by tile, in the network's own precision."""
     whole: Canvas[np.float64] = Canvas(plan.region, np.float64, len(plan.model.classes))
     for block in plan:
-        seen = plan.read_box(block)
-        values = read_normalised(volume, table, seen)
-        for target, logits in predict_tiles(predictor, values, seen, plan.tiles(block), plan.batch):
+        seen = read_seen(volume, table, plan.read_box(block))
+        for target, logits in predict_tiles(predictor, seen, plan.tiles(block), plan.batch):
             whole.paste(target, logits)
     return whole.finish()
 
@@ -212,6 +212,39 @@ def test_nothing_of_this_needs_torch(data: st.DataObject, shape: Triple, model: 
     np.testing.assert_allclose(logits, truth, rtol=1e-5, atol=1e-5)
 
 
+@given(st.data(), shapes(20), model_specs(depths=st.just(0)), st.booleans(), st.sampled_from(["volume", "slice"]))
+@settings(max_examples=40)
+def test_a_predictor_that_makes_the_bytes_itself(
+    data: st.DataObject, shape: Triple, model: ModelSpec, probabilities: bool, scope: Scope
+) -> None:
+    """It gets tiles as they are stored, in batches; the output is that of one which gives logits."""
+    values, rows = noise(shape), shape[0] if scope == "slice" else 1
+    table = Normalisation(scope, tuple(90.0 + z for z in range(rows)), tuple(50.0 + z for z in range(rows)))
+    tile, batch = data.draw(valid_tiles(model)), data.draw(st.integers(1, 3))
+    plan = plan_by_hand(model, shape, data.draw(triples(st.integers(5, 20))), tile, batch=batch)
+    outputs = []
+    for predictor in (LocalMean(model), MeanClassifier(model)):
+        labels = MemoryLabels(plan, probabilities)
+        settings = {"normalisation": table, "probabilities": probabilities, "labels": labels}
+        bench = bench_of(ArrayVolume(values), predictor, plan, **settings)  # type: ignore[arg-type]
+        assert all(segment_block(bench, block).cause is None for block in plan)
+        outputs.append(labels)
+    np.testing.assert_array_equal(outputs[0].labels, outputs[1].labels)
+    if probabilities:
+        np.testing.assert_array_equal(outputs[0].probabilities, outputs[1].probabilities)
+
+
+def test_what_such_a_predictor_cannot_label_fails_the_block() -> None:
+    values = np.zeros((1, 16, 16), np.float32)
+    plan = plan_by_hand(PLAIN, (1, 16, 16), (1, 16, 16), PLAIN.tile_for((1, 8, 8)))
+    values[0, 3, 3] = np.float32(3e38)
+    table = Normalisation("volume", (0.0,), (1e-30,))
+    with np.errstate(over="ignore", invalid="ignore"):
+        outcome = segment_block(bench_of(ArrayVolume(values), MeanClassifier(PLAIN), plan, normalisation=table), plan.block(0))
+    assert outcome.cause is not None
+    assert "the network predicts NaN or infinity in 0:1,0:8,0:8" in outcome.cause
+
+
 # -- what would go wrong --------------------------------------------------------------------------------------------
 
 
@@ -289,10 +322,10 @@ def eight_tiles(predictor: LocalMean) -> NDArray[np.float32]:
     """Logits of one block of eight tiles, given to the predictor in batches of up to eight."""
     shape: Triple = (8, 32, 32)
     plan = plan_by_hand(MEAN, shape, shape, SMALL, batch=8)
-    seen = plan.read_box(plan.block(0))
-    values = read_normalised(ArrayVolume(noise(shape)), Normalisation("volume", (120.0,), (70.0,)), seen)
+    volume = ArrayVolume(noise(shape))
+    seen = read_seen(volume, Normalisation("volume", (120.0,), (70.0,)), plan.read_box(plan.block(0)))
     whole: Canvas[np.float32] = Canvas(plan.region, np.float32, 2)
-    for target, logits in predict_tiles(predictor, values, seen, plan.tiles(plan.block(0)), plan.batch):
+    for target, logits in predict_tiles(predictor, seen, plan.tiles(plan.block(0)), plan.batch):
         whole.paste(target, logits)
     return whole.finish()
 
@@ -311,7 +344,7 @@ def test_a_batch_is_halved_when_memory_is_short(room: int, refused: list[int], c
 
 def test_a_batch_is_not_halved_if_that_would_change_the_bytes() -> None:
     predictor = SmallPredictor(MEAN, 4 * int(np.prod(SMALL)), swayed=True)
-    message = r"too little memory for 8 tiles of \(.*\) voxels \(\d+ voxels\): use fewer workers .* smaller --tile"
+    message = r"too little memory for a batch of 8 of the run's tiles \(\d+ voxels\): use fewer workers .* smaller --tile"
     with pytest.raises(BlockError, match=message) as caught:
         eight_tiles(predictor)
     assert "\n" not in str(caught.value)
@@ -322,6 +355,6 @@ def test_a_batch_is_not_halved_if_that_would_change_the_bytes() -> None:
 
 def test_a_single_tile_cannot_be_halved() -> None:
     predictor = SmallPredictor(MEAN, int(np.prod(SMALL)) - 1)
-    with pytest.raises(BlockError, match="too little memory for 1 tiles of"):
+    with pytest.raises(BlockError, match="too little memory for a batch of 1 of"):
         eight_tiles(predictor)
     assert predictor.refused == [8, 4, 2, 1]

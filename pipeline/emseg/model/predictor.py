@@ -15,6 +15,7 @@ from emseg.errors import BlockError, DeviceError, MemoryShortageError
 from emseg.grid.stitch import NOT_COMPUTED, QUANTA
 from emseg.model.device import Device, check_device
 from emseg.model.unet import UNet
+from emseg.ports import Batch
 from emseg.specs.model import ModelSpec
 from emseg.specs.numerics import Numerics, Precision
 
@@ -85,9 +86,9 @@ class CudaPredictor(TorchPredictor):
     """Predicts on a GPU, from which only bytes come back; the next tiles are sent there while the last ones are computed."""
 
     def classify(
-        self, batches: Iterable[NDArray[np.float32]], probabilities: bool
+        self, batches: Iterable[Batch], probabilities: bool
     ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
-        """What is stored of each batch of tiles ``(n, z, y, x)``, see `emseg.ports.Classifier`.
+        """What is stored of each batch, see `emseg.ports.Classifier`.
 
         Raises
         ------
@@ -98,8 +99,8 @@ class CudaPredictor(TorchPredictor):
         """
         sent: tuple[Tensor, Tensor | None, torch.cuda.Event] | None = None
         try:
-            for tiles in batches:
-                following = self._send(tiles, probabilities)
+            for batch in batches:
+                following = self._send(batch, probabilities)
                 if sent is not None:
                     yield _received(*sent)
                 sent = following
@@ -108,10 +109,13 @@ class CudaPredictor(TorchPredictor):
         except (RuntimeError, MemoryError) as error:
             raise _explained(error) from error
 
-    def _send(self, tiles: NDArray[np.float32], probabilities: bool) -> tuple[Tensor, Tensor | None, torch.cuda.Event]:
+    def _send(self, batch: Batch, probabilities: bool) -> tuple[Tensor, Tensor | None, torch.cuda.Event]:
         """Labels and probabilities on their way back into pinned memory, and what happens when they have arrived."""
         with torch.inference_mode():
-            logits = self._logits(torch.from_numpy(tiles).pin_memory())
+            voxels, mean, deviation = (
+                torch.from_numpy(part).pin_memory().to(self._device, torch.float32, non_blocking=True) for part in batch
+            )
+            logits = self._logits(voxels.sub_(mean[..., None, None]).div_(deviation[..., None, None]))
             labels = logits.argmax(dim=1).to(torch.uint8)
             labels.masked_fill_(~logits.isfinite().all(dim=1), NOT_COMPUTED)
             stored = (logits.softmax(dim=1) * QUANTA).round_().to(torch.uint8) if probabilities else None

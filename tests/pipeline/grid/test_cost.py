@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from oracles import chunk_voxels
 from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
-from emseg.block import read_normalised, segment_block
+from emseg.block import read_seen, segment_block
 from emseg.box import Box, Triple
 from emseg.grid.cost import BLOCKS_IN_FLIGHT, RUNTIME_BYTES, cost_of
 from emseg.grid.layout import plan_volume
@@ -127,7 +127,7 @@ def test_a_block_stays_within_the_memory_of_its_worker(
     said = (cost_of(plan, volume.spec, probabilities).bytes_per_worker - fixed) / BLOCKS_IN_FLIGHT
     for index in (0, middle):
         block = plan.block(index)
-        reading = traced(lambda box=plan.read_box(block): read_normalised(volume, AS_IS, box))
+        reading = traced(lambda box=plan.read_box(block): read_seen(volume, AS_IS, box))
         assert said / 3 < reading <= said
         outcomes: list[Outcome] = []
         peak = traced(lambda block=block, outcomes=outcomes: outcomes.append(segment_block(bench, block)))

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import LocalMean, SayingPredictor
+from fakes import AS_IS, ArrayVolume, LocalMean, SayingPredictor
 from networks import mean_in_one_pass, random_network
 from numpy.typing import NDArray
 
-from emseg.block import predict_tiles
+from emseg.block import predict_tiles, read_seen
 from emseg.box import Box
 from emseg.canary import batch_is_free
 from emseg.errors import BlockError, MemoryShortageError, PlanError
@@ -117,7 +117,8 @@ def test_what_is_not_finite_is_found(odd: float) -> None:
     np.testing.assert_array_equal(np.isnan(found), np.broadcast_to(corners, found.shape))
     box = Box.of_shape((1, 4, 4))
     with pytest.raises(BlockError, match="NaN or infinity"):
-        list(predict_tiles(predictor, ramp(box.shape), box, tiles_of(box, box.shape, POINT), 1))
+        seen = read_seen(ArrayVolume(ramp(box.shape)), AS_IS, box)
+        list(predict_tiles(predictor, seen, tiles_of(box, box.shape, POINT), 1))
 
 
 def test_a_shortage_of_memory_comes_through() -> None:

@@ -12,6 +12,7 @@ import pytest
 from runs import CUBIC, PLANAR, save_random_model, save_volume, shards, texture
 
 from emseg import block
+from emseg.block import Seen
 from emseg.box import Box, Triple
 from emseg.errors import InputError
 from emseg.grid.tiles import Tile
@@ -94,8 +95,8 @@ def test_tiles_one_voxel_beside_their_place_are_found(folder: Path, tmp_path: Pa
     """Labels that stay plausible, and are wrong."""
     honest = block.predict_tiles
 
-    def shifted(predictor: Any, values: Any, seen: Box, tiles: Any, batch: int) -> Any:
-        return honest(predictor, values, seen, (_shift(tile, seen) for tile in tiles), batch)
+    def shifted(predictor: Any, seen: Seen, tiles: Any, batch: int) -> Any:
+        return honest(predictor, seen, (_shift(tile, seen.box) for tile in tiles), batch)
 
     def _shift(tile: Tile, seen: Box) -> Tile:
         offset: Triple = (0, 0, -1) if tile.source.start[2] > seen.start[2] else (0, 0, 0)
