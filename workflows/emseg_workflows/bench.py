@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from emseg.block import Bench
 from emseg.box import Triple
 from emseg.errors import ModelError, NumericsError
+from emseg.grid.reading import CACHE_BYTES
 from emseg.model.device import Device
 from emseg.recipe import Recipe
 from emseg.specs.numerics import Backend, Numerics
@@ -78,7 +79,7 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
             "run, or accept other last bits with --mixed-hardware"
         )
     output = open_output(job.output, job.token)
-    yield Bench(recipe, open_volume(job.volume), predictor, output, turn or nullcontext()), numerics
+    yield Bench(recipe, open_volume(job.volume, CACHE_BYTES), predictor, output, turn or nullcontext()), numerics
 
 
 def local_numerics(model: Path, tile: Triple, threads: int, device: Device, backend: Backend) -> Numerics:

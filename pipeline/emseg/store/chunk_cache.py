@@ -74,8 +74,7 @@ class ChunkCache:
                 self._fetch(mine, box, values)
                 left = [place for place in left if place not in mine]
             else:
-                with self._changed:  # whoever reads them may fail: then they are read again here
-                    self._changed.wait_for(lambda left=left: not self._coming.issuperset(left))
+                self._wait(left)
         return values
 
     def _paste_kept(self, place: Triple, box: Box, values: NDArray[Any]) -> bool:
@@ -94,6 +93,11 @@ class ChunkCache:
             mine = {place for place in places if place not in self._coming and place not in self._kept}
             self._coming |= mine
         return mine
+
+    def _wait(self, places: Collection[Triple]) -> None:
+        """Wait until other threads have read one of these chunks, or failed to."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._coming.issuperset(places))
 
     def _fetch(self, mine: set[Triple], box: Box, values: NDArray[Any]) -> None:
         """Read claimed chunks in few calls, keep them, and paste their voxels of `box`."""
