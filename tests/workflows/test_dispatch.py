@@ -374,11 +374,13 @@ def test_no_strand_is_cut_while_there_are_others(sizes: list[int], workers: int,
     assert parts <= len(sizes) + workers * max(sizes).bit_length(), "each worker cuts a few at the end"
     if workers == 1:
         assert parts == len(sizes)
-    whole = [
-        number for number in range(len(sizes) - workers) if sum(sizes[:number]) < sum(sizes) - sum(sorted(sizes)[-workers:])
-    ]
-    owners = [{worker for worker, blocks in got.items() if any(i // 100 == number for i in blocks)} for number in whole]
-    assert all(len(owner) == 1 for owner in owners if max(sizes) == min(sizes))
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 5))
+def test_strands_enough_for_all_stay_whole(size: int, rounds: int, workers: int) -> None:
+    got = in_turn(Dispatch(iter(strands([size] * rounds * workers)), Policy(TIMEOUT)), workers)
+    for blocks in got.values():
+        assert [index % 100 for index in blocks] == list(range(size)) * rounds
 
 
 @given(lengths, st.integers(2, 6))
