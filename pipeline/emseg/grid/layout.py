@@ -36,8 +36,9 @@ FLOPS_PER_BYTE = 4000
 
 A core does about 400 (80 GFLOP/s of convolutions against 200 MB/s through zarr-python, measured), a GPU on a shared
 file system 100 times as many; one plan must serve both."""
-FLOPS_PER_BLOCK = 8 * 10**9
-"""Price of a block for itself: its task, its file and its call to the disk take a core about 10 ms, priced as above."""
+ALONE = 8
+"""One block in so many is priced as if nothing of what it reads were kept: it begins a strand, is tried again, or its worker
+shares the strand with others. So blocks that are far from chunks in shape are not chosen for next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +160,8 @@ def _cut(model: ModelSpec, region: Box, axis: int, unit: int, *, parts: int = 0,
 def _price(volume: VolumeSpec, model: ModelSpec, region: Box, cuts: tuple[Cut, ...]) -> float:
     """What a layout costs, in floating-point operations."""
     unit, tile = triple(cut.unit for cut in cuts), triple(cut.tile for cut in cuts)
-    read = reading_of(volume, region, model, unit, tile).voxels
-    return _flops(model, cuts) + FLOPS_PER_BYTE * read * volume.itemsize + FLOPS_PER_BLOCK * _count(cuts)
+    reading = reading_of(volume, region, model, unit, tile)
+    return _flops(model, cuts) + FLOPS_PER_BYTE * volume.itemsize * (reading.voxels + reading.alone / ALONE)
 
 
 def _flops(model: ModelSpec, cuts: tuple[Cut, ...]) -> int:

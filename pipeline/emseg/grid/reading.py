@@ -47,7 +47,7 @@ class Grouping:
 class Axis:
     """What blocks read along one axis, in voxels of whole chunks."""
 
-    each: int
+    alone: int
     """If each block decompresses all that it reads."""
     whole: int
     """If no chunk is decompressed twice."""
@@ -66,6 +66,8 @@ class Reading:
     """Length (z, y) in voxels of a strand's cross-section; where nothing can be shared, that of a block."""
     voxels: int
     """Voxels that one worker decompresses at most, those of a chunk as often as it does."""
+    alone: int
+    """Voxels that it would decompress if it kept nothing."""
 
 
 def reading_of(volume: VolumeSpec, region: Box, model: ModelSpec, unit: Triple, tile: Triple) -> Reading:
@@ -77,10 +79,11 @@ def reading_of(volume: VolumeSpec, region: Box, model: ModelSpec, unit: Triple, 
         for high in y.groupings
         if _between(deep, high, y, x) * volume.itemsize <= CACHE_BYTES
     ]
+    alone = z.alone * y.alone * x.alone
     if not fitting:
-        return Reading((unit[0], unit[1]), z.each * y.each * x.each)
+        return Reading((unit[0], unit[1]), alone, alone)
     decoded, deep, high = min(fitting)
-    return Reading((deep, high), decoded * x.whole)
+    return Reading((deep, high), decoded * x.whole, alone)
 
 
 def _between(deep: Grouping, high: Grouping, y: Axis, x: Axis) -> int:
