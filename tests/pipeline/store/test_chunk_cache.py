@@ -6,21 +6,29 @@ import itertools
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from time import sleep
 from typing import Any
 
 import numpy as np
 import pytest
+from fakes import MemoryLabels, SayingPredictor, plan_by_hand, recipe_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracles import chunk_voxels, painted, voxels
-from runs import save_volume, texture
+from runs import CUBIC, PLANAR, save_volume, texture
 from strategies import boxes_in, shapes, triples
 
+from emseg.block import Bench
 from emseg.box import Box, Triple, triple
 from emseg.errors import BlockError
+from emseg.grid import reading
+from emseg.grid.order import strands_of
+from emseg.grid.reading import reading_of
+from emseg.serial import segment_blocks
+from emseg.specs.model import ModelSpec
 from emseg.specs.volume import VolumeSpec
 from emseg.store import chunk_cache
 from emseg.store.chunk_cache import ChunkCache, merge
@@ -214,3 +222,24 @@ def test_a_chunk_larger_than_the_bound_is_not_kept(tmp_path: Path) -> None:
     for _ in range(2):
         np.testing.assert_array_equal(volume.read(volume.spec.box), values)
     assert volume.decoded_bytes == 2 * values.nbytes
+
+
+@pytest.mark.parametrize("model", [PLANAR, CUBIC])
+@pytest.mark.parametrize("bound", [0, 2**13, 2**14, 2**16, 2**20])
+def test_a_run_decompresses_what_the_plan_says(
+    model: ModelSpec, bound: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "CACHE_BYTES", bound)
+    volume = open_volume(save_volume(tmp_path / "v", texture((24, 90, 100)), (8, 8, 8)), bound)
+    plan = plan_by_hand(model, volume.spec.shape, (4, 16, 16), model.tile_for((4, 16, 16)))
+    said = reading_of(volume.spec, plan.region, model, plan.unit, plan.tile)
+    labels = MemoryLabels(plan, probabilities=False)
+    predictor = SayingPredictor(model, (1.0,) * len(model.classes))
+    bench = Bench(recipe_of(volume.spec, plan, probabilities=False), volume, predictor, labels, nullcontext())
+    blocks = itertools.chain(*strands_of(plan, volume.spec, np.ones(len(plan), bool)))
+    assert {outcome.cause for outcome in segment_blocks(bench, blocks)} == {None}
+    assert volume.decoded_bytes <= said.voxels
+    if bound == 0:
+        assert volume.decoded_bytes == said.alone > 3 * volume.spec.nbytes
+    if bound == 2**20:
+        assert volume.decoded_bytes == volume.spec.nbytes
