@@ -79,9 +79,8 @@ def _segment(bench: Bench, block: Block, watch: Stopwatch) -> None:
         bench.turn.__enter__()
     try:
         with watch.phase("predict"):
-            for target, label, stored in label_tiles(
-                bench.predictor, seen, plan.tiles(block), plan.batch, probabilities is not None
-            ):
+            tiles = plan.tiles(block)
+            for target, label, stored in label_tiles(bench.predictor, seen, tiles, plan.batch, bench.recipe.probabilities):
                 labels.paste(target, label)
                 if probabilities is not None and stored is not None:
                     probabilities.paste(target, stored)
@@ -104,7 +103,7 @@ def predict_box(
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The voxels of a box that may reach beyond the volume, which mirrors them; as they are stored, so a quarter of the memory."""
+    """The voxels of a box, which may reach beyond the volume that mirrors them: as they are stored, a quarter of the memory."""
 
     box: Box
     """In the volume's coordinates."""

@@ -38,6 +38,7 @@ import zarr
 
 from emseg.box import Triple, triple
 from emseg.grid.cost import BLOCKS_IN_FLIGHT
+from emseg.grid.order import strands_of
 from emseg.grid.plan import Plan
 from emseg.model.backend import default_backend
 from emseg.model.bundled import resolve_model
@@ -189,7 +190,7 @@ def measure_books(folder: str) -> dict[str, Any]:
     prepare_output(place, recipe, {}, overwrite=False)
     output = open_output(place)
     job = Job(recipe, Path(folder), Path(folder), place, Token(output.records, 1))
-    now, dispatch, tally = 0.0, Dispatch(iter(plan), Policy()), Tally(plan, 0)
+    now, dispatch, tally = 0.0, Dispatch(strands_of(plan, volume, np.ones(blocks, bool)), Policy()), Tally(plan, 0)
     record, pace = RunRecord(output, job, workers, print), Pace(plan, 0, workers, now)
     for worker in range(workers):
         dispatch.join(f"tcp://127.0.0.1:{worker}", BLOCKS_IN_FLIGHT, now)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 
@@ -20,6 +22,10 @@ from emseg_workflows.events import BlockEnded, BlockRetried
 
 PLAN = plan_by_hand(ModelSpec.unet(width=1, depth=0), (4, 8, 24), (1, 4, 4), (1, 8, 8))
 TIMEOUT = 100.0
+
+
+def one_strand(blocks: Iterable[Block]) -> Iterator[list[Block]]:
+    return iter([list(blocks)])
 
 
 def done(block: Block) -> Outcome:
@@ -94,7 +100,7 @@ class Cluster:
 
 
 def cluster(workers: int = 2, policy: Policy | None = None, **more: object) -> Cluster:
-    made = Cluster(Dispatch(iter(PLAN), policy or Policy(TIMEOUT)), **more)
+    made = Cluster(Dispatch(one_strand(PLAN), policy or Policy(TIMEOUT)), **more)
     for _ in range(workers):
         made.grow()
     return made
@@ -230,7 +236,7 @@ def test_most_failures(most: int) -> None:
 
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 40))
 def test_no_worker_gets_a_second_block_while_another_has_none(workers: int, threads: int, blocks: int) -> None:
-    dispatch = Dispatch(islice(cycle(PLAN), blocks), Policy(TIMEOUT))
+    dispatch = Dispatch(one_strand(islice(cycle(PLAN), blocks)), Policy(TIMEOUT))
     for number in range(workers):
         dispatch.join(f"worker {number}", threads, 0.0)
     made = Counter(attempt.worker for attempt in dispatch.assign(0.0))
@@ -240,7 +246,7 @@ def test_no_worker_gets_a_second_block_while_another_has_none(workers: int, thre
 
 
 def test_what_a_dead_worker_held_is_dealt_to_all_others() -> None:
-    made = Cluster(Dispatch(islice(PLAN, 6), Policy(TIMEOUT)))
+    made = Cluster(Dispatch(one_strand(islice(PLAN, 6)), Policy(TIMEOUT)))
     made.grow()
     made.assign()
     assert len(made.dispatch.in_hand) == AHEAD * 2
@@ -263,7 +269,7 @@ def test_asked_to_stop_it_waits_for_what_is_in_hand_alone() -> None:
 
 
 def test_a_worker_near_its_end_gets_no_block_that_it_cannot_finish() -> None:
-    dispatch = Dispatch(iter(PLAN), Policy(TIMEOUT))
+    dispatch = Dispatch(one_strand(PLAN), Policy(TIMEOUT))
     dispatch.join("short", 1, 0.0, end=100.0)
     dispatch.join("endless", 1, 0.0)
     first = dispatch.assign(0.0)
@@ -287,7 +293,7 @@ def long_block(dispatch: Dispatch, attempt: Attempt, now: float) -> None:
 
 def test_a_worker_that_no_other_outlasts_is_tried_with_a_block_that_takes_longer_than_it_has() -> None:
     """Else workers would come, get nothing, and be sent away for ever."""
-    dispatch = Dispatch(iter(PLAN), Policy(TIMEOUT))
+    dispatch = Dispatch(one_strand(PLAN), Policy(TIMEOUT))
     dispatch.join("first", 1, 0.0, end=50.0)
     assert dispatch.hurried("first", 0.0) is None, "nobody knows yet how long a block takes"
     for attempt in dispatch.assign(0.0):
@@ -330,3 +336,78 @@ def test_a_block_to_be_tried_again_makes_a_worker_useful() -> None:
     assert in_hand
     made.kill("worker 1")
     assert made.dispatch.useful == in_hand
+
+
+# -- strands ------------------------------------------------------------------------------------------------------------
+
+
+def in_turn(dispatch: Dispatch, workers: int, threads: int = 1) -> dict[str, list[int]]:
+    """The blocks that each of several workers gets, if all take the same time for each."""
+    got: dict[str, list[int]] = {f"worker {number}": [] for number in range(workers)}
+    for worker in got:
+        dispatch.join(worker, threads, 0.0)
+    while not dispatch.finished:
+        for attempt in dispatch.assign(0.0):
+            got[attempt.worker].append(attempt.block.index)
+        for worker in got:
+            mine = [attempt for attempt in dispatch.in_hand if attempt.worker == worker]
+            for attempt in mine[:threads]:
+                dispatch.ended(attempt, done(attempt.block), 0.0)
+    return got
+
+
+lengths = st.lists(st.integers(1, 12), min_size=1, max_size=9)
+
+
+def strands(sizes: list[int]) -> list[list[Block]]:
+    blocks = cycle(PLAN)
+    made = [list(islice(blocks, size)) for size in sizes]
+    return [[Block(100 * number + place, block.write) for place, block in enumerate(s)] for number, s in enumerate(made)]
+
+
+@given(lengths, st.integers(1, 5), st.integers(1, 2))
+def test_no_strand_is_cut_while_there_are_others(sizes: list[int], workers: int, threads: int) -> None:
+    made = strands(sizes)
+    got = in_turn(Dispatch(iter(made), Policy(TIMEOUT)), workers, threads)
+    assert sorted(itertools.chain(*got.values())) == sorted(block.index for strand in made for block in strand)
+    parts = sum(1 + sum(b != a + 1 for a, b in itertools.pairwise(blocks)) for blocks in got.values() if blocks)
+    assert parts <= len(sizes) + workers * max(sizes).bit_length(), "each worker cuts a few at the end"
+    if workers == 1:
+        assert parts == len(sizes)
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 5))
+def test_strands_enough_for_all_stay_whole(size: int, rounds: int, workers: int) -> None:
+    got = in_turn(Dispatch(iter(strands([size] * rounds * workers)), Policy(TIMEOUT)), workers)
+    for blocks in got.values():
+        assert [index % 100 for index in blocks] == list(range(size)) * rounds
+
+
+@given(lengths, st.integers(2, 6))
+def test_workers_end_together_however_the_strands_are(sizes: list[int], workers: int) -> None:
+    counts = sorted(map(len, in_turn(Dispatch(iter(strands(sizes)), Policy(TIMEOUT)), workers).values()))
+    assert counts[-1] - counts[0] <= AHEAD
+
+
+@given(lengths, st.integers(1, 4), st.integers(0, 20), st.integers(0, 2**32))
+def test_strands_of_workers_that_die_go_to_others(sizes: list[int], workers: int, kills: int, seed: int) -> None:
+    made = Cluster(Dispatch(iter(strands(sizes)), Policy(TIMEOUT)))
+    for _ in range(workers):
+        made.grow()
+    made.run(random.Random(seed), kills)
+    ended = [outcome.block for outcome in made.ended]
+    assert sorted(ended) == sorted(block.index for strand in strands(sizes) for block in strand)
+
+
+def test_a_dead_workers_strand_goes_whole_to_one_other() -> None:
+    made = Cluster(Dispatch(iter(strands([6, 6, 6])), Policy(TIMEOUT)), threads=1)
+    made.grow()
+    made.assign()
+    assert [attempt.block.index for attempt in made.begun] == [0, 1]
+    made.dispatch.leave("worker 1", 0.0, blame=False)
+    made.grow()
+    while len(made.begun) < 10:
+        made.assign()
+        made.work("worker 2")
+    assert [attempt.block.index for attempt in made.begun[2:8]] == [0, 1, 2, 3, 4, 5]
+    assert made.dispatch.useful is None

@@ -12,6 +12,7 @@ from emseg.accuracy import accuracy_of
 from emseg.block import Bench
 from emseg.box import Box, Triple
 from emseg.errors import ModelError, NumericsError
+from emseg.grid.reading import CACHE_BYTES
 from emseg.grid.symmetry import SymmetricPredictor
 from emseg.model.device import Device
 from emseg.normalise import Normalisation
@@ -86,7 +87,8 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
             "run, or accept other last bits with --mixed-hardware"
         )
     output = open_output(job.output, job.token)
-    yield Bench(recipe, open_volume(job.volume), augmented(predictor, recipe), output, turn or nullcontext()), numerics
+    volume = open_volume(job.volume, CACHE_BYTES)
+    yield Bench(recipe, volume, augmented(predictor, recipe), output, turn or nullcontext()), numerics
 
 
 def augmented(predictor: Predictor, recipe: Recipe) -> Predictor:

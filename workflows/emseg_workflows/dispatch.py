@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 
@@ -89,6 +89,8 @@ class Slots:
     """Whether no block has ended on it yet."""
     longest: bool = False
     """Whether no other had more time when it came."""
+    strand: Sequence[Block] = ()
+    """Blocks that it gets before others do, one after another."""
 
     @property
     def room(self) -> int:
@@ -97,11 +99,17 @@ class Slots:
 
 
 class Dispatch:
-    """Hands out the blocks of one run until each has ended, or the run is stopped."""
+    """Hands out the blocks of one run until each has ended, or the run is stopped.
 
-    def __init__(self, blocks: Iterator[Block], policy: Policy) -> None:
-        self._fresh = blocks
-        self._next = next(blocks, None)
+    Each worker draws from a strand of its own, whose blocks read the same chunks; see `emseg.grid.reading`. Where no strand
+    is left, the longest is cut in half, so that all have something to do from the first block to the last.
+    """
+
+    def __init__(self, strands: Iterator[Sequence[Block]], policy: Policy) -> None:
+        """Strands hold at least one block each."""
+        self._strands = strands
+        self._next = next(strands, None)
+        self._dropped: list[Sequence[Block]] = []
         self.policy = policy
         self._again: list[tuple[float, int, Block]] = []
         self._suspects: deque[Block] = deque()
@@ -120,7 +128,7 @@ class Dispatch:
     @property
     def finished(self) -> bool:
         """Whether nothing is in hand, and nothing will be."""
-        nothing_left = self._next is None and not self._again and not self._suspects
+        nothing_left = not self._fresh and not self._again and not self._suspects
         return not self.in_hand and (self.stopped or nothing_left)
 
     @property
@@ -141,9 +149,14 @@ class Dispatch:
     @property
     def useful(self) -> int | None:
         """How many workers have something to do; None for any number."""
-        if self._next is not None:
+        if self._fresh:
             return None
         return len(self._workers) - len(self.idle) + len(self._again) + len(self._suspects)
+
+    @property
+    def _fresh(self) -> bool:
+        """Whether there is a block that was never handed out."""
+        return self._next is not None or bool(self._dropped) or any(slots.strand for slots in self._workers.values())
 
     def stop(self) -> None:
         """Hand out no more blocks."""
@@ -188,7 +201,7 @@ class Dispatch:
         """A block for each worker that has room, the emptiest first: else one would wait for another's second block."""
         free = [(worker, slots) for worker, slots in self._workers.items() if not slots.reserved and self._has_room(slots, now)]
         free.sort(key=lambda pair: len(pair[1].attempts) / pair[1].threads)
-        blocks = ((worker, slots, self._take(now)) for worker, slots in free)
+        blocks = ((worker, slots, self._take(slots, now)) for worker, slots in free)
         return [self._start(worker, slots, block, alone=False, now=now) for worker, slots, block in blocks if block is not None]
 
     def ended(self, attempt: Attempt, outcome: Outcome, now: float) -> tuple[BlockEnded | BlockRetried, bool]:
@@ -212,6 +225,8 @@ class Dispatch:
         slots = self._workers.pop(worker, None)
         if slots is None:
             return []
+        if slots.strand:
+            self._dropped.append(slots.strand)
         events: list[BlockEnded | BlockRetried] = []
         for attempt in slots.attempts:
             lost = Outcome(attempt.block.index, "failed", attempt.block.write.voxels, cause=f"its worker {worker} died")
@@ -277,12 +292,25 @@ class Dispatch:
         heapq.heappush(self._again, (now + delay, attempt.block.index, attempt.block))
         return BlockRetried(outcome.block, outcome.cause or "", delay)
 
-    def _take(self, now: float) -> Block | None:
-        """The next block to hand out: one that is due again, else a fresh one."""
+    def _take(self, slots: Slots, now: float) -> Block | None:
+        """The next block for a worker: one that is due again, else a fresh one."""
         if self._again and self._again[0][0] <= now:
             return heapq.heappop(self._again)[2]
-        block, self._next = self._next, next(self._fresh, None)
+        slots.strand = slots.strand or self._strand()
+        block, slots.strand = next(iter(slots.strand), None), slots.strand[1:]
         return block
+
+    def _strand(self) -> Sequence[Block]:
+        """A strand for a worker that has none: a whole one, else the far half of the longest; empty if nothing is left."""
+        if self._dropped:
+            return self._dropped.pop()
+        if self._next is not None:
+            strand, self._next = self._next, next(self._strands, None)
+            return strand
+        longest = max(self._workers.values(), key=lambda slots: len(slots.strand))
+        half = len(longest.strand) // 2
+        longest.strand, strand = longest.strand[:half], longest.strand[half:]
+        return strand
 
     def _start(self, worker: str, slots: Slots, block: Block, *, alone: bool, now: float) -> Attempt:
         attempt = Attempt(next(self._numbers), block, worker, alone)

@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from emseg.grid.layout import decoded
 from emseg.grid.plan import Plan
+from emseg.grid.reading import CACHE_BYTES, reading_of
 from emseg.grid.symmetry import SYMMETRIES
 from emseg.specs.model import FLOAT32_BYTES
 from emseg.specs.volume import VolumeSpec
@@ -16,6 +16,8 @@ RUNTIME_BYTES = 450 * 2**20
 """Memory of a worker process before it works: Python, torch, zarr and Dask, measured with torch 2.13 for CPUs."""
 BLOCKS_IN_FLIGHT = 2
 """Blocks that a worker has in hand at once: one is predicted while another is read or written."""
+COPIES = 3
+"""Of what a block reads while that is mirrored, axis by axis."""
 CANVASES = 2
 """Labels and probabilities: each marks which voxels are painted, a byte each."""
 
@@ -32,7 +34,7 @@ class Cost:
     bytes_needed: int
     """Bytes of the region's voxels."""
     bytes_read: int
-    """Bytes that are read and decompressed, neighbours and whole chunks included."""
+    """Bytes that one worker decompresses, neighbours and whole chunks included; a little less than several."""
     bytes_per_worker: int
     """Memory of a worker process at its worst moment."""
     bytes_per_predictor: int
@@ -49,7 +51,7 @@ class Cost:
 def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = False) -> Cost:
     """What a plan costs on a volume, with or without stored probabilities and test-time augmentation."""
     model, region = plan.model, plan.region
-    tiles = read = 1
+    tiles = 1
     for axis in range(3):
         lattice, step = model.lattice[axis], model.step(plan.tile)[axis]
         on_axis = 0
@@ -57,14 +59,13 @@ def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = Fal
             stop = min(start + plan.unit[axis], region.stop[axis])
             on_axis += -(-(stop - start // lattice * lattice) // step)
         tiles *= on_axis
-        read *= decoded(volume, region, model, axis, plan.unit[axis], plan.tile[axis])
     arrays = 1 + (len(model.classes) if probabilities else 0)
     return Cost(
         blocks=len(plan),
         tiles=tiles,
         flops=tiles * model.flops(plan.tile) * (len(SYMMETRIES) if tta else 1),
         bytes_needed=region.voxels * volume.itemsize,
-        bytes_read=read * volume.itemsize,
+        bytes_read=reading_of(volume, region, model, plan.unit, plan.tile).voxels * volume.itemsize,
         bytes_per_worker=_worker_bytes(plan, volume, arrays),
         bytes_per_predictor=_predictor_bytes(plan),
         output_bytes=region.voxels * arrays,
@@ -73,10 +74,15 @@ def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = Fal
 
 
 def _worker_bytes(plan: Plan, volume: VolumeSpec, arrays: int) -> int:
-    """Runtime, predictor, and the blocks in hand: as read, normalised, mirrored, stitched."""
+    """Runtime, predictor, kept chunks, and the blocks in hand: as read, while mirrored, stitched."""
     seen = plan.read_box(plan.block(0)).voxels  # the first block is whole; as much is read where nothing is mirrored
-    block = seen * (volume.itemsize + 2 * FLOAT32_BYTES) + math.prod(plan.unit) * (arrays + CANVASES)
-    return RUNTIME_BYTES + _predictor_bytes(plan) + BLOCKS_IN_FLIGHT * block
+    block = COPIES * seen * volume.itemsize + math.prod(plan.unit) * (arrays + CANVASES)
+    return RUNTIME_BYTES + _predictor_bytes(plan) + cache_bytes(volume) + BLOCKS_IN_FLIGHT * block
+
+
+def cache_bytes(volume: VolumeSpec) -> int:
+    """Most bytes of decompressed chunks that a worker keeps."""
+    return min(CACHE_BYTES, volume.nbytes) if volume.chunk_bytes <= CACHE_BYTES else 0
 
 
 def _predictor_bytes(plan: Plan) -> int:

@@ -11,13 +11,11 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-
-import numpy as np
 
 from emseg.box import Box, Triple, triple
 from emseg.errors import ModelError, PlanError
 from emseg.grid.plan import Plan
+from emseg.grid.reading import reading_of
 from emseg.specs.model import ModelSpec
 from emseg.specs.volume import VolumeSpec
 
@@ -38,6 +36,9 @@ FLOPS_PER_BYTE = 4000
 
 A core does about 400 (80 GFLOP/s of convolutions against 200 MB/s through zarr-python, measured), a GPU on a shared
 file system 100 times as many; one plan must serve both."""
+ALONE = 8
+"""One block in so many is priced as if nothing of what it reads were kept: it begins a strand, is tried again, or its worker
+shares the strand with others. So blocks that are far from chunks in shape are not chosen for next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,33 +159,9 @@ def _cut(model: ModelSpec, region: Box, axis: int, unit: int, *, parts: int = 0,
 
 def _price(volume: VolumeSpec, model: ModelSpec, region: Box, cuts: tuple[Cut, ...]) -> float:
     """What a layout costs, in floating-point operations."""
-    read = volume.itemsize
-    for axis, cut in enumerate(cuts):
-        read *= decoded(volume, region, model, axis, cut.unit, cut.tile)
-    return _flops(model, cuts) + FLOPS_PER_BYTE * read
-
-
-@lru_cache(maxsize=512)
-def decoded(volume: VolumeSpec, region: Box, model: ModelSpec, axis: int, unit: int, tile: int) -> int:
-    """Voxels along one axis that all blocks together decompress: whole chunks, those in a context several times.
-
-    The closed form of `emseg.grid.tiles.hull_of` and `emseg.grid.mirror.reflect` for all blocks at once.
-    """
-    chunk, length = volume.chunk[axis], volume.shape[axis]
-    lattice, context = model.lattice[axis], model.context[axis]
-    step = (tile - 2 * context) // lattice * lattice
-    start = np.arange(region.start[axis], region.stop[axis], unit)
-    stop = np.minimum(start + unit, region.stop[axis])
-    origin = start // lattice * lattice
-    tiles = -(-(stop - origin) // step)
-    lowest = origin - context
-    highest = lowest + (tiles - 1) * step + tile - 1
-    mirrored_low = np.where(lowest < 0, -lowest, 0)
-    mirrored_high = np.where(highest >= length, 2 * (length - 1) - highest, length)
-    first = np.maximum(np.minimum(np.maximum(lowest, 0), mirrored_high), 0)
-    last = np.minimum(np.maximum(np.minimum(highest, length - 1), mirrored_low), length - 1)
-    ends = np.minimum((last // chunk + 1) * chunk, length)
-    return int((ends - first // chunk * chunk).sum())
+    unit, tile = triple(cut.unit for cut in cuts), triple(cut.tile for cut in cuts)
+    reading = reading_of(volume, region, model, unit, tile)
+    return _flops(model, cuts) + FLOPS_PER_BYTE * volume.itemsize * (reading.voxels + reading.alone / ALONE)
 
 
 def _flops(model: ModelSpec, cuts: tuple[Cut, ...]) -> int:

@@ -72,6 +72,11 @@ class VolumeSpec:
         """Bytes of one voxel."""
         return {"uint8": 1, "uint16": 2, "float32": 4}[self.dtype]
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of the largest chunk's voxels, uncompressed."""
+        return math.prod(map(min, self.chunk, self.shape)) * self.itemsize
+
     def crop(self, region: Box) -> tuple[float, float, float]:
         """Translation (z, y, x), in `units`, of the first voxel of a region."""
         z, y, x = (t + s * o for t, s, o in zip(self.translation, self.scale, region.start, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from emseg.box import AXES, Box, triple
 from emseg.errors import BlockError, VolumeError
 from emseg.specs.volume import DTYPES, VolumeSpec
+from emseg.store.chunk_cache import ChunkCache
 from emseg.store.nodes import METADATA, Node, fault_of, open_array, read_node, reason
 from emseg.store.ome import Space, level_0, multiscales_of
 from emseg.store.plain import plain_space, spatial_names
@@ -28,18 +30,26 @@ LISTED = 8
 class ZarrVolume:
     """An open volume on a local path; fulfils `emseg.ports.VolumeReader`.
 
-    Threads may read at the same time. Pickled it is its path, so another process opens it anew.
+    Threads may read at the same time, and share the chunks that are kept. Pickled it is its path, so another process
+    opens it anew.
     """
 
-    def __init__(self, path: Path, array: zarr.Array[Any], spec: VolumeSpec) -> None:
+    def __init__(self, path: Path, array: zarr.Array[Any], spec: VolumeSpec, cache_bytes: int) -> None:
         self.path = path
         self._array = array
         self._spec = spec
+        self._cache_bytes = cache_bytes
+        self._chunks = ChunkCache(spec, partial(_load, path, array, spec), cache_bytes)
 
     @property
     def spec(self) -> VolumeSpec:
         """What the volume is."""
         return self._spec
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of all chunks decompressed so far, each as often as it was."""
+        return self._chunks.decoded_bytes
 
     def read(self, box: Box) -> NDArray[Any]:
         """The voxels of `box`, ``(z, y, x)`` in the volume's type; a chunk that was never written reads as its fill value.
@@ -53,30 +63,32 @@ class ZarrVolume:
         """
         if not self.spec.box.contains(box):
             raise ValueError(f"the box {box} is not within the volume {self.spec.box}")
-        rank = self.spec.rank
-        selection = (0,) * (self._array.ndim - rank) + box.slices()[-rank:]
         try:
-            voxels = np.asarray(self._array[selection])
+            return self._chunks.read(box)
+        except BlockError:
+            raise
         except Exception as error:  # a damaged chunk may raise anything, according to the codec that meets it
             cause = f"the voxels {box} of {self.path} cannot be read ({reason(error)}): restore them"
             raise BlockError(cause, fault_of(error)) from error
-        if not any((self.path / name).exists() for name in METADATA):  # Zarr takes each chunk for one never written then
-            raise BlockError(f"the volume {self.path} is not there any more: mount or restore it", "store")
-        return np.ascontiguousarray(voxels, dtype=self.spec.dtype).reshape(box.shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_volume, (self.path,)
+        return open_volume, (self.path, self._cache_bytes)
 
     def __repr__(self) -> str:
         return f"ZarrVolume({str(self.path)!r})"
 
 
-def open_volume(path: str | Path) -> ZarrVolume:
+def open_volume(path: str | Path, cache_bytes: int = 0) -> ZarrVolume:
     """The volume at a path: a Zarr array, or level 0 of an OME-Zarr image.
 
     Axes are (z, y, x) or (y, x); axes in front of these that hold one entry each, such as time and channel of an
     OME-Zarr image, are left out. The voxel size is that of the OME metadata; for a plain array that of its own
     attributes ``voxel_size`` or ``resolution``, ``offset`` and ``units``, and else 1 with no unit.
+
+    Parameters
+    ----------
+    cache_bytes
+        Most bytes of chunks that are kept, uncompressed, for those who read where others have read before.
 
     Raises
     ------
@@ -86,9 +98,18 @@ def open_volume(path: str | Path) -> ZarrVolume:
     node = read_node(path)
     array, space = _open_image(node) if node.kind == "group" else _open_plain(node)
     try:
-        return ZarrVolume(node.path, array, _spec(array, space))
+        return ZarrVolume(node.path, array, _spec(array, space), cache_bytes)
     except VolumeError as error:
         raise VolumeError(f"{path}: {error}") from error
+
+
+def _load(path: Path, array: zarr.Array[Any], spec: VolumeSpec, box: Box) -> NDArray[Any]:
+    """The voxels of a box, ``(z, y, x)``, from the store."""
+    selection = (0,) * (array.ndim - spec.rank) + box.slices()[-spec.rank :]
+    voxels = np.asarray(array[selection])
+    if not any((path / name).exists() for name in METADATA):  # Zarr takes each chunk for one never written then
+        raise BlockError(f"the volume {path} is not there any more: mount or restore it", "store")
+    return np.ascontiguousarray(voxels, dtype=spec.dtype).reshape(box.shape)
 
 
 def _open_plain(node: Node) -> tuple[zarr.Array[Any], Space]:

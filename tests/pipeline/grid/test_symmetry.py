@@ -116,8 +116,8 @@ def test_what_is_not_finite_is_found(odd: float) -> None:
     corners[::3, ::3] = True
     np.testing.assert_array_equal(np.isnan(found), np.broadcast_to(corners, found.shape))
     box = Box.of_shape((1, 4, 4))
+    seen = read_seen(ArrayVolume(ramp(box.shape)), AS_IS, box)
     with pytest.raises(BlockError, match="NaN or infinity"):
-        seen = read_seen(ArrayVolume(ramp(box.shape)), AS_IS, box)
         list(predict_tiles(predictor, seen, tiles_of(box, box.shape, POINT), 1))
 
 

@@ -8,7 +8,7 @@ blame every block that a dead worker held.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -183,9 +183,9 @@ class DaskExecutor:
         choice: Choice = asked.result()
         return choice
 
-    def run(self, job: Job, blocks: Iterator[Block], policy: Policy, stop: Stop) -> Generator[Progressed]:
+    def run(self, job: Job, strands: Iterator[Sequence[Block]], policy: Policy, stop: Stop) -> Generator[Progressed]:
         """What happens until each block has ended, or the run is stopped, or the cluster has gone for good."""
-        dispatch = Dispatch(blocks, policy)
+        dispatch = Dispatch(strands, policy)
         session = Session(self._client, job, dispatch, self._supply)
         try:
             while not dispatch.finished and not stop.over:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from time import monotonic, sleep
 
 import psutil
@@ -41,9 +41,9 @@ class SerialExecutor:
         """How predictors compute here."""
         return try_out(trial)
 
-    def run(self, job: Job, blocks: Iterator[Block], policy: Policy, stop: Stop) -> Generator[Progressed]:
+    def run(self, job: Job, strands: Iterator[Sequence[Block]], policy: Policy, stop: Stop) -> Generator[Progressed]:
         """What happens until each block has ended, or the run is stopped."""
-        dispatch = Dispatch(blocks, policy)
+        dispatch = Dispatch(strands, policy)
         with open_bench(job) as (bench, numerics):
             gpu = own_gpu(job.device)
             yield WorkerJoined(HERE, numerics, gpu.uuid if gpu else "")

@@ -14,6 +14,7 @@ import numpy as np
 from emseg.box import Box, Triple
 from emseg.grid.cost import cost_of
 from emseg.grid.layout import plan_volume
+from emseg.grid.order import strands_of
 from emseg.grid.plan import Plan
 from emseg.grid.symmetry import check_symmetric
 from emseg.model.backend import default_backend
@@ -242,10 +243,9 @@ def _run(job: Job, lease: Lease, executor: Executor, policy: Policy, stop: Stop,
     with open_watch(executor, job, done, notify) as watch:
         notify(RunStarted(job.output, plan, int(done.sum()), executor.workers, executor.dashboard, watch.address))
         try:
-            left = np.flatnonzero(~done)
-            while len(left):
-                blocks = (plan.block(int(index)) for index in left)
-                with closing(executor.run(job, blocks, policy, stop)) as events:
+            left = ~done
+            while left.any():
+                with closing(executor.run(job, strands_of(plan, job.recipe.volume, left), policy, stop)) as events:
                     for event in events:
                         record.tell(event)
                         match event:
@@ -259,9 +259,9 @@ def _run(job: Job, lease: Lease, executor: Executor, policy: Policy, stop: Stop,
                         if lease.lost and not stop.asked:
                             notify(Noticed(f"another run has taken over {job.output}: this one ends"))
                             stop.ask()
-                left = np.flatnonzero(done & ~output.done_units().ravel())  # written, but somebody has deleted it
-                tally.take_back(len(left))
-                watch.take_back(map(int, left))
+                left = done & ~output.done_units().ravel()  # written, but somebody has deleted it
+                tally.take_back(int(left.sum()))
+                watch.take_back(map(int, np.flatnonzero(left)))
                 if stop.asked:
                     break
         finally:
