@@ -34,7 +34,7 @@ class Cost:
     bytes_needed: int
     """Bytes of the region's voxels."""
     bytes_read: int
-    """Bytes that one worker decompresses, neighbours and whole chunks included; a little less than several."""
+    """Bytes that one worker decompresses at most, whole chunks and neighbours included; several that share a strand do more."""
     bytes_per_worker: int
     """Memory of a worker process at its worst moment."""
     bytes_per_predictor: int
