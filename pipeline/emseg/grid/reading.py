@@ -2,7 +2,7 @@
 
 A block reads whole chunks, and a context around its own voxels, so neighbours read many of the same chunks. A worker
 keeps those it used last. Hence blocks are done in *strands*: a few of them along z and y, then the same ones a step
-further along x, and so on. What two steps read fits the cache, so a strand decompresses each of its chunks once::
+further along x, and so on. Its chunks stay in the cache from one step to the next, so it decompresses each of them once::
 
       y   +---+---+---+---+
           | 1 | 3 | 5 | 7 |      a strand of two blocks along y
@@ -11,11 +11,12 @@ further along x, and so on. What two steps read fits the cache, so a strand deco
           +---+---+---+---+  x
 
 The larger its cross-section, the fewer chunks does a strand share with others. Thin blocks of one layer of chunks belong
-together in any case.
+together in any case: where the cache is too small for more, they share the chunks of one step.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -73,17 +74,15 @@ class Reading:
 def reading_of(volume: VolumeSpec, region: Box, model: ModelSpec, unit: Triple, tile: Triple) -> Reading:
     """What is read in those strands that share most, for write units and tiles of these shapes (z, y, x) in voxels."""
     z, y, x = (_axis(volume, region, model, axis, unit[axis], tile[axis]) for axis in range(3))
-    fitting = [
-        (deep.decoded * high.decoded, deep.length, high.length)
-        for deep in z.groupings
-        for high in y.groupings
-        if _between(deep, high, y, x) * volume.itemsize <= CACHE_BYTES
-    ]
+    room = CACHE_BYTES // volume.itemsize
     alone = z.alone * y.alone * x.alone
-    if not fitting:
-        return Reading((unit[0], unit[1]), alone, alone)
-    decoded, deep, high = min(fitting)
-    return Reading((deep, high), decoded * x.whole, alone)
+    best = alone, unit[0], unit[1]
+    for deep, high in itertools.product(z.groupings, y.groupings):
+        if _between(deep, high, y, x) <= room:
+            best = min(best, (deep.decoded * high.decoded * x.whole, deep.length, high.length))
+        elif deep.widest * high.widest * x.single <= room:  # what a step reads is kept, but not until the next one
+            best = min(best, (deep.decoded * high.decoded * x.alone, deep.length, high.length))
+    return Reading(best[1:], best[0], alone)
 
 
 def _between(deep: Grouping, high: Grouping, y: Axis, x: Axis) -> int:

@@ -36,6 +36,11 @@ def chunks_of(plan: Plan, volume: VolumeSpec, block: Block) -> dict[Triple, int]
     return {place: bytes_of(place, volume) for place in itertools.product(*spans)}
 
 
+def union_of(plan: Plan, volume: VolumeSpec, blocks: Iterable[Block]) -> int:
+    """Bytes of all chunks that some blocks read."""
+    return sum(dict(itertools.chain(*(chunks_of(plan, volume, block).items() for block in blocks))).values())
+
+
 def bytes_of(place: Triple, volume: VolumeSpec) -> int:
     lengths = (min(c, n - i * c) for i, c, n in zip(place, volume.chunk, volume.shape, strict=True))
     return int(np.prod(list(lengths))) * volume.itemsize
@@ -77,16 +82,17 @@ bounds = st.one_of(st.integers(0, 2**12), st.integers(2**12, 2**18))
 @given(cases(), bounds)
 @settings(max_examples=200)
 def test_a_worker_decompresses_no_more_than_the_plan_says(case: tuple[Plan, VolumeSpec], bound: int) -> None:
-    """What is said is each chunk once for each strand that reads it, or for each block where no strand fits the bound."""
+    """What is said is each chunk once for each strand that reads it; else for each of its steps along x, or each block."""
     plan, volume = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "CACHE_BYTES", bound)
         patch.setattr(order, "LONGEST", 10**9)
         said = reading_of(volume, plan.region, plan.model, plan.unit, plan.tile)
         strands = list(strands_of(plan, volume, np.ones(len(plan), bool)))
-        union = [dict(itertools.chain(*(chunks_of(plan, volume, block).items() for block in strand))) for strand in strands]
-        each = sum(sum(chunks_of(plan, volume, block).values()) for block in plan)
-        assert said.voxels * volume.itemsize in (sum(sum(chunks.values()) for chunks in union), each)
+        steps = [list(step) for strand in strands for _, step in itertools.groupby(strand, lambda block: block.write.start[2])]
+        once = [sum(union_of(plan, volume, blocks) for blocks in parts) for parts in (strands, steps)]
+        each = sum(union_of(plan, volume, [block]) for block in plan)
+        assert said.voxels * volume.itemsize in (*once, each)
         assert said.voxels * volume.itemsize <= each
         assert decoded(plan, volume, itertools.chain(*strands), bound) <= said.voxels * volume.itemsize
         patch.setattr(order, "LONGEST", 5)
