@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,16 @@ def canary_of(predictor: Predictor, tile: Triple) -> str:
     """
     logits = predictor.predict(_voxels(_shape(predictor.spec, tile), 1))
     return hashlib.sha256(np.ascontiguousarray(logits).tobytes()).hexdigest()
+
+
+def speed_of(predictor: Predictor, tile: Triple) -> float:
+    """Floating-point operations a second in which the canary is predicted, once that has been done before."""
+    shape = _shape(predictor.spec, tile)
+    voxels = _voxels(shape, 1)
+    predictor.predict(voxels)
+    began = perf_counter()
+    predictor.predict(voxels)
+    return predictor.spec.flops(shape) / (perf_counter() - began)
 
 
 def batch_is_free(predictor: Predictor, batch: int) -> bool:

@@ -134,7 +134,7 @@ def measure_run(
     """A run with workers that are ready."""
     source, moments, began = Path(volume), Moments(), perf_counter()
     shape = triple(tile) if tile else None
-    plan, _ = flow.plan_run(source, model=model, tile=shape, region=region)
+    plan = flow.plan_run(source, model=model, tile=shape, region=region).plan
     with local_cluster(workers, BLOCKS_IN_FLIGHT) as client:
         as_it_is = Normalisation("volume", (0.0,), (1.0,))
         backend, file = default_backend("cpu"), resolve_model(model)

@@ -52,7 +52,7 @@ def test_the_network_of_the_paper_on_one_slice(volume: Path) -> None:
     model = volume.with_name("paper.safetensors")
     save_model(model, UNet(paper), {"name": "random weights"})
     options = {"model": model, "region": "7:8,:,:", "tile": (1, 572, 572)}
-    plan, _ = plan_run(volume, **options)
+    plan = plan_run(volume, **options).plan
     assert plan.model.output_shape(plan.tile) == (1, 388, 388)
     assert plan.model.step(plan.tile) == (1, 384, 384)
     assert plan.model.parameters == 31_030_658

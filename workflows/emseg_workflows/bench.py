@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from emseg.accuracy import accuracy_of
 from emseg.block import Bench
 from emseg.box import Box, Triple
+from emseg.canary import speed_of
 from emseg.errors import ModelError, NumericsError
 from emseg.grid.reading import CACHE_BYTES
 from emseg.grid.symmetry import SymmetricPredictor
@@ -124,6 +125,8 @@ class Choice:
     """How a run computes, and what was found out before."""
 
     numerics: Numerics
+    flops_per_second: float
+    """Of a predictor, on a small tile."""
     accuracy: Accuracy | None = None
     """Of its precision, if that is below float32 and was not known."""
     refused: tuple[tuple[Precision, Accuracy], ...] = ()
@@ -131,7 +134,7 @@ class Choice:
 
 
 def try_out(trial: Trial) -> Choice:
-    """How a predictor computes in this process, and how accurately.
+    """How a predictor computes in this process, how accurately, and how fast.
 
     Which precision is chosen depends on the hardware, the weights and the voxels alone, not on how fast anything was.
 
@@ -150,8 +153,9 @@ def try_out(trial: Trial) -> Choice:
         return open_predictor(model, trial.backend, precision, trial.threads, trial.device)
 
     def choice(precision: Precision, accuracy: Accuracy | None = None) -> Choice:
-        numerics = _numerics(model, opened(precision), trial.tile, trial.threads, precision, trial.device)
-        return Choice(numerics, accuracy, tuple(refused))
+        predictor = opened(precision)
+        numerics = _numerics(model, predictor, trial.tile, trial.threads, precision, trial.device)
+        return Choice(numerics, speed_of(predictor, trial.tile), accuracy, tuple(refused))
 
     refused: list[tuple[Precision, Accuracy]] = []
     if trial.precision == "float32" or (trial.precision is not None and trial.measured):

@@ -12,6 +12,8 @@ import json
 import shutil
 import signal
 import sys
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,8 +27,13 @@ from emseg_workflows.slurm_job import SlurmJob
 from emseg_workflows.stop import Stop, StoppedError
 
 if TYPE_CHECKING:
+    from emseg.grid.layout import Layout
     from emseg_workflows.flows.repair import Soundness
     from emseg_workflows.flows.verify import Verdict
+
+
+SHOWN = 8
+"""Layouts that `emseg plan --explain` shows."""
 
 
 class Numbers(click.ParamType[Triple]):
@@ -88,6 +95,9 @@ device_option = click.option(
     type=click.Choice(["cpu", "cuda"]),
     help="What predictors compute on; by default the GPUs of --cluster cuda, and the CPU elsewhere.",
 )
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads per predictor; part of the plan."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -124,18 +134,32 @@ def ingest(source: Path, volume: Path, voxel_size: tuple[float, float, float] | 
 @tile_option
 @probabilities_option
 @tta_option
+@device_option
+@threads_option
+@click.option("--explain", is_flag=True, help="Show the layouts that were considered, and what each would cost.")
 @json_option
 def plan(
-    volume: Path, model: str | None, roi: str | None, tile: Triple | None, probabilities: bool, tta: bool, as_json: bool
+    volume: Path,
+    model: str | None,
+    roi: str | None,
+    tile: Triple | None,
+    probabilities: bool,
+    tta: bool,
+    device: Literal["cpu", "cuda"] | None,
+    threads: int,
+    explain: bool,
+    as_json: bool,
 ) -> None:
     """Say what a run on VOLUME would do and cost, and stop there."""
     from emseg.grid.cost import cost_of  # noqa: PLC0415
     from emseg_workflows.flows.segment import plan_run  # noqa: PLC0415
 
-    made, spec = plan_run(volume, model=model, region=roi, tile=tile, tta=tta)
-    cost = cost_of(made, spec, probabilities, tta)
+    planned = plan_run(volume, model=model, region=roi, tile=tile, tta=tta, device=device, threads=threads)
+    made = planned.plan
+    cost = cost_of(made, planned.volume, probabilities, tta)
     if as_json:
-        click.echo(json.dumps({"plan": made.to_json(), "cost": cost.to_json()}, indent=2))
+        layouts = {"layouts": [asdict(layout) for layout in planned.layouts]} if explain else {}
+        click.echo(json.dumps({"plan": made.to_json(), "cost": cost.to_json(), **layouts}, indent=2))
         return
     for name, value in (
         ("region", str(made.region)),
@@ -147,6 +171,28 @@ def plan(
         ("output", f"{_size(cost.output_bytes)} before compression, in {cost.output_files} files"),
     ):
         click.echo(f"{name:<11}{value}")
+    if explain:
+        _explain(planned.layouts, cost.bytes_needed)
+
+
+def _explain(layouts: list[Layout], needed: int) -> None:
+    """The cheapest layout of each write unit."""
+    best: dict[Triple, Layout] = {}
+    for layout in layouts:
+        best.setdefault(layout.unit, layout)
+    first, least = layouts[0], min(layout.flops for layout in layouts)
+    click.echo(f"\n{'write unit':<20}{'tile':<20}{'blocks':>9}{'arithmetic':>12}{'reading':>9}{'tile memory':>13}{'price':>8}")
+    for layout in islice(best.values(), SHOWN):
+        unit, tile = (" x ".join(map(str, shape)) for shape in (layout.unit, layout.tile))
+        click.echo(
+            f"{unit:<20}{tile:<20}{layout.blocks:>9}{layout.flops / least:>12.2f}{layout.bytes_read / needed:>9.2f}"
+            f"{_size(layout.tile_bytes):>13}{layout.price / first.price:>8.3f}"
+        )
+    click.echo(
+        f"\nOf {len(layouts)} that leave enough blocks to share out, the first is taken. The price is that of the arithmetic\n"
+        "(here times the least of all), of what is read and decompressed (times what is needed), and of each call of\n"
+        "the network; and each doubling of a tile's memory must save some of it."
+    )
 
 
 @cli.command()
@@ -195,9 +241,7 @@ def plan(
     help="Measure intensities once per volume, or per z slice.",
 )
 @tile_option
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads per predictor; part of the plan."
-)
+@threads_option
 @click.option("--overwrite", is_flag=True, help="Begin an output that is already there anew.")
 @click.option("--mixed-hardware", is_flag=True, help="Accept workers that compute other last bits than the run began with.")
 @click.option(

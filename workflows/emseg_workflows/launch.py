@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from emseg.errors import DeviceError, PlanError
 from emseg.grid.cost import BLOCKS_IN_FLIGHT
+from emseg.grid.layout import SMALL_TILE, TILE_BYTES
+from emseg.model.device import Device, least_memory
 from emseg_workflows.bench import Job
 from emseg_workflows.events import Event, Noticed
 from emseg_workflows.placement import Executor, Placement, Watch
@@ -24,6 +26,15 @@ if TYPE_CHECKING:
     from distributed import Client
 
     from emseg_workflows.clusters.local import Elastic
+
+
+PARTS = 3
+"""Of the memory of a core, what is not for activations: libraries, what the network keeps besides, blocks and chunks."""
+MOST = 2**32
+"""Bytes from which on larger tiles save next to nothing."""
+GPU_PARTS = 8
+"""Of a GPU's memory; what convolutions need for themselves is several times the activations."""
+MOST_ON_GPU = 2**33
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,23 @@ class Launch:
 
         least, most = self.placement.adapt
         return Elastic(least, min(most, max(least, self.blocks, 1)))
+
+
+def tile_budget(placement: Placement, threads: int, device: Device) -> int:
+    """Most bytes that the activations of a tile may take, by the memory of this machine or of its GPUs.
+
+    It is a power of two, and does not follow the number of workers: these all compute with the same tiles. Where workers
+    are on other machines, it is what every machine has.
+    """
+    if placement.batch or placement.scheduler or placement.client:
+        return TILE_BYTES
+    if device == "cuda":
+        share, most = (least_memory() or GPU_PARTS * TILE_BYTES) // GPU_PARTS, MOST_ON_GPU
+    else:
+        from emseg_workflows.clusters.local import memory_share  # noqa: PLC0415
+
+        share, most = memory_share(threads) // PARTS, MOST
+    return min(most, max(SMALL_TILE, 1 << (share.bit_length() - 1)))
 
 
 @contextmanager

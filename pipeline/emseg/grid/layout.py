@@ -1,8 +1,9 @@
 """Choosing tile, write unit and chunk: the cheapest layout that leaves enough blocks to share out.
 
 Each axis goes through the same arithmetic. A write unit is a power of two times the lattice; its tiles divide it
-evenly; a layout's price is the arithmetic of all its tiles plus what must be read and decompressed for them. Nothing
-here depends on how many workers there are, or the number of workers would change the bytes of the output.
+evenly; a layout's price is the arithmetic of all its tiles plus what must be read and decompressed for them, and a
+surcharge for tiles that take much memory. Nothing here depends on how many workers there are, or on how fast anything
+was, or the same run would not give the same bytes twice.
 """
 
 from __future__ import annotations
@@ -21,14 +22,22 @@ from emseg.specs.volume import VolumeSpec
 
 BLOCKS_WANTED = 32
 """Four blocks for each of eight workers."""
-DEAREST = 3.0
+DEAREST = 2.0
 """More blocks are not bought with more than this many times the least arithmetic."""
 UNIT_VOXELS = 2**23
 """Largest write unit, in voxels: 128 x 256 x 256. From a quarter of a gigavoxel on, blocks and memory stay the same."""
 CHUNK_VOXELS = 2**18
 """Chunks are cut to about this many voxels, 64 cubed: smaller ones cost zarr-python more than their data."""
 TILE_BYTES = 2**30
-"""Largest activation memory of a tile, in bytes."""
+"""Largest activation memory of a tile, in bytes, if nothing is known of the machine."""
+SMALL_TILE = 2**28
+"""Activation memory of a tile that every machine has for each of its cores."""
+MEMORY_PRICE = 0.08
+"""Part of its price by which a layout is dearer each time its tiles need twice the memory, from `SMALL_TILE` on."""
+TILE_FLOPS = 2**30
+"""Price of calling the network once, in floating-point operations done meanwhile: milliseconds of a core."""
+BLOCK_FLOPS = 600 * 2**34
+"""Most arithmetic of a block: ten minutes at 17 GFLOP/s, which a slow core does. What is being computed may be lost."""
 CROWD = 2**12
 """Write units smaller than a quarter of the largest are only tried where there are fewer blocks than this."""
 FLOPS_PER_BYTE = 4000
@@ -39,6 +48,35 @@ file system 100 times as many; one plan must serve both."""
 ALONE = 8
 """One block in so many is priced as if nothing of what it reads were kept: it begins a strand, is tried again, or its worker
 shares the strand with others. So blocks that are far from chunks in shape are not chosen for next to nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a layout besides its price."""
+
+    tile_bytes: int = TILE_BYTES
+    """Largest activation memory of a tile, in bytes."""
+    block_flops: int = BLOCK_FLOPS
+    """Most floating-point operations of a block; write units are made smaller down to a lattice cell, or a tile's step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way to cut a region, with what it costs."""
+
+    unit: Triple
+    """Shape (z, y, x) of a write unit, in voxels."""
+    tile: Triple
+    """Shape (z, y, x) of a network input, in voxels."""
+    blocks: int
+    flops: int
+    """Floating-point operations of all convolutions of all tiles."""
+    bytes_read: int
+    """Bytes that one worker decompresses."""
+    tile_bytes: int
+    """Activation memory of a tile, in bytes."""
+    price: float
+    """In floating-point operations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +95,34 @@ class Cut:
     """Tiles along the region."""
 
 
-def plan_volume(volume: VolumeSpec, model: ModelSpec, region: Box | None = None, tile: Triple | None = None) -> Plan:
+def plan_volume(
+    volume: VolumeSpec,
+    model: ModelSpec,
+    region: Box | None = None,
+    tile: Triple | None = None,
+    limits: Limits | None = None,
+) -> Plan:
     """The plan that segments a region of a volume, by default all of it, at the lowest price.
+
+    Parameters
+    ----------
+    tile
+        Shape (z, y, x) in voxels of a network input, if it is not to be chosen.
+
+    Raises
+    ------
+    PlanError
+        If the region is not inside the volume, or volume and network do not fit together.
+    """
+    region = region or volume.box
+    best = layouts_of(volume, model, region, tile, limits)[0]
+    return Plan(volume.shape, region, model, best.tile, 1, best.unit, _chunk(best.unit))
+
+
+def layouts_of(
+    volume: VolumeSpec, model: ModelSpec, region: Box, tile: Triple | None = None, limits: Limits | None = None
+) -> list[Layout]:
+    """All layouts of a region that are to be considered, the cheapest first; there is at least one.
 
     A region is cut into the tiles of a whole run, so that it gets the same last bits as the crop of one.
 
@@ -72,40 +136,46 @@ def plan_volume(volume: VolumeSpec, model: ModelSpec, region: Box | None = None,
     PlanError
         If the region is not inside the volume, or volume and network do not fit together.
     """
-    region = region or volume.box
+    limits = limits or Limits()
     if not volume.box.contains(region):
         raise PlanError(f"the region {region} is not inside the volume {volume.box}: give a region within it")
     if model.channels != 1:
         raise PlanError(f"the model reads {model.channels} channels, but a volume has 1: use a model with one channel")
     if tile is None and region != volume.box:
-        tile = plan_volume(volume, model).tile
+        tile = plan_volume(volume, model, limits=limits).tile
     if tile is not None:
         try:
             model.step(tile)
         except ModelError as error:
             raise PlanError(str(error)) from error
-    layouts = list(_layouts(model, region, tile))
-    cheapest = min(_flops(model, cuts) for cuts in layouts)
-    affordable = [cuts for cuts in layouts if _flops(model, cuts) <= DEAREST * cheapest]
+    cut: list[tuple[Cut, ...]] = []
+    largest = 4 * UNIT_VOXELS
+    while not cut:  # on a large volume of a dear network, only small units are done in time
+        largest //= 4
+        cut = list(_cuts(model, region, tile, limits, largest))
+    least = min(_flops(model, cuts) for cuts in cut)
+    affordable = [cuts for cuts in cut if _flops(model, cuts) <= DEAREST * least]
     wanted = min(BLOCKS_WANTED, max(_count(cuts) for cuts in affordable))
-    enough = [cuts for cuts in affordable if _count(cuts) >= wanted]
-    chosen = min(enough, key=lambda cuts: _price(volume, model, region, cuts))
-    unit = triple(cut.unit for cut in chosen)
-    return Plan(volume.shape, region, model, triple(cut.tile for cut in chosen), 1, unit, _chunk(unit))
+    layouts = [_layout(volume, model, region, cuts) for cuts in affordable if _count(cuts) >= wanted]
+    return sorted(layouts, key=lambda layout: layout.price)
 
 
-def _layouts(model: ModelSpec, region: Box, tile: Triple | None) -> Iterator[tuple[Cut, ...]]:
-    """Every combination of write units that is neither too large nor too small, each with the tiles that suit it."""
+def _cuts(model: ModelSpec, region: Box, tile: Triple | None, limits: Limits, largest: int) -> Iterator[tuple[Cut, ...]]:
+    """Every combination of write units that is neither too large nor too small, with each choice of tiles that suits it."""
     lengths = [_unit_lengths(model, region, axis, tile) for axis in range(3)]
     least = triple(axis[0] for axis in lengths)
     for units in itertools.product(*lengths):
         voxels, blocks = math.prod(units), math.prod(-(-n // unit) for n, unit in zip(region.shape, units, strict=True))
-        if (voxels > UNIT_VOXELS and units != least) or (voxels < UNIT_VOXELS // 4 and blocks > CROWD):
+        if units != least and (voxels > largest or (voxels < largest // 4 and blocks > CROWD)):
             continue
         if tile is not None:
-            yield tuple(_cut(model, region, axis, unit, tile=tile[axis]) for axis, unit in enumerate(units))
+            suited = iter([tuple(_cut(model, region, axis, unit, tile=tile[axis]) for axis, unit in enumerate(units))])
         else:
-            yield _fitted(model, region, triple(units))
+            suited = _fitted(model, region, triple(units), limits.tile_bytes)
+        for cuts in suited:
+            in_time = _flops(model, cuts) <= limits.block_flops * _count(cuts)
+            if in_time if units != least else voxels > largest // 4 or blocks <= CROWD:
+                yield cuts
 
 
 def _unit_lengths(model: ModelSpec, region: Box, axis: int, tile: Triple | None) -> list[int]:
@@ -124,23 +194,28 @@ def _unit_lengths(model: ModelSpec, region: Box, axis: int, tile: Triple | None)
     return lengths
 
 
-def _fitted(model: ModelSpec, region: Box, units: Triple) -> tuple[Cut, ...]:
-    """The cut of these units into the fewest tiles whose activations fit `TILE_BYTES`."""
+def _fitted(model: ModelSpec, region: Box, units: Triple, most: int) -> Iterator[tuple[Cut, ...]]:
+    """The cuts of these units into few tiles whose activations take at most so many bytes: fewest first, to `SMALL_TILE`."""
     cuts = tuple(_cut(model, region, axis, unit, parts=1) for axis, unit in enumerate(units))
-    while model.activation_bytes(triple(cut.tile for cut in cuts)) > TILE_BYTES:
+    while True:
+        needed = model.activation_bytes(triple(cut.tile for cut in cuts))
+        if needed <= most:
+            yield cuts
+        if needed <= min(most, SMALL_TILE):
+            return
         finer = [
             tuple(_cut(model, region, i, cut.unit, parts=cut.parts * 2) if i == axis else cut for i, cut in enumerate(cuts))
             for axis in range(3)
             if cuts[axis].parts < cuts[axis].unit // model.lattice[axis]
         ]
+        if not finer and needed <= most:
+            return
         if not finer:
-            smallest = model.activation_bytes(triple(cut.tile for cut in cuts))
             raise PlanError(
-                f"the smallest tile of this model needs {smallest} bytes of activations, the limit is {TILE_BYTES}: "
+                f"the smallest tile of this model needs {needed} bytes of activations, the limit is {most}: "
                 "use a model of less width or depth"
             )
         cuts = min(finer, key=lambda tried: _flops(model, tried))
-    return cuts
 
 
 def _cut(model: ModelSpec, region: Box, axis: int, unit: int, *, parts: int = 0, tile: int = 0) -> Cut:
@@ -157,11 +232,14 @@ def _cut(model: ModelSpec, region: Box, axis: int, unit: int, *, parts: int = 0,
     return Cut(unit, parts, tile, units, tiles)
 
 
-def _price(volume: VolumeSpec, model: ModelSpec, region: Box, cuts: tuple[Cut, ...]) -> float:
-    """What a layout costs, in floating-point operations."""
+def _layout(volume: VolumeSpec, model: ModelSpec, region: Box, cuts: tuple[Cut, ...]) -> Layout:
+    """These cuts with what they cost."""
     unit, tile = triple(cut.unit for cut in cuts), triple(cut.tile for cut in cuts)
-    reading = reading_of(volume, region, model, unit, tile)
-    return _flops(model, cuts) + FLOPS_PER_BYTE * volume.itemsize * (reading.voxels + reading.alone / ALONE)
+    reading, flops, needed = reading_of(volume, region, model, unit, tile), _flops(model, cuts), model.activation_bytes(tile)
+    price: float = flops + TILE_FLOPS * math.prod(cut.tiles for cut in cuts)
+    price += FLOPS_PER_BYTE * volume.itemsize * (reading.voxels + reading.alone / ALONE)
+    price *= 1 + MEMORY_PRICE * max(0.0, math.log2(needed / SMALL_TILE))
+    return Layout(unit, tile, _count(cuts), flops, reading.voxels * volume.itemsize, needed, price)
 
 
 def _flops(model: ModelSpec, cuts: tuple[Cut, ...]) -> int:

@@ -62,6 +62,20 @@ def own_gpu(device: Device) -> Gpu | None:
     return _by_driver(_visible()) if BOUND in os.environ else None
 
 
+def least_memory() -> int | None:
+    """Bytes that the smallest GPU of this machine has in all; None if no driver tells of one. Opens no context."""
+    try:
+        import pynvml  # noqa: PLC0415
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return min((int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles), default=None)
+    except pynvml.NVMLError:
+        return None
+
+
 def crowding(workers: Mapping[str, str], most: int) -> str:
     """What is wrong if more than `most` workers are on one GPU, in one line; empty if nothing is.
 

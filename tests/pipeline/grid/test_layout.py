@@ -17,17 +17,21 @@ from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
 from emseg.box import Box, Triple, triple
 from emseg.errors import PlanError
-from emseg.grid import layout
 from emseg.grid.cost import cost_of
 from emseg.grid.layout import (
     ALONE,
+    BLOCK_FLOPS,
     BLOCKS_WANTED,
     CHUNK_VOXELS,
     CROWD,
     DEAREST,
     FLOPS_PER_BYTE,
+    SMALL_TILE,
     TILE_BYTES,
+    TILE_FLOPS,
     UNIT_VOXELS,
+    Limits,
+    layouts_of,
     plan_volume,
 )
 from emseg.grid.plan import Plan
@@ -87,7 +91,7 @@ def test_a_region_is_cut_into_the_tiles_of_the_whole(case: tuple[VolumeSpec, Mod
 
 
 def test_no_plan_knows_of_workers() -> None:
-    assert list(inspect.signature(plan_volume).parameters) == ["volume", "model", "region", "tile"]
+    assert list(inspect.signature(plan_volume).parameters) == ["volume", "model", "region", "tile", "limits"]
 
 
 @pytest.mark.parametrize("model", ALL)
@@ -142,9 +146,11 @@ def test_as_many_blocks_as_can_be_afforded_and_then_the_lowest_price(
 
 
 def price(plan: Plan, spec: VolumeSpec) -> float:
-    """Arithmetic, what is read, and an eighth of what would be read by blocks that share nothing."""
-    read = reading_of(spec, plan.region, plan.model, plan.unit, plan.tile)
-    return cost_of(plan, spec, False).flops + FLOPS_PER_BYTE * spec.itemsize * (read.voxels + read.alone / ALONE)
+    """Arithmetic, calls, what is read, and an eighth of what would be if blocks shared nothing; all tiles are small."""
+    read, cost = reading_of(spec, plan.region, plan.model, plan.unit, plan.tile), cost_of(plan, spec, False)
+    assert plan.model.activation_bytes(plan.tile) <= SMALL_TILE
+    reading = FLOPS_PER_BYTE * spec.itemsize * (read.voxels + read.alone / ALONE)
+    return cost.flops + TILE_FLOPS * cost.tiles + reading
 
 
 @pytest.mark.parametrize("model", ALL)
@@ -173,20 +179,60 @@ def test_limits_of_units_chunks_and_tiles(model: ModelSpec, shape: Triple) -> No
 @settings(max_examples=50)
 def test_activations_stay_below_the_limit(model: ModelSpec, limit: int, shape: Triple) -> None:
     assume(model.activation_bytes(model.tile_for(model.lattice)) <= limit)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "TILE_BYTES", limit)
-        plan = plan_volume(volume(shape), model)
+    plan = plan_volume(volume(shape), model, limits=Limits(tile_bytes=limit))
     assert model.activation_bytes(plan.tile) <= limit
     assert (painted(plan.region, [part.target for block in plan for part in plan.tiles(block)]) == 1).all()
 
 
-def test_a_network_too_large_for_the_smallest_tile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@given(model_specs(most_flops=10**6), st.integers(1, 10**8), shapes(100))
+@settings(max_examples=50)
+def test_no_block_takes_longer_than_it_may(model: ModelSpec, most: int, shape: Triple) -> None:
+    """Unless it is a single cell of the lattice."""
+    spec = volume(shape)
+    plan = plan_volume(spec, model, limits=Limits(block_flops=most))
+    mean = cost_of(plan, spec, False).flops / len(plan)
+    assert mean <= most or plan.unit == model.lattice
+
+
+@pytest.mark.parametrize("width", [16, 64, 128])
+def test_blocks_of_dear_networks_on_large_volumes_are_small(width: int) -> None:
+    model = ModelSpec.unet(width=width, depth=3, kernel=(3, 3, 3), pooling=(2, 2, 2))
+    spec = volume((5000,) * 3)
+    plan = plan_volume(spec, model, limits=Limits(tile_bytes=2**32))
+    assert cost_of(plan, spec, False).flops / len(plan) <= BLOCK_FLOPS
+    assert model.activation_bytes(plan.tile) <= 2**32
+
+
+def test_larger_tiles_are_taken_where_they_save_much() -> None:
+    """Three-dimensional networks with much context; others leave the memory alone."""
+    spec = volume((2000,) * 3)
+    deep = ModelSpec.unet(width=32, depth=3, kernel=(3, 3, 3), pooling=(2, 2, 2))
+    small, large = (plan_volume(spec, deep, limits=Limits(tile_bytes=most)) for most in (2**30, 2**32))
+    flops = [cost_of(plan, spec, False).flops for plan in (small, large)]
+    assert flops[1] < flops[0] / 2
+    by_hand = deep.flops((132,) * 3) / 44**3 * spec.box.voxels
+    assert flops[1] < by_hand / 3
+    assert plan_volume(spec, PLANAR, limits=Limits(tile_bytes=2**32)).tile == plan_volume(spec, PLANAR).tile
+
+
+def test_the_layouts_that_were_considered() -> None:
+    """The plan's is the first, and what is said of it is what the plan costs."""
+    spec = volume((300, 400, 500))
+    found = layouts_of(spec, ANISOTROPIC, spec.box)
+    plan = plan_volume(spec, ANISOTROPIC)
+    cost = cost_of(plan, spec, False)
+    assert (found[0].unit, found[0].tile, found[0].blocks) == (plan.unit, plan.tile, len(plan))
+    assert (found[0].flops, found[0].bytes_read) == (cost.flops, cost.bytes_read)
+    assert found[0].tile_bytes == ANISOTROPIC.activation_bytes(plan.tile)
+    assert [layout.price for layout in found] == sorted(layout.price for layout in found)
+
+
+def test_a_network_too_large_for_the_smallest_tile_is_refused() -> None:
     smallest = PAPER.activation_bytes(PAPER.tile_for(PAPER.lattice))
-    monkeypatch.setattr(layout, "TILE_BYTES", smallest - 1)
     with pytest.raises(PlanError, match=f"needs {smallest} bytes of activations, the limit is {smallest - 1}: use a model of"):
-        plan_volume(volume((10, 400, 400)), PAPER)
-    monkeypatch.setattr(layout, "TILE_BYTES", smallest)
-    assert plan_volume(volume((10, 400, 400)), PAPER).tile == PAPER.tile_for(PAPER.lattice)
+        plan_volume(volume((10, 400, 400)), PAPER, limits=Limits(tile_bytes=smallest - 1))
+    plan = plan_volume(volume((10, 400, 400)), PAPER, limits=Limits(tile_bytes=smallest))
+    assert plan.tile == PAPER.tile_for(PAPER.lattice)
 
 
 @pytest.mark.timeout(60)

@@ -88,7 +88,7 @@ def copy_of(case: Case, folder: Path) -> Path:
 
 
 def test_reference_is_one_pass_over_the_whole_volume(case: Case) -> None:
-    plan, _ = plan_run(case.volume, model=case.model)
+    plan = plan_run(case.volume, model=case.model).plan
     assert len(plan) >= 24
     assert min(plan.grid) >= 2
     assert (case.report.done, case.report.exit_code) == (len(plan), 0)

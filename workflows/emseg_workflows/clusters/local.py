@@ -48,6 +48,11 @@ def default_workers(threads: int) -> int:
     return max(1, int(CPU_COUNT) // threads)
 
 
+def memory_share(threads: int) -> int:
+    """Bytes of this machine's memory for each of its `default_workers`."""
+    return int(MEMORY_LIMIT) // default_workers(threads)
+
+
 @dataclass(frozen=True, slots=True)
 class Elastic:
     """How the number of workers follows the number of blocks that are left."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emseg.box import Box, Triple
-from emseg.grid.cost import cost_of
-from emseg.grid.layout import plan_volume
+from emseg.grid.cost import Cost, cost_of
+from emseg.grid.layout import BLOCK_FLOPS, Layout, Limits, layouts_of, plan_volume
 from emseg.grid.order import strands_of
 from emseg.grid.plan import Plan
-from emseg.grid.symmetry import check_symmetric
+from emseg.grid.symmetry import SYMMETRIES, check_symmetric
 from emseg.model.backend import default_backend
 from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
@@ -37,7 +38,7 @@ from emseg_workflows.flows.limits import check_chunks, check_gpus, check_memory,
 from emseg_workflows.flows.outputs import begun_recipe, check_same, lease_output, prepare_output
 from emseg_workflows.flows.places import check_output_place, default_output
 from emseg_workflows.flows.record import RunRecord
-from emseg_workflows.launch import Launch, open_executor, open_watch
+from emseg_workflows.launch import Launch, open_executor, open_watch, tile_budget
 from emseg_workflows.placement import ClusterKind, Executor, Placement
 from emseg_workflows.report import Report, Tally
 from emseg_workflows.site import Site
@@ -48,6 +49,18 @@ if TYPE_CHECKING:
 
 TRIED = 2**37
 """Floating-point operations of a run from which on a low precision is worth a trial: two seconds of one core in float32."""
+LONGEST = 600.0
+"""Seconds that a block may be expected to take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a run would do."""
+
+    plan: Plan
+    volume: VolumeSpec
+    layouts: list[Layout]
+    """All that were considered, the cheapest first, which is that of the plan."""
 
 
 def segment(
@@ -160,7 +173,8 @@ def segment(
     place = Path(output) if output is not None else default_output(volume)
     check_output_place(place, volume)
     begun = begun_recipe(place, overwrite)
-    plan = _plan(source.spec, spec, box, tile, begun)
+    limits = _limits(placement, threads, device, tta)
+    plan = _plan(source.spec, spec, box, tile, begun, limits)
     check_chunks(source.spec, volume)
     cost = cost_of(plan, source.spec, probabilities, tta)
     check_space(place, cost.output_bytes)
@@ -190,6 +204,11 @@ def segment(
             backend, paths = backend or default_backend(device), (volume.absolute(), model_path.absolute())
             trial = Trial(*paths, normalisation, plan.region, plan.tile, threads, device, backend, precision, begun is not None)
             choice = executor.try_out(trial)
+            if not begun and (slower := _in_time(cost, choice, limits)) != limits:
+                notify(Noticed(f"a predictor does {choice.flops_per_second / 1e9:.1f} GFLOP/s here: blocks are made smaller"))
+                plan = _plan(source.spec, spec, box, tile, begun, slower)
+                known = replace(trial, tile=plan.tile, precision=choice.numerics.precision, measured=True)
+                choice = replace(choice, numerics=executor.try_out(known).numerics)
             recipe = recipe_for(choice.numerics, begun.accuracy if begun else choice.accuracy)
             if begun:
                 if not mixed_hardware:
@@ -218,20 +237,28 @@ def plan_run(
     region: str | Box | None = None,
     tile: Triple | None = None,
     tta: bool = False,
-) -> tuple[Plan, VolumeSpec]:
-    """The plan of a run with these options, and the volume it is for; nothing is written.
+    threads: int = 1,
+    placement: Placement | None = None,
+    device: Device | None = None,
+) -> Planned:
+    """The plan of a run with these options, and what else was considered; nothing is written.
 
     Raises
     ------
     InputError
         As `segment`.
     """
-    source = open_volume(Path(volume))
+    source, placement = open_volume(Path(volume)), placement or Placement()
     spec, _ = read_header(resolve_model(model))
     if tta:
         check_symmetric(spec)
     box = parse_region(region, source.spec) if isinstance(region, str) else region
-    return plan_volume(source.spec, spec, box, tile), source.spec
+    limits = _limits(placement, threads, device or placement.default_device, tta)
+    return Planned(
+        plan_volume(source.spec, spec, box, tile, limits),
+        source.spec,
+        layouts_of(source.spec, spec, box or source.spec.box, tile, limits),
+    )
 
 
 def _run(job: Job, lease: Lease, executor: Executor, policy: Policy, stop: Stop, notify: Observer) -> Report:
@@ -279,14 +306,29 @@ def _nothing_left(place: Path, recipe: Recipe, notify: Observer) -> Report:
     return report
 
 
-def _plan(volume: VolumeSpec, model: ModelSpec, box: Box | None, tile: Triple | None, begun: Recipe | None) -> Plan:
+def _limits(placement: Placement, threads: int, device: Device, tta: bool) -> Limits:
+    """What bounds the layout of a run; with test-time augmentation a block takes as often as long."""
+    return Limits(tile_budget(placement, threads, device), BLOCK_FLOPS // (len(SYMMETRIES) if tta else 1))
+
+
+def _in_time(cost: Cost, choice: Choice, limits: Limits) -> Limits:
+    """Limits with which blocks end in time, if a predictor is so slow that they would not; else the same."""
+    if cost.flops <= LONGEST * choice.flops_per_second * cost.blocks:
+        return limits
+    times = cost.flops / (LONGEST * choice.flops_per_second * cost.blocks)
+    return replace(limits, block_flops=int(limits.block_flops / 2 ** math.ceil(math.log2(times))))
+
+
+def _plan(
+    volume: VolumeSpec, model: ModelSpec, box: Box | None, tile: Triple | None, begun: Recipe | None, limits: Limits
+) -> Plan:
     """The stored plan of a run that has begun, where it answers what is asked for; else a new one."""
     if begun is not None:
         plan = begun.plan
         asked = (volume.shape, model, box or volume.box, tile or plan.tile)
         if asked == (plan.shape, plan.model, plan.region, plan.tile):
             return plan
-    return plan_volume(volume, model, box, tile)
+    return plan_volume(volume, model, box, tile, limits)
 
 
 def _doubts(volume: VolumeSpec, model: ModelSpec, card: dict[str, str]) -> Iterator[str]:

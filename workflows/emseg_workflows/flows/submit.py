@@ -76,12 +76,12 @@ def prepare_submission(
     InputError
         If the run would be refused, or something does not fit together.
     """
-    plan, spec = plan_run(volume, model=model, region=region, tile=tile, tta=tta)
+    planned = plan_run(volume, model=model, region=region, tile=tile, tta=tta, threads=threads, placement=placement)
     output = (output or default_output(volume)).absolute()
     check_output_place(output, volume)
     if not output.parent.is_dir():
         raise InputError(f"{output} cannot be made, as {output.parent} is not a folder: make that first")
-    need = cost_of(plan, spec, probabilities, tta).bytes_per_worker
+    need = cost_of(planned.plan, planned.volume, probabilities, tta).bytes_per_worker
     site = site.but(cpus=site.cpus or threads, memory=site.memory or _megabytes(ROOM * need))
     return Submission(output, _script(output, options, site, placement), site)
 
