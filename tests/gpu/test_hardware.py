@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from emseg.canary import canary_of
 from emseg.errors import MemoryShortageError
 from emseg.grid.stitch import NOT_COMPUTED, classify, quantise, softmax
 from emseg.model.device import own_gpu
-from emseg.model.predictor import CudaPredictor, TorchPredictor
+from emseg.model.predictor import SHARE, CudaPredictor, TorchPredictor
 from emseg.normalise import normalised
 from emseg.ports import Batch, Classifier
 from emseg.specs.model import ModelSpec
@@ -45,6 +47,13 @@ try:
 except BlockError as error:
     print(error.fault)
 """
+OCCUPY = """
+import sys, torch
+
+taken = torch.empty(int(float(sys.argv[1]) * torch.cuda.mem_get_info()[1]), dtype=torch.uint8, device="cuda")
+print("taken", flush=True)
+sys.stdin.read()
+"""
 DRIVER = """
 import sys
 from emseg_workflows import segment
@@ -58,7 +67,8 @@ if __name__ == "__main__":
 
 def predictor(spec: ModelSpec, device: str, dtype: torch.dtype = torch.float32) -> TorchPredictor:
     """One with random weights."""
-    return (CudaPredictor if device == "cuda" else TorchPredictor)(random_network(spec, dtype=dtype), 1, device)  # type: ignore[arg-type]
+    network = random_network(spec, dtype=dtype)
+    return CudaPredictor(network, 1) if device == "cuda" else TorchPredictor(network, 1)
 
 
 @pytest.mark.parametrize("spec", [PLANAR, CUBIC], ids=["2-D", "3-D"])
@@ -92,6 +102,28 @@ def test_what_is_stored_is_made_on_the_gpu(spec: ModelSpec, kind: str, dtype: to
         assert stored is not None
         assert np.abs(stored[0].astype(int) - quantise(softmax(logits)).astype(int)).max() <= 1
     assert all(stored is None for _, stored in gpu.classify(iter(batches), probabilities=False))
+
+
+def test_last_bits_do_not_depend_on_what_else_is_on_the_gpu() -> None:
+    """In float32, cuDNN would take hundreds of times a tile's memory where it is free."""
+    spec = ModelSpec.unet(width=64, depth=1)
+    tile = spec.tile_for((1, 1100, 1100))
+    source = np.random.default_rng(0).normal(size=(1, *tile)).astype(np.float32)
+    alone = predictor(spec, "cuda").predict(source).tobytes()
+    assert torch.cuda.max_memory_allocated() <= SHARE * torch.cuda.get_device_properties("cuda").total_memory
+    torch.cuda.empty_cache()
+    with occupied(0.6):
+        assert predictor(spec, "cuda").predict(source).tobytes() == alone
+
+
+@contextmanager
+def occupied(part: float) -> Iterator[None]:
+    """Another process has taken this part of the GPU's memory."""
+    with subprocess.Popen([sys.executable, "-c", OCCUPY, str(part)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"taken\n"
+        yield
+        other.communicate()
 
 
 def test_what_is_not_finite_has_no_label() -> None:

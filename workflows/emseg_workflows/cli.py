@@ -213,7 +213,7 @@ def _explain(layouts: list[Layout], needed: int) -> None:
     help="Where workers start: the cores here, the GPUs here, steps of this SLURM job, or SLURM jobs of their own.",
 )
 @click.option("--gpus", type=GpuNumbers(), help="The GPUs of --cluster cuda, as nvidia-smi numbers them; by default all.")
-@click.option("--workers-per-gpu", type=click.IntRange(min=1), default=1, show_default=True, help="Workers that share a GPU.")
+@click.option("--workers-per-gpu", type=click.IntRange(min=1), help="Workers that share a GPU; by default one for four cores.")
 @click.option("--site", type=click.Path(path_type=Path), help="What SLURM is told for each worker, see deploy/slurm/site.toml.")
 @click.option("--requeue", is_flag=True, help="Queue the SLURM job that this runs in again when its time is up.")
 @device_option
@@ -279,7 +279,7 @@ def run(
     tls_key: Path | None,
     cluster: Literal["local", "cuda", "srun", "slurm"],
     gpus: tuple[int, ...] | None,
-    workers_per_gpu: int,
+    workers_per_gpu: int | None,
     site: Path | None,
     requeue: bool,
     device: Literal["cpu", "cuda"] | None,

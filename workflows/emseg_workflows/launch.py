@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,8 @@ PARTS = 3
 """Of the memory of a core, what is not for activations: libraries, what the network keeps besides, blocks and chunks."""
 MOST = 2**32
 """Bytes from which on larger tiles save next to nothing."""
-GPU_PARTS = 8
-"""Of a GPU's memory; what convolutions need for themselves is several times the activations."""
+GPU_PARTS = 16
+"""Of a GPU's memory: a predictor may take four of them, as convolutions need several times the activations."""
 MOST_ON_GPU = 2**33
 
 
@@ -81,6 +81,19 @@ class Launch:
 
         least, most = self.placement.adapt
         return Elastic(least, min(most, max(least, self.blocks, 1)))
+
+
+def settled(placement: Placement) -> Placement:
+    """A placement that says how many workers share a GPU of this machine: as many as its cores can feed, if nobody asked.
+
+    Raises
+    ------
+    DeviceError
+        If there is no GPU.
+    """
+    if placement.cluster != "cuda" or placement.workers_per_gpu is not None:
+        return placement
+    return replace(placement, workers_per_gpu=_cuda().workers_fed(placement.gpus))
 
 
 def tile_budget(placement: Placement, threads: int, device: Device) -> int:
@@ -183,11 +196,16 @@ def _local_client(launch: Launch, held: ExitStack) -> Client:
 
 
 def _cuda_client(placement: Placement, held: ExitStack) -> Client:
+    client: Client = held.enter_context(_cuda().cuda_cluster(placement.gpus, placement.most_per_gpu, BLOCKS_IN_FLIGHT))
+    return client
+
+
+def _cuda() -> Any:
     try:
-        from emseg_workflows.clusters.cuda import cuda_cluster  # noqa: PLC0415
+        from emseg_workflows.clusters import cuda  # noqa: PLC0415
     except ImportError as error:
         raise DeviceError(f"--cluster cuda needs dask-cuda ({error}): pip install 'emseg[cuda]'") from error
-    return held.enter_context(cuda_cluster(placement.gpus, placement.workers_per_gpu, BLOCKS_IN_FLIGHT))
+    return cuda
 
 
 def _batch_client(launch: Launch, held: ExitStack) -> Client:

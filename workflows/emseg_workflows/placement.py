@@ -98,8 +98,8 @@ class Placement:
     """What workers are started on: the cores of this machine, its GPUs, steps of this SLURM job, or SLURM jobs of their own."""
     gpus: tuple[int, ...] | None = None
     """Which GPUs, numbered as `nvidia-smi` does; None for each that is visible."""
-    workers_per_gpu: int = 1
-    """Most workers that may share a GPU, and how many are started on each."""
+    workers_per_gpu: int | None = None
+    """Most workers that may share a GPU, and how many are started on each; None for 1, or before `launch` has counted cores."""
     tls: tuple[Path, Path, Path] | None = None
     """Files of the authority, the certificate and its key that the scheduler wants to see."""
     site: Site | None = None
@@ -114,6 +114,11 @@ class Placement:
         """What predictors compute on if nothing else is said."""
         on_gpus = self.cluster == "cuda" or (self.batch and self.site is not None and self.site.gres.startswith("gpu"))
         return "cuda" if on_gpus else "cpu"
+
+    @property
+    def most_per_gpu(self) -> int:
+        """Most workers that may share a GPU."""
+        return self.workers_per_gpu or 1
 
     @property
     def batch(self) -> bool:
@@ -181,14 +186,14 @@ class Placement:
 
     def _check_gpus(self) -> None:
         elsewhere = self.scheduler or self.client
-        if self.workers_per_gpu < 1:
+        if self.workers_per_gpu is not None and self.workers_per_gpu < 1:
             raise PlanError(f"a GPU needs at least 1 worker, not {self.workers_per_gpu}")
         if self.gpus is not None and (not self.gpus or min(self.gpus) < 0 or len(set(self.gpus)) < len(self.gpus)):
             raise PlanError(f"the GPUs {self.gpus} are not different whole numbers from 0: name each once")
         if self.cluster != "cuda":
             if self.gpus is not None:
                 raise PlanError("--gpus is for --cluster cuda, which is not given: add it, or leave out --gpus")
-            if self.workers_per_gpu > 1 and self.cluster == "local" and elsewhere is None:
+            if (self.workers_per_gpu or 1) > 1 and self.cluster == "local" and elsewhere is None:
                 raise PlanError("--workers-per-gpu is for GPUs, but --cluster cuda is not given: add it, or leave out both")
             return
         if elsewhere is not None:

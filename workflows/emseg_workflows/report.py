@@ -10,6 +10,8 @@ from emseg.outcome import Outcome, Seconds
 
 LISTED = 1000
 """Blocks that failed, and blocks that were tried again, which a report names; all are counted."""
+BUSY = 0.2
+"""Share of its time that a predictor may be idle before another stage is what holds a run up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,23 @@ class Report:
     """Sums over all blocks of this run; blocks of one worker overlap."""
     worker_peak_bytes: int
     """Largest memory of a worker process."""
+    workers: int
+    """Processes that blocks have ended in."""
+
+    @property
+    def idle(self) -> float | None:
+        """Share of the time for which predictors had no block; None if no block has ended."""
+        time = self.seconds * self.workers
+        return max(0.0, 1 - self.phases.predict / time) if time else None
+
+    @property
+    def bottleneck(self) -> str:
+        """What to make faster: the stage that predictors waited for most, or these themselves; empty if no block has ended."""
+        if self.idle is None:
+            return ""
+        if self.idle < BUSY:
+            return "predict"
+        return "read" if self.phases.read >= self.phases.write else "write"
 
     @property
     def left(self) -> int:
@@ -82,7 +101,8 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return {**asdict(self), "left": self.left, "megavoxels_per_second": self.megavoxels_per_second}
+        found = {name: getattr(self, name) for name in ("left", "megavoxels_per_second", "idle", "bottleneck")}
+        return {**asdict(self), **found}
 
 
 class Tally:
@@ -95,6 +115,7 @@ class Tally:
         self._failures: list[Failure] = []
         self._retries: list[Retry] = []
         self._in_vain: dict[int, str] = {}
+        self._workers: set[str] = set()
         self._phases = dict.fromkeys((field.name for field in fields(Seconds)), 0.0)
 
     def take_back(self, blocks: int) -> None:
@@ -109,6 +130,7 @@ class Tally:
     def count(self, outcome: Outcome) -> None:
         """Add one block."""
         self._peak = max(self._peak, outcome.peak_bytes)
+        self._workers.add(outcome.worker)
         for phase in self._phases:
             self._phases[phase] += getattr(outcome.seconds, phase)
         if outcome.status == "done":
@@ -143,4 +165,5 @@ class Tally:
             seconds=seconds,
             phases=Seconds(**self._phases),
             worker_peak_bytes=self._peak,
+            workers=len(self._workers),
         )

@@ -60,7 +60,7 @@ def open_predictor(
         from emseg.model.predictor import TYPES, CudaPredictor, TorchPredictor  # noqa: PLC0415  takes seconds to import
 
         network = model.network().to(TYPES[precision])
-        return CudaPredictor(network, threads, device) if device == "cuda" else TorchPredictor(network, threads, device)
+        return CudaPredictor(network, threads) if device == "cuda" else TorchPredictor(network, threads, device)
     try:
         from emseg.model.openvino_predictor import OpenVinoPredictor  # noqa: PLC0415
     except ImportError as error:

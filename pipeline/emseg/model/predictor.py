@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +23,10 @@ from emseg.specs.model import ModelSpec
 from emseg.specs.numerics import Numerics, Precision
 
 TYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHAPES = 2
+"""Shapes of batches for which kernels are kept recorded: a run has one."""
+SHARE = 0.25
+"""Part of a GPU's memory that a predictor may take, whatever else is free there."""
 SHORTAGE = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 BROKEN = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS")
 
@@ -38,6 +45,9 @@ class TorchPredictor:
         if device == "cuda":  # else convolutions round to 10 bits, and their algorithms are picked by a race
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+            # cuDNN takes the algorithm that its workspace has room for, so without a bound of ours the last bits would
+            # depend on what else is on the GPU
+            torch.cuda.set_per_process_memory_fraction(SHARE)
         self.spec: ModelSpec = network.spec
         self._threads = threads
         self._device = device
@@ -83,7 +93,15 @@ class TorchPredictor:
 
 
 class CudaPredictor(TorchPredictor):
-    """Predicts on a GPU, from which only bytes come back; the next tiles are sent there while the last ones are computed."""
+    """Predicts on a GPU, from which only bytes come back; the next tiles are sent there while the last ones are computed.
+
+    All kernels for a shape of tiles are recorded once and then launched together: one by one, Python would not keep a fast
+    GPU busy, as little as its threads that read and write leave it.
+    """
+
+    def __init__(self, network: UNet, threads: int) -> None:
+        super().__init__(network, threads, "cuda")
+        self._recordings: OrderedDict[tuple[Any, ...], Recording] = OrderedDict()
 
     def classify(
         self, batches: Iterable[Batch], probabilities: bool
@@ -112,17 +130,51 @@ class CudaPredictor(TorchPredictor):
     def _send(self, batch: Batch, probabilities: bool) -> tuple[Tensor, Tensor | None, torch.cuda.Event]:
         """Labels and probabilities on their way back into pinned memory, and what happens when they have arrived."""
         with torch.inference_mode():
-            voxels, mean, deviation = (
-                torch.from_numpy(part).pin_memory().to(self._device, torch.float32, non_blocking=True) for part in batch
-            )
-            logits = self._logits(voxels.sub_(mean[..., None, None]).div_(deviation[..., None, None]))
-            labels = logits.argmax(dim=1).to(torch.uint8)
-            labels.masked_fill_(~logits.isfinite().all(dim=1), NOT_COMPUTED)
-            stored = (logits.softmax(dim=1) * QUANTA).round_().to(torch.uint8) if probabilities else None
-            back = [None if one is None else _pinned_copy(one) for one in (labels, stored)]
+            recording = self._recording(batch, probabilities)
+            for place, part in zip(recording.batch, batch, strict=True):
+                place.copy_(torch.from_numpy(part).pin_memory(), non_blocking=True)
+            recording.graph.replay()
+            labels = _pinned_copy(recording.labels)
+            stored = None if recording.probabilities is None else _pinned_copy(recording.probabilities)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
-        return back[0], back[1], arrived  # type: ignore[return-value]
+        return labels, stored, arrived
+
+    def _recording(self, batch: Batch, probabilities: bool) -> Recording:
+        """What is computed of batches of this shape."""
+        key = (batch.voxels.shape, batch.voxels.dtype, probabilities)
+        if key not in self._recordings:
+            while len(self._recordings) >= SHAPES:
+                self._recordings.popitem(last=False)
+            places = [torch.from_numpy(part).to(self._device) for part in batch]
+            with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+                self._stored(places, probabilities)  # libraries get ready outside the recording
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                labels, stored = self._stored(places, probabilities)
+            self._recordings[key] = Recording(places, graph, labels, stored)
+        self._recordings.move_to_end(key)
+        return self._recordings[key]
+
+    def _stored(self, places: list[Tensor], probabilities: bool) -> tuple[Tensor, Tensor | None]:
+        """Labels and probabilities of a batch that is on the GPU."""
+        voxels, mean, deviation = (place.to(torch.float32) for place in places)
+        logits = self._logits((voxels - mean[..., None, None]) / deviation[..., None, None])
+        labels = logits.argmax(dim=1).to(torch.uint8)
+        labels.masked_fill_(~logits.isfinite().all(dim=1), NOT_COMPUTED)
+        return labels, (logits.softmax(dim=1) * QUANTA).round_().to(torch.uint8) if probabilities else None
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """The kernels that make what is stored of a batch, and the places on the GPU where one is put and the other found."""
+
+    batch: list[Tensor]
+    """Voxels, mean and deviation, as in `emseg.ports.Batch`."""
+    graph: torch.cuda.CUDAGraph
+    labels: Tensor
+    probabilities: Tensor | None
 
 
 def _pinned_copy(values: Tensor) -> Tensor:

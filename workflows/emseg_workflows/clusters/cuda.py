@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pynvml
+from dask.system import CPU_COUNT
 from dask_cuda import LocalCUDACluster
 from distributed import Client
 from distributed.system import MEMORY_LIMIT
@@ -17,6 +18,22 @@ from distributed.system import MEMORY_LIMIT
 from emseg.errors import DeviceError
 from emseg.model.device import BOUND
 from emseg_workflows.clusters.local import DASHBOARD_PORT, LOOPBACK, GuardedCluster, SturdyNanny, free_port, signals_held_back
+
+CORES = 4
+"""Cores that read, decompress, compress and write for a worker on a GPU."""
+MOST_PER_GPU = 4
+"""Workers that share a GPU if nothing is said, at most: each may take a quarter of its memory."""
+
+
+def workers_fed(gpus: Sequence[int] | None) -> int:
+    """How many workers on each of these GPUs this machine's cores can feed; at least one.
+
+    Raises
+    ------
+    DeviceError
+        If there is no such GPU.
+    """
+    return min(MOST_PER_GPU, max(1, CPU_COUNT // (CORES * len(_choose(gpus)))))
 
 
 @contextmanager

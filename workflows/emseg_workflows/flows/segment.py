@@ -38,7 +38,7 @@ from emseg_workflows.flows.limits import check_chunks, check_gpus, check_memory,
 from emseg_workflows.flows.outputs import begun_recipe, check_same, lease_output, prepare_output
 from emseg_workflows.flows.places import check_output_place, default_output
 from emseg_workflows.flows.record import RunRecord
-from emseg_workflows.launch import Launch, open_executor, open_watch, tile_budget
+from emseg_workflows.launch import Launch, open_executor, open_watch, settled, tile_budget
 from emseg_workflows.placement import ClusterKind, Executor, Placement
 from emseg_workflows.report import Report, Tally
 from emseg_workflows.site import Site
@@ -82,7 +82,7 @@ def segment(
     client: Client | None = None,
     cluster: ClusterKind = "local",
     gpus: tuple[int, ...] | None = None,
-    workers_per_gpu: int = 1,
+    workers_per_gpu: int | None = None,
     site: Site | None = None,
     device: Device | None = None,
     backend: Backend | None = None,
@@ -132,7 +132,8 @@ def segment(
     gpus
         Which GPUs, numbered as `nvidia-smi` does; None for each that is visible.
     workers_per_gpu
-        Workers that share a GPU; more are refused, also on a running cluster.
+        Workers that share a GPU; more are refused, also on a running cluster. None for one, or with ``cluster="cuda"`` for as
+        many, up to four, as there are cores to feed them.
     device
         What predictors compute on, ``cpu`` or ``cuda``; None for the GPUs of ``cluster="cuda"``, and for the CPU elsewhere.
     backend
@@ -162,7 +163,7 @@ def segment(
     """
     notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
     report = Path(performance_report) if performance_report is not None else None
-    placement = Placement(workers, host, scheduler, client, cluster, gpus, workers_per_gpu, tls, site, report, adapt)
+    placement = settled(Placement(workers, host, scheduler, client, cluster, gpus, workers_per_gpu, tls, site, report, adapt))
     device = device or placement.default_device
     volume, model_path = Path(volume), resolve_model(model)
     source = open_volume(volume)
@@ -198,7 +199,7 @@ def segment(
             check_chunks(source.spec, volume, executor.memory)
             check_memory(cost, executor.memory, plan, executor.workers)
             if device == "cuda" or placement.cluster == "cuda":
-                check_gpus(executor.gpus(device), workers_per_gpu, cost, plan, device)
+                check_gpus(executor.gpus(device), placement.most_per_gpu, cost, plan, device)
             if precision is None and cost.flops < TRIED:
                 precision = "float32"
             backend, paths = backend or default_backend(device), (volume.absolute(), model_path.absolute())
@@ -221,7 +222,7 @@ def segment(
             for message in (*_doubts(source.spec, spec, card), *_chosen(choice)):
                 notify(Noticed(message))
             token = Token(open_output(place).records.absolute(), lease.run)
-            job = Job(recipe, *paths, place.absolute(), token, mixed_hardware, device, workers_per_gpu)
+            job = Job(recipe, *paths, place.absolute(), token, mixed_hardware, device, placement.most_per_gpu)
             with lease.held():
                 taken, lease = lease, None
                 return _run(job, taken, executor, policy, stop, notify)
