@@ -63,7 +63,8 @@ def test_a_run_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[4] == "map        http://127.0.0.1:8787/emseg"
     assert lines[5].startswith(f"done       {len(PLAN) - 3} blocks in 1 min 15 s")
     assert lines[5].endswith("3 skipped, 0 failed")
-    assert len(lines) == 7
+    assert lines[7].startswith("bottleneck ")
+    assert len(lines) == 8
     assert "\x1b" not in text
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
@@ -78,6 +78,32 @@ def test_a_block_that_was_done_at_last_is_named_with_its_worker_and_what_went_be
 def test_nothing_to_do_is_done() -> None:
     report = Tally(PLAN, len(PLAN)).report(0.0)
     assert (report.exit_code, report.left, report.megavoxels_per_second) == (0, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("spent", "seconds", "idle", "bottleneck"),
+    [
+        (Seconds(1, 0, 9, 1), 5.0, 0.1, "predict"),
+        (Seconds(9, 0, 4, 3), 10.0, 0.8, "read"),
+        (Seconds(3, 5, 4, 9), 10.0, 0.8, "write"),
+        (Seconds(0, 0, 10.001, 0), 5.0, 0.0, "predict"),
+    ],
+)
+def test_what_holds_a_run_up(spent: Seconds, seconds: float, idle: float, bottleneck: str) -> None:
+    """Two workers, each with a predictor."""
+    tally = Tally(PLAN, 0)
+    for worker in ("a", "b"):
+        half = Seconds(*(getattr(spent, field.name) / 2 for field in fields(Seconds)))
+        tally.count(replace(outcome(0, "done"), worker=worker, seconds=half))
+    report = tally.report(seconds)
+    assert report.workers == 2
+    assert report.idle == pytest.approx(idle, abs=1e-9)
+    assert report.bottleneck == bottleneck
+
+
+def test_nothing_holds_up_a_run_without_blocks() -> None:
+    report = Tally(PLAN, len(PLAN)).report(0.0)
+    assert (report.idle, report.bottleneck) == (None, "")
 
 
 def test_json() -> None:
