@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from emseg.ports import Batch
 from emseg.specs.model import ModelSpec
 from emseg.specs.numerics import Numerics, Precision
 
+# Activations are hundreds of megabytes that come and go: in small pages, the system would spend a fifth of the time on them.
+# torch looks at this when it allocates for the first time.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 TYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHAPES = 2
 """Shapes of batches for which kernels are kept recorded: a run has one."""
