@@ -249,3 +249,13 @@ def test_a_cpu_worker_has_no_gpu() -> None:
     """Whatever there is on its machine."""
     assert own_gpu("cpu") is None
     assert SerialExecutor().gpus("cpu") == {}
+
+
+@pytest.mark.parametrize(("cores", "gpus", "fed"), [(2, None, 1), (16, (0,), 4), (16, None, 2), (500, None, 4)])
+def test_as_many_workers_on_each_gpu_as_the_cores_can_feed(
+    cores: int, gpus: tuple[int, ...] | None, fed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = pytest.importorskip("emseg_workflows.clusters.cuda")
+    monkeypatch.setattr(cuda, "CPU_COUNT", cores)
+    monkeypatch.setattr(cuda, "_choose", lambda asked: [0, 1] if asked is None else list(asked))
+    assert cuda.workers_fed(gpus) == fed

@@ -222,6 +222,22 @@ def test_test_time_augmentation_is_part_of_what_an_output_is_begun_with(folder: 
     assert shards(output)[0].read_bytes() != shards(folder / "out.zarr")[0].read_bytes()
 
 
+def test_a_plan_is_explained(folder: Path) -> None:
+    """By the layouts that were considered; the first is that of the plan."""
+    text = emseg("plan", "good.zarr", "--explain", cwd=folder).stdout
+    told = json.loads(emseg("plan", "good.zarr", "--explain", "--json", cwd=folder).stdout)
+    plan, layouts = told["plan"], told["layouts"]
+    assert (layouts[0]["unit"], layouts[0]["tile"]) == (plan["unit"], plan["tile"])
+    assert layouts[0]["flops"] == told["cost"]["flops"]
+    table = text.split("\n\n")[1].splitlines()
+    assert table[0].split("  ")[0] == "write unit"
+    assert table[1].startswith(" x ".join(map(str, plan["unit"])))
+    assert table[1].endswith("1.000")
+    units = [line[:20] for line in table[1:]]
+    assert len(set(units)) == len(units) <= 8
+    assert "layouts" not in json.loads(emseg("plan", "good.zarr", "--json", cwd=folder).stdout)
+
+
 def test_a_submitted_run_keeps_its_word_for_test_time_augmentation(folder: Path) -> None:
     written = emseg("submit", "good.zarr", "--tta", "--workers", 2, "--dry-run", cwd=folder)
     assert " run good.zarr --tta " in written.stdout

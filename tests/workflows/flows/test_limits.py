@@ -1,18 +1,25 @@
 """What does not fit is refused in words that name both sizes."""
 
+import math
 from pathlib import Path
 
 import pytest
-from runs import PLANAR, plan_of, save_random_model, save_volume, snapshot, texture
+from runs import PLANAR, plan_of, save_random_model, save_volume, shards, snapshot, texture
 
 from emseg.errors import DeviceError, OutputError, PlanError, VolumeError
 from emseg.grid.cost import Cost, cost_of
 from emseg.grid.plan import Plan
+from emseg.grid.stitch import NOT_COMPUTED
 from emseg.model.device import Gpu
 from emseg.specs.model import FLOAT32_BYTES
 from emseg.specs.volume import VolumeSpec
+from emseg.store.output import open_output
+from emseg.store.volume import open_volume
+from emseg_workflows import bench
+from emseg_workflows.events import Event, Noticed
 from emseg_workflows.executors.serial import SerialExecutor
 from emseg_workflows.flows.limits import check_chunks, check_gpus, check_memory, check_space
+from emseg_workflows.flows.record import recipe_of
 from emseg_workflows.flows.segment import segment
 
 LARGE = VolumeSpec((2048, 2048, 2048), "uint8", (1024, 1024, 1024))
@@ -76,3 +83,24 @@ def test_a_worker_too_small_for_a_chunk_gets_none(tmp_path: Path, monkeypatch: p
     with pytest.raises(VolumeError, match="a chunk of"):
         segment(volume, model=model, workers=0)
     assert snapshot(tmp_path) == before
+
+
+def test_blocks_are_made_smaller_where_a_predictor_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that none runs longer than ten minutes; the plan is stored, and gone on with as it is."""
+    volume, model = save_volume(tmp_path / "v.zarr", texture((7, 61, 63))), save_random_model(tmp_path / "m", PLANAR)
+    usual = segment(volume, tmp_path / "usual", model=model, workers=0)
+    plan = recipe_of(open_output(tmp_path / "usual")).plan
+    mean = cost_of(plan, open_volume(volume).spec, False).flops / len(plan)
+    monkeypatch.setattr(bench, "speed_of", lambda predictor, tile: mean / 600 / 3)
+    events: list[Event] = []
+    slow = segment(volume, tmp_path / "slow", model=model, workers=0, on_event=events.append)
+    assert slow.blocks > usual.blocks
+    smaller = recipe_of(open_output(tmp_path / "slow")).plan
+    assert math.prod(smaller.unit) < math.prod(plan.unit)
+    assert any("GFLOP/s here: blocks are made smaller" in event.message for event in events if isinstance(event, Noticed))
+    for array in ("usual", "slow"):
+        assert (open_output(tmp_path / array).read_labels(plan.region) != NOT_COMPUTED).all()
+    monkeypatch.undo()
+    shards(tmp_path / "slow")[0].unlink()
+    again = segment(volume, tmp_path / "slow", model=model, workers=0)
+    assert (again.blocks, again.done, again.exit_code) == (slow.blocks, 1, 0)

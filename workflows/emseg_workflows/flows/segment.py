@@ -313,11 +313,14 @@ def _limits(placement: Placement, threads: int, device: Device, tta: bool) -> Li
 
 
 def _in_time(cost: Cost, choice: Choice, limits: Limits) -> Limits:
-    """Limits with which blocks end in time, if a predictor is so slow that they would not; else the same."""
-    if cost.flops <= LONGEST * choice.flops_per_second * cost.blocks:
+    """Limits with which blocks end in time, if a predictor is so slow that they would not; else the same.
+
+    It is a power of two, so that it hardly ever depends on how fast the same hardware was this time.
+    """
+    most = LONGEST * choice.flops_per_second
+    if cost.flops <= most * cost.blocks:
         return limits
-    times = cost.flops / (LONGEST * choice.flops_per_second * cost.blocks)
-    return replace(limits, block_flops=int(limits.block_flops / 2 ** math.ceil(math.log2(times))))
+    return replace(limits, block_flops=max(1, 2 ** math.floor(math.log2(most))))
 
 
 def _plan(

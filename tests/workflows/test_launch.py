@@ -1,0 +1,70 @@
+"""How large tiles may be and how many workers share a GPU follows from the machine, not from the number of workers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from emseg.grid.layout import SMALL_TILE, TILE_BYTES
+from emseg_workflows import launch
+from emseg_workflows.clusters import local
+from emseg_workflows.launch import MOST, MOST_ON_GPU, settled, tile_budget
+from emseg_workflows.placement import Placement
+
+GIB = 2**30
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, cores: int, memory: int) -> None:
+    monkeypatch.setattr(local, "CPU_COUNT", cores)
+    monkeypatch.setattr(local, "MEMORY_LIMIT", memory)
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "threads", "budget"),
+    [
+        (8, 8 * GIB, 1, SMALL_TILE),
+        (8, 16 * GIB, 1, GIB // 2),
+        (2, 24 * GIB, 1, 4 * GIB),
+        (64, 512 * GIB, 1, 2 * GIB),
+        (64, 512 * GIB, 4, MOST),
+        (1, 4000 * GIB, 1, MOST),
+        (96, GIB, 1, SMALL_TILE),
+    ],
+)
+def test_a_third_of_the_memory_of_a_core(
+    cores: int, memory: int, threads: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many workers are asked for."""
+    machine(monkeypatch, cores, memory)
+    for workers in (None, 0, 1, 50):
+        assert tile_budget(Placement(workers), threads, "cpu") == budget
+    assert tile_budget(Placement(adapt=(1, 4)), threads, "cpu") == budget
+
+
+@pytest.mark.parametrize(
+    ("memory", "budget"),
+    [(None, GIB), (8 * GIB, GIB // 2), (24 * GIB, GIB), (80 * GIB, 4 * GIB), (1000 * GIB, MOST_ON_GPU), (GIB, SMALL_TILE)],
+)
+def test_a_sixteenth_of_the_memory_of_a_gpu(memory: int | None, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "least_memory", lambda: memory)
+    for placement in (Placement(cluster="cuda"), Placement(workers=0), Placement(cluster="cuda", workers_per_gpu=4)):
+        assert tile_budget(placement, 1, "cuda") == budget
+
+
+def test_what_every_machine_has_where_workers_are_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 2, 1000 * GIB)
+    for placement in (Placement(scheduler="tcp://there:1"), Placement(2, cluster="slurm"), Placement(2, cluster="srun")):
+        assert tile_budget(placement, 1, "cpu") == TILE_BYTES
+
+
+def test_workers_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as the cores feed, unless it is said how many."""
+    monkeypatch.setattr(launch, "_cuda", lambda: SimpleNamespace(workers_fed=lambda gpus: 3))
+    cuda = Placement(cluster="cuda")
+    assert cuda.most_per_gpu == 1
+    assert settled(cuda).most_per_gpu == 3
+    asked = replace(cuda, workers_per_gpu=2)
+    assert settled(asked) is asked
+    assert settled(Placement()).most_per_gpu == 1
