@@ -8,7 +8,7 @@ import resource
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,19 +75,50 @@ def _segment(bench: Bench, block: Block, watch: Stopwatch) -> None:
     probabilities: Canvas[np.uint8] | None = None
     if bench.recipe.probabilities:
         probabilities = Canvas(box, np.uint8, len(model.classes))
-    with watch.phase("wait"):
-        bench.turn.__enter__()
-    try:
-        with watch.phase("predict"):
-            tiles = plan.tiles(block)
-            for target, label, stored in label_tiles(bench.predictor, seen, tiles, plan.batch, bench.recipe.probabilities):
-                labels.paste(target, label)
-                if probabilities is not None and stored is not None:
-                    probabilities.paste(target, stored)
-    finally:
-        bench.turn.__exit__(None, None, None)
+    predictor = InTurn(bench, watch)
+    with watch.phase("stitch"):
+        for target, label, stored in predictor.label(seen, plan.tiles(block)):
+            labels.paste(target, label)
+            if probabilities is not None and stored is not None:
+                probabilities.paste(target, stored)
     with watch.phase("write"):
         bench.labels.write(box, labels.finish(), None if probabilities is None else probabilities.finish())
+
+
+class InTurn:
+    """The predictor of a bench for one of several blocks, which take turns; the time they wait and predict is counted.
+
+    The turn goes from tile to tile, so that while one block makes labels of its logits, another's tile is computed.
+    """
+
+    def __init__(self, bench: Bench, watch: Stopwatch) -> None:
+        self.spec = bench.predictor.spec
+        self._bench = bench
+        self._watch = watch
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits ``(n, classes, z', y', x') float32`` of normalised tiles ``(n, z, y, x) float32``."""
+        with self._turn():
+            return self._bench.predictor.predict(tiles)
+
+    def label(self, seen: Seen, tiles: Iterator[Tile]) -> Iterator[tuple[Box, NDArray[np.uint8], NDArray[np.uint8] | None]]:
+        """As `label_tiles`; a predictor that makes bytes itself is ahead of us by a tile, so its turn is the whole block."""
+        batch, probabilities = self._bench.recipe.plan.batch, self._bench.recipe.probabilities
+        if not isinstance(self._bench.predictor, Classifier):
+            yield from label_tiles(self, seen, tiles, batch, probabilities)
+            return
+        with self._turn():
+            yield from label_tiles(self._bench.predictor, seen, tiles, batch, probabilities)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._watch.phase("wait"):
+            self._bench.turn.__enter__()
+        try:
+            with self._watch.phase("predict"):
+                yield
+        finally:
+            self._bench.turn.__exit__(None, None, None)
 
 
 def predict_box(

@@ -18,12 +18,14 @@ class Seconds:
     """Where the time of a block went, in seconds of the clock."""
 
     read: float = 0.0
-    """Reading, normalising and mirroring."""
+    """Reading and mirroring."""
     wait: float = 0.0
     """Waiting for another block's turn at the predictor to end."""
     predict: float = 0.0
-    """The network, and putting its tiles together."""
+    """The network; on a GPU with all that is done there."""
     write: float = 0.0
+    stitch: float = 0.0
+    """Normalising tiles, making labels of logits, and putting the tiles together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +53,30 @@ class Outcome:
 
 
 class Stopwatch:
-    """Adds up seconds by the name of the phase they were spent in."""
+    """Adds up seconds by the name of the phase they were spent in; a phase within another interrupts that."""
 
     def __init__(self) -> None:
         self._spent: dict[str, float] = {}
+        self._phases: list[str] = []
+        self._since = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the time inside the ``with`` under `name`, a field of `Seconds`."""
-        start = perf_counter()
+        self._lap()
+        self._phases.append(name)
         try:
             yield
         finally:
-            self._spent[name] = self._spent.get(name, 0.0) + perf_counter() - start
+            self._lap()
+            self._phases.pop()
+
+    def _lap(self) -> None:
+        """Count the time since the last lap under the phase that it was spent in."""
+        now = perf_counter()
+        if self._phases:
+            self._spent[self._phases[-1]] = self._spent.get(self._phases[-1], 0.0) + now - self._since
+        self._since = now
 
     def seconds(self) -> Seconds:
         """The sums so far."""

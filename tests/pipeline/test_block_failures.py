@@ -13,13 +13,14 @@ from fakes import ArrayVolume, FailingPredictor, FullDisk, LocalMean, MemoryLabe
 from numpy.typing import NDArray
 from oracles import voxels
 
+import emseg.block
 import emseg.outcome
 from emseg.block import Bench, segment_block
 from emseg.box import Box, Triple
 from emseg.errors import BlockError
 from emseg.grid.mirror import reflect
 from emseg.grid.plan import Plan
-from emseg.grid.stitch import NOT_COMPUTED
+from emseg.grid.stitch import NOT_COMPUTED, classify
 from emseg.outcome import Outcome, Seconds
 from emseg.serial import segment_blocks
 from emseg.specs.model import ModelSpec
@@ -240,7 +241,30 @@ def test_seconds_are_counted_where_they_were_spent(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(predictor, "predict", slow(predictor.predict, 7))
     monkeypatch.setattr(labels, "write", slow(labels.write, 2))
     bench = replace(bench_of(volume, predictor, PLAN, labels=labels), turn=Turn())
-    assert segment_block(bench, PLAN.block(0)).seconds == Seconds(read=3, wait=5, predict=7 * len(predictor.batches), write=2)
+    seconds = segment_block(bench, PLAN.block(0)).seconds
+    turns = len(predictor.batches)
+    assert seconds == Seconds(read=3, wait=5 * turns, predict=7 * turns, write=2)
+
+
+def test_a_turn_is_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one block makes labels of its logits, another's tile may be predicted."""
+    turn, held = threading.Lock(), []
+
+    class Watched(LocalMean):
+        def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+            held.append(turn.locked())
+            return super().predict(tiles)
+
+    def watched(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
+        held.append(turn.locked())
+        return classify(logits)
+
+    monkeypatch.setattr(emseg.block, "classify", watched)
+    plan = plan_by_hand(MODEL, SHAPE, (9, 20, 20), MODEL.tile_for((4, 8, 8)))
+    assert segment_block(replace(bench_of(ArrayVolume(values()), Watched(MODEL), plan), turn=turn), plan.block(0)).cause is None
+    assert held == [True, False] * (len(held) // 2)
+    assert len(held) > 2
+    assert not turn.locked()
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])

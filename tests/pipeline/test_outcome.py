@@ -16,7 +16,7 @@ def test_json_names_everything() -> None:
         "block": 3,
         "status": "failed",
         "voxels": 512,
-        "seconds": {"read": 1.0, "wait": 2.0, "predict": 3.0, "write": 4.0},
+        "seconds": {"read": 1.0, "wait": 2.0, "predict": 3.0, "write": 4.0, "stitch": 0.0},
         "cause": "disk full",
         "worker": "host:1",
         "peak_bytes": 2**30,
@@ -41,6 +41,21 @@ def test_phases_add_up_also_those_that_fail(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(OSError, match="full"), watch.phase("write"):
         fail()
     assert watch.seconds() == Seconds(read=3.0, write=4.0)
+
+
+def test_a_phase_within_another_interrupts_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(emseg.outcome, "perf_counter", lambda: now[0])
+    watch = Stopwatch()
+    with watch.phase("stitch"):
+        now[0] += 1
+        for _ in range(2):
+            with watch.phase("wait"):
+                now[0] += 10
+            with watch.phase("predict"):
+                now[0] += 100
+            now[0] += 1
+    assert watch.seconds() == Seconds(wait=20, predict=200, stitch=3)
 
 
 def test_a_phase_is_a_field_of_seconds() -> None:

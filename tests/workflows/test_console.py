@@ -109,7 +109,7 @@ def test_how_fast_and_where_the_time_goes(capsys: pytest.CaptureFixture[str], cl
     assert blocks.startswith(f"blocks     18 of {len(PLAN)} done, {len(PLAN) - 18} left; ")
     assert " Mvoxel/s; " in blocks
     assert blocks.endswith(" to go")
-    assert time.startswith("time       read 25%, wait 0%, predict 75%, write 0%; devices idle ")
+    assert time.startswith("time       read 25%, wait 0%, predict 75%, write 0%, stitch 0%; devices idle ")
     assert time.endswith("; slowest far:1, 0.67 of the median speed")
 
 

@@ -88,7 +88,7 @@ def test_idle_devices() -> None:
     for block in range(10):
         pace.tell(ended(block, seconds=Seconds(1, 2, 1, 0)), 1.0 + block)
     assert pace.idle(10.0) == pytest.approx(0.5)
-    assert pace.shares() == {"read": 0.25, "wait": 0.5, "predict": 0.25, "write": 0.0}
+    assert pace.shares() == {"read": 0.25, "wait": 0.5, "predict": 0.25, "write": 0.0, "stitch": 0.0}
     for worker in ("a", "b"):
         pace.tell(WorkerJoined(worker, None), 10.0)  # type: ignore[arg-type]
     assert pace.idle(10.0) == pytest.approx(0.5)

@@ -86,6 +86,7 @@ def test_nothing_to_do_is_done() -> None:
         (Seconds(1, 0, 9, 1), 5.0, 0.1, "predict"),
         (Seconds(9, 0, 4, 3), 10.0, 0.8, "read"),
         (Seconds(3, 5, 4, 9), 10.0, 0.8, "write"),
+        (Seconds(3, 0, 4, 2, 9), 10.0, 0.8, "stitch"),
         (Seconds(0, 0, 10.001, 0), 5.0, 0.0, "predict"),
     ],
 )
@@ -113,4 +114,4 @@ def test_json() -> None:
     told = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert told["failures"] == [{"block": 3, "box": report.failures[0].box, "cause": "why"}]
     assert told["left"] == len(PLAN) - 2
-    assert told["phases"] == {"read": 1, "wait": 2, "predict": 3, "write": 4}
+    assert told["phases"] == {"read": 1, "wait": 2, "predict": 3, "write": 4, "stitch": 0}

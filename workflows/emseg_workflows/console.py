@@ -106,7 +106,8 @@ class RunConsole:
         )
         self._console.print(
             f"time       read {phases.read:.1f} s, wait {phases.wait:.1f} s, predict {phases.predict:.1f} s, "
-            f"write {phases.write:.1f} s over all blocks; worker peak {report.worker_peak_bytes / 2**20:.0f} MiB"
+            f"stitch {phases.stitch:.1f} s, write {phases.write:.1f} s over all blocks; "
+            f"worker peak {report.worker_peak_bytes / 2**20:.0f} MiB"
         )
         if report.idle is not None:
             self._console.print(f"bottleneck {report.bottleneck}; devices idle {report.idle:.0%}")

@@ -112,7 +112,7 @@ class Pace:
         work: dict[str, list[float]] = {}
         longest = 0.0
         for _, outcome in self._recent:
-            spent = outcome.seconds.read + outcome.seconds.predict + outcome.seconds.write
+            spent = sum(getattr(outcome.seconds, stage) for stage in STAGES if stage != "wait")
             longest = max(longest, spent + outcome.seconds.wait)
             if outcome.worker and outcome.status == "done":
                 sums = work.setdefault(outcome.worker, [0.0, 0.0])

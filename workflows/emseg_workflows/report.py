@@ -80,7 +80,7 @@ class Report:
             return ""
         if self.idle < BUSY:
             return "predict"
-        return "read" if self.phases.read >= self.phases.write else "write"
+        return max(("read", "stitch", "write"), key=lambda stage: getattr(self.phases, stage))
 
     @property
     def left(self) -> int:

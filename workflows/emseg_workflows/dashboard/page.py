@@ -39,8 +39,14 @@ BETWEEN = 8
 """Pixels between them."""
 INK = "#2a3138"
 FAINT = "#6b7680"
-STAGE_COLOURS = {"read": "#7fbf9b", "wait": "#dfe3e8", "predict": "#2b7bba", "write": "#8e6bb0"}
-STAGE_WORDS = {"read": "reading", "wait": "waiting for the device", "predict": "the network", "write": "writing"}
+STAGE_COLOURS = {"read": "#7fbf9b", "wait": "#dfe3e8", "predict": "#2b7bba", "write": "#8e6bb0", "stitch": "#e0a458"}
+STAGE_WORDS = {
+    "read": "reading",
+    "wait": "waiting for the device",
+    "predict": "the network",
+    "write": "writing",
+    "stitch": "putting tiles together",
+}
 STYLE = f"font-family:Helvetica,Arial,sans-serif;color:{INK};"
 
 
