@@ -155,7 +155,9 @@ def tell(times: dict[tuple[str, int], list[float]], count: int) -> None:
     print(f"{'':<16}{'processes':>10}{'seconds':>10}{'Mvoxel/s':>10}{'of copy':>10}")
     for (name, workers), seconds in times.items():
         of_copy = median(c / s for c, s in zip(times["copy", workers], seconds, strict=True))
-        print(f"{name:<16}{workers:>10}{median(seconds):>10.2f}{count / median(seconds) / 1e6:>10.1f}{of_copy:>10.2f}", flush=True)
+        print(
+            f"{name:<16}{workers:>10}{median(seconds):>10.2f}{count / median(seconds) / 1e6:>10.1f}{of_copy:>10.2f}", flush=True
+        )
 
 
 def copy(folder: Path, pool: ProcessPoolExecutor, workers: int, raw: bool) -> float:
@@ -199,7 +201,7 @@ def cpu_by_stage(folder: Path, name: str) -> dict[str, float]:
     emseg.outcome.perf_counter = process_time
     try:
         if name in MODELS:
-            from thresholding import open_threshold  # noqa: PLC0415  
+            from thresholding import open_threshold  # noqa: PLC0415
 
             backend.open_predictor = open_threshold  # type: ignore[assignment]
         with ran(folder, name, workers=0) as clock:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from emseg.model.predictor import TorchPredictor
 
 MALLOPT = {-1: 2**24, -3: 2**20}
-"""Parameters of glibc's `mallopt`: bytes at the heap's end that go back to the kernel, and of an array that gets pages of its own."""
+"""Parameters of glibc: bytes at the heap's end that go back to the kernel, and of a buffer that gets pages of its own."""
 ENOUGH = 0.999
 """Least share of voxels that a precision chosen for the user labels as float32 does."""
 
