@@ -21,7 +21,7 @@ from emseg.canary import batch_is_free
 from emseg.errors import BlockError, Fault, MemoryShortageError
 from emseg.grid.mirror import reflect
 from emseg.grid.plan import Block
-from emseg.grid.stitch import NOT_COMPUTED, Canvas, classify, quantise, softmax
+from emseg.grid.stitch import NOT_COMPUTED, Canvas, classify, finite, quantise, softmax
 from emseg.grid.tiles import Tile, hull_of, tiles_of
 from emseg.normalise import Normalisation, normalised, refuse_nonfinite
 from emseg.outcome import Outcome, Stopwatch
@@ -148,9 +148,10 @@ class Seen:
     def batch(self, group: list[Tile]) -> Batch:
         """What these tiles see."""
         where = [tile.source.relative_to(self.box.start).slices() for tile in group]
-        voxels = np.stack([self.voxels[slices] for slices in where])
         mean, deviation = (np.stack([table[slices[0]] for slices in where]) for table in (self.mean, self.deviation))
-        return Batch(voxels, mean, deviation)
+        if len(where) == 1:  # a tile by itself is not copied: nobody writes to a batch
+            return Batch(self.voxels[where[0]][None], mean, deviation)
+        return Batch(np.stack([self.voxels[slices] for slices in where]), mean, deviation)
 
 
 def read_seen(volume: VolumeReader, normalisation: Normalisation, box: Box) -> Seen:
@@ -206,7 +207,7 @@ def predict_tiles(
     """
     for group in _grouped(tiles, batch):
         for tile, logits in zip(group, _predict(predictor, normalised(*seen.batch(group))), strict=True):
-            if not np.isfinite(logits).all():
+            if not finite(logits):
                 raise _not_finite(tile)
             kept = tile.target.relative_to(tile.output.start).slices()
             yield tile.target, logits[(slice(None), *kept)]

@@ -64,8 +64,7 @@ class Normalisation:
 
 def normalised(values: NDArray[Any], mean: NDArray[np.float32], deviation: NDArray[np.float32]) -> NDArray[np.float32]:
     """Voxels ``(..., z, y, x) float32`` of voxels ``(..., z, y, x)``; each slice has its mean and deviation ``(..., z)``."""
-    result = values.astype(np.float32)
-    result -= mean[..., None, None]
+    result: NDArray[np.float32] = np.subtract(values, mean[..., None, None], dtype=np.float32)
     result /= deviation[..., None, None]
     return result
 

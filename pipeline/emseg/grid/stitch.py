@@ -26,9 +26,23 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def classify(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Label ``(z, y, x) uint8`` of the largest of the logits ``(class, z, y, x)``; the first one if they tie."""
-    labels: NDArray[np.uint8] = logits.argmax(axis=0).astype(np.uint8)
+    """Label ``(z, y, x) uint8`` of the largest of the logits ``(class, z, y, x)``; the first one if they tie.
+
+    Slice by slice, which stays in the processor's cache; NumPy's ``argmax`` over the first axis takes ten times as long.
+    """
+    labels = np.zeros(logits.shape[1:], np.uint8)
+    for found, by_class in zip(labels, logits.swapaxes(0, 1), strict=True):
+        largest = by_class[0]
+        for label in range(1, len(by_class)):
+            np.maximum(found, (by_class[label] > largest) * np.uint8(label), out=found)
+            if label + 1 < len(by_class):
+                largest = np.maximum(largest, by_class[label])
     return labels
+
+
+def finite(logits: NDArray[np.float32]) -> bool:
+    """Whether no logit ``(class, z, y, x)`` is NaN or infinite; looked at slice by slice, as in `classify`."""
+    return all(bool(np.isfinite(by_class).all()) for by_class in logits.swapaxes(0, 1))
 
 
 def quantise(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import math
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.abc.store import ByteRequest
-from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
 from emseg.box import Box, Triple, triple
 from emseg.store.nodes import LocalFiles
+from emseg.store.shard import CODECS, encode_shard, sharding
 from emseg.store.staging import PARTIAL, commit, make_folders
 
 INDEX_ENTRY = 16
@@ -44,8 +42,7 @@ def create_array(
 ) -> None:
     """Makes an empty array `name` within the Zarr at `root`.
 
-    The checksum comes last in the codecs: without it a flipped bit is read back unnoticed. Nothing about the time, the
-    machine or the path is stored, so the same voxels give the same files.
+    Nothing about the time, the machine or the path is stored, so the same voxels give the same files.
     """
     zarr.create_array(
         store=LocalStore(root),
@@ -56,34 +53,11 @@ def create_array(
         dtype=dtype,
         fill_value=fill_value,
         filters=None,
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        compressors=list(CODECS),
         chunk_key_encoding={"name": "default", "separator": "/"},
         dimension_names=axes,
         zarr_format=3,
     )
-
-
-class ShardFiles(LocalStore):
-    """Local files that are put in their place whole and on the disk, each only if `permit` does not raise.
-
-    What was stored before is never read: Zarr would join it with a shard at the far end, which is cut short.
-    """
-
-    def __init__(self, root: Path, permit: Callable[[], None] | None = None) -> None:
-        super().__init__(root)
-        self._permit = permit
-
-    async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        return await super().get(key, prototype, byte_range) if key.endswith("zarr.json") else None
-
-    async def set(self, key: str, value: Buffer) -> None:
-        await asyncio.to_thread(self._put, Path(self.root, key), value)
-
-    def _put(self, file: Path, value: Buffer) -> None:
-        make_folders(file.parent, Path(self.root))
-        commit(file, memoryview(value.to_bytes()), self._permit)
 
 
 def open_shards(root: Path, name: str, channels: int, permit: Callable[[], None] | None = None) -> Shards:
@@ -94,9 +68,8 @@ def open_shards(root: Path, name: str, channels: int, permit: Callable[[], None]
     Exception
         Of almost any type, if the metadata are damaged.
     """
-    reader = zarr.open_array(store=LocalFiles(root, read_only=True), path=name, mode="r", zarr_format=3)
-    writer = zarr.open_array(store=ShardFiles(root, permit), path=name, mode="r+", zarr_format=3)
-    return Shards(root / name, reader, writer, channels)
+    array = zarr.open_array(store=LocalFiles(root, read_only=True), path=name, mode="r", zarr_format=3)
+    return Shards(root, name, array, channels, permit)
 
 
 class Shards:
@@ -105,7 +78,7 @@ class Shards:
     Boxes are relative to the array's first voxel, and always 3-D; all channels of a place are in one shard.
     """
 
-    def __init__(self, folder: Path, array: zarr.Array[Any], writer: zarr.Array[Any], channels: int) -> None:
+    def __init__(self, root: Path, name: str, array: zarr.Array[Any], channels: int, permit: Callable[[], None] | None) -> None:
         """Channels are 0 if the array has no channel axis.
 
         Raises
@@ -113,11 +86,14 @@ class Shards:
         ValueError
             If the array is not laid out as `create_array` does it.
         """
-        rank = array.ndim - bool(channels)
+        rank, folder = array.ndim - bool(channels), root / name
         if rank not in (2, 3) or array.shards is None or array.shape[: bool(channels)] != (channels,)[: bool(channels)]:
             raise ValueError(f"the array {folder} with shape {array.shape} and shards {array.shards} is laid out differently")
+        if array.metadata.codecs != (sharding(array.chunks, array.dtype),):  # type: ignore[union-attr]
+            raise ValueError(f"the array {folder} has other codecs: {array.metadata.codecs}")  # type: ignore[union-attr]
         self.array = array
-        self._writer = writer
+        self._zarr = root
+        self._permit = permit
         self._least = INDEX_ENTRY * math.prod(s // c for s, c in zip(array.shards, array.chunks, strict=True)) + 4
         self._folder = folder
         self._channels = channels
@@ -174,10 +150,30 @@ class Shards:
     def write(self, box: Box, values: NDArray[Any]) -> None:
         """Stores ``(z, y, x)`` or ``(channel, z, y, x)``; `box` must be whole shards.
 
-        Each shard is in its place whole and on the disk when this returns, so that not even a power cut takes it back.
+        Each shard is in its place whole and on the disk when this returns, so that not even a power cut takes it back. What
+        was stored before is never read.
         """
-        shape = (*values.shape[: bool(self._channels)], *box.shape[-self._rank :])
-        self._writer[self._selection(box)] = values.reshape(shape)
+        if values.shape != (*self.array.shape[: bool(self._channels)], *box.shape):
+            raise ValueError(f"the values have shape {values.shape}, which is not that of {box}")
+        indices = list(self.indices(box))
+        if len(indices) == 1:
+            self._write_shard(indices[0], box, values)
+            return
+        with ThreadPoolExecutor(min(len(indices), os.cpu_count() or 1)) as threads:
+            list(threads.map(lambda index: self._write_shard(index, box, values), indices))
+
+    def _write_shard(self, index: Triple, box: Box, values: NDArray[Any]) -> None:
+        """Store the part of a box that lies in one shard."""
+        corner = triple(i * unit for i, unit in zip(index, self.unit, strict=True))
+        part = values[(..., *Box.of_shape(self.unit).shift(corner).intersect(box).relative_to(box.start).slices())]
+        part = part.reshape((*part.shape[: bool(self._channels)], *part.shape[-self._rank :]))
+        array, file = self.array, self.file(index)
+        document = encode_shard(part.astype(array.dtype, copy=False), array.shards or (), array.chunks, array.fill_value)
+        if document is None:
+            file.unlink(missing_ok=True)
+            return
+        make_folders(file.parent, self._zarr)
+        commit(file, document, self._permit)
 
     def has(self, index: Triple) -> bool:
         """Whether a shard exists; a file that is shorter than its own index does not count."""

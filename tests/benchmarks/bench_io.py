@@ -1,0 +1,247 @@
+"""How close a run comes to a plain parallel copy where the network costs next to nothing.
+
+    python tests/benchmarks/bench_io.py [ROUNDS] [FOLDER]
+
+A volume of 256 x 1024 x 1024 voxels in Zarr's usual codecs: real EM of a fly that is put beside itself, where
+`EMSEG_DATA` names a folder that has it, else blobs with noise. In each round, turn by turn, with one process and with
+two, each with as many threads as a worker has:
+
+*copy, raw* each thread reads the voxels of a shard and writes them: zarr-python alone, no fsync, shards, chunks and codecs
+as a run's labels have them;
+*copy* the same with a threshold in between, so that what is written is the labels of a run;
+*emseg* a run whose predictor only compares a voxel with the mean (`thresholding.py`), from the first block that is handed
+out to the end of the last, of a network that sees no neighbours, and *solid* of a 3-D U-Net, which reads a context.
+
+All but the raw copy write the same bytes, or the script ends. Workers have started and have done it once before any clock
+runs. *Of copy* is the median of the ratios within each round. Then CPU seconds by stage, of runs in this process, block
+after block: so all that a stage has other threads do is counted with it. A *network* there has one layer, two 3 x 3
+convolutions with 2 or 4 channels, which are computed.
+
+ROUNDS is 5 by default. FOLDER, by default a temporary one, needs 1 GB; it is removed at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time
+from typing import Any
+
+import dask
+import numpy as np
+import tifffile
+import torch
+import zarr
+from distributed import Client
+from numpy.typing import NDArray
+
+import emseg.outcome
+from emseg.box import Box
+from emseg.grid.cost import BLOCKS_IN_FLIGHT
+from emseg.grid.plan import Plan
+from emseg.model import backend
+from emseg.model.file import save_model
+from emseg.model.unet import UNet
+from emseg.normalise import survey
+from emseg.outcome import Seconds
+from emseg.specs.model import ModelSpec
+from emseg.store.arrays import create_array
+from emseg.store.volume import open_volume
+from emseg_workflows.clusters.local import local_cluster
+from emseg_workflows.events import BlockEnded, Event, WorkerJoined
+from emseg_workflows.flows.segment import plan_run, segment
+
+SHAPE = (256, 1024, 1024)
+CHUNK = (64, 64, 64)
+REAL = Path("flyem-fib25", "train-raw.tif")
+THRESHOLDING = Path(__file__).with_name("thresholding.py")
+MODELS = {
+    "emseg": ModelSpec.unet(width=1, depth=0, kernel=(1, 1, 1)),
+    "emseg, solid": ModelSpec.unet(width=1, depth=2, kernel=(3, 3, 3)),
+}
+"""Stood in for by a threshold: these decide what a block reads."""
+NETWORKS = {f"network of {width}": ModelSpec.unet(width=width, depth=0) for width in (2, 4)}
+"""Computed."""
+SIZES = (1, 2)
+"""Processes."""
+
+
+@dataclass
+class Clock:
+    """An observer of a run: from the first worker's joining to its last block's end, and what its blocks say."""
+
+    began: float | None = None
+    ended: float = 0.0
+    spent: Counter[str] | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an event."""
+        match event:
+            case WorkerJoined() if self.began is None:
+                self.began, self.spent = perf_counter(), Counter()
+            case BlockEnded(outcome) if self.spent is not None:
+                self.ended = perf_counter()
+                self.spent.update(asdict(outcome.seconds))
+
+    @property
+    def seconds(self) -> float:
+        """Of the clock."""
+        return self.ended - (self.began or 0.0)
+
+
+def main(rounds: int, folder: Path) -> None:
+    """Print the tables."""
+    volume = folder / "volume.zarr"
+    array = zarr.create_array(volume, shape=SHAPE, chunks=CHUNK, dtype="uint8", dimension_names="zyx")
+    array[...] = voxels()
+    for name, spec in {**MODELS, **NETWORKS}.items():
+        torch.manual_seed(0)
+        save_model(folder / f"{name}.safetensors", UNet(spec), {})
+    stored = sum(file.stat().st_size for file in volume.rglob("*"))
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}, {array.size / stored:.2f} voxels in a stored byte")
+    times: dict[tuple[str, int], list[float]] = defaultdict(list)
+    with ExitStack() as held:
+        ways: dict[tuple[str, int], Callable[[], float]] = {}
+        for workers in SIZES:
+            pool = held.enter_context(ProcessPoolExecutor(workers, get_context("spawn")))
+            with dask.config.set({"distributed.worker.preload": [str(THRESHOLDING)]}):
+                client = held.enter_context(local_cluster(workers, BLOCKS_IN_FLIGHT))
+            for name, raw in (("copy, raw", True), ("copy", False)):
+                ways[name, workers] = partial(copy, folder, pool, workers, raw)
+            for name in MODELS:
+                ways[name, workers] = partial(run, folder, client, name)
+        for turn in range(rounds + 1):
+            for case, way in ways.items():
+                seconds = way()
+                if turn:  # the first one warms up
+                    times[case].append(seconds)
+    tell(times, array.size)
+    print(f"\nCPU seconds\n{'':<16}" + "".join(f"{stage:>10}" for stage in (*asdict(Seconds()), "together")))
+    for name in (*MODELS, *NETWORKS):
+        spent = cpu_by_stage(folder, name)
+        print(f"{name:<16}" + "".join(f"{seconds:>10.2f}" for seconds in (*spent.values(), sum(spent.values()))), flush=True)
+
+
+def voxels() -> NDArray[np.uint8]:
+    """What is segmented, ``(z, y, x)``."""
+    real = Path(os.environ.get("EMSEG_DATA", "."), REAL)
+    if real.exists():
+        piece = tifffile.imread(real)
+        piece = np.concatenate([piece, piece[::-1]])
+        for axis in (1, 2):
+            piece = np.concatenate([piece, np.flip(piece, axis)], axis)
+        repeats = [-(-length // part) for length, part in zip(SHAPE, piece.shape, strict=True)]
+        return np.ascontiguousarray(np.tile(piece, repeats)[tuple(map(slice, SHAPE))])
+    rng = np.random.default_rng(0)
+    z, y, x = (np.sin(np.arange(length) / 9) for length in SHAPE)
+    waves = 40 * (z[:, None, None] + y[:, None] + x).astype(np.float32)
+    return np.clip(128 + waves + rng.normal(0, 12, SHAPE).astype(np.float32), 0, 255).astype(np.uint8)
+
+
+def tell(times: dict[tuple[str, int], list[float]], count: int) -> None:
+    """The table: medians, and the medians of the ratios within each round."""
+    print(f"{'':<16}{'processes':>10}{'seconds':>10}{'Mvoxel/s':>10}{'of copy':>10}")
+    for (name, workers), seconds in times.items():
+        of_copy = median(c / s for c, s in zip(times["copy", workers], seconds, strict=True))
+        print(
+            f"{name:<16}{workers:>10}{median(seconds):>10.2f}{count / median(seconds) / 1e6:>10.1f}{of_copy:>10.2f}", flush=True
+        )
+
+
+def copy(folder: Path, pool: ProcessPoolExecutor, workers: int, raw: bool) -> float:
+    """Seconds that a copy takes."""
+    plan, target = plan_of(folder), folder / "copy.zarr"
+    shapes = {"shape": SHAPE, "shard": plan.unit, "chunk": plan.chunk}
+    create_array(target, "", **shapes, dtype="uint8", fill_value=255, axes=("z", "y", "x"))  # type: ignore[arg-type]
+    mean = survey(open_volume(folder / "volume.zarr"), "volume")[0].mean[0]
+    part = partial(copy_part, folder / "volume.zarr", target, None if raw else int(np.float32(mean)))
+    boxes = [block.write for block in plan]
+    began = perf_counter()
+    list(pool.map(part, [boxes[i::workers] for i in range(workers)]))
+    seconds = perf_counter() - began
+    if not raw:
+        check_bytes(target, "copy")
+    shutil.rmtree(target)
+    return seconds
+
+
+def copy_part(source: Path, target: Path, threshold: int | None, boxes: list[Box]) -> None:
+    """Copy these boxes, in one process."""
+    values, labels = zarr.open_array(source, mode="r"), zarr.open_array(target, mode="r+")
+
+    def copy_box(box: Box) -> None:
+        read = np.asarray(values[box.slices()])
+        labels[box.slices()] = read if threshold is None else (read > threshold).view(np.uint8)
+
+    with ThreadPoolExecutor(BLOCKS_IN_FLIGHT) as threads:
+        list(threads.map(copy_box, boxes))
+
+
+def run(folder: Path, client: Client, name: str) -> float:
+    """Seconds that a run takes."""
+    with ran(folder, name, client=client) as clock:
+        return clock.seconds
+
+
+def cpu_by_stage(folder: Path, name: str) -> dict[str, float]:
+    """CPU seconds of all threads of this process by stage."""
+    real_clock, real_predictor = emseg.outcome.perf_counter, backend.open_predictor
+    emseg.outcome.perf_counter = process_time
+    try:
+        if name in MODELS:
+            from thresholding import open_threshold  # noqa: PLC0415
+
+            backend.open_predictor = open_threshold  # type: ignore[assignment]
+        with ran(folder, name, workers=0) as clock:
+            return dict(clock.spent or {})
+    finally:
+        emseg.outcome.perf_counter, backend.open_predictor = real_clock, real_predictor
+
+
+@contextmanager
+def ran(folder: Path, name: str, **where: Any) -> Iterator[Clock]:
+    """The clock of a run that has ended, and whose output is still there."""
+    place, clock = folder / "out.zarr", Clock()
+    asked = {"model": folder / f"{name}.safetensors", "precision": "float32"}
+    report = segment(folder / "volume.zarr", place, on_event=clock, **asked, **where)
+    assert report.exit_code == 0, report.failures
+    if name in MODELS:
+        check_bytes(place / "labels" / "classes" / "0", name)
+    yield clock
+    shutil.rmtree(place)
+
+
+@lru_cache
+def plan_of(folder: Path) -> Plan:
+    """The plan of the run that a copy is compared with."""
+    return plan_run(folder / "volume.zarr", model=folder / "emseg.safetensors").plan
+
+
+_digests: dict[str, str] = {}
+
+
+def check_bytes(labels: Path, name: str) -> None:
+    """End the script where the labels are not those of all others."""
+    digest = hashlib.sha256(np.asarray(zarr.open_array(labels, mode="r")[...]).tobytes()).hexdigest()
+    assert digest == _digests.setdefault("labels", digest), f"{name} wrote other labels"
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[2] if len(sys.argv) > 2 else tempfile.mkdtemp(prefix="emseg-io-"))
+    place.mkdir(exist_ok=True)
+    try:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 5, place)
+    finally:
+        shutil.rmtree(place)
