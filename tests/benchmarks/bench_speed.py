@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from emseg.box import Box
 from emseg.grid.cost import BLOCKS_IN_FLIGHT
+from emseg.grid.stitch import classify
 from emseg.model.backend import low_precisions, open_predictor
 from emseg.model.file import load_model, save_model
 from emseg.model.unet import UNet
@@ -151,8 +152,7 @@ def mirrored(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def bare(predictor: Predictor, values: NDArray[np.float32]) -> Labels:
     """Whole slices."""
-    slices = [predictor.predict(one[None, None])[0, :, 0, :SIDE, :SIDE].argmax(axis=0) for one in mirrored(values)]
-    return np.stack(slices).astype(np.uint8)
+    return np.concatenate([classify(predictor.predict(one[None, None])[0, :, :, :SIDE, :SIDE]) for one in mirrored(values)])
 
 
 def monai(predictor: Predictor, values: NDArray[np.float32]) -> Labels:
@@ -181,7 +181,7 @@ def overlapped(predictor: Predictor, values: NDArray[np.float32]) -> Labels:
         more = [(0, wanted - length) for wanted, length in zip(size, block.shape, strict=True)]
         logits = predictor.predict(np.pad(block, more, mode="reflect")[None])[0]
         kept = tuple(slice(0, length - 2 * c) for length, c in zip(block.shape, SPEC.context, strict=True))
-        return logits[(slice(None), *kept)].argmax(axis=0).astype(np.uint8)
+        return classify(logits[(slice(None), *kept)])
 
     source = da.from_array(values, chunks=(1, BLOCK, BLOCK))
     depth = dict(enumerate(SPEC.context))
