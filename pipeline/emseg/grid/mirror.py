@@ -51,9 +51,21 @@ class Reflection:
     def fill(self, values: NDArray[Scalar]) -> NDArray[Scalar]:
         """The box ``(z, y, x)``, filled from the voxels ``(z, y, x)`` of `source`."""
         for axis, positions in enumerate(self.gather):
-            if len(positions) != values.shape[axis] or np.any(np.diff(positions) != 1):
-                values = np.take(values, positions, axis=axis)
+            values = _gathered(values, positions, axis)
         return values
+
+
+def _gathered(values: NDArray[Scalar], positions: NDArray[np.int64], axis: int) -> NDArray[Scalar]:
+    """What is at these positions of an axis; where all of it lies in a row among them, only the rest is picked one by one."""
+    length = values.shape[axis]
+    if len(positions) == length and (np.diff(positions) == 1).all():
+        return values
+    for first in np.flatnonzero(positions[: len(positions) - length + 1] == 0):
+        if (np.diff(positions[first : first + length]) == 1).all():
+            ends = positions[:first], positions[first + length :]
+            low, high = (np.take(values, end, axis=axis) for end in ends)
+            return np.concatenate((low, values, high), axis=axis)
+    return np.take(values, positions, axis=axis)
 
 
 def reflect(box: Box, shape: Triple) -> Reflection:
