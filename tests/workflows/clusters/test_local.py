@@ -210,11 +210,6 @@ def test_who_sits_elsewhere_is_told_of_the_tunnel(monkeypatch: pytest.MonkeyPatc
             assert local.far_away()
 
 
-def test_the_allocator_of_workers_is_left_alone(client: Client) -> None:
-    """Dask would have glibc ask the system for each array anew."""
-    assert set(client.run(lambda: os.environ.get("MALLOC_TRIM_THRESHOLD_")).values()) == {None}
-
-
 def test_workers_share_the_memory(client: Client) -> None:
     """And one that takes more than its share is started anew."""
     for about in client.scheduler_info()["workers"].values():

@@ -154,19 +154,11 @@ def running_cluster(address: str, tls: tuple[Path, Path, Path] | None = None) ->
 
 
 class SturdyNanny(Nanny):
-    """A nanny that survives the death of a worker that is just starting, and leaves the allocator of its worker alone.
+    """A nanny that survives the death of a worker that is just starting.
 
     distributed's has one place for its worker's process, in which a start waits for word from that process. If it dies
     first, and the next one is started in the same place, the two starts take each other's messages, and one waits for ever.
-
-    It also has memory given back to the system at once, with a setting by which glibc then asks for each larger array anew;
-    a network in torch takes up to a quarter longer so, as its activations come and go.
     """
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        for environment in (self.pre_spawn_env, self.env):
-            environment.pop("MALLOC_TRIM_THRESHOLD_", None)
 
     async def instantiate(self) -> Status:
         if self.process is not None and self.process.status in (Status.stopped, Status.failed):
