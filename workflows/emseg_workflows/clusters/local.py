@@ -45,7 +45,7 @@ GIVE_UP = 20.0
 
 def default_workers(threads: int) -> int:
     """Worker processes that keep each core this process may use busy, with this many threads per predictor."""
-    return max(1, int(CPU_COUNT) // threads)
+    return max(1, int(CPU_COUNT) // max(1, threads))
 
 
 def memory_share(threads: int) -> int:
