@@ -40,6 +40,9 @@ fuzz: .venv/test
 # Measurements: they take minutes and judge nothing.
 bench: .venv/test
 	$(BIN)/python tests/benchmarks/bench_speed.py
+	$(BIN)/python tests/benchmarks/bench_speed.py 8 3 bfloat16
+	$(BIN)/python tests/benchmarks/bench_paper.py
+	$(BIN)/python tests/benchmarks/bench_tiles.py
 	$(BIN)/python tests/benchmarks/bench_scaling.py
 	$(BIN)/python tests/benchmarks/bench_memory.py
 	$(BIN)/python tests/benchmarks/bench_resume.py

@@ -1,6 +1,6 @@
 """How close a run comes to the bare network, beside what users run today: the same weights and the same precision.
 
-    python tests/benchmarks/bench_speed.py [SLICES] [ROUNDS] [PRECISION]
+    python tests/benchmarks/bench_speed.py [SLICES] [ROUNDS] [PRECISION] [PICTURE.svg]
 
 A volume of SLICES x 1152 x 1152 voxels, three steps of MONAI's windows, and the 2-D network of width 16 and depth 4 with
 weights that are drawn. In each round, turn by turn, with one thread for the network:
@@ -14,7 +14,8 @@ window, and an importance map that is 1 where they are valid, with each;
 
 All give the same labels, or the script ends; but nobody looks near the faces, where Dask mirrors otherwise. Start-up is
 left out: models are loaded, and each has predicted before.
-SLICES is 8 by default, ROUNDS 3, PRECISION float32. Needs MONAI: ``pip install 'emseg[bench]'``.
+SLICES is 8 by default, ROUNDS 3, PRECISION float32; the picture, of the speeds, is drawn if it is named. Needs MONAI:
+``pip install 'emseg[bench]'``.
 """
 
 from __future__ import annotations
@@ -64,8 +65,11 @@ drawn weights give many."""
 Labels = NDArray[np.uint8]
 
 
-def main(slices: int, rounds: int, precision: Precision) -> None:
-    """Print the table."""
+def main(slices: int, rounds: int, precision: Precision, picture: Path | None) -> None:
+    """Print the table, and draw it."""
+    if precision not in ("float32", *low_precisions("cpu")):
+        print(f"this CPU does not compute fast in {precision}")
+        return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -101,6 +105,8 @@ def main(slices: int, rounds: int, precision: Precision) -> None:
                     if turn:  # the first one warms up
                         seconds[way].append(took)
     tell(seconds, values.size, precision)
+    if picture is not None:
+        picture.write_text(drawing({way: values.size / median(took) / 1e6 for way, took in seconds.items()}))
 
 
 def texture(slices: int) -> NDArray[np.uint8]:
@@ -123,6 +129,21 @@ def tell(seconds: dict[str, list[float]], voxels: int, precision: Precision) -> 
         ]
         columns = "".join(f"{ratio:>{width}.2f}" for ratio, width in zip(ratios, (9, 10, 15, 16), strict=True))
         print(f"{way:<18}{median(took):>9.2f}{voxels / median(took) / 1e6:>10.3f}{columns}")
+
+
+def drawing(speeds: dict[str, float]) -> str:
+    """A bar for each way, in megavoxels a second, as SVG."""
+    rows, most = [], max(speeds.values())
+    for number, (way, speed) in enumerate(sorted(speeds.items(), key=lambda item: item[1])):
+        y, length = 30 * number + 8, 420 * speed / most
+        colour = "#2b7bba" if way.startswith("emseg") else "#b8c4d0"
+        rows.append(f'<text x="150" y="{y + 16}" text-anchor="end">{way}</text>')
+        rows.append(f'<rect x="160" y="{y}" width="{length:.0f}" height="22" fill="{colour}"/>')
+        rows.append(f'<text x="{166 + length:.0f}" y="{y + 16}">{speed:.2f}</text>')
+    height = 30 * len(speeds) + 34
+    rows.append(f'<text x="160" y="{height - 8}" fill="#667">megavoxels a second, one thread</text>')
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="660" height="{height}" font-family="sans-serif" font-size="14">'
+    return "\n".join([head, f'<rect width="660" height="{height}" fill="white"/>', *rows, "</svg>", ""])
 
 
 def clocked(way: Callable[..., Labels], *arguments: object) -> tuple[Labels, float]:
@@ -195,4 +216,5 @@ def overlapped(predictor: Predictor, values: NDArray[np.float32]) -> Labels:
 if __name__ == "__main__":
     numbers = [int(word) for word in sys.argv[1:3]]
     slices, rounds = (*numbers, *(8, 3)[len(numbers) :])
-    main(slices, rounds, cast("Precision", sys.argv[3]) if len(sys.argv) > 3 else "float32")
+    precision = cast("Precision", sys.argv[3]) if len(sys.argv) > 3 else "float32"
+    main(slices, rounds, precision, Path(sys.argv[4]) if len(sys.argv) > 4 else None)
