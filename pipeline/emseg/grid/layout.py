@@ -21,9 +21,13 @@ from emseg.specs.model import ModelSpec
 from emseg.specs.volume import VolumeSpec
 
 BLOCKS_WANTED = 32
-"""Four blocks for each of eight workers."""
+"""Four blocks for each of eight workers, on a run that is over soon."""
 DEAREST = 2.0
 """More blocks are not bought with more than this many times the least arithmetic."""
+LONG = 2**39
+"""Arithmetic of a run that takes some time: there, how well blocks can be shared out is a matter of the price alone."""
+CREWS = range(1, 9)
+"""Numbers of workers that are to find as many blocks as they can share evenly."""
 UNIT_VOXELS = 2**23
 """Largest write unit, in voxels: 128 x 256 x 256. From a quarter of a gigavoxel on, blocks and memory stay the same."""
 CHUNK_VOXELS = 2**18
@@ -155,7 +159,7 @@ def layouts_of(
         cut = list(_cuts(model, region, tile, limits, largest))
     least = min(_flops(model, cuts) for cuts in cut)
     affordable = [cuts for cuts in cut if _flops(model, cuts) <= DEAREST * least]
-    wanted = min(BLOCKS_WANTED, max(_count(cuts) for cuts in affordable))
+    wanted = 1 if least > LONG else min(BLOCKS_WANTED, max(_count(cuts) for cuts in affordable))
     layouts = [_layout(volume, model, region, cuts) for cuts in affordable if _count(cuts) >= wanted]
     return sorted(layouts, key=lambda layout: layout.price)
 
@@ -238,8 +242,14 @@ def _layout(volume: VolumeSpec, model: ModelSpec, region: Box, cuts: tuple[Cut, 
     reading, flops, needed = reading_of(volume, region, model, unit, tile), _flops(model, cuts), model.activation_bytes(tile)
     price: float = flops + TILE_FLOPS * math.prod(cut.tiles for cut in cuts)
     price += FLOPS_PER_BYTE * volume.itemsize * (reading.voxels + reading.alone / ALONE)
+    price *= shared_out(_count(cuts))
     price *= 1 + MEMORY_PRICE * max(0.0, math.log2(needed / SMALL_TILE))
     return Layout(unit, tile, _count(cuts), flops, reading.voxels * volume.itemsize, needed, price)
+
+
+def shared_out(blocks: int) -> float:
+    """How much longer a run takes than its blocks would if they could be divided, in the mean over `CREWS`; at least 1."""
+    return sum(workers * -(-blocks // workers) for workers in CREWS) / (len(CREWS) * blocks)
 
 
 def _flops(model: ModelSpec, cuts: tuple[Cut, ...]) -> int:
