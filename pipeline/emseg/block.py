@@ -7,8 +7,8 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,8 @@ def _segment(bench: Bench, block: Block, watch: Stopwatch) -> None:
     if bench.recipe.probabilities:
         probabilities = Canvas(box, np.uint8, len(model.classes))
     predictor = InTurn(bench, watch)
-    with watch.phase("stitch"):
-        for target, label, stored in predictor.label(seen, plan.tiles(block)):
+    with watch.phase("stitch"), closing(predictor.label(seen, plan.tiles(block))) as found:  # whatever happens, the turn ends
+        for target, label, stored in found:
             labels.paste(target, label)
             if probabilities is not None and stored is not None:
                 probabilities.paste(target, stored)
@@ -101,7 +101,7 @@ class InTurn:
         with self._turn():
             return self._bench.predictor.predict(tiles)
 
-    def label(self, seen: Seen, tiles: Iterator[Tile]) -> Iterator[tuple[Box, NDArray[np.uint8], NDArray[np.uint8] | None]]:
+    def label(self, seen: Seen, tiles: Iterator[Tile]) -> Generator[tuple[Box, NDArray[np.uint8], NDArray[np.uint8] | None]]:
         """As `label_tiles`; a predictor that makes bytes itself is ahead of us by a tile, so its turn is the whole block."""
         batch, probabilities = self._bench.recipe.plan.batch, self._bench.recipe.probabilities
         if not isinstance(self._bench.predictor, Classifier):

@@ -234,6 +234,18 @@ def test_a_predictor_that_makes_the_bytes_itself(
         np.testing.assert_array_equal(outputs[0].probabilities, outputs[1].probabilities)
 
 
+def test_the_turn_ends_where_such_a_predictor_or_what_is_made_of_it_fails() -> None:
+    """Also in the middle of a block, or the next one would wait for ever."""
+    plan = plan_by_hand(PLAIN, (1, 16, 16), (1, 16, 16), PLAIN.tile_for((1, 8, 8)))
+    for fails in (Canvas.paste, MeanClassifier.predict):
+        bench = bench_of(ArrayVolume(noise((1, 16, 16))), MeanClassifier(PLAIN), plan)
+        with pytest.MonkeyPatch.context() as patch:
+            owner = Canvas if fails is Canvas.paste else MeanClassifier
+            patch.setattr(owner, fails.__name__, lambda *_: 1 / 0)
+            assert "ZeroDivisionError" in str(segment_block(bench, plan.block(0)).cause)
+        assert segment_block(bench, plan.block(0)).cause is None
+
+
 def test_what_such_a_predictor_cannot_label_fails_the_block() -> None:
     values = np.zeros((1, 16, 16), np.float32)
     plan = plan_by_hand(PLAIN, (1, 16, 16), (1, 16, 16), PLAIN.tile_for((1, 8, 8)))
