@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ import tifffile
 from distributed import Client
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
-from runs import emseg, emseg_process, save_volume
+from runs import emseg, emseg_process, save_volume, slowed
 
 from emseg_workflows.clusters.local import LOOPBACK
 
@@ -25,6 +24,8 @@ SAMPLE = Path(__file__).parents[2] / "examples" / "fib25-sample" / "raw.tif"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ALONE = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic", "--no-first-run")
 """A browser that asks nobody anything of its own accord."""
+PAUSE = 1.5
+"""Seconds that each prediction takes longer."""
 IN_FLIGHT = 8
 """Blocks that may be written while the page does not know yet."""
 
@@ -55,14 +56,14 @@ def page(browser: Browser) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A scheduler in a process of its own, which outlives runs, with one worker."""
+    """A scheduler in a process of its own, which outlives runs, with one worker that gives the browser time to look."""
     folder = tmp_path_factory.mktemp("scheduler")
     dask, place = (sys.executable, "-m", "dask"), ("--scheduler-file", str(folder / "scheduler.json"))
     commands = (
         (*dask, "scheduler", "--host", LOOPBACK, "--port", "0", "--dashboard-address", f"{LOOPBACK}:0", *place),
         (*dask, "worker", "--nthreads", "2", "--no-nanny", "--no-dashboard", "--death-timeout", "60", *place),
     )
-    processes = [subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, env=os.environ) for command in commands]
+    processes = [subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL, env=slowed(PAUSE)) for command in commands]
     try:
         with Client(scheduler_file=place[1], timeout="30s") as client:
             address = client.scheduler_info()["address"]
@@ -102,7 +103,7 @@ def colours(picture: Path) -> set[tuple[int, int, int]]:
 def test_a_run_is_watched(page: Page, address: str, tmp_path: Path) -> None:
     output = tmp_path / "out.zarr"
     volume = save_volume(tmp_path / "volume.zarr", tifffile.imread(SAMPLE)[:, :200, :200], (20, 64, 64))
-    with emseg_process("run", volume, "-o", output, "--scheduler", address) as run:
+    with emseg_process("run", volume, "-o", output, "--scheduler", address, "--precision", "float32") as run:
         try:
             watch(page, run, output, tmp_path)
         finally:

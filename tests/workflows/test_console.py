@@ -57,7 +57,8 @@ def test_a_run_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, started(3, *links), *blocks, RunEnded(tally.report(75.0)))
     lines = text.splitlines()
     assert lines[0] == "output     /data/[red]odd[/red].zarr"
-    assert f"{len(PLAN)} blocks of 1 x 8 x 16 voxels in tiles of 1 x 24 x 32, on 2 worker processes" in lines[1]
+    unit, tile = (" x ".join(map(str, shape)) for shape in (PLAN.unit, PLAN.tile))
+    assert f"{len(PLAN)} blocks of {unit} voxels in tiles of {tile}, on 2 worker processes" in lines[1]
     assert lines[2] == "resuming   3 blocks are already written"
     assert lines[3] == "dashboard  http://127.0.0.1:8787/status"
     assert lines[4] == "map        http://127.0.0.1:8787/emseg"

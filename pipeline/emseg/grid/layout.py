@@ -22,7 +22,7 @@ from emseg.specs.volume import VolumeSpec
 
 BLOCKS_WANTED = 32
 """Four blocks for each of eight workers, on a run that is over soon."""
-DEAREST = 2.0
+DEAREST = 3.0
 """More blocks are not bought with more than this many times the least arithmetic."""
 LONG = 2**39
 """Arithmetic of a run that takes some time: there, how well blocks can be shared out is a matter of the price alone."""
