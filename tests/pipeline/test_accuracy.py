@@ -35,10 +35,9 @@ class Threshold:
 @pytest.mark.parametrize("shape", [(3, 30, 41), (7, 300, 280)], ids=str)
 def test_it_counts_what_differs(shape: Triple) -> None:
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    region = Box((1, 2, 3), shape)
     volume = ArrayVolume(values)
-    found = accuracy_of(Threshold(0.1), Threshold(0.0), volume, AS_IS, region)
-    boxes = [values[box.slices()].ravel() for box in sample_boxes(POINTWISE, region)]
+    found = accuracy_of(Threshold(0.1), Threshold(0.0), volume, AS_IS)
+    boxes = [values[box.slices()].ravel() for box in sample_boxes(POINTWISE, volume.spec.box)]
     seen = np.concatenate(boxes)
     assert found.voxels == seen.size
     assert found.agreement == pytest.approx(1 - np.mean((seen > 0) & (seen <= np.float32(0.1))), abs=1e-12)
@@ -50,8 +49,27 @@ def test_it_counts_what_differs(shape: Triple) -> None:
 
 def test_nothing_differs_from_itself() -> None:
     volume = ArrayVolume(np.random.default_rng(0).normal(size=(4, 20, 20)).astype(np.float32))
-    found = accuracy_of(Threshold(0.3), Threshold(0.3), volume, AS_IS, volume.spec.box)
+    found = accuracy_of(Threshold(0.3), Threshold(0.3), volume, AS_IS)
     assert (found.agreement, found.largest_difference) == (1.0, 0.0)
+
+
+def test_a_box_that_cannot_be_read_does_not_count() -> None:
+    """It is the matter of its block, later; but if there is no other, nothing is known."""
+    values = np.random.default_rng(0).normal(size=(1, 300, 900)).astype(np.float32)
+    boxes = list(sample_boxes(POINTWISE, ArrayVolume(values).spec.box))
+    broken = ArrayVolume(values, broken=boxes[0])
+    found = accuracy_of(Threshold(0.0), Threshold(0.0), broken, AS_IS)
+    assert 0 < found.voxels < sum(box.voxels for box in boxes)
+    assert found.agreement == 1
+    nothing = accuracy_of(Threshold(0.0), Threshold(0.0), ArrayVolume(values, broken=broken.spec.box), AS_IS)
+    assert (nothing.agreement, nothing.largest_difference, nothing.voxels) == (0.0, 1.0, 0)
+
+
+def test_an_overflow_is_wrong_everywhere() -> None:
+    volume = ArrayVolume(np.zeros((4, 20, 20), np.float32))
+    found = accuracy_of(Threshold(np.inf), Threshold(0.3), volume, AS_IS)
+    assert (found.agreement, found.largest_difference) == (0.0, 1.0)
+    assert found.voxels > 0
 
 
 @given(model_specs(), st.data())

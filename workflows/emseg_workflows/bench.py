@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from emseg.accuracy import accuracy_of
 from emseg.block import Bench
-from emseg.box import Box, Triple
+from emseg.box import Triple
 from emseg.canary import speed_of
 from emseg.errors import ModelError, NumericsError
 from emseg.grid.reading import CACHE_BYTES
@@ -126,7 +126,6 @@ class Trial:
     volume: Path
     model: Path
     normalisation: Normalisation
-    region: Box
     tile: Triple
     """Shape (z, y, x) in voxels of the run's tiles."""
     threads: int
@@ -180,7 +179,7 @@ def try_out(trial: Trial) -> Choice:
         return choice(trial.precision)
     exact, volume = opened("float32"), open_volume(trial.volume)
     for precision in (trial.precision,) if trial.precision is not None else low_precisions(trial.device):
-        accuracy = accuracy_of(opened(precision), exact, volume, trial.normalisation, trial.region)
+        accuracy = accuracy_of(opened(precision), exact, volume, trial.normalisation)
         if trial.precision is not None or accuracy.agreement >= ENOUGH:
             return choice(precision, accuracy)
         refused.append((precision, accuracy))

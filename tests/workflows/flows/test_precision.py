@@ -9,6 +9,7 @@ import pytest
 from runs import CUBIC, PLANAR, bytes_of, save_random_model, save_volume, shards, texture
 
 from emseg.errors import DeviceError, OutputError
+from emseg.grid.cost import cost_of
 from emseg.model import backend
 from emseg.specs.numerics import Backend
 from emseg.store.output import open_output
@@ -83,6 +84,22 @@ def test_a_low_precision_that_is_good_enough(
     shards(tmp_path / "out")[0].unlink()
     with pytest.raises(OutputError, match=f'numerics.precision: "{LOW[0]}" / "float32"'):
         segment(folder / "volume.zarr", tmp_path / "out", precision="float32", workers=0, **settings)  # type: ignore[arg-type]
+
+
+@needs_low
+@pytest.mark.usefixtures("tried")
+def test_a_region_is_computed_as_the_whole_is(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the accuracy of the whole volume, and also where it is small itself."""
+    monkeypatch.setattr(bench, "ENOUGH", 0.9)
+    volume, model, region = folder / "volume.zarr", folder / "planar", "2:5,8:40,16:60"
+    segment(volume, tmp_path / "whole", model=model, workers=0)
+    whole = recipe_of(open_output(tmp_path / "whole"))
+    monkeypatch.setattr(flow, "TRIED", int(0.5 * cost_of(whole.plan, whole.volume, False).flops))
+    segment(volume, tmp_path / "part", model=model, region=region, workers=0)
+    part = recipe_of(open_output(tmp_path / "part"))
+    assert (part.numerics.precision, part.accuracy) == (LOW[0], whole.accuracy)
+    labels = [open_output(tmp_path / name).read_labels(part.plan.region) for name in ("whole", "part")]
+    np.testing.assert_array_equal(*labels)
 
 
 @needs_low

@@ -48,7 +48,10 @@ if TYPE_CHECKING:
     from distributed import Client
 
 TRIED = 2**37
-"""Floating-point operations of a run from which on a low precision is worth a trial: two seconds of one core in float32."""
+"""Floating-point operations of a run on the whole volume from which on a low precision is worth a trial: two seconds of a core.
+
+A region is computed as the whole is, so that it equals the crop of a whole run.
+"""
 LONGEST = 600.0
 """Seconds that a block may be expected to take."""
 
@@ -200,10 +203,10 @@ def segment(
             check_memory(cost, executor.memory, plan, executor.workers)
             if device == "cuda" or placement.cluster == "cuda":
                 check_gpus(executor.gpus(device), placement.most_per_gpu, cost, plan, device)
-            if precision is None and cost.flops < TRIED:
+            if precision is None and cost.flops * source.spec.box.voxels < TRIED * plan.region.voxels:
                 precision = "float32"
             backend, paths = backend or default_backend(device), (volume.absolute(), model_path.absolute())
-            trial = Trial(*paths, normalisation, plan.region, plan.tile, threads, device, backend, precision, begun is not None)
+            trial = Trial(*paths, normalisation, plan.tile, threads, device, backend, precision, begun is not None)
             choice = executor.try_out(trial)
             if not begun and (slower := _in_time(cost, choice, limits)) != limits:
                 notify(Noticed(f"a predictor does {choice.flops_per_second / 1e9:.1f} GFLOP/s here: blocks are made smaller"))
