@@ -118,8 +118,10 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 def shards(output: Path, array: str = "labels/classes/0") -> list[Path]:
-    """The file of each write unit of an array of an output."""
-    return sorted(path for path in (output / array / "c").rglob("*") if path.is_file())
+    """The file of each write unit of an array of an output, in the order of the plan's blocks."""
+    folder = output / array / "c"
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(files, key=lambda path: [int(part) if part.isdecimal() else -1 for part in path.relative_to(folder).parts])
 
 
 def slowed(pause: float) -> dict[str, str]:
