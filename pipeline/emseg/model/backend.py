@@ -6,10 +6,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from emseg.errors import DeviceError
+from emseg.model.device import Device, check_device
 from emseg.specs.numerics import Backend, Precision
 
 if TYPE_CHECKING:
-    from emseg.model.device import Device
     from emseg.model.file import ModelFile
     from emseg.model.openvino_predictor import OpenVinoPredictor
     from emseg.model.predictor import TorchPredictor
@@ -25,9 +25,15 @@ def low_precisions(device: Device) -> tuple[Precision, ...]:
 
     bfloat16 comes first: it holds any number that float32 does, while float16 overflows above 65504; on CPUs it is the only
     one, as OpenVINO would make an overflow in float16 a finite number in silence.
+
+    Raises
+    ------
+    DeviceError
+        If there is no such hardware.
     """
     import torch  # noqa: PLC0415  takes seconds
 
+    check_device(device)
     if device == "cuda":
         capability = torch.cuda.get_device_capability()
         return ("bfloat16", "float16") if capability >= (8, 0) else ("float16",) if capability >= (7, 0) else ()
@@ -47,10 +53,6 @@ def open_predictor(
     """
     if backend == "openvino" and device != "cpu":
         raise DeviceError(f"OpenVINO computes on CPUs, not on {device}: use --backend torch, or --device cpu")
-    if device == "cuda":
-        from emseg.model.device import check_device  # noqa: PLC0415
-
-        check_device(device)
     if precision != "float32" and precision not in (able := low_precisions(device)):
         raise DeviceError(
             f"predictors are to compute in {precision}, but the {'GPU' if device == 'cuda' else 'CPU'} here computes fast in "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from runs import CUBIC, PLANAR, bytes_of, save_random_model, save_volume, shards, texture
 
 from emseg.errors import DeviceError, OutputError
@@ -130,6 +131,13 @@ def test_a_precision_that_the_hardware_has_not(folder: Path, tmp_path: Path) -> 
     with pytest.raises(DeviceError, match="in float16, but the CPU here computes fast in float32"):
         segment(folder / "volume.zarr", tmp_path / "out", model=folder / "planar", precision="float16", workers=0)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_there_is_said_before_its_precisions_are_asked_for(folder: Path, tmp_path: Path) -> None:
+    segment(folder / "volume.zarr", tmp_path / "out", model=folder / "planar", workers=0)
+    with pytest.raises(DeviceError, match="are to compute on cuda, but torch .* here: install torch for CUDA"):
+        verify(tmp_path / "out", device="cuda")
 
 
 def test_an_output_in_a_low_precision_is_proved_on_hardware_without(
