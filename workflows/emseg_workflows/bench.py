@@ -169,21 +169,21 @@ def try_out(trial: Trial) -> Choice:
     def opened(precision: Precision) -> TorchPredictor | OpenVinoPredictor:
         return open_predictor(model, trial.backend, precision, trial.threads, trial.device)
 
-    def choice(precision: Precision, accuracy: Accuracy | None = None) -> Choice:
-        predictor = opened(precision)
+    def choice(predictor: TorchPredictor | OpenVinoPredictor, precision: Precision, accuracy: Accuracy | None = None) -> Choice:
         numerics = _numerics(model, predictor, trial.tile, trial.threads, precision, trial.device)
         return Choice(numerics, speed_of(predictor, trial.tile), accuracy, tuple(refused))
 
     refused: list[tuple[Precision, Accuracy]] = []
     if trial.precision == "float32" or (trial.precision is not None and trial.measured):
-        return choice(trial.precision)
+        return choice(opened(trial.precision), trial.precision)
     exact, volume = opened("float32"), open_volume(trial.volume)
     for precision in (trial.precision,) if trial.precision is not None else low_precisions(trial.device):
-        accuracy = accuracy_of(opened(precision), exact, volume, trial.normalisation)
+        fast = opened(precision)
+        accuracy = accuracy_of(fast, exact, volume, trial.normalisation)
         if trial.precision is not None or accuracy.agreement >= ENOUGH:
-            return choice(precision, accuracy)
+            return choice(fast, precision, accuracy)
         refused.append((precision, accuracy))
-    return choice("float32")
+    return choice(exact, "float32")
 
 
 _known: dict[tuple[str, type, Triple, int, Precision, Device], Numerics] = {}

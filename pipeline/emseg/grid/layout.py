@@ -119,8 +119,12 @@ def plan_volume(
         If the region is not inside the volume, or volume and network do not fit together.
     """
     region = region or volume.box
-    best = layouts_of(volume, model, region, tile, limits)[0]
-    return Plan(volume.shape, region, model, best.tile, 1, best.unit, _chunk(best.unit))
+    return plan_with(layouts_of(volume, model, region, tile, limits)[0], volume, model, region)
+
+
+def plan_with(layout: Layout, volume: VolumeSpec, model: ModelSpec, region: Box) -> Plan:
+    """The plan that cuts a region of a volume as one of its layouts says."""
+    return Plan(volume.shape, region, model, layout.tile, 1, layout.unit, _chunk(layout.unit))
 
 
 def layouts_of(

@@ -14,7 +14,7 @@ import numpy as np
 
 from emseg.box import Box, Triple
 from emseg.grid.cost import Cost, cost_of
-from emseg.grid.layout import BLOCK_FLOPS, Layout, Limits, layouts_of, plan_volume
+from emseg.grid.layout import BLOCK_FLOPS, Layout, Limits, layouts_of, plan_volume, plan_with
 from emseg.grid.order import strands_of
 from emseg.grid.plan import Plan
 from emseg.grid.symmetry import SYMMETRIES, check_symmetric
@@ -210,7 +210,7 @@ def segment(
             choice = executor.try_out(trial)
             if not begun and (slower := _in_time(cost, choice, limits)) != limits:
                 notify(Noticed(f"a predictor does {choice.flops_per_second / 1e9:.1f} GFLOP/s here: blocks are made smaller"))
-                plan = _plan(source.spec, spec, box, tile, begun, slower)
+                plan = plan_volume(source.spec, spec, box, tile, slower)
                 known = replace(trial, tile=plan.tile, precision=choice.numerics.precision, measured=True)
                 choice = replace(choice, numerics=executor.try_out(known).numerics)
             recipe = recipe_for(choice.numerics, begun.accuracy if begun else choice.accuracy)
@@ -256,13 +256,10 @@ def plan_run(
     spec, _ = read_header(resolve_model(model))
     if tta:
         check_symmetric(spec)
-    box = parse_region(region, source.spec) if isinstance(region, str) else region
+    box = (parse_region(region, source.spec) if isinstance(region, str) else region) or source.spec.box
     limits = _limits(placement, threads, device or placement.default_device, tta)
-    return Planned(
-        plan_volume(source.spec, spec, box, tile, limits),
-        source.spec,
-        layouts_of(source.spec, spec, box or source.spec.box, tile, limits),
-    )
+    layouts = layouts_of(source.spec, spec, box, tile, limits)
+    return Planned(plan_with(layouts[0], source.spec, spec, box), source.spec, layouts)
 
 
 def _run(job: Job, lease: Lease, executor: Executor, policy: Policy, stop: Stop, notify: Observer) -> Report:
