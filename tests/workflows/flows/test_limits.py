@@ -85,15 +85,16 @@ def test_a_worker_too_small_for_a_chunk_gets_none(tmp_path: Path, monkeypatch: p
     assert snapshot(tmp_path) == before
 
 
-def test_blocks_are_made_smaller_where_a_predictor_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tta", [False, True])
+def test_blocks_are_made_smaller_where_a_predictor_is_slow(tta: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that none runs longer than ten minutes; the plan is stored, and gone on with as it is."""
     volume, model = save_volume(tmp_path / "v.zarr", texture((7, 61, 63))), save_random_model(tmp_path / "m", PLANAR)
-    usual = segment(volume, tmp_path / "usual", model=model, workers=0)
+    usual = segment(volume, tmp_path / "usual", model=model, tta=tta, workers=0)
     plan = recipe_of(open_output(tmp_path / "usual")).plan
-    mean = cost_of(plan, open_volume(volume).spec, False).flops / len(plan)
+    mean = cost_of(plan, open_volume(volume).spec, False, tta).flops / len(plan)
     monkeypatch.setattr(bench, "speed_of", lambda predictor, tile: mean / 600 / 3)
     events: list[Event] = []
-    slow = segment(volume, tmp_path / "slow", model=model, workers=0, on_event=events.append)
+    slow = segment(volume, tmp_path / "slow", model=model, tta=tta, workers=0, on_event=events.append)
     assert slow.blocks > usual.blocks
     smaller = recipe_of(open_output(tmp_path / "slow")).plan
     assert math.prod(smaller.unit) < math.prod(plan.unit)
@@ -102,5 +103,5 @@ def test_blocks_are_made_smaller_where_a_predictor_is_slow(tmp_path: Path, monke
         assert (open_output(tmp_path / array).read_labels(plan.region) != NOT_COMPUTED).all()
     monkeypatch.undo()
     shards(tmp_path / "slow")[0].unlink()
-    again = segment(volume, tmp_path / "slow", model=model, workers=0)
+    again = segment(volume, tmp_path / "slow", model=model, tta=tta, workers=0)
     assert (again.blocks, again.done, again.exit_code) == (slow.blocks, 1, 0)

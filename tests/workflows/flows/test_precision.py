@@ -136,7 +136,7 @@ def test_a_precision_that_the_hardware_has_not(folder: Path, tmp_path: Path) -> 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_device_that_is_not_there_is_said_before_its_precisions_are_asked_for(folder: Path, tmp_path: Path) -> None:
     segment(folder / "volume.zarr", tmp_path / "out", model=folder / "planar", workers=0)
-    with pytest.raises(DeviceError, match="are to compute on cuda, but torch .* here: install torch for CUDA"):
+    with pytest.raises(DeviceError, match=r"are to compute on cuda, but torch .* here: install torch for CUDA"):
         verify(tmp_path / "out", device="cuda")
 
 

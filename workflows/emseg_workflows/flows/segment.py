@@ -320,7 +320,8 @@ def _in_time(cost: Cost, choice: Choice, limits: Limits) -> Limits:
     most = LONGEST * choice.flops_per_second
     if cost.flops <= most * cost.blocks:
         return limits
-    return replace(limits, block_flops=max(1, 2 ** math.floor(math.log2(most))))
+    alike = limits.block_flops / BLOCK_FLOPS  # a layout does not know how often tiles go through the network
+    return replace(limits, block_flops=max(1, 2 ** math.floor(math.log2(most * alike))))
 
 
 def _plan(
