@@ -40,7 +40,7 @@ fuzz: .venv/test
 # Measurements: they take minutes and judge nothing.
 bench: .venv/test
 	$(BIN)/python tests/benchmarks/bench_speed.py
-	$(BIN)/python tests/benchmarks/bench_speed.py 8 3 bfloat16
+	$(BIN)/python tests/benchmarks/bench_speed.py --precision bfloat16
 	$(BIN)/python tests/benchmarks/bench_paper.py
 	$(BIN)/python tests/benchmarks/bench_tiles.py
 	$(BIN)/python tests/benchmarks/bench_scaling.py

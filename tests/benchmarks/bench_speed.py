@@ -1,8 +1,8 @@
 """How close a run comes to the bare network, beside what users run today: the same weights and the same precision.
 
-    python tests/benchmarks/bench_speed.py [SLICES] [ROUNDS] [PRECISION] [PICTURE.svg]
+    python tests/benchmarks/bench_speed.py [--slices N] [--rounds N] [--precision P] [--ways WAY ...] [--picture FILE.svg]
 
-A volume of SLICES x 1152 x 1152 voxels, three steps of MONAI's windows, and the 2-D network of width 16 and depth 4 with
+A volume of N slices of 1152 x 1152 voxels, three steps of MONAI's windows, and the 2-D network of width 16 and depth 4 with
 weights that are drawn. In each round, turn by turn, with one thread for the network:
 
 *bare* the network alone on whole mirrored slices, read from memory, in torch (channels last) and in OpenVINO;
@@ -14,20 +14,20 @@ window, and an importance map that is 1 where they are valid, with each;
 
 All give the same labels, or the script ends; but nobody looks near the faces, where Dask mirrors otherwise. Start-up is
 left out: models are loaded, and each has predicted before.
-SLICES is 8 by default, ROUNDS 3, PRECISION float32; the picture, of the speeds, is drawn if it is named. Needs MONAI:
+Eight slices by default, three rounds, float32, all ways; the picture, of the speeds, is drawn if it is named. Needs MONAI:
 ``pip install 'emseg[bench]'``.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from collections.abc import Callable
+from argparse import ArgumentParser
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import cast, get_args
+from typing import get_args
 
 import dask
 import dask.array as da
@@ -63,9 +63,13 @@ AGREE: dict[Precision, float] = {"float32": 0.9999, "bfloat16": 0.99}
 drawn weights give many."""
 
 Labels = NDArray[np.uint8]
+WAYS = (
+    *("bare torch", "emseg torch", "MONAI torch", "map_overlap torch"),
+    *("bare OpenVINO", "emseg OpenVINO", "MONAI OpenVINO", "emseg default"),
+)
 
 
-def main(slices: int, rounds: int, precision: Precision, picture: Path | None) -> None:
+def main(slices: int, rounds: int, precision: Precision, chosen: Collection[str], picture: Path | None) -> None:
     """Print the table, and draw it."""
     if precision not in ("float32", *low_precisions("cpu")):
         print(f"this CPU does not compute fast in {precision}")
@@ -93,6 +97,7 @@ def main(slices: int, rounds: int, precision: Precision, picture: Path | None) -
                 "MONAI OpenVINO": partial(clocked, monai, faster, normalised),
                 "emseg default": partial(run, folder, client, None, None),
             }
+            ways = {way: take for way, take in ways.items() if way in chosen}
             seconds: dict[str, list[float]] = {way: [] for way in ways}
             for turn in range(rounds + 1):
                 truth = None
@@ -123,11 +128,10 @@ def tell(seconds: dict[str, list[float]], voxels: int, precision: Precision) -> 
     print(f"{'':<18}{'seconds':>9}{'Mvoxel/s':>10}{'of bare':>9}{'of MONAI':>10}{'of bare torch':>15}{'of MONAI torch':>16}")
     for way, took in seconds.items():
         library = "OpenVINO" if way.endswith("OpenVINO") else "torch"
-        ratios = [
-            median(other / one for other, one in zip(seconds[name], took, strict=True))
-            for name in (f"bare {library}", f"MONAI {library}", "bare torch", "MONAI torch")
-        ]
-        columns = "".join(f"{ratio:>{width}.2f}" for ratio, width in zip(ratios, (9, 10, 15, 16), strict=True))
+        columns = ""
+        for other, width in ((f"bare {library}", 9), (f"MONAI {library}", 10), ("bare torch", 15), ("MONAI torch", 16)):
+            ratios = [theirs / ours for theirs, ours in zip(seconds.get(other, ()), took, strict=False)]
+            columns += f"{f'{median(ratios):.2f}' if ratios else '':>{width}}"
         print(f"{way:<18}{median(took):>9.2f}{voxels / median(took) / 1e6:>10.3f}{columns}")
 
 
@@ -214,7 +218,11 @@ def overlapped(predictor: Predictor, values: NDArray[np.float32]) -> Labels:
 
 
 if __name__ == "__main__":
-    numbers = [int(word) for word in sys.argv[1:3]]
-    slices, rounds = (*numbers, *(8, 3)[len(numbers) :])
-    precision = cast("Precision", sys.argv[3]) if len(sys.argv) > 3 else "float32"
-    main(slices, rounds, precision, Path(sys.argv[4]) if len(sys.argv) > 4 else None)
+    parser = ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--slices", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--picture", type=Path)
+    asked = parser.parse_args()
+    main(asked.slices, asked.rounds, asked.precision, asked.ways, asked.picture)
