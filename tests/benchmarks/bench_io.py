@@ -61,7 +61,8 @@ from emseg.store.arrays import create_array
 from emseg.store.volume import open_volume
 from emseg_workflows.clusters.local import local_cluster
 from emseg_workflows.events import BlockEnded, Event, WorkerJoined
-from emseg_workflows.flows.segment import plan_run, segment
+from emseg_workflows.flows.plan import plan_run
+from emseg_workflows.flows.segment import segment
 
 SHAPE = (256, 1024, 1024)
 CHUNK = (64, 64, 64)

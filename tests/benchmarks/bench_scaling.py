@@ -56,6 +56,7 @@ from emseg_workflows.dispatch import Dispatch, Policy
 from emseg_workflows.events import BlockEnded, Event, RunStarted, WorkerJoined
 from emseg_workflows.flows import segment as flow
 from emseg_workflows.flows.outputs import prepare_output
+from emseg_workflows.flows.plan import plan_run
 from emseg_workflows.flows.record import RunRecord
 from emseg_workflows.pace import Pace
 from emseg_workflows.report import Tally
@@ -134,7 +135,7 @@ def measure_run(
     """A run with workers that are ready."""
     source, moments, began = Path(volume), Moments(), perf_counter()
     shape = triple(tile) if tile else None
-    plan = flow.plan_run(source, model=model, tile=shape, region=region).plan
+    plan = plan_run(source, model=model, tile=shape, region=region).plan
     with local_cluster(workers, BLOCKS_IN_FLIGHT) as client:
         as_it_is = Normalisation("volume", (0.0,), (1.0,))
         backend, file = default_backend("cpu"), resolve_model(model)

@@ -10,7 +10,7 @@ import pytest
 from emseg.grid.layout import SMALL_TILE, TILE_BYTES
 from emseg_workflows import launch
 from emseg_workflows.clusters import local
-from emseg_workflows.launch import MOST, MOST_ON_GPU, settled, tile_budget
+from emseg_workflows.launch import MOST, MOST_ON_GPU, tile_budget, with_shared_gpus
 from emseg_workflows.placement import Placement
 
 GIB = 2**30
@@ -64,7 +64,7 @@ def test_workers_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_cuda", lambda: SimpleNamespace(workers_fed=lambda gpus: 3))
     cuda = Placement(cluster="cuda")
     assert cuda.most_per_gpu == 1
-    assert settled(cuda).most_per_gpu == 3
+    assert with_shared_gpus(cuda).most_per_gpu == 3
     asked = replace(cuda, workers_per_gpu=2)
-    assert settled(asked) is asked
-    assert settled(Placement()).most_per_gpu == 1
+    assert with_shared_gpus(asked) is asked
+    assert with_shared_gpus(Placement()).most_per_gpu == 1

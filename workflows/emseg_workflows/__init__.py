@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emseg_workflows.flows.ingest import ingest as ingest
+    from emseg_workflows.flows.plan import plan_run as plan_run
     from emseg_workflows.flows.preview import preview as preview
     from emseg_workflows.flows.repair import check as check
     from emseg_workflows.flows.repair import repair as repair
-    from emseg_workflows.flows.segment import plan_run as plan_run
     from emseg_workflows.flows.segment import segment as segment
     from emseg_workflows.flows.status import status as status
     from emseg_workflows.flows.train import train as train
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _FLOWS = {
     "check": "repair",
     "ingest": "ingest",
-    "plan_run": "segment",
+    "plan_run": "plan",
     "preview": "preview",
     "repair": "repair",
     "segment": "segment",

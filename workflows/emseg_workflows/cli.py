@@ -152,7 +152,7 @@ def plan(
 ) -> None:
     """Say what a run on VOLUME would do and cost, and stop there."""
     from emseg.grid.cost import cost_of  # noqa: PLC0415
-    from emseg_workflows.flows.segment import plan_run  # noqa: PLC0415
+    from emseg_workflows.flows.plan import plan_run  # noqa: PLC0415
 
     planned = plan_run(volume, model=model, region=roi, tile=tile, tta=tta, device=device, threads=threads)
     made = planned.plan

@@ -83,7 +83,7 @@ class Launch:
         return Elastic(least, min(most, max(least, self.blocks, 1)))
 
 
-def settled(placement: Placement) -> Placement:
+def with_shared_gpus(placement: Placement) -> Placement:
     """A placement that says how many workers share a GPU of this machine: as many as its cores can feed, if nobody asked.
 
     Raises

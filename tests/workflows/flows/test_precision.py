@@ -16,7 +16,7 @@ from emseg.specs.numerics import Backend
 from emseg.store.output import open_output
 from emseg_workflows import bench
 from emseg_workflows.events import Event, Noticed
-from emseg_workflows.flows import segment as flow
+from emseg_workflows.flows import settle
 from emseg_workflows.flows.record import recipe_of
 from emseg_workflows.flows.segment import segment
 from emseg_workflows.flows.verify import TOLERANCE, verify
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small runs are worth a trial, too."""
-    monkeypatch.setattr(flow, "TRIED", 0)
+    monkeypatch.setattr(settle, "TRIED", 0)
 
 
 def told(events: list[Event]) -> list[str]:
@@ -95,7 +95,7 @@ def test_a_region_is_computed_as_the_whole_is(folder: Path, tmp_path: Path, monk
     volume, model, region = folder / "volume.zarr", folder / "planar", "2:5,8:40,16:60"
     segment(volume, tmp_path / "whole", model=model, workers=0)
     whole = recipe_of(open_output(tmp_path / "whole"))
-    monkeypatch.setattr(flow, "TRIED", int(0.5 * cost_of(whole.plan, whole.volume, False).flops))
+    monkeypatch.setattr(settle, "TRIED", int(0.5 * cost_of(whole.plan, whole.volume, False).flops))
     segment(volume, tmp_path / "part", model=model, region=region, workers=0)
     part = recipe_of(open_output(tmp_path / "part"))
     assert (part.numerics.precision, part.accuracy) == (LOW[0], whole.accuracy)

@@ -37,8 +37,9 @@ from emseg.specs.model import ModelSpec
 from emseg.store.output import open_output
 from emseg_workflows.clusters.local import local_cluster
 from emseg_workflows.events import BlockEnded, Event, Noticed, RunEnded, RunStarted, WorkerJoined
+from emseg_workflows.flows.plan import plan_run
 from emseg_workflows.flows.record import lines_of
-from emseg_workflows.flows.segment import plan_run, segment
+from emseg_workflows.flows.segment import segment
 
 SPECS = {"planar": PLANAR, "cubic": CUBIC}
 

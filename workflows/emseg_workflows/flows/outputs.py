@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from emseg.errors import OutputError
@@ -68,6 +70,40 @@ def prepare_output(place: Path, recipe: Recipe, card: dict[str, str], overwrite:
     if overwrite:
         renew_output(place, form)
     settle_output(place)
+
+
+class Claim:
+    """An output's place that a run is about to write to: leased if an output is there already, else once it has been made."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._lease = lease_output(place) if place.exists() else None
+
+    def held(self) -> AbstractContextManager[Lease]:
+        """The lease of the output, which is there by now; released at the end of the ``with``."""
+        lease, self._lease = self._lease or lease_output(self._place), None
+        return lease.held()
+
+    def withdraw(self) -> None:
+        """Undo the claim, if no run came of it."""
+        if self._lease is not None:
+            self._lease.withdraw()
+
+
+@contextmanager
+def claimed(place: Path) -> Iterator[Claim]:
+    """A claim to a place, which is withdrawn at the end of the ``with`` unless a run has held it.
+
+    Raises
+    ------
+    OutputError
+        If another run that lives has it.
+    """
+    claim = Claim(place)
+    try:
+        yield claim
+    finally:
+        claim.withdraw()
 
 
 def lease_output(place: Path) -> Lease:

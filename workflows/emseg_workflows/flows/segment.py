@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -13,32 +11,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emseg.box import Box, Triple
-from emseg.grid.cost import Cost, cost_of
-from emseg.grid.layout import BLOCK_FLOPS, Layout, Limits, layouts_of, plan_volume, plan_with
 from emseg.grid.order import strands_of
-from emseg.grid.plan import Plan
-from emseg.grid.symmetry import SYMMETRIES, check_symmetric
-from emseg.model.backend import default_backend
-from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
-from emseg.model.header import model_digest, read_header
-from emseg.normalise import Scope, survey
+from emseg.normalise import Scope
 from emseg.recipe import Recipe
-from emseg.specs.model import ModelSpec
-from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
-from emseg.specs.region import parse_region
-from emseg.specs.volume import VolumeSpec
+from emseg.specs.numerics import Backend, Precision
 from emseg.store.lease import Lease, Token
 from emseg.store.output import open_output
-from emseg.store.volume import open_volume
-from emseg_workflows.bench import Choice, Job, Trial
+from emseg_workflows.bench import Job
 from emseg_workflows.dispatch import Policy
 from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
 from emseg_workflows.flows.limits import check_chunks, check_gpus, check_memory, check_space
-from emseg_workflows.flows.outputs import begun_recipe, check_same, lease_output, prepare_output
+from emseg_workflows.flows.outputs import begun_recipe, check_same, claimed, prepare_output
 from emseg_workflows.flows.places import check_output_place, default_output
+from emseg_workflows.flows.plan import limits_of
 from emseg_workflows.flows.record import RunRecord
-from emseg_workflows.launch import Launch, open_executor, open_watch, settled, tile_budget
+from emseg_workflows.flows.settle import Draft, draft_run, settle
+from emseg_workflows.launch import Launch, open_executor, open_watch, with_shared_gpus
 from emseg_workflows.placement import ClusterKind, Executor, Placement
 from emseg_workflows.report import Report, Tally
 from emseg_workflows.site import Site
@@ -46,24 +35,6 @@ from emseg_workflows.stop import Stop, StoppedError
 
 if TYPE_CHECKING:
     from distributed import Client
-
-TRIED = 2**37
-"""Floating-point operations of a run on the whole volume from which on a low precision is worth a trial: two seconds of a core.
-
-A region is computed as the whole is, so that it equals the crop of a whole run.
-"""
-LONGEST = 600.0
-"""Seconds that a block may be expected to take."""
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """What a run would do."""
-
-    plan: Plan
-    volume: VolumeSpec
-    layouts: list[Layout]
-    """All that were considered, the cheapest first, which is that of the plan."""
 
 
 def segment(
@@ -166,100 +137,54 @@ def segment(
     """
     notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
     report = Path(performance_report) if performance_report is not None else None
-    placement = settled(Placement(workers, host, scheduler, client, cluster, gpus, workers_per_gpu, tls, site, report, adapt))
-    device = device or placement.default_device
-    volume, model_path = Path(volume), resolve_model(model)
-    source = open_volume(volume)
-    spec, card = read_header(model_path)
-    if tta:
-        check_symmetric(spec)
-    box = parse_region(region, source.spec) if isinstance(region, str) else region
+    placement = with_shared_gpus(
+        Placement(workers, host, scheduler, client, cluster, gpus, workers_per_gpu, tls, site, report, adapt)
+    )
+    device, volume = device or placement.default_device, Path(volume)
     place = Path(output) if output is not None else default_output(volume)
     check_output_place(place, volume)
     begun = begun_recipe(place, overwrite)
-    limits = _limits(placement, threads, device, tta)
-    plan = _plan(source.spec, spec, box, tile, begun, limits)
-    check_chunks(source.spec, volume)
-    cost = cost_of(plan, source.spec, probabilities, tta)
-    check_space(place, cost.output_bytes)
-    normalisation, volume_digest = survey(source, normalise)
-
-    def recipe_for(numerics: Numerics, accuracy: Accuracy | None) -> Recipe:
-        digest = model_digest(model_path)
-        settings = (numerics, probabilities, accuracy, tta)
-        return Recipe(source.spec, volume_digest, digest, normalisation, plan, *settings)
-
-    left = len(plan)
-    if begun:
+    draft = draft_run(
+        *(volume, model, region, tile, normalise),
+        probabilities=probabilities,
+        tta=tta,
+        threads=threads,
+        limits=limits_of(placement, threads, device, tta),
+        begun=begun,
+    )
+    check_space(place, draft.cost.output_bytes)
+    left = len(draft.plan)
+    if begun is not None:
         backend, precision = backend or begun.numerics.library, precision or begun.numerics.precision
-        check_same(place, begun, recipe_for(replace(begun.numerics, threads=threads, precision=precision), begun.accuracy))
+        check_same(place, begun, draft.recipe(replace(begun.numerics, threads=threads, precision=precision), begun.accuracy))
         left -= int(open_output(place).done_units().sum())
         if not left:
             return _nothing_left(place, begun, notify)
-    lease = lease_output(place) if place.exists() else None
-    try:
-        with open_executor(Launch(placement, left, threads, place.absolute(), notify), stop) as executor:
-            check_chunks(source.spec, volume, executor.memory)
-            check_memory(cost, executor.memory, plan, executor.workers)
-            if device == "cuda" or placement.cluster == "cuda":
-                check_gpus(executor.gpus(device), placement.most_per_gpu, cost, plan, device)
-            if precision is None and cost.flops * source.spec.box.voxels < TRIED * plan.region.voxels:
-                precision = "float32"
-            backend, paths = backend or default_backend(device), (volume.absolute(), model_path.absolute())
-            trial = Trial(*paths, normalisation, plan.tile, threads, device, backend, precision, begun is not None)
-            choice = executor.try_out(trial)
-            if not begun and (slower := _in_time(cost, choice, limits)) != limits:
-                notify(Noticed(f"a predictor does {choice.flops_per_second / 1e9:.1f} GFLOP/s here: blocks are made smaller"))
-                plan = plan_volume(source.spec, spec, box, tile, slower)
-                known = replace(trial, tile=plan.tile, precision=choice.numerics.precision, measured=True)
-                choice = replace(choice, numerics=executor.try_out(known).numerics)
-            recipe = recipe_for(choice.numerics, begun.accuracy if begun else choice.accuracy)
-            if begun:
-                if not mixed_hardware:
-                    check_same(place, begun, recipe)
-                recipe = begun
-            if stop.asked:
-                raise StoppedError(stop.number)
-            prepare_output(place, recipe, card, overwrite)
-            lease = lease or lease_output(place)
-            for message in (*_doubts(source.spec, spec, card), *_chosen(choice)):
-                notify(Noticed(message))
-            token = Token(open_output(place).records.absolute(), lease.run)
-            job = Job(recipe, *paths, place.absolute(), token, mixed_hardware, device, placement.most_per_gpu)
-            with lease.held():
-                taken, lease = lease, None
-                return _run(job, taken, executor, policy, stop, notify)
-    finally:
-        if lease is not None:
-            lease.withdraw()
+    with claimed(place) as claim, open_executor(Launch(placement, left, threads, place.absolute(), notify), stop) as executor:
+        _check_workers(draft, executor, placement, device)
+        settled = settle(draft, executor, device, backend, precision)
+        if begun is not None and not mixed_hardware:
+            check_same(place, begun, settled.recipe)
+        recipe = begun or settled.recipe
+        if stop.asked:
+            raise StoppedError(stop.number)
+        prepare_output(place, recipe, draft.card, overwrite)
+        for notice in settled.notices:
+            notify(Noticed(notice))
+        with claim.held() as lease:
+            job = Job(
+                *(recipe, volume.absolute(), draft.model_path.absolute(), place.absolute()),
+                *(Token(open_output(place).records.absolute(), lease.run), mixed_hardware, device, placement.most_per_gpu),
+            )
+            return _run(job, lease, executor, policy, stop, notify)
 
 
-def plan_run(
-    volume: str | Path,
-    *,
-    model: str | Path | None = None,
-    region: str | Box | None = None,
-    tile: Triple | None = None,
-    tta: bool = False,
-    threads: int = 1,
-    placement: Placement | None = None,
-    device: Device | None = None,
-) -> Planned:
-    """The plan of a run with these options, and what else was considered; nothing is written.
-
-    Raises
-    ------
-    InputError
-        As `segment`.
-    """
-    source, placement = open_volume(Path(volume)), placement or Placement()
-    spec, _ = read_header(resolve_model(model))
-    if tta:
-        check_symmetric(spec)
-    box = (parse_region(region, source.spec) if isinstance(region, str) else region) or source.spec.box
-    limits = _limits(placement, threads, device or placement.default_device, tta)
-    layouts = layouts_of(source.spec, spec, box, tile, limits)
-    return Planned(plan_with(layouts[0], source.spec, spec, box), source.spec, layouts)
+def _check_workers(draft: Draft, executor: Executor, placement: Placement, device: Device) -> None:
+    """Refuse a run that does not fit the memory of its workers or their GPUs."""
+    check_chunks(draft.volume, draft.path, executor.memory)
+    check_memory(draft.cost, executor.memory, draft.plan, executor.workers)
+    if device == "cuda" or placement.cluster == "cuda":
+        check_gpus(executor.gpus(device), placement.most_per_gpu, draft.cost, draft.plan, device)
 
 
 def _run(job: Job, lease: Lease, executor: Executor, policy: Policy, stop: Stop, notify: Observer) -> Report:
@@ -305,55 +230,6 @@ def _nothing_left(place: Path, recipe: Recipe, notify: Observer) -> Report:
     notify(RunStarted(place.absolute(), recipe.plan, len(recipe.plan), 0, None))
     notify(RunEnded(report))
     return report
-
-
-def _limits(placement: Placement, threads: int, device: Device, tta: bool) -> Limits:
-    """What bounds the layout of a run; with test-time augmentation a block takes as often as long."""
-    return Limits(tile_budget(placement, threads, device), BLOCK_FLOPS // (len(SYMMETRIES) if tta else 1))
-
-
-def _in_time(cost: Cost, choice: Choice, limits: Limits) -> Limits:
-    """Limits with which blocks end in time, if a predictor is so slow that they would not; else the same.
-
-    It is a power of two, so that it hardly ever depends on how fast the same hardware was this time.
-    """
-    most = LONGEST * choice.flops_per_second
-    if cost.flops <= most * cost.blocks:
-        return limits
-    alike = limits.block_flops / BLOCK_FLOPS  # a layout does not know how often tiles go through the network
-    return replace(limits, block_flops=max(1, 2 ** math.floor(math.log2(most * alike))))
-
-
-def _plan(
-    volume: VolumeSpec, model: ModelSpec, box: Box | None, tile: Triple | None, begun: Recipe | None, limits: Limits
-) -> Plan:
-    """The stored plan of a run that has begun, where it answers what is asked for; else a new one."""
-    if begun is not None:
-        plan = begun.plan
-        asked = (volume.shape, model, box or volume.box, tile or plan.tile)
-        if asked == (plan.shape, plan.model, plan.region, plan.tile):
-            return plan
-    return plan_volume(volume, model, box, tile, limits)
-
-
-def _doubts(volume: VolumeSpec, model: ModelSpec, card: dict[str, str]) -> Iterator[str]:
-    """What the user should know before a run that can still go on."""
-    if not model.planar and volume.shape[0] == 1:
-        yield "the model is three-dimensional, the volume has a single slice: mirroring repeats it along z"
-    trained = card.get("voxel_size", "")
-    here = " ".join(f"{scale:g}" for scale in volume.scale)
-    if trained and None in volume.units[-volume.rank :]:
-        yield f"the volume does not state its voxel size; the model was trained at {trained}"
-    elif trained and volume.rank == 3 and not trained.startswith(here):
-        yield f"the model was trained at {trained} voxels (z y x), the volume has {here} {volume.units[2]}: labels may be poor"
-
-
-def _chosen(choice: Choice) -> Iterator[str]:
-    """What was found out about precisions."""
-    for precision, accuracy in choice.refused:
-        yield f"{precision} would be faster, but {accuracy}: --precision {precision} takes it all the same"
-    if choice.accuracy is not None:
-        yield f"computing in {choice.numerics.precision}: {choice.accuracy}"
 
 
 def _ignore(event: Event) -> None:

@@ -17,7 +17,7 @@ from emseg.box import Triple
 from emseg.errors import InputError
 from emseg.grid.cost import cost_of
 from emseg_workflows.flows.places import check_output_place, default_output
-from emseg_workflows.flows.segment import plan_run
+from emseg_workflows.flows.plan import plan_run
 from emseg_workflows.placement import Placement
 from emseg_workflows.site import JOBS, Site, logs_of
 from emseg_workflows.slurm_job import ANSWER

@@ -1,0 +1,62 @@
+"""`emseg plan`: what a run would do, without doing it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from emseg.box import Box, Triple
+from emseg.grid.layout import BLOCK_FLOPS, Layout, Limits, layouts_of, plan_with
+from emseg.grid.plan import Plan
+from emseg.grid.symmetry import SYMMETRIES, check_symmetric
+from emseg.model.bundled import resolve_model
+from emseg.model.device import Device
+from emseg.model.header import read_header
+from emseg.specs.region import parse_region
+from emseg.specs.volume import VolumeSpec
+from emseg.store.volume import open_volume
+from emseg_workflows.launch import tile_budget
+from emseg_workflows.placement import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a run would do."""
+
+    plan: Plan
+    volume: VolumeSpec
+    layouts: list[Layout]
+    """All that were considered, the cheapest first, which is that of the plan."""
+
+
+def plan_run(
+    volume: str | Path,
+    *,
+    model: str | Path | None = None,
+    region: str | Box | None = None,
+    tile: Triple | None = None,
+    tta: bool = False,
+    threads: int = 1,
+    placement: Placement | None = None,
+    device: Device | None = None,
+) -> Planned:
+    """The plan of a run with these options, and what else was considered; nothing is written.
+
+    Raises
+    ------
+    InputError
+        As `segment`.
+    """
+    source, placement = open_volume(Path(volume)), placement or Placement()
+    spec, _ = read_header(resolve_model(model))
+    if tta:
+        check_symmetric(spec)
+    box = (parse_region(region, source.spec) if isinstance(region, str) else region) or source.spec.box
+    limits = limits_of(placement, threads, device or placement.default_device, tta)
+    layouts = layouts_of(source.spec, spec, box, tile, limits)
+    return Planned(plan_with(layouts[0], source.spec, spec, box), source.spec, layouts)
+
+
+def limits_of(placement: Placement, threads: int, device: Device, tta: bool) -> Limits:
+    """What bounds the layout of a run; with test-time augmentation a block takes as often as long."""
+    return Limits(tile_budget(placement, threads, device), BLOCK_FLOPS // (len(SYMMETRIES) if tta else 1))

@@ -1,0 +1,209 @@
+"""What a run computes, settled in two steps: a draft before any worker is there, the recipe once one has been tried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from emseg.box import Box, Triple
+from emseg.grid.cost import Cost, cost_of
+from emseg.grid.layout import BLOCK_FLOPS, Limits, plan_volume
+from emseg.grid.plan import Plan
+from emseg.grid.symmetry import check_symmetric
+from emseg.model.backend import default_backend
+from emseg.model.bundled import resolve_model
+from emseg.model.device import Device
+from emseg.model.header import model_digest, read_header
+from emseg.normalise import Normalisation, Scope, survey
+from emseg.recipe import Recipe
+from emseg.specs.model import ModelSpec
+from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
+from emseg.specs.region import parse_region
+from emseg.specs.volume import VolumeSpec
+from emseg.store.volume import open_volume
+from emseg_workflows.bench import Choice, Trial
+from emseg_workflows.flows.limits import check_chunks
+from emseg_workflows.placement import Executor
+
+TRIED = 2**37
+"""Floating-point operations of a run on the whole volume from which on a low precision is worth a trial: two seconds of a core.
+
+A region is computed as the whole is, so that it equals the crop of a whole run.
+"""
+LONGEST = 600.0
+"""Seconds that a block may be expected to take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A run as far as volume and model tell what it computes."""
+
+    path: Path
+    """Of the volume."""
+    volume: VolumeSpec
+    volume_digest: str
+    normalisation: Normalisation
+    model_path: Path
+    model: ModelSpec
+    model_digest: str
+    card: dict[str, str]
+    """Of the model."""
+    region: Box | None
+    tile: Triple | None
+    """What was asked for."""
+    limits: Limits
+    plan: Plan
+    probabilities: bool
+    tta: bool
+    threads: int
+    begun: Recipe | None
+    """Of the run that is gone on with."""
+
+    @property
+    def cost(self) -> Cost:
+        """What the plan takes."""
+        return cost_of(self.plan, self.volume, self.probabilities, self.tta)
+
+    def recipe(self, numerics: Numerics, accuracy: Accuracy | None) -> Recipe:
+        """What decides the output's bytes, if predictors compute so."""
+        settings = (self.plan, numerics, self.probabilities, accuracy, self.tta)
+        return Recipe(self.volume, self.volume_digest, self.model_digest, self.normalisation, *settings)
+
+
+def draft_run(
+    volume: Path,
+    model: str | Path | None,
+    region: str | Box | None,
+    tile: Triple | None,
+    normalise: Scope,
+    *,
+    probabilities: bool,
+    tta: bool,
+    threads: int,
+    limits: Limits,
+    begun: Recipe | None,
+) -> Draft:
+    """The draft of a run with these options, as for `segment`.
+
+    Raises
+    ------
+    InputError
+        If volume, model and options do not fit together.
+    """
+    model_path, source = resolve_model(model), open_volume(volume)
+    spec, card = read_header(model_path)
+    if tta:
+        check_symmetric(spec)
+    box = parse_region(region, source.spec) if isinstance(region, str) else region
+    plan = _plan(source.spec, spec, box, tile, begun, limits)
+    check_chunks(source.spec, volume)
+    normalisation, digest = survey(source, normalise)
+    return Draft(
+        path=volume,
+        volume=source.spec,
+        volume_digest=digest,
+        normalisation=normalisation,
+        model_path=model_path,
+        model=spec,
+        model_digest=model_digest(model_path),
+        card=card,
+        region=box,
+        tile=tile,
+        limits=limits,
+        plan=plan,
+        probabilities=probabilities,
+        tta=tta,
+        threads=threads,
+        begun=begun,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a run computes, or would compute if it had not begun in another way."""
+
+    recipe: Recipe
+    notices: tuple[str, ...]
+    """What the user should know about it."""
+
+
+def settle(draft: Draft, executor: Executor, device: Device, backend: Backend | None, precision: Precision | None) -> Settled:
+    """The recipe of a run, once a worker has tried how predictors compute there.
+
+    Where a run is gone on with, it is the recipe of what these workers would compute, to be compared.
+
+    Raises
+    ------
+    DeviceError
+        If the device or the precision is not to be had.
+    """
+    begun, cost = draft.begun, draft.cost
+    if precision is None and cost.flops * draft.volume.box.voxels < TRIED * draft.plan.region.voxels:
+        precision = "float32"
+    trial = Trial(
+        volume=draft.path.absolute(),
+        model=draft.model_path.absolute(),
+        normalisation=draft.normalisation,
+        tile=draft.plan.tile,
+        threads=draft.threads,
+        device=device,
+        backend=backend or default_backend(device),
+        precision=precision,
+        measured=begun is not None,
+    )
+    choice = executor.try_out(trial)
+    notices: list[str] = []
+    if begun is None and (slower := _in_time(cost, choice, draft.limits)) != draft.limits:
+        notices.append(f"a predictor does {choice.flops_per_second / 1e9:.1f} GFLOP/s here: blocks are made smaller")
+        draft = replace(draft, plan=plan_volume(draft.volume, draft.model, draft.region, draft.tile, slower))
+        known = replace(trial, tile=draft.plan.tile, precision=choice.numerics.precision, measured=True)
+        choice = replace(choice, numerics=executor.try_out(known).numerics)
+    recipe = draft.recipe(choice.numerics, begun.accuracy if begun else choice.accuracy)
+    return Settled(recipe, (*notices, *_doubts(draft), *_chosen(choice)))
+
+
+def _plan(
+    volume: VolumeSpec, model: ModelSpec, box: Box | None, tile: Triple | None, begun: Recipe | None, limits: Limits
+) -> Plan:
+    """The stored plan of a run that has begun, where it answers what is asked for; else a new one."""
+    if begun is not None:
+        plan = begun.plan
+        asked = (volume.shape, model, box or volume.box, tile or plan.tile)
+        if asked == (plan.shape, plan.model, plan.region, plan.tile):
+            return plan
+    return plan_volume(volume, model, box, tile, limits)
+
+
+def _in_time(cost: Cost, choice: Choice, limits: Limits) -> Limits:
+    """Limits with which blocks end in time, if a predictor is so slow that they would not; else the same.
+
+    It is a power of two, so that it hardly ever depends on how fast the same hardware was this time.
+    """
+    most = LONGEST * choice.flops_per_second
+    if cost.flops <= most * cost.blocks:
+        return limits
+    alike = limits.block_flops / BLOCK_FLOPS  # a layout does not know how often tiles go through the network
+    return replace(limits, block_flops=max(1, 2 ** math.floor(math.log2(most * alike))))
+
+
+def _doubts(draft: Draft) -> Iterator[str]:
+    """What the user should know before a run that can still go on."""
+    volume = draft.volume
+    if not draft.model.planar and volume.shape[0] == 1:
+        yield "the model is three-dimensional, the volume has a single slice: mirroring repeats it along z"
+    trained = draft.card.get("voxel_size", "")
+    here = " ".join(f"{scale:g}" for scale in volume.scale)
+    if trained and None in volume.units[-volume.rank :]:
+        yield f"the volume does not state its voxel size; the model was trained at {trained}"
+    elif trained and volume.rank == 3 and not trained.startswith(here):
+        yield f"the model was trained at {trained} voxels (z y x), the volume has {here} {volume.units[2]}: labels may be poor"
+
+
+def _chosen(choice: Choice) -> Iterator[str]:
+    """What was found out about precisions."""
+    for precision, accuracy in choice.refused:
+        yield f"{precision} would be faster, but {accuracy}: --precision {precision} takes it all the same"
+    if choice.accuracy is not None:
+        yield f"computing in {choice.numerics.precision}: {choice.accuracy}"
