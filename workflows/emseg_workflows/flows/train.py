@@ -21,8 +21,8 @@ from emseg.store.tiff import open_tiff
 from emseg.store.volume import open_volume
 from emseg.training.fit import Sample, fit
 from emseg.training.spec import Progress
-from emseg.training.truth import MEMBRANE, membrane_truth
 from emseg.training.validate import predict
+from emseg.truth import MEMBRANE, membrane_truth
 from emseg_workflows.config import DataConfig, Slices, TrainConfig, data_path, load_train_config
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from emseg.training.truth import IGNORE, INSIDE, MEMBRANE, membrane_truth
+from emseg.truth import IGNORE, INSIDE, MEMBRANE, membrane_truth
 
 
 def slow(ids: NDArray[np.uint16], planar: bool) -> NDArray[np.uint8]:
