@@ -42,6 +42,9 @@ def bent(proposal: NDArray[np.bool_], truth: NDArray[np.bool_], known: NDArray[n
     pixels of one turn are no neighbours, so that each is simple still when the others are flipped. Another order may leave
     a few pixels more or less: the least is hard to find, and Jain et al. descend as well.
 
+    Only pixels that differ are flipped, so a border is followed to where it touches the proposal's or overlaps it, and a thin
+    one that was drawn two pixels away is not.
+
     Parameters
     ----------
     proposal, truth

@@ -31,8 +31,8 @@ def test_the_width_of_borders_costs_next_to_nothing(truth: np.ndarray, width: in
     plain = scores(overlap(components(~wide), components(~truth)))
     found = border_scores(wide, components(~truth))
     assert plain.rand < 0.9
-    assert found.rand > 0.97
-    assert found.info > 0.97
+    assert found.rand > 0.95
+    assert found.info > 0.95
 
 
 def test_blots_and_ends_of_lines_cost_nothing(truth: np.ndarray) -> None:

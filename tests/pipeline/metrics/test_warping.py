@@ -77,8 +77,10 @@ def test_by_hand(height: int, width: int) -> None:
     truth[:, 9] = False
     known = np.ones_like(truth)
     moved = np.ones_like(truth)
-    moved[:, 12:15] = False
-    assert warp(moved, truth, known).error == 0, "a wider border elsewhere"
+    moved[:, 10:13] = False
+    assert warp(moved, truth, known).error == 0, "a wider border beside it"
+    moved = np.roll(truth, 2, axis=1)
+    assert warp(moved, truth, known).error > 0, "only pixels that differ are flipped, so nothing leads there"
     holed = truth.copy()
     holed[4:7, 9] = True
     assert warp(holed, truth, known) == Warped(1, 0, truth.size), "one pixel is enough to keep two segments apart"
