@@ -1,4 +1,4 @@
-"""Membrane truth out of instance ids, NumPy only.
+"""Truth as classes, out of what annotators store: instance ids, or values that stand for classes; NumPy only.
 
 Dense ids have no label for membrane: neighbouring bodies touch. Membrane is where they do::
 
@@ -9,10 +9,13 @@ so that a membrane is two voxels wide, one on each side of the face.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from emseg.errors import InputError
 
 INSIDE, MEMBRANE, IGNORE = 0, 1, 255
 CLASSES = ("inside", "membrane")
@@ -47,6 +50,80 @@ def membrane_truth(ids: NDArray[Any], *, planar: bool = False) -> NDArray[np.uin
             side[border] = MEMBRANE
     truth[ids == 0] = IGNORE
     return truth
+
+
+def check_meaning(meaning: Mapping[str, tuple[int, ...]], classes: tuple[str, ...], ignore: tuple[int, ...] = ()) -> None:
+    """Refuse values that stand for no class, or for two.
+
+    Raises
+    ------
+    InputError
+        If a name is none of the classes, or a value was given twice.
+    """
+    for name in meaning:
+        if name not in classes:
+            raise InputError(f"there is no class {name!r}: the classes are {', '.join(classes)}")
+    owners: dict[int, str] = dict.fromkeys(ignore, "what is ignored")
+    for name, values in meaning.items():
+        for value in values:
+            if value in owners:
+                raise InputError(f"the value {value} stands for {owners[value]} and for {name}: leave out one of them")
+            owners[value] = name
+
+
+def class_truth(
+    values: NDArray[Any], meaning: Mapping[str, tuple[int, ...]], classes: tuple[str, ...], ignore: tuple[int, ...] = ()
+) -> NDArray[np.uint8]:
+    """Class of each voxel, ``(z, y, x) uint8``: its place in `classes`, or 255 ignore.
+
+    Parameters
+    ----------
+    values
+        What the annotators stored, ``(z, y, x)`` of any integer type.
+    meaning
+        The values that stand for each class, by its name. A class may be left out.
+    classes
+        Names of the classes in the order of their values.
+    ignore
+        Values of voxels that do not count.
+
+    Raises
+    ------
+    InputError
+        If a voxel has a value that stands for nothing, a name is none of the classes, or a value was given twice.
+
+    Examples
+    --------
+    >>> class_truth(np.array([[[0, 255, 7]]]), {"membrane": (0,), "inside": (255,)}, ("inside", "membrane"), (7,)).tolist()
+    [[[1, 0, 255]]]
+    """
+    check_meaning(meaning, classes, ignore)
+    truth = np.full(values.shape, IGNORE, np.uint8)
+    known = np.isin(values, ignore)
+    for label, name in enumerate(classes):
+        members = np.isin(values, meaning.get(name, ()))
+        truth[members] = label
+        known |= members
+    if not known.all():
+        odd = values[~known]
+        value = int(odd.flat[0])
+        raise InputError(
+            f"{np.count_nonzero(odd == value)} voxels of the truth have the value {value}, which stands for none of "
+            f"{', '.join(classes)}: say for which, or that it is to be ignored"
+        )
+    return truth
+
+
+def empty_classes(truth: NDArray[np.uint8], classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the classes that no voxel ``uint8`` of the truth belongs to.
+
+    Examples
+    --------
+    >>> empty_classes(np.array([[[0, 0, 255]]], np.uint8), ("inside", "membrane"))
+    ('membrane',)
+    """
+    voxels = np.bincount(truth.ravel(), minlength=IGNORE + 1)
+    return tuple(name for label, name in enumerate(classes) if not voxels[label])
 
 
 def _neighbours(array: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]]:

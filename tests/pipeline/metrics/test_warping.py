@@ -83,10 +83,10 @@ def test_by_hand(height: int, width: int) -> None:
     assert warp(moved, truth, known).error > 0, "only pixels that differ are flipped, so nothing leads there"
     holed = truth.copy()
     holed[4:7, 9] = True
-    assert warp(holed, truth, known) == Warped(1, 0, truth.size), "one pixel is enough to keep two segments apart"
+    assert warp(holed, truth, known) == Warped(3, 0, truth.size), "each pixel of a straight line keeps two segments apart"
     split = truth.copy()
     split[:, 20] = False
-    assert warp(split, truth, known) == Warped(0, 1, truth.size), "one pixel joins the halves"
+    assert warp(split, truth, known) == Warped(0, 1, truth.size), "lines grow from both sides, and one pixel would split"
     lost = np.ones_like(truth)
     assert warp(lost, truth, known) == Warped(height, 0, truth.size), "a straight line has no simple pixel"
     extra = truth.copy()
