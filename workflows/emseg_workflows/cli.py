@@ -528,7 +528,7 @@ def verify(
 @click.option("--ignore", type=int, multiple=True, metavar="VALUE", help="A value of the truth that does not count.")
 @click.option("--class", "border", metavar="NAME", help="The class that parts segments; by default membrane or boundary.")
 @click.option("--threshold", type=float, default=0.5, show_default=True, help="From which probability on a voxel is border.")
-@click.option("--slices", type=Span(), help="Slices of OUTPUT, counted from 0; the truth has these alone, or all of them.")
+@click.option("--slices", type=Span(), help="Slices of OUTPUT, counted from 0; the truth may have these alone.")
 @click.option("--seams", "with_seams", is_flag=True, help="Look for seams at the faces of blocks and tiles; needs no truth.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all that was found, as JSON.")
 def evaluate(

@@ -3,7 +3,7 @@
 For each plane between two neighbouring slices along an axis, the share of voxels whose label changes across it is taken, and
 the mean jump of the probabilities. Where blocks were computed apart and put side by side, planes at their faces stand out::
 
-    share      . . . | . . . | . . .        | a face of a block: every `period` planes
+    share      . . . | . . . | . . .        | a face of a block
     of changes 3 4 3 9 4 3 3 8 4 3 4        faces 8.5, others 3.4: ratio 2.5
 
 That finds what is wrong everywhere along a face, not a single wrong tile; `emseg verify` proves more, and takes longer.
@@ -87,8 +87,13 @@ class Excess:
         return self.z >= SUSPECT and self.at_faces - self.elsewhere >= LEAST_EXCESS * self.elsewhere
 
 
-def excess(sums: NDArray[np.float64] | NDArray[np.int64], pairs: NDArray[np.int64], first: int, period: int) -> Excess | None:
-    """How far every `period`-th plane stands out; None if there is no face, or fewer than three other planes.
+def excess(
+    sums: NDArray[np.float64] | NDArray[np.int64],
+    pairs: NDArray[np.int64],
+    faces: NDArray[np.bool_],
+    others: NDArray[np.bool_],
+) -> Excess | None:
+    """How far some planes stand out from others; None if there are none, or fewer than three others.
 
     Parameters
     ----------
@@ -96,35 +101,23 @@ def excess(sums: NDArray[np.float64] | NDArray[np.int64], pairs: NDArray[np.int6
         What was summed over the pairs across each plane, ``(plane,)``.
     pairs
         Pairs across each plane, ``(plane,) int64``; planes without any are left out.
-    first
-        Number of the first plane at a face; from 0.
-    period
-        Distance of faces, in voxels.
+    faces
+        Which planes are faces, ``(plane,) bool``.
+    others
+        Which planes they are compared with, ``(plane,) bool``.
 
     Examples
     --------
-    >>> found = excess(np.array([3, 4, 3, 9, 4, 3, 3, 8, 4, 3, 4]), np.full(11, 100), first=3, period=4)
+    >>> faces = np.arange(1, 12) % 4 == 0
+    >>> found = excess(np.array([3, 4, 3, 9, 4, 3, 3, 8, 4, 3, 4]), np.full(11, 100), faces, ~faces)
     >>> found.faces, round(found.ratio, 2), found.suspect
     (2, 2.47, True)
     """
-    planes = np.flatnonzero(pairs)
-    values = sums[planes] / pairs[planes]
-    face = (planes - first) % period == 0
-    at, off = values[face], values[~face]
+    shares = sums / np.maximum(pairs, 1)
+    at, off = shares[faces & (pairs > 0)], shares[others & (pairs > 0)]
     if not len(at) or len(off) < 3:
         return None
     spread = float(off.std(ddof=1)) * np.sqrt(1 / len(at) + 1 / len(off))
     difference = float(at.mean() - off.mean())
     z = difference / spread if spread else (float("inf") if difference > 0 else 0.0)
     return Excess(len(at), len(off), float(at.mean()), float(off.mean()), float(z))
-
-
-def first_face(start: int, origin: int, period: int) -> int:
-    """Number of the first plane at a face, where slice 0 has coordinate `start` and faces lie at `origin` plus multiples.
-
-    Examples
-    --------
-    >>> first_face(start=0, origin=0, period=4), first_face(start=2, origin=0, period=4)
-    (3, 1)
-    """
-    return (origin - start - 1) % period

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from emseg.metrics.seams import Excess, Planes, excess, first_face
+from emseg.metrics.seams import Excess, Planes, excess
 
 BLOCK = 16
 SHAPE = (48, 64, 80)
@@ -27,10 +27,16 @@ def patchwork(shift: float) -> NDArray[np.float64]:
     return values + np.repeat(steps, BLOCK)
 
 
+def faces(planes: int) -> NDArray[np.bool_]:
+    """Which planes are faces of blocks."""
+    return np.arange(1, planes + 1) % BLOCK == 0
+
+
 def found(values: NDArray[np.float64], axis: int) -> Excess:
     planes = Planes(values.shape[axis])
     planes.add(0, axis, (values > 0).astype(np.uint8), None)
-    result = excess(planes.changes, planes.pairs, first_face(0, 0, BLOCK), BLOCK)
+    at = faces(values.shape[axis] - 1)
+    result = excess(planes.changes, planes.pairs, at, ~at)
     assert result is not None
     return result
 
@@ -55,7 +61,8 @@ def test_probabilities_show_fainter_seams() -> None:
     member = np.rint(254 / (1 + np.exp(-values / values.std()))).astype(np.uint8)
     planes = Planes(SHAPE[2])
     planes.add(0, 2, (values > 0).astype(np.uint8), np.stack([254 - member, member]))
-    labels, jumps = (excess(sums, planes.pairs, BLOCK - 1, BLOCK) for sums in (planes.changes, planes.jumps))
+    at = faces(SHAPE[2] - 1)
+    labels, jumps = (excess(sums, planes.pairs, at, ~at) for sums in (planes.changes, planes.jumps))
     assert labels is not None
     assert jumps is not None
     assert jumps.suspect
@@ -82,22 +89,15 @@ def test_sums_against_a_loop_piece_by_piece(data: st.DataObject) -> None:
         assert planes.jumps[plane] == pytest.approx(jump)
 
 
-@given(st.integers(0, 20), st.integers(-20, 20), st.integers(1, 9))
-@settings(max_examples=100, deadline=None)
-def test_first_face_against_a_search(start: int, origin: int, period: int) -> None:
-    plane = first_face(start, origin, period)
-    assert plane == next(i for i in range(99) if (start + i + 1 - origin) % period == 0)
-
-
 def test_nothing_to_tell() -> None:
-    pairs = np.full(10, 100)
-    assert excess(np.ones(10), pairs, 3, 20) is not None
-    assert excess(np.ones(10), pairs, 11, 20) is None, "no face"
-    assert excess(np.ones(10), pairs, 0, 1) is None, "nothing but faces"
-    assert excess(np.ones(10), np.zeros(10, np.int64), 3, 4) is None, "no voxels"
-    even = excess(np.zeros(10), pairs, 3, 4)
+    pairs, at, none = np.full(10, 100), np.arange(10) == 3, np.zeros(10, bool)
+    assert excess(np.ones(10), pairs, at, ~at) is not None
+    assert excess(np.ones(10), pairs, none, ~none) is None, "no face"
+    assert excess(np.ones(10), pairs, at, np.arange(10) < 2) is None, "too few others"
+    assert excess(np.ones(10), np.zeros(10, np.int64), at, ~at) is None, "no voxels"
+    even = excess(np.zeros(10), pairs, at, ~at)
     assert even is not None
     assert (even.ratio, even.z, even.suspect) == (1.0, 0.0, False)
-    only = excess(np.eye(10)[3] * 50, pairs, 3, 20)
+    only = excess(at * 50, pairs, at, ~at)
     assert only is not None
     assert (only.ratio, only.z, only.suspect) == (np.inf, np.inf, True)

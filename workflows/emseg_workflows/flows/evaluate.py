@@ -29,6 +29,7 @@ from emseg.store.ledger import Output
 from emseg.store.output import is_output, open_output
 from emseg.store.source import SliceSource, open_slices
 from emseg.truth import CLASSES, IGNORE, check_meaning, class_truth, membrane_truth
+from emseg_workflows.flows.record import recipe_of
 
 BORDERS = ("membrane", "boundary")
 """Names of a class that parts segments, the first that an output has."""
@@ -73,7 +74,7 @@ class Evaluation:
     truth: str
     classes: tuple[str, ...]
     slices: tuple[int, int]
-    """First and last slice but one of the output that were scored."""
+    """First slice of the output that was scored, and the one after the last."""
     border: str | None
     """The class that parts segments; None if there is no such class."""
     threshold: float | None
@@ -219,7 +220,8 @@ def evaluate(
     output
         What a run has written; or a TIFF stack or Zarr volume that has the values of the truth.
     truth
-        A TIFF stack or Zarr volume of class values or instance ids.
+        A TIFF stack or Zarr volume of class values or instance ids, for the output or for the whole volume that was
+        segmented.
     labels
         The values of the truth that stand for each class, by the class's name.
     ids
@@ -233,7 +235,7 @@ def evaluate(
     threshold
         From which probability on a voxel is border.
     slices
-        First and last slice but one of the output, counted from 0; the truth has these alone, or all of the output's.
+        First slice of the output, counted from 0, and the one after the last; the truth may have these alone.
 
     Raises
     ------
@@ -330,7 +332,8 @@ class _Stored:
         return self._output.read_labels(self._box(start, stop))
 
     def probability(self, label: int, start: int, stop: int) -> NDArray[np.uint8]:
-        return self._output.read_probabilities(self._box(start, stop))[label]
+        stored: NDArray[np.uint8] = self._output.read_probabilities(self._box(start, stop))[label]
+        return stored
 
     def _box(self, start: int, stop: int) -> Box:
         return Box((start, 0, 0), (stop, *self.shape[1:])).shift(self._output.region.start)
@@ -385,18 +388,26 @@ class _Truth:
         self._source = source
         self._planar = planar
         self._ignore = ignore
+        self._part = Box.of_shape(source.shape)
+
+    def crop(self, part: Box) -> None:
+        """Count slices, rows and columns from the start of a part, and leave out what lies beyond it."""
+        self._part = part
+        self.shape = part.shape
 
     def classes(self, start: int, stop: int, names: tuple[str, ...]) -> NDArray[np.uint8]:
         """Class ``(z, y, x) uint8`` of each voxel of some slices, by its place among the names; 255 ignore."""
+        start, stop = start + self._part.start[0], stop + self._part.start[0]
+        plane = self._part.slices()[1:]
         if not self.ids:
-            return class_truth(self._read(start, stop), self.meaning, names, self._ignore)
-        before, after = max(0, start - 1), min(self.shape[0], stop + 1)  # the neighbours in z
+            return class_truth(self._read(start, stop)[:, *plane], self.meaning, names, self._ignore)
+        before, after = max(0, start - 1), min(self._source.shape[0], stop + 1)  # the neighbours in z
         values = self._read(before, after)
         values[np.isin(values, self._ignore)] = 0
         made = membrane_truth(values, planar=self._planar)[start - before : stop - before]
         places = np.full(IGNORE + 1, IGNORE, np.uint8)
         places[: len(CLASSES)] = [names.index(name) for name in CLASSES]
-        return places[made]
+        return places[made[:, *plane]]
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         return _whole_numbers(self._source.read(start, stop), self.path)
@@ -424,6 +435,8 @@ def _prediction(path: Path, truth: _Truth, stack: ExitStack) -> _Prediction:
             f"ids become {' and '.join(CLASSES)}, but the classes of {path} are {', '.join(output.classes)}: give a truth of "
             "classes, with --labels"
         )
+    if truth.shape != output.region.shape and truth.shape == recipe_of(output).volume.shape:
+        truth.crop(output.region)
     return _Stored(output)
 
 
@@ -437,9 +450,8 @@ def check_complete(output: Output) -> None:
     """
     done = output.done_units()
     if not done.all():
-        raise OutputError(
-            f"{np.count_nonzero(~done)} of {done.size} blocks of {output.path} are not computed: finish it with `emseg run` first"
-        )
+        left = f"{np.count_nonzero(~done)} of {done.size} blocks of {output.path}"
+        raise OutputError(f"{left} are not computed: finish it with `emseg run` first")
 
 
 def _border(classes: tuple[str, ...], asked: str | None) -> str | None:
@@ -449,7 +461,7 @@ def _border(classes: tuple[str, ...], asked: str | None) -> str | None:
 
 
 def _range(made: _Prediction, known: _Truth, slices: tuple[int, int] | None) -> tuple[int, int, int]:
-    """First and last slice but one of the output, and which of them is the truth's slice 0."""
+    """First slice of the output and the one after the last, and which of the output's is slice 0 of the truth."""
     depth, *plane = made.shape
     first, stop = slices or (0, depth)
     if not 0 <= first < stop <= depth:

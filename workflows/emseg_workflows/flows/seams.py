@@ -8,8 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from emseg.box import AXES, Box, Triple, triple
-from emseg.metrics.seams import Excess, Planes, excess, first_face
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.box import AXES, Box, triple
+from emseg.grid.plan import Plan
+from emseg.grid.tiles import tiles_of
+from emseg.metrics.seams import Excess, Planes, excess
 from emseg.store.ledger import Output
 from emseg.store.output import open_output
 from emseg_workflows.flows.evaluate import check_complete
@@ -25,8 +30,6 @@ class Trace:
     axis: str
     what: str
     """What was compared: ``labels`` or ``probabilities``."""
-    period: int
-    """Distance of the faces, in voxels."""
     excess: Excess
 
     def __str__(self) -> str:
@@ -89,15 +92,29 @@ def seams(output: str | Path) -> Seams:
     for box in _units(stored):
         _add(sums, stored, box)
     whats = ("labels", "probabilities") if stored.keeps_probabilities else ("labels",)
-    step = recipe.plan.model.step(recipe.plan.tile)
     traces = []
-    for name, periods, origin in (("blocks", stored.unit, stored.region.start), ("tiles", step, (0, 0, 0))):
-        for (axis, planes), what in itertools.product(enumerate(sums), whats):
-            first = first_face(stored.region.start[axis], origin[axis], periods[axis])
+    for axis, planes in enumerate(sums):
+        blocks, tiles = _faces(recipe.plan, axis)
+        for (faces, at), what in itertools.product((("blocks", blocks), ("tiles", tiles)), whats):
             values = planes.changes if what == "labels" else planes.jumps
-            if found := excess(values, planes.pairs, first, periods[axis]):
-                traces.append(Trace(name, AXES[axis], what, periods[axis], found))
+            if found := excess(values, planes.pairs, at, ~(blocks | tiles)):
+                traces.append(Trace(faces, AXES[axis], what, found))
     return Seams(str(output), tuple(traces))
+
+
+def _faces(plan: Plan, axis: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which planes along an axis are faces of blocks, and which are faces of tiles within blocks; each ``(plane,) bool``."""
+    first, length = plan.region.start[axis], plan.region.shape[axis]
+    blocks, tiles = np.zeros((2, length), bool)
+    for start in range(0, length, plan.unit[axis]):
+        row = [1, 1, 1]  # one voxel wide, so that its tiles are one after the other
+        row[axis] = min(plan.unit[axis], length - start)
+        shift = list(plan.region.start)
+        shift[axis] += start
+        for tile in tiles_of(Box.of_shape(triple(row)).shift(triple(shift)), plan.tile, plan.model):
+            tiles[tile.target.start[axis] - first] = True
+        blocks[start] = True
+    return blocks[1:], (tiles & ~blocks)[1:]
 
 
 def _units(output: Output) -> Iterator[Box]:
@@ -109,8 +126,10 @@ def _units(output: Output) -> Iterator[Box]:
 
 def _add(sums: list[Planes], output: Output, box: Box) -> None:
     """Count the planes inside a write unit, and those between it and the next one along each axis."""
+    part = Box(box.start, triple(stop + 1 for stop in box.stop)).intersect(output.region)
+    labels = output.read_labels(part)
+    probabilities = output.read_probabilities(part) if output.keeps_probabilities else None
     for axis, planes in enumerate(sums):
-        stop: Triple = triple(end + (place == axis) for place, end in enumerate(box.stop))
-        part = Box(box.start, stop).intersect(output.region)
-        probabilities = output.read_probabilities(part) if output.keeps_probabilities else None
-        planes.add(box.start[axis] - output.region.start[axis], axis, output.read_labels(part), probabilities)
+        own = tuple(slice(None if place == axis else length) for place, length in enumerate(box.shape))
+        first = box.start[axis] - output.region.start[axis]
+        planes.add(first, axis, labels[own], None if probabilities is None else probabilities[:, *own])
