@@ -108,8 +108,8 @@ def class_truth(
         odd = values[~known]
         value = int(odd.flat[0])
         raise InputError(
-            f"{np.count_nonzero(odd == value)} voxels of the truth have the value {value}, which stands for none of "
-            f"{', '.join(classes)}: say for which, or that it is to be ignored"
+            f"{np.count_nonzero(odd == value)} voxels have the value {value}, which stands for none of "
+            f"{', '.join(classes)}: say for which it does, or that it is to be ignored"
         )
     return truth
 

@@ -70,7 +70,7 @@ def test_classes_against_a_loop(values: NDArray[np.uint16]) -> None:
 @pytest.mark.parametrize(
     ("meaning", "ignore", "message"),
     [
-        ({"membrane": (0,)}, (), "^2 voxels of the truth have the value 7, which stands for none of membrane, mito"),
+        ({"membrane": (0,)}, (), "^2 voxels have the value 7, which stands for none of membrane, mito"),
         ({"membrane": (0,), "glia": (7,)}, (), "no class 'glia': the classes are membrane, mitochondrion, inside"),
         ({"membrane": (0, 7), "inside": (7,)}, (), "value 7 stands for membrane and for inside"),
         ({"membrane": (0, 7)}, (7,), "value 7 stands for what is ignored and for membrane"),

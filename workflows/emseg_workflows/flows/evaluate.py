@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,7 +104,7 @@ class Evaluation:
                 {"z": one.z, **asdict(one.segments), "warping_error": one.warped.error, **asdict(one.warped)}
                 for one in self.found
             ],
-            "sweep": asdict(self.sweep) if self.sweep else None,
+            "sweep": {name: list(values) for name, values in asdict(self.sweep).items()} if self.sweep else None,
             "best": self._best(),
             "probabilities": self._probabilities(),
         }
@@ -353,12 +353,9 @@ class _Plain:
         self._truth = truth
 
     def labels(self, start: int, stop: int) -> NDArray[np.uint8]:
-        values = _whole_numbers(self._source.read(start, stop), self.path)
         meaning = {name: (label,) for label, name in enumerate(CLASSES)} if self._truth.ids else self._truth.meaning
-        try:
-            return class_truth(values, meaning, self.classes)
-        except InputError as error:
-            raise InputError(f"{self.path}: {str(error).replace('of the truth ', '')}") from error
+        with _where(self.path, start, stop):
+            return class_truth(_whole_numbers(self._source.read(start, stop)), meaning, self.classes)
 
     def probability(self, label: int, start: int, stop: int) -> NDArray[np.uint8]:
         raise NotImplementedError
@@ -400,27 +397,37 @@ class _Truth:
         start, stop = start + self._part.start[0], stop + self._part.start[0]
         plane = self._part.slices()[1:]
         if not self.ids:
-            return class_truth(self._read(start, stop)[:, *plane], self.meaning, names, self._ignore)
+            with _where(self.path, start, stop):
+                values = _whole_numbers(self._source.read(start, stop))[:, *plane]
+                return class_truth(values, self.meaning, names, self._ignore)
         before, after = max(0, start - 1), min(self._source.shape[0], stop + 1)  # the neighbours in z
-        values = self._read(before, after)
+        with _where(self.path, before, after):
+            values = _whole_numbers(self._source.read(before, after))
         values[np.isin(values, self._ignore)] = 0
         made = membrane_truth(values, planar=self._planar)[start - before : stop - before]
         places = np.full(IGNORE + 1, IGNORE, np.uint8)
         places[: len(CLASSES)] = [names.index(name) for name in CLASSES]
         return places[made[:, *plane]]
 
-    def _read(self, start: int, stop: int) -> NDArray[Any]:
-        return _whole_numbers(self._source.read(start, stop), self.path)
+
+@contextmanager
+def _where(path: Path, start: int, stop: int) -> Iterator[None]:
+    """Says in which slices of a volume there is a value that cannot be used."""
+    try:
+        yield
+    except InputError as error:
+        where = f"slice {start}" if stop == start + 1 else f"slices {start} to {stop - 1}"
+        raise InputError(f"in {where} of {path}, {error}") from error
 
 
-def _whole_numbers(values: NDArray[Any], path: Path) -> NDArray[Any]:
+def _whole_numbers(values: NDArray[Any]) -> NDArray[Any]:
     """The values as whole numbers, if they are such."""
     if values.dtype.kind != "f":
         return values
     whole = np.isfinite(values) & (values == np.floor(values))
     if not whole.all():
         odd = float(values[~whole].flat[0])
-        raise InputError(f"{path} holds the value {odd:g}, but classes and ids are whole numbers: give labels, not grey values")
+        raise InputError(f"there is the value {odd:g}, but classes and ids are whole numbers: give labels, not grey values")
     return values.astype(np.int64)
 
 
