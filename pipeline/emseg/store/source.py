@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from emseg.box import Box, Triple
+from emseg.specs.volume import VolumeSpec
 from emseg.store.nodes import METADATA, TIFF_SUFFIXES
 from emseg.store.tiff import open_tiff
 from emseg.store.volume import ZarrVolume, open_volume
@@ -59,7 +61,14 @@ def open_slices(path: str | Path) -> Iterator[SliceSource]:
         with open_tiff(path) as stack:
             yield stack
     else:
-        yield _Slices(open_volume(path))
+        kept = _two_layers(open_volume(path).spec)
+        yield _Slices(open_volume(path, kept))
+
+
+def _two_layers(spec: VolumeSpec) -> int:
+    """Bytes of two layers of chunks: whoever reads on slice by slice, with a neighbour, then decompresses each chunk once."""
+    rows, columns = (-(-length // chunk) * chunk for length, chunk in zip(spec.shape[1:], spec.chunk[1:], strict=True))
+    return 2 * spec.chunk[0] * rows * columns * np.dtype(spec.dtype).itemsize
 
 
 def is_tiff(path: Path) -> bool:

@@ -11,7 +11,9 @@ import zarr
 from numpy.typing import NDArray
 
 from emseg.errors import VolumeError
+from emseg.store import source as source_module
 from emseg.store.source import is_tiff, open_slices
+from emseg.store.volume import ZarrVolume, open_volume
 
 
 @pytest.fixture
@@ -30,6 +32,17 @@ def test_the_same_slices(name: str, folder: Path, tiny: NDArray[np.uint8]) -> No
         assert (source.shape, source.dtype) == (tiny.shape, "uint8")
         for start, stop in ((0, 5), (1, 3), (4, 5)):
             np.testing.assert_array_equal(source.read(start, stop), tiny[start:stop])
+
+
+def test_each_chunk_is_decompressed_once(folder: Path, tiny: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slice by slice with both neighbours, as membrane is made of ids."""
+    opened: list[ZarrVolume] = []
+    monkeypatch.setattr(source_module, "open_volume", lambda *how: opened.append(open_volume(*how)) or opened[-1])
+    with open_slices(folder / "volume.zarr") as source:
+        for z in range(5):
+            source.read(max(0, z - 1), min(5, z + 2))
+    padded = [-(-length // chunk) * chunk for length, chunk in zip(tiny.shape, (2, 4, 4), strict=True)]
+    assert tiny.size <= opened[-1].decoded_bytes <= np.prod(padded)
 
 
 def test_a_zarr_with_a_tiff_inside_is_a_zarr(folder: Path) -> None:

@@ -8,34 +8,28 @@ memory at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg.box import Box, Triple
-from emseg.errors import InputError, OutputError
+from emseg.errors import InputError
 from emseg.grid.stitch import QUANTA
-from emseg.metrics.components import components
+from emseg.metrics.components import Labels, components
 from emseg.metrics.isbi import FINE, TENTHS, border_scores
 from emseg.metrics.partition import Scores
 from emseg.metrics.pixel import Histogram, confusion, counts_of, pixel_error, precision_recall, reliability
 from emseg.metrics.warping import Warped, warp
-from emseg.store.ledger import Output
-from emseg.store.output import is_output, open_output
-from emseg.store.source import SliceSource, open_slices
-from emseg.truth import CLASSES, IGNORE, check_meaning, class_truth, membrane_truth
-from emseg_workflows.flows.record import recipe_of
+from emseg.store.source import open_slices
+from emseg.truth import IGNORE
+from emseg_workflows.flows.compared import Truth, chosen_slices, open_class_map
 
 BORDERS = ("membrane", "boundary")
 """Names of a class that parts segments, the first that an output has."""
-
-ClassSlices = Callable[[int, int], NDArray[np.uint8]]
-"""The classes ``(z, y, x) uint8`` of slices from one number to before another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +40,8 @@ class SliceScores:
     """Number of the slice in the output, from 0."""
     segments: Scores
     warped: Warped
+    curves: NDArray[np.float64] | None
+    """V_Rand and V_Info at each of the fine thresholds, ``(2, 51) float64``; None without probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +73,53 @@ class Evaluation:
     """First slice of the output that was scored, and the one after the last."""
     border: str | None
     """The class that parts segments; None if there is no such class."""
-    threshold: float | None
-    """From which probability on a voxel is border; None where the labels say it, without probabilities."""
-    table: NDArray[np.int64]
+    asked: float
+    """From which probability on a voxel is to be border."""
+    table: NDArray[np.int64] = field(init=False)
     """Voxels by true and by predicted class, ``(true, predicted) int64``."""
+    histogram: Histogram | None = None
+    """The border's probabilities; None if there are none."""
     found: list[SliceScores] = field(default_factory=list)
     """Scores of the slices in which the truth has a segment."""
-    sweep: Sweep | None = None
-    histogram: Histogram | None = None
-    """The border's probabilities."""
+
+    def __post_init__(self) -> None:
+        self.table = np.zeros((len(self.classes), len(self.classes)), np.int64)
+
+    def add(self, z: int, labels: NDArray[np.uint8], truth: NDArray[np.uint8], stored: NDArray[np.uint8] | None) -> None:
+        """Score some slices from number `z` on: classes, true classes and the border's probabilities, ``(z, y, x) uint8``."""
+        self.table += confusion(labels, truth, len(self.classes))
+        if self.border is None:
+            return
+        label = self.classes.index(self.border)
+        borders = labels == label if stored is None else stored >= self.asked * QUANTA
+        if stored is not None:
+            self.histogram = (self.histogram or Histogram.empty()) + Histogram.of(stored, truth, label)
+        for place, (border, true) in enumerate(zip(borders, truth, strict=True)):
+            known = true != IGNORE
+            inside = known & (true != label)
+            if inside.any():
+                segments = components(inside)
+                curves = None if stored is None else _curves(stored[place], segments)
+                scores = border_scores(border, segments)
+                self.found.append(SliceScores(z + place, scores, warp(~border, inside, known), curves))
+
+    @property
+    def threshold(self) -> float | None:
+        """From which probability on a voxel is border; None where the labels say it, without probabilities."""
+        return None if self.histogram is None else self.asked
+
+    @property
+    def sweep(self) -> Sweep | None:
+        """The mean scores at each of the fine thresholds; None without probabilities."""
+        curves = [one.curves for one in self.found if one.curves is not None]
+        if not curves:
+            return None
+        rand, info = np.mean(curves, axis=0).tolist()
+        return Sweep(FINE, tuple(rand), tuple(info))
 
     def to_json(self) -> dict[str, Any]:
         """All that was found, as JSON values."""
+        sweep = self.sweep
         voxels = {"scored": int(self.table.sum()), "error": pixel_error(self.table), "confusion": self.table.tolist()}
         return {
             "output": self.output,
@@ -104,7 +135,7 @@ class Evaluation:
                 {"z": one.z, **asdict(one.segments), "warping_error": one.warped.error, **asdict(one.warped)}
                 for one in self.found
             ],
-            "sweep": {name: list(values) for name, values in asdict(self.sweep).items()} if self.sweep else None,
+            "sweep": {name: list(values) for name, values in asdict(sweep).items()} if sweep else None,
             "best": self._best(),
             "probabilities": self._probabilities(),
         }
@@ -177,12 +208,12 @@ class Evaluation:
         return math.fsum(one.warped.error for one in self.found) / len(self.found)
 
     def _best(self) -> dict[str, Any] | None:
-        if self.sweep is None:
+        if (sweep := self.sweep) is None:
             return None
         return {
             step: {
-                name: dict(zip(("threshold", "score"), self.sweep.best(values, grid), strict=True))
-                for name, values in (("rand", self.sweep.rand), ("info", self.sweep.info))
+                name: dict(zip(("threshold", "score"), sweep.best(values, grid), strict=True))
+                for name, values in (("rand", sweep.rand), ("info", sweep.info))
             }
             for step, grid in (("0.1", TENTHS), ("0.02", FINE))
         }
@@ -245,246 +276,25 @@ def evaluate(
     if not 0 <= threshold <= 1:
         raise InputError(f"the threshold {threshold:g} is no probability: give one from 0 to 1")
     with ExitStack() as stack:
-        known = _Truth(Path(truth), stack.enter_context(open_slices(truth)), labels, ids, planar, ignore)
-        made = _prediction(Path(output), known, stack)
-        check_meaning(known.meaning, made.classes, ignore)
+        known = Truth(Path(truth), stack.enter_context(open_slices(truth)), labels, ids, planar, ignore)
+        made = open_class_map(Path(output), known, stack)
+        first, stop, shift = chosen_slices(made, known, slices)
         chosen = _border(made.classes, border)
-        first, stop, shift = _range(made, known, slices)
-        size = len(made.classes)
-        with_sweep = chosen is not None and made.keeps_probabilities
-        result = Evaluation(
-            output=str(output),
-            truth=str(truth),
-            classes=made.classes,
-            slices=(first, stop),
-            border=chosen,
-            threshold=threshold if with_sweep else None,
-            table=np.zeros((size, size), np.int64),
-        )
-        curves: list[tuple[list[float], list[float]]] = []
+        result = Evaluation(str(output), str(truth), made.classes, (first, stop), chosen, threshold)
         for start in range(first, stop, made.depth):
             end = min(start + made.depth, stop)
-            true, predicted = known.classes(start - shift, end - shift, made.classes), made.labels(start, end)
-            result.table += confusion(predicted, true, size)
-            if chosen is None:
-                continue
-            label = made.classes.index(chosen)
-            stored = made.probability(label, start, end) if with_sweep else None
-            if stored is not None:
-                result.histogram = (result.histogram or Histogram.empty()) + Histogram.of(stored, true, label)
-            for place in range(end - start):
-                plane = predicted[place] == label if stored is None else stored[place] >= threshold * QUANTA
-                scored = _slice(start + place, plane, true[place], label)
-                if scored is None:
-                    continue
-                result.found.append(scored)
-                if stored is not None:
-                    curves.append(_curve(stored[place], true[place], label))
-    if curves:
-        rand, info = np.mean(curves, axis=0).tolist()
-        result.sweep = Sweep(FINE, tuple(rand), tuple(info))
+            stored = None if chosen is None else made.probability(made.classes.index(chosen), start, end)
+            result.add(start, made.labels(start, end), known.classes(start - shift, end - shift, made.classes), stored)
     return result
 
 
-def _slice(z: int, border: NDArray[np.bool_], truth: NDArray[np.uint8], label: int) -> SliceScores | None:
-    """The scores of a slice; None if the truth has no segment in it."""
-    known = truth != IGNORE
-    inside = known & (truth != label)
-    if not inside.any():
-        return None
-    return SliceScores(z, border_scores(border, components(inside)), warp(~border, inside, known))
-
-
-def _curve(stored: NDArray[np.uint8], truth: NDArray[np.uint8], label: int) -> tuple[list[float], list[float]]:
-    """V_Rand and V_Info of a slice at each of the fine thresholds."""
-    segments = components((truth != IGNORE) & (truth != label))
+def _curves(stored: NDArray[np.uint8], segments: Labels) -> NDArray[np.float64]:
+    """V_Rand and V_Info of a slice at each of the fine thresholds, ``(2, 51) float64``."""
     scores = [border_scores(stored >= threshold * QUANTA, segments) for threshold in FINE]
-    return [one.rand for one in scores], [one.info for one in scores]
-
-
-class _Prediction(Protocol):
-    """A class map, read slice by slice."""
-
-    path: Path
-    shape: Triple
-    classes: tuple[str, ...]
-    depth: int
-    """Slices that are read at once."""
-    keeps_probabilities: bool
-
-    def labels(self, start: int, stop: int) -> NDArray[np.uint8]: ...
-
-    def probability(self, label: int, start: int, stop: int) -> NDArray[np.uint8]: ...
-
-
-class _Stored:
-    """The output of a run."""
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self.path = output.path
-        self.shape = output.region.shape
-        self.classes = output.classes
-        self.depth = output.chunk[0]
-        self.keeps_probabilities = output.keeps_probabilities
-
-    def labels(self, start: int, stop: int) -> NDArray[np.uint8]:
-        return self._output.read_labels(self._box(start, stop))
-
-    def probability(self, label: int, start: int, stop: int) -> NDArray[np.uint8]:
-        stored: NDArray[np.uint8] = self._output.read_probabilities(self._box(start, stop))[label]
-        return stored
-
-    def _box(self, start: int, stop: int) -> Box:
-        return Box((start, 0, 0), (stop, *self.shape[1:])).shift(self._output.region.start)
-
-
-class _Plain:
-    """Somebody's volume of class values, which mean what those of the truth do."""
-
-    depth = 1
-    keeps_probabilities = False
-
-    def __init__(self, path: Path, source: SliceSource, truth: _Truth) -> None:
-        self.path = path
-        self.shape = source.shape
-        self.classes = tuple(truth.meaning)
-        self._source = source
-        self._truth = truth
-
-    def labels(self, start: int, stop: int) -> NDArray[np.uint8]:
-        meaning = {name: (label,) for label, name in enumerate(CLASSES)} if self._truth.ids else self._truth.meaning
-        with _where(self.path, start, stop):
-            return class_truth(_whole_numbers(self._source.read(start, stop)), meaning, self.classes)
-
-    def probability(self, label: int, start: int, stop: int) -> NDArray[np.uint8]:
-        raise NotImplementedError
-
-
-class _Truth:
-    """The truth, read slice by slice."""
-
-    def __init__(
-        self,
-        path: Path,
-        source: SliceSource,
-        labels: Mapping[str, tuple[int, ...]] | None,
-        ids: bool,
-        planar: bool,
-        ignore: tuple[int, ...],
-    ) -> None:
-        if ids == bool(labels):
-            raise InputError(
-                f"what the values of {path} mean must be said in one way: the classes, with --labels membrane=0,inside=255 "
-                "say, or --ids for instance ids"
-            )
-        self.path = path
-        self.shape = source.shape
-        self.ids = ids
-        self.meaning: Mapping[str, tuple[int, ...]] = labels or dict.fromkeys(CLASSES, ())
-        self._source = source
-        self._planar = planar
-        self._ignore = ignore
-        self._part = Box.of_shape(source.shape)
-
-    def crop(self, part: Box) -> None:
-        """Count slices, rows and columns from the start of a part, and leave out what lies beyond it."""
-        self._part = part
-        self.shape = part.shape
-
-    def classes(self, start: int, stop: int, names: tuple[str, ...]) -> NDArray[np.uint8]:
-        """Class ``(z, y, x) uint8`` of each voxel of some slices, by its place among the names; 255 ignore."""
-        start, stop = start + self._part.start[0], stop + self._part.start[0]
-        plane = self._part.slices()[1:]
-        if not self.ids:
-            with _where(self.path, start, stop):
-                values = _whole_numbers(self._source.read(start, stop))[:, *plane]
-                return class_truth(values, self.meaning, names, self._ignore)
-        before, after = max(0, start - 1), min(self._source.shape[0], stop + 1)  # the neighbours in z
-        with _where(self.path, before, after):
-            values = _whole_numbers(self._source.read(before, after))
-        values[np.isin(values, self._ignore)] = 0
-        made = membrane_truth(values, planar=self._planar)[start - before : stop - before]
-        places = np.full(IGNORE + 1, IGNORE, np.uint8)
-        places[: len(CLASSES)] = [names.index(name) for name in CLASSES]
-        return places[made[:, *plane]]
-
-
-@contextmanager
-def _where(path: Path, start: int, stop: int) -> Iterator[None]:
-    """Says in which slices of a volume there is a value that cannot be used."""
-    try:
-        yield
-    except InputError as error:
-        where = f"slice {start}" if stop == start + 1 else f"slices {start} to {stop - 1}"
-        raise InputError(f"in {where} of {path}, {error}") from error
-
-
-def _whole_numbers(values: NDArray[Any]) -> NDArray[Any]:
-    """The values as whole numbers, if they are such."""
-    if values.dtype.kind != "f":
-        return values
-    whole = np.isfinite(values) & (values == np.floor(values))
-    if not whole.all():
-        odd = float(values[~whole].flat[0])
-        raise InputError(f"there is the value {odd:g}, but classes and ids are whole numbers: give labels, not grey values")
-    return values.astype(np.int64)
-
-
-def _prediction(path: Path, truth: _Truth, stack: ExitStack) -> _Prediction:
-    if not is_output(path):
-        return _Plain(path, stack.enter_context(open_slices(path)), truth)
-    output = open_output(path)
-    check_complete(output)
-    missing = [name for name in CLASSES if name not in output.classes]
-    if truth.ids and missing:
-        raise InputError(
-            f"ids become {' and '.join(CLASSES)}, but the classes of {path} are {', '.join(output.classes)}: give a truth of "
-            "classes, with --labels"
-        )
-    if truth.shape != output.region.shape and truth.shape == recipe_of(output).volume.shape:
-        truth.crop(output.region)
-    return _Stored(output)
-
-
-def check_complete(output: Output) -> None:
-    """Refuse an output with blocks that are not computed.
-
-    Raises
-    ------
-    OutputError
-        If there is one.
-    """
-    done = output.done_units()
-    if not done.all():
-        left = f"{np.count_nonzero(~done)} of {done.size} blocks of {output.path}"
-        raise OutputError(f"{left} are not computed: finish it with `emseg run` first")
+    return np.array([[one.rand for one in scores], [one.info for one in scores]])
 
 
 def _border(classes: tuple[str, ...], asked: str | None) -> str | None:
     if asked is not None and asked not in classes:
         raise InputError(f"there is no class {asked!r}: the classes are {', '.join(classes)}")
     return asked or next((name for name in BORDERS if name in classes), None)
-
-
-def _range(made: _Prediction, known: _Truth, slices: tuple[int, int] | None) -> tuple[int, int, int]:
-    """First slice of the output and the one after the last, and which of the output's is slice 0 of the truth."""
-    depth, *plane = made.shape
-    first, stop = slices or (0, depth)
-    if not 0 <= first < stop <= depth:
-        raise InputError(
-            f"{made.path} has slices 0 to {depth - 1}: give some of them with --slices 0:{depth}, not {first}:{stop}"
-        )
-    if list(known.shape[1:]) != plane:
-        raise InputError(
-            f"slices of {made.path} have shape {tuple(plane)}, but those of {known.path} {known.shape[1:]}: give the truth of "
-            "what the output covers"
-        )
-    if known.shape[0] == depth:
-        return first, stop, 0
-    if known.shape[0] == stop - first:
-        return first, stop, first
-    which = f"{made.path} has {depth} slices" + (f", of which {stop - first} were chosen" if slices else "")
-    raise InputError(
-        f"{which}, but {known.path} has {known.shape[0]}: say with --slices A:B for which slices of the output it is the truth"
-    )

@@ -17,7 +17,7 @@ from emseg.grid.tiles import tiles_of
 from emseg.metrics.seams import Excess, Planes, excess
 from emseg.store.ledger import Output
 from emseg.store.output import open_output
-from emseg_workflows.flows.evaluate import check_complete
+from emseg_workflows.flows.compared import check_complete
 from emseg_workflows.flows.record import recipe_of
 
 
