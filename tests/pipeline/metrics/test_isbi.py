@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import ndimage
+from skimage.metrics import contingency_table
 from skimage.segmentation import watershed
 
 from emseg.metrics.components import components
@@ -76,3 +77,21 @@ def test_all_border_is_worth_nothing(truth: np.ndarray) -> None:
 def test_the_fine_thresholds_have_those_of_the_challenge() -> None:
     assert set(TENTHS) <= set(FINE)
     assert (len(TENTHS), len(FINE), FINE[0], FINE[-1]) == (11, 51, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_as_other_parts_put_together(truth: np.ndarray, seed: int) -> None:
+    """scipy's components, scikit-image's watershed and contingency table: lines differ by single pixels, scores hardly."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=truth.shape), 1.5)
+    border = ndimage.binary_dilation(truth, iterations=2) & (noise > -0.12)
+    segments, true = ndimage.label(~border)[0], ndimage.label(~truth)[0]
+    flooded = watershed(np.zeros(truth.shape), segments, watershed_line=True).astype(int)
+    inside = true != 0
+    table = contingency_table(true[inside], flooded[inside])
+    shared = np.asarray(table.todense(), float)
+    alone, shared = shared[:, 0].sum(), shared[:, 1:]
+    both = np.sum(shared**2) + alone
+    proposed, wanted = np.sum(shared.sum(axis=0) ** 2) + alone, np.sum(np.bincount(true[inside]).astype(float) ** 2)
+    expected = 2 * both / (proposed + wanted)
+    assert 0.2 < expected < 0.98
+    assert border_scores(border, components(~truth)).rand == pytest.approx(expected, abs=0.01)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from runs import PLANAR, emseg, plan_of, save_random_model, save_volume, shards, texture
 
 from emseg.errors import OutputError
 from emseg.grid.tiles import tiles_of
+from emseg.metrics.seams import Planes, excess
 from emseg.store.output import open_output
 from emseg_workflows import seams, segment
 from emseg_workflows.flows.record import recipe_of
 from emseg_workflows.flows.seams import _faces, _units
 
 SHAPE = (9, 160, 170)
+EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +97,26 @@ def test_as_a_command(folder: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{seams(folder / 'out.zarr')}\n"
     assert json.loads((tmp_path / "found.json").read_text())["seams"]["found"] is False
+
+
+def test_patches_of_real_tissue_that_were_segmented_apart_have_some(tmp_path: Path) -> None:
+    """What tiling without neighbours does: each patch is normalised and mirrored by itself. In one run, there is no trace."""
+    raw, side = tifffile.imread(EXAMPLES / "fib25-sample" / "raw.tif")[:6, :192, :192], 48
+    quilt = np.empty(raw.shape, np.uint8)
+    for y, x in itertools.product(range(0, 192, side), repeat=2):
+        patch = tmp_path / f"{y}-{x}.zarr"
+        save_volume(patch, raw[:, y : y + side, x : x + side])
+        segment(patch, tmp_path / f"{y}-{x}-out.zarr", workers=0)
+        made = open_output(tmp_path / f"{y}-{x}-out.zarr")
+        quilt[:, y : y + side, x : x + side] = made.read_labels(made.region)
+    save_volume(tmp_path / "whole.zarr", raw)
+    segment(tmp_path / "whole.zarr", tmp_path / "whole-out.zarr", workers=0)
+    whole = open_output(tmp_path / "whole-out.zarr")
+    at = np.arange(1, 192) % side == 0
+    for labels, seamed in ((quilt, True), (whole.read_labels(whole.region), False)):
+        for axis in (1, 2):
+            planes = Planes(192)
+            planes.add(0, axis, labels, None)
+            found = excess(planes.changes, planes.pairs, at, ~at)
+            assert found is not None
+            assert found.suspect == seamed
