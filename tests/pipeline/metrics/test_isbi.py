@@ -83,7 +83,7 @@ def test_the_fine_thresholds_have_those_of_the_challenge() -> None:
 def test_as_other_parts_put_together(truth: np.ndarray, seed: int) -> None:
     """scipy's components, scikit-image's watershed and contingency table: lines differ by single pixels, scores hardly."""
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=truth.shape), 1.5)
-    border = ndimage.binary_dilation(truth, iterations=2) & (noise > -0.12)
+    border = ndimage.binary_dilation(truth, iterations=2) & (noise > -0.3)
     segments, true = ndimage.label(~border)[0], ndimage.label(~truth)[0]
     flooded = watershed(np.zeros(truth.shape), segments, watershed_line=True).astype(int)
     inside = true != 0
@@ -93,5 +93,5 @@ def test_as_other_parts_put_together(truth: np.ndarray, seed: int) -> None:
     both = np.sum(shared**2) + alone
     proposed, wanted = np.sum(shared.sum(axis=0) ** 2) + alone, np.sum(np.bincount(true[inside]).astype(float) ** 2)
     expected = 2 * both / (proposed + wanted)
-    assert 0.2 < expected < 0.98
-    assert border_scores(border, components(~truth)).rand == pytest.approx(expected, abs=0.01)
+    assert 0.2 < expected < 0.97
+    assert border_scores(border, components(~truth)).rand == pytest.approx(expected, abs=0.005)
