@@ -6,9 +6,10 @@ the best of all thresholds. Arganda-Carreras et al. 2015, doi:10.3389/fnana.2015
 class ``RandError`` of Fiji's Trainable Segmentation. As there, segments are 4-connected, and a pixel of the proposal's
 border inside a true segment is a segment of its own. What may differ from it:
 
-- Borders are thinned as `emseg.metrics.thinning` does it. Where a line between two segments has two middles, a program may
-  take either, which moves single pixels, most of them on the truth's borders, where nothing is scored.
-- A stack's score is the mean over its slices; it is not made of pairs of pixels of all slices together.
+- Borders are thinned by the rule in `emseg.metrics.thinning`; that program's own thinning was not compared. Between two
+  segments a line may have two middles, and programs take either. Lines of scikit-image's watershed gave 0.8848 where these
+  gave 0.8843, for a real section of 512 x 512 pixels.
+- A stack's score is the mean over its slices; that program adds up the pairs of pixels of all slices.
 """
 
 from __future__ import annotations
