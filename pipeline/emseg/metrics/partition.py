@@ -85,11 +85,15 @@ class Scores:
     rand: float
     """V_Rand."""
     rand_split: float
+    """Falls where a true segment is in pieces."""
     rand_merge: float
+    """Falls where a proposed segment lies in several true ones."""
     info: float
     """V_Info."""
     info_split: float
+    """As `rand_split`."""
     info_merge: float
+    """As `rand_merge`."""
     variation_split: float
     """H(S | T) in bits: what it takes to tell the piece of a true segment; a part of the variation of information."""
     variation_merge: float

@@ -93,8 +93,11 @@ class Curve:
     """Precision and recall where a voxel belongs to the class from a threshold on; thresholds fall."""
 
     thresholds: NDArray[np.float64]
+    """Probabilities, ``(threshold,) float64``."""
     precision: NDArray[np.float64]
+    """Precision at each, ``(threshold,) float64``."""
     recall: NDArray[np.float64]
+    """Recall at each, ``(threshold,) float64``."""
 
     @property
     def average_precision(self) -> float:

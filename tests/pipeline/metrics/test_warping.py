@@ -63,7 +63,7 @@ def test_the_truth_has_no_error(truth: NDArray[np.bool_]) -> None:
 
 
 def test_another_topology_has_an_error() -> None:
-    """On all pairs of 3 x 3 planes of some kind: the error is 0 only if the counts agree."""
+    """On random pairs of planes: the error is 0 only if the counts agree."""
     rng = np.random.default_rng(0)
     planes = rng.random((400, 2, 5, 5)) < 0.6
     differing = [(p, t) for p, t in planes if pieces(p) != pieces(t)]
