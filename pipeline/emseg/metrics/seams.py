@@ -7,7 +7,8 @@ the mean jump of the probabilities. Where blocks were computed apart and put sid
     of changes 3 4 3 9 4 3 3 8 4 3 4        faces 8.5, others 3.4: ratio 2.5
 
 Real sections in patches of 128 x 128 pixels, each normalised and mirrored by itself, change 2.1 to 2.2 times as often at faces
-(z 10 to 17), and 0.9 to 1.0 times in one run. It finds what is wrong everywhere along a face, not a single wrong tile; `emseg verify` proves more, and takes longer.
+(z 10 to 17), and 0.9 to 1.0 times in one run. It finds what is wrong everywhere along a face, not a single wrong tile;
+`emseg verify` proves more, and takes longer.
 """
 
 from __future__ import annotations

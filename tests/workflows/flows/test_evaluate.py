@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values[rng.random(SHAPE) < 0.05] = IGNORED
     save_tiff(folder / "truth.tif", values)
     save_volume(folder / "truth.zarr", values)
-    save_tiff(folder / "ids.tif", (1 + np.indices(SHAPE).sum(axis=0) // 11).astype(np.uint16))
+    save_tiff(folder / "ids.tif", (1 + np.tensordot((4, 1, 1), np.indices(SHAPE), 1) // 11).astype(np.uint16))
     return folder
 
 
