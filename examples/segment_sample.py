@@ -12,7 +12,7 @@ import tifffile
 import zarr
 
 from emseg.metrics.membrane import count
-from emseg.training.truth import membrane_truth
+from emseg.truth import membrane_truth
 from emseg_workflows import ingest, preview, segment
 from emseg_workflows.console import RunConsole
 

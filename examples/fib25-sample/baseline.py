@@ -16,7 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from emseg.metrics.membrane import best_threshold, count
-from emseg.training.truth import membrane_truth
+from emseg.truth import membrane_truth
 
 SIGMAS = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Standard deviations of the Gaussian blur, in voxels."""

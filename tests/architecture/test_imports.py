@@ -41,10 +41,12 @@ def test_public_names() -> None:
     }
     assert emseg_workflows.__all__ == [
         "check",
+        "evaluate",
         "ingest",
         "plan_run",
         "preview",
         "repair",
+        "seams",
         "segment",
         "status",
         "train",

@@ -1,5 +1,6 @@
 """Every block of the READMEs is run, or, where it would install or take an hour, checked as far as that goes."""
 
+import json
 import os
 import re
 import subprocess
@@ -46,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_blocks_are_known() -> None:
     """A new block needs a test here."""
-    starts = ["make demo", "emseg ingest", "from emseg_workflows", "EMSEG_DATA="]
+    starts = ["make demo", "emseg ingest", "from emseg_workflows", "emseg run", "EMSEG_DATA="]
     assert [text for _, text in blocks("README.md") if not text.startswith(tuple(starts))] == []
     assert len(blocks("README.md")) == len(starts)
 
@@ -66,6 +67,16 @@ def test_the_same_from_python(folder: Path) -> None:
     script = folder / "same.py"
     script.write_text(block("README.md", "from emseg_workflows"))
     assert "tiled = untiled" in run(sys.executable, str(script), folder=folder).stdout
+
+
+def test_how_good_it_is(tmp_path: Path) -> None:
+    for name, source in (("my-stack", "raw"), ("truth", "truth")):
+        tifffile.imwrite(tmp_path / f"{name}.tif", tifffile.imread(SAMPLE.with_name(f"{source}.tif"))[:6, :96, :96])
+    run("emseg", "ingest", "my-stack.tif", "volume.zarr", folder=tmp_path)
+    done = run("bash", "-euc", block("README.md", "emseg run"), folder=tmp_path)
+    assert "V_Rand" in done.stdout
+    assert done.stdout.endswith("no face stands out\n")
+    assert json.loads((tmp_path / "scores.json").read_text())["slices"] == [2, 4]
 
 
 @pytest.mark.skipif("EMSEG_DATA" not in os.environ, reason="EMSEG_DATA names no folder")

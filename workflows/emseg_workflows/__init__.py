@@ -9,11 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from emseg_workflows.flows.evaluate import evaluate as evaluate
     from emseg_workflows.flows.ingest import ingest as ingest
     from emseg_workflows.flows.plan import plan_run as plan_run
     from emseg_workflows.flows.preview import preview as preview
     from emseg_workflows.flows.repair import check as check
     from emseg_workflows.flows.repair import repair as repair
+    from emseg_workflows.flows.seams import seams as seams
     from emseg_workflows.flows.segment import segment as segment
     from emseg_workflows.flows.status import status as status
     from emseg_workflows.flows.train import train as train
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
 
 _FLOWS = {
     "check": "repair",
+    "evaluate": "evaluate",
     "ingest": "ingest",
     "plan_run": "plan",
     "preview": "preview",
     "repair": "repair",
+    "seams": "seams",
     "segment": "segment",
     "status": "status",
     "train": "train",
@@ -32,7 +36,7 @@ _FLOWS = {
 }
 """Public function, and the module of `emseg_workflows.flows` that it lives in."""
 
-__all__ = ["check", "ingest", "plan_run", "preview", "repair", "segment", "status", "train", "verify"]
+__all__ = ["check", "evaluate", "ingest", "plan_run", "preview", "repair", "seams", "segment", "status", "train", "verify"]
 
 
 def __getattr__(name: str) -> Any:

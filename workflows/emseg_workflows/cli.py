@@ -76,6 +76,41 @@ class Bounds(click.ParamType[tuple[int, int]]):
         return least, most
 
 
+class Span(click.ParamType[tuple[int, int]]):
+    """Slices as they are typed after ``--slices``: ``18:24``."""
+
+    name = "first:stop"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """The two numbers."""
+        try:
+            first, stop = (int(part) for part in value.split(":")) if isinstance(value, str) else value
+        except ValueError:
+            self.fail(f"{value!r} is not two whole numbers first:stop", param, ctx)
+        return first, stop
+
+
+class Meaning(click.ParamType[dict[str, tuple[int, ...]]]):
+    """The values that stand for each class, as they are typed after ``--labels``: ``membrane=0,inside=128+255``."""
+
+    name = "class=value,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, tuple[int, ...]]:
+        """The values by the class's name."""
+        if not isinstance(value, str):
+            return dict(value)
+        meaning: dict[str, tuple[int, ...]] = {}
+        try:
+            for part in value.split(","):
+                name, values = part.split("=")
+                if name in meaning:
+                    self.fail(f"{value!r} names {name} twice: join its values with +", param, ctx)
+                meaning[name] = tuple(int(number) for number in values.split("+"))
+        except ValueError:
+            self.fail(f"{value!r} is not of the form class=value,class=value+value", param, ctx)
+        return meaning
+
+
 model_option = click.option(
     "--model", metavar="NAME|FILE", help="A bundled model (see `emseg models`) or a model file; by default the bundled one."
 )
@@ -486,6 +521,64 @@ def verify(
 
 @cli.command()
 @click.argument("output", type=click.Path(path_type=Path))
+@click.argument("truth", type=click.Path(path_type=Path), required=False)
+@click.option("--labels", type=Meaning(), help="The truth's values of each class: membrane=0,inside=255; several with +.")
+@click.option("--ids", is_flag=True, help="The truth is instance ids, 0 not labelled: membrane is where two of them touch.")
+@click.option("--planar", is_flag=True, help="With --ids: look at neighbours in the plane only, as in thick sections.")
+@click.option("--ignore", type=int, multiple=True, metavar="VALUE", help="A value of the truth that does not count.")
+@click.option("--class", "border", metavar="NAME", help="The class that parts segments; by default membrane or boundary.")
+@click.option("--threshold", type=float, default=0.5, show_default=True, help="From which probability on a voxel is border.")
+@click.option("--slices", type=Span(), help="Slices of OUTPUT, counted from 0; the truth may have these alone.")
+@click.option("--seams", "with_seams", is_flag=True, help="Look for seams at the faces of blocks and tiles; needs no truth.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all that was found, as JSON.")
+def evaluate(
+    output: Path,
+    truth: Path | None,
+    labels: dict[str, tuple[int, ...]] | None,
+    ids: bool,
+    planar: bool,
+    ignore: tuple[int, ...],
+    border: str | None,
+    threshold: float,
+    slices: tuple[int, int] | None,
+    with_seams: bool,
+    json_file: Path | None,
+) -> None:
+    """Say how good OUTPUT is against TRUTH, a TIFF stack or a Zarr volume of classes or instance ids."""
+    if truth is None and not with_seams:
+        raise click.UsageError("there is nothing to compare with: name the TRUTH, or look for --seams")
+    said: dict[str, Any] = {}
+    code = 0
+    if truth is not None:
+        from emseg_workflows.flows.evaluate import evaluate as flow  # noqa: PLC0415
+
+        scored = flow(
+            output,
+            truth,
+            labels=labels,
+            ids=ids,
+            planar=planar,
+            ignore=ignore,
+            border=border,
+            threshold=threshold,
+            slices=slices,
+        )
+        said.update(scored.to_json())
+        click.echo(scored)
+    if with_seams:
+        from emseg_workflows.flows.seams import seams  # noqa: PLC0415
+
+        found = seams(output)
+        said["seams"] = found.to_json()
+        code = found.exit_code
+        click.echo(found)
+    if json_file is not None:
+        _write_json(json_file, said)
+    sys.exit(code)
+
+
+@cli.command()
+@click.argument("output", type=click.Path(path_type=Path))
 @click.option("-o", "--picture", type=click.Path(path_type=Path), help="The PNG to write; by default OUTPUT.png beside it.")
 @click.option("--slice", "z", type=int, help="z slice of the output; by default the middle one.")
 @click.option("--volume", type=click.Path(path_type=Path), help="The volume, if it was moved since the run.")
@@ -588,6 +681,13 @@ def _watched(output: Path, every: float, as_json: bool) -> int:
     except KeyboardInterrupt:
         return 0
     return found.exit_code
+
+
+def _write_json(file: Path, document: dict[str, Any]) -> None:
+    try:
+        file.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise click.UsageError(f"{file} cannot be written ({error.strerror or error}): choose another with --json") from error
 
 
 def _leave(message: str, code: int) -> None:

@@ -11,7 +11,7 @@ from emseg.box import Triple
 from emseg.errors import InputError
 from emseg.specs.model import ModelSpec
 from emseg.training.spec import FitSpec
-from emseg.training.truth import CLASSES
+from emseg.truth import CLASSES
 from emseg_workflows.strict_toml import read_toml
 
 DATA_VARIABLE = "EMSEG_DATA"

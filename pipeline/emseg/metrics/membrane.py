@@ -40,6 +40,11 @@ class Counts:
         """Harmonic mean of precision and recall; 0 if there is no membrane at all."""
         return _share(2 * self.found, 2 * self.found + self.invented + self.missed)
 
+    @property
+    def iou(self) -> float:
+        """Intersection over union of prediction and truth; 0 if there is no membrane at all."""
+        return _share(self.found, self.found + self.invented + self.missed)
+
 
 def count(prediction: NDArray[Any], truth: NDArray[np.uint8], *, membrane: int = 1) -> Counts:
     """Counts over all voxels whose truth is not 255.

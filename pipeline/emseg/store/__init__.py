@@ -6,6 +6,7 @@
     lease        one run per output                    take_lease, Token
     new_volume   writes a volume slab by slab          new_volume
     tiff         reads TIFF stacks                     open_tiff
+    source       reads slices of TIFF or Zarr          open_slices
 
 They stand on `nodes` (a path becomes a Zarr node), `ome` and `plain` (where voxels lie, as OME-Zarr or a plain array says
 it), `classes` (what viewers are told about classes), `arrays` (how emseg lays out an array), `shard` (the bytes of a part

@@ -242,6 +242,16 @@ def open_output(path: str | Path, token: Token | None = None) -> Output:
     return Output(node.path, names.number, region, classes, attributes, labels, probabilities)
 
 
+def is_output(path: str | Path) -> bool:
+    """Whether a path leads to an output of emseg, damaged or not."""
+    try:
+        node = read_node(path)
+    except VolumeError:
+        return False
+    own = node.attributes.get("emseg")
+    return node.kind == "group" and isinstance(own, dict) and SELF in own
+
+
 def _switch(group: Path, attributes: dict[str, Any]) -> None:
     """Give a group other attributes, all at once, unless it has them already."""
     file = group / "zarr.json"

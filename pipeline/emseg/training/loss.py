@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from emseg.training.truth import IGNORE
+from emseg.truth import IGNORE
 
 
 def weighted_cross_entropy(logits: Tensor, truth: Tensor, weights: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from emseg.box import Box, Triple, triple
 from emseg.metrics.membrane import best_threshold
 from emseg.model.unet import UNet
-from emseg.training.truth import MEMBRANE
+from emseg.truth import MEMBRANE
 
 
 def predict(network: UNet, raw: NDArray[np.float32], output: Triple) -> NDArray[np.float32]:

@@ -26,6 +26,7 @@ def test_counts_against_a_loop(data: st.DataObject) -> None:
     assert counts == Counts(both, only_p, only_t)
     assert counts.precision == (both / (both + only_p) if both + only_p else 0)
     assert counts.recall == (both / (both + only_t) if both + only_t else 0)
+    assert counts.iou == (both / (both + only_p + only_t) if both + only_p + only_t else 0)
     assert f1(prediction, truth) == (2 * both / (2 * both + only_p + only_t) if both + only_p + only_t else 0)
     if counts.precision and counts.recall:
         assert counts.f1 == pytest.approx(2 / (1 / counts.precision + 1 / counts.recall))

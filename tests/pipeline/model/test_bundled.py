@@ -12,8 +12,8 @@ from emseg.errors import ModelError
 from emseg.metrics.membrane import best_threshold, f1
 from emseg.model.bundled import DEFAULT, bundled_models, resolve_model
 from emseg.model.file import load_model
-from emseg.training.truth import membrane_truth
 from emseg.training.validate import predict
+from emseg.truth import membrane_truth
 
 SAMPLE = Path(__file__).parents[3] / "examples" / "fib25-sample"
 

@@ -14,7 +14,7 @@ from emseg.model.unet import UNet
 from emseg.specs.model import ModelSpec
 from emseg.training.fit import Sample, fit
 from emseg.training.spec import AugmentSpec, FitSpec, Progress
-from emseg.training.truth import membrane_truth
+from emseg.truth import membrane_truth
 
 SPEC = ModelSpec.unet(width=6, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2), dropout=0.2)
 SETTINGS = FitSpec(steps=40, output=(8, 8, 8), warmup=4, rate=5e-3, validate_every=10, precision="float32", seed=3)

@@ -17,12 +17,11 @@ from emseg.metrics.membrane import Counts, count
 from emseg.model.file import save_model
 from emseg.normalise import survey
 from emseg.specs.volume import VolumeSpec
-from emseg.store.tiff import open_tiff
-from emseg.store.volume import open_volume
+from emseg.store.source import open_slices
 from emseg.training.fit import Sample, fit
 from emseg.training.spec import Progress
-from emseg.training.truth import MEMBRANE, membrane_truth
 from emseg.training.validate import predict
+from emseg.truth import MEMBRANE, membrane_truth
 from emseg_workflows.config import DataConfig, Slices, TrainConfig, data_path, load_train_config
 
 
@@ -123,14 +122,9 @@ def _load(data: DataConfig, config_path: Path) -> tuple[dict[str, Sample], dict[
 
 def _read(path: Path, parts: Mapping[str, Slices]) -> dict[str, NDArray[Any]]:
     """Some z slices ``(z, y, x)`` of a volume, by the name of the part."""
-    if path.suffix.lower() in (".tif", ".tiff"):
-        with open_tiff(path) as stack:
-            _check_slices(path, parts, stack.shape[0])
-            return {name: stack.read(*slices) for name, slices in parts.items()}
-    volume = open_volume(path)
-    depth, height, width = volume.spec.shape
-    _check_slices(path, parts, depth)
-    return {name: volume.read(Box((first, 0, 0), (stop, height, width))) for name, (first, stop) in parts.items()}
+    with open_slices(path) as source:
+        _check_slices(path, parts, source.shape[0])
+        return {name: source.read(*slices) for name, slices in parts.items()}
 
 
 def _check_slices(path: Path, parts: Mapping[str, Slices], depth: int) -> None:

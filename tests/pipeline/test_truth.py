@@ -1,4 +1,4 @@
-"""Membrane truth against a slow loop over voxels."""
+"""Truth against slow loops over voxels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from emseg.training.truth import IGNORE, INSIDE, MEMBRANE, membrane_truth
+from emseg.errors import InputError
+from emseg.truth import IGNORE, INSIDE, MEMBRANE, class_truth, empty_classes, membrane_truth
 
 
 def slow(ids: NDArray[np.uint16], planar: bool) -> NDArray[np.uint8]:
@@ -49,3 +50,32 @@ def test_planar_ignores_the_next_slice() -> None:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int64", "uint64"])
 def test_any_integer_type(dtype: str) -> None:
     assert membrane_truth(np.array([[[3, 0, 4, 5]]], dtype)).tolist() == [[[INSIDE, IGNORE, MEMBRANE, MEMBRANE]]]
+
+
+MEANING = {"inside": (255, 128), "membrane": (0,)}
+NAMES = ("membrane", "mitochondrion", "inside")
+
+
+@given(arrays(np.uint16, array_shapes(min_dims=3, max_dims=3, max_side=5), elements=st.sampled_from([0, 128, 255, 9])))
+@settings(max_examples=50, deadline=None)
+def test_classes_against_a_loop(values: NDArray[np.uint16]) -> None:
+    truth = class_truth(values, MEANING, NAMES, (9,))
+    places = {255: 2, 128: 2, 0: 0, 9: IGNORE}
+    assert truth.dtype == np.uint8
+    assert truth.tolist() == [[[places[int(v)] for v in row] for row in plane] for plane in values]
+    present = {NAMES[label] for label in np.unique(truth) if label != IGNORE}
+    assert set(empty_classes(truth, NAMES)) == set(NAMES) - present
+
+
+@pytest.mark.parametrize(
+    ("meaning", "ignore", "message"),
+    [
+        ({"membrane": (0,)}, (), "^2 voxels have the value 7, which stands for none of membrane, mito"),
+        ({"membrane": (0,), "glia": (7,)}, (), "no class 'glia': the classes are membrane, mitochondrion, inside"),
+        ({"membrane": (0, 7), "inside": (7,)}, (), "value 7 stands for membrane and for inside"),
+        ({"membrane": (0, 7)}, (7,), "value 7 stands for what is ignored and for membrane"),
+    ],
+)
+def test_values_that_say_nothing(meaning: dict[str, tuple[int, ...]], ignore: tuple[int, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        class_truth(np.array([[[0, 7, 7]]]), meaning, NAMES, ignore)
