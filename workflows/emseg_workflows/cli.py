@@ -271,9 +271,7 @@ def _explain(layouts: list[Layout], needed: int) -> None:
 @click.option(
     "--normalise",
     type=click.Choice(["volume", "slice"]),
-    default="volume",
-    show_default=True,
-    help="Measure intensities once per volume, or per z slice.",
+    help="Measure intensities once per volume, or per z slice; by default as when the model was trained.",
 )
 @tile_option
 @threads_option
@@ -324,7 +322,7 @@ def run(
     roi: str | None,
     probabilities: bool,
     tta: bool,
-    normalise: Literal["volume", "slice"],
+    normalise: Literal["volume", "slice"] | None,
     tile: Triple | None,
     threads: int,
     overwrite: bool,
@@ -609,15 +607,19 @@ def models(as_json: bool) -> None:
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of a training that was stopped.")
-def train(config: Path, resume: bool) -> None:
-    """Train a network as the TOML file CONFIG says."""
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="What to train on.", show_default=True)
+def train(config: Path, resume: bool, device: Literal["cpu", "cuda"]) -> None:
+    """Train a network as the TOML file CONFIG says.
+
+    The model is written when it is done; its progress and pictures of what it finds lie beside it from the start.
+    """
     from emseg_workflows.flows.train import train as flow  # noqa: PLC0415
 
     def show(progress: Any) -> None:
         if progress.step % 50 == 0 or progress.step == progress.steps:
             click.echo(progress, err=True)
 
-    click.echo(flow(config, resume=resume, on_progress=show))
+    click.echo(flow(config, resume=resume, device=device, on_progress=show))
 
 
 def main() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
 from emseg.box import Triple
 from emseg.errors import InputError
+from emseg.normalise import Scope
 from emseg.specs.model import ModelSpec
 from emseg.training.spec import FitSpec
-from emseg.truth import CLASSES
+from emseg.truth import CLASSES, check_meaning
 from emseg_workflows.strict_toml import read_toml
 
 DATA_VARIABLE = "EMSEG_DATA"
@@ -19,35 +21,62 @@ DATA_VARIABLE = "EMSEG_DATA"
 
 Slices = tuple[int, int]
 """First z slice and the one after the last."""
+Part = Literal["train", "tune", "report"]
 
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """Where the data are, and which z slices serve for what."""
+    """A volume with its truth, and which z slices serve for what."""
 
     raw: str
     """Grey values: a TIFF stack or a Zarr volume. Relative to the folder in ``EMSEG_DATA``, or to the configuration's."""
-    ids: str
-    """Instance ids of the same shape, 0 where nothing is labelled."""
     train: Slices
     """z slices ``[first, after the last]`` to learn from."""
-    tune: Slices
-    """z slices for validation, on which the membrane's bias is chosen."""
-    report: Slices
+    ids: str = ""
+    """Truth as instance ids of the same shape, 0 where nothing is labelled; or `labels`."""
+    labels: str = ""
+    """Truth as values that stand for classes, of the same shape; or `ids`."""
+    values: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """For `labels`: the values that stand for each class, by its name."""
+    ignore: tuple[int, ...] = ()
+    """For `labels`: values of voxels that do not count, as where nobody annotated."""
+    tune: Slices | None = None
+    """z slices for validation, on which biases are chosen."""
+    report: Slices | None = None
     """z slices that the final score is reported on; nothing is chosen on them."""
     neighbours: Literal["volume", "plane"] = "volume"
-    """Where voxels of two ids make a membrane: side by side in the ``volume`` (six neighbours) or in the ``plane`` (four)."""
+    """Where voxels are side by side: in the ``volume`` (six neighbours) or in the ``plane`` (four), as in thick sections."""
+    weight: float = 1.0
+    """How often crops are drawn from this volume, beside others."""
+
+    @property
+    def truth(self) -> str:
+        """Where the truth is."""
+        return self.ids or self.labels
+
+    @property
+    def parts(self) -> dict[Part, Slices]:
+        """z slices by what they serve for."""
+        parts: dict[Part, Slices | None] = {"train": self.train, "tune": self.tune, "report": self.report}
+        return {name: slices for name, slices in parts.items() if slices is not None}
 
     def __post_init__(self) -> None:
-        parts = {"train": self.train, "tune": self.tune, "report": self.report}
-        for name, (first, stop) in parts.items():
+        if bool(self.ids) == bool(self.labels):
+            given = "both ids and labels" if self.ids else "neither ids nor labels"
+            raise InputError(f"data of {self.raw} has {given}: give the truth as one of them")
+        if bool(self.labels) != bool(self.values):
+            raise InputError(
+                f"data of {self.raw} has {'labels without values' if self.labels else 'values without labels'}: "
+                "they say together which class each value stands for"
+            )
+        if not self.weight > 0:
+            raise InputError(f"data of {self.raw} has the weight {self.weight}, but must be drawn from: give a positive one")
+        for name, (first, stop) in self.parts.items():
             if not 0 <= first < stop:
                 raise InputError(f"data.{name} is [{first}, {stop}], but must be a first slice and a later one after the last")
-            for other, (start, end) in parts.items():
-                if name < other and first < end and start < stop:
-                    raise InputError(
-                        f"data.{name} [{first}, {stop}] and data.{other} [{start}, {end}] overlap: keep them apart"
-                    )
+        for (name, (first, stop)), (other, (start, end)) in combinations(self.parts.items(), 2):
+            if first < end and start < stop:
+                raise InputError(f"data.{name} [{first}, {stop}] and data.{other} [{start}, {end}] overlap: keep them apart")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +91,18 @@ class ModelConfig:
     """Kernel (z, y, x) in voxels, the same at each level."""
     pooling: Triple
     """Pooling factor (z, y, x), the same at each level."""
+    classes: tuple[str, ...] = CLASSES
+    """Name of each class, in the order of the labels from 0; what lies between membranes comes first, membrane second."""
     dropout: float = 0.5
     """Share of activations dropped in training at the end of the contracting path."""
 
     @property
     def spec(self) -> ModelSpec:
-        """The network that finds membrane."""
+        """The network."""
         return ModelSpec.unet(
             width=self.width,
             depth=self.depth,
-            classes=CLASSES,
+            classes=self.classes,
             kernel=self.kernel,
             pooling=self.pooling,
             dropout=self.dropout,
@@ -86,14 +117,33 @@ class TrainConfig:
     """Name of the model."""
     output: str
     """Model file to write; relative to the working directory."""
-    data: DataConfig
-    """Where the data are."""
+    data: tuple[DataConfig, ...]
+    """The volumes."""
     model: ModelConfig
     """The network."""
     fit: FitSpec
     """How it is trained."""
+    normalise: Scope = "volume"
+    """What shares one mean and deviation of the grey values: a ``volume``, or each z ``slice``. Runs follow the model."""
     card: dict[str, str] = field(default_factory=dict)
     """Entries of the model's card that only a person knows: data, attribution, licence, voxel_size."""
+
+    def __post_init__(self) -> None:
+        spec = self.model.spec
+        if len(self.fit.class_weights) != len(spec.classes):
+            raise InputError(
+                f"fit.class_weights has {len(self.fit.class_weights)} numbers, but there are {len(spec.classes)} classes "
+                f"({', '.join(spec.classes)}): give one for each"
+            )
+        if not any(data.tune for data in self.data):
+            raise InputError("no data.tune is given, so that nothing says how good the network is: keep some slices for it")
+        for data in self.data:
+            if data.ids and spec.classes != CLASSES:
+                raise InputError(
+                    f"ids of {data.ids} give the classes {', '.join(CLASSES)}, but the network has "
+                    f"{', '.join(spec.classes)}: give labels, or leave out model.classes"
+                )
+            check_meaning(data.values, spec.classes, data.ignore)
 
 
 def load_train_config(path: Path) -> TrainConfig:
@@ -104,17 +154,7 @@ def load_train_config(path: Path) -> TrainConfig:
     InputError
         If the file is missing, or anything in it is unknown, missing, of the wrong type or out of range.
     """
-    config = read_toml(path, TrainConfig)
-    try:
-        spec = config.model.spec
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    if len(config.fit.class_weights) != len(spec.classes):
-        raise InputError(
-            f"{path}: fit.class_weights has {len(config.fit.class_weights)} numbers, but there are "
-            f"{len(spec.classes)} classes ({', '.join(spec.classes)}): give one for each"
-        )
-    return config
+    return read_toml(path, TrainConfig)
 
 
 def data_path(name: str, config: Path) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from emseg.errors import InputError
@@ -58,7 +59,9 @@ def build(table: Mapping[str, Any], kind: type[T], where: str) -> T:
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:
-    """A TOML value as the type `kind` of a field; whole numbers pass as float, arrays become tuples."""
+    """A TOML value as the type `kind` of a field; whole numbers pass as float, arrays become tuples, None is a key left out."""
+    if isinstance(kind, UnionType):
+        kind = next(other for other in get_args(kind) if other is not NoneType)
     if is_dataclass(kind) and isinstance(value, dict):
         return build(value, kind, f"{where}.")  # type: ignore[arg-type]
     if kind is float and type(value) is int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,13 +66,19 @@ class UNet(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Logits ``(n, classes, z', y', x')`` of tiles ``(n, channels, z, y, x)``."""
-        if not self.spec.planar:
-            return self._forward(tiles)
-        n, _, z, _, _ = tiles.shape
-        logits = self._forward(tiles.transpose(1, 2).flatten(0, 1))
-        return logits.reshape(n, z, *logits.shape[1:]).transpose(1, 2)
+        return self.through(tiles, [self.head])[0]
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def through(self, tiles: Tensor, heads: Sequence[nn.Module]) -> list[Tensor]:
+        """What each of some last layers makes, ``(n, outputs, z', y', x')``, of tiles ``(n, channels, z, y, x)``."""
+        if not self.spec.planar:
+            features = self._features(tiles)
+            return [head(features) for head in heads]
+        n, _, z, _, _ = tiles.shape
+        features = self._features(tiles.transpose(1, 2).flatten(0, 1))
+        return [made.reshape(n, z, *made.shape[1:]).transpose(1, 2) for made in (head(features) for head in heads)]
+
+    def _features(self, x: Tensor) -> Tensor:
+        """What the last layer looks at."""
         skips: list[Tensor] = []
         for level, convolutions in enumerate(self.down):
             if level:
@@ -86,8 +93,7 @@ class UNet(nn.Module):
             x = torch.cat([_crop(skips.pop(), x), x], dim=1)
             for convolution in convolutions.children():
                 x = functional.relu_(convolution(x))
-        logits: Tensor = self.head(x)
-        return logits
+        return x
 
 
 def _crop(skip: Tensor, like: Tensor) -> Tensor:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg.box import Box, Triple
+from emseg.box import Box, Triple, triple
+from emseg.errors import InputError
+from emseg.grid.reading import CACHE_BYTES
+from emseg.ports import VolumeReader
 from emseg.specs.volume import VolumeSpec
 from emseg.store.nodes import METADATA, TIFF_SUFFIXES
 from emseg.store.tiff import open_tiff
 from emseg.store.volume import ZarrVolume, open_volume
+
+Part = TypeVar("Part", bound=str)
 
 
 class SliceSource(Protocol):
@@ -78,3 +84,69 @@ def is_tiff(path: Path) -> bool:
     if any((path / name).exists() for name in METADATA):
         return False
     return any(file.suffix.lower() in TIFF_SUFFIXES for file in path.iterdir())
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedVolume:
+    """A volume in memory; fulfils `emseg.ports.VolumeReader`."""
+
+    voxels: NDArray[Any]
+    """``(z, y, x)``, of a type that emseg reads."""
+
+    @property
+    def spec(self) -> VolumeSpec:
+        """What the volume is."""
+        shape = triple(self.voxels.shape)
+        return VolumeSpec(shape, self.voxels.dtype.name, chunk=shape)
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """The voxels of `box`."""
+        return self.voxels[box.slices()].copy()
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Some z slices of a volume, as a volume of its own; fulfils `emseg.ports.VolumeReader`."""
+
+    volume: VolumeReader
+    slices: tuple[int, int]
+    """The first one, and the one after the last."""
+
+    @property
+    def spec(self) -> VolumeSpec:
+        """What the section is."""
+        first, stop = self.slices
+        whole = self.volume.spec
+        return VolumeSpec((stop - first, *whole.shape[1:]), whole.dtype, chunk=whole.chunk)
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """The voxels of `box`."""
+        return self.volume.read(box.shift((self.slices[0], 0, 0)))
+
+
+def open_sections(path: Path, parts: Mapping[Part, tuple[int, int]]) -> dict[Part, VolumeReader]:
+    """Each part of a volume, as a volume of its own: of a TIFF stack in memory, of a Zarr volume read when it is asked for.
+
+    Parameters
+    ----------
+    parts
+        First z slice and the one after the last, by the name of the part.
+
+    Raises
+    ------
+    InputError
+        If there is no such volume, or it has not as many slices.
+    """
+    if is_tiff(path):
+        with open_tiff(path) as stack:
+            _check_slices(path, parts, stack.shape[0])
+            return {name: LoadedVolume(stack.read(*slices)) for name, slices in parts.items()}
+    volume = open_volume(path, CACHE_BYTES)
+    _check_slices(path, parts, volume.spec.shape[0])
+    return {name: Section(volume, slices) for name, slices in parts.items()}
+
+
+def _check_slices(path: Path, parts: Mapping[Part, tuple[int, int]], depth: int) -> None:
+    for name, slices in parts.items():
+        if slices[1] > depth:
+            raise InputError(f"data.{name} is {list(slices)}, but {path} has {depth} slices: choose others")

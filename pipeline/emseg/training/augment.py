@@ -1,4 +1,4 @@
-"""Random crops of a volume and its truth, deformed and varied: what the network sees in training.
+"""Random crops of volumes and their truth, deformed and varied: what the network sees in training.
 
 After Ronneberger, Fischer and Brox (arXiv:1505.04597), sections 2 and 3.1: tiles that reach over the volume's faces
 are completed by mirroring, and each tile is deformed by a smooth field of random displacements.
@@ -6,57 +6,83 @@ are completed by mirroring, and each tile is deformed by a smooth field of rando
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import permutations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch.nn import functional
 
 from emseg.box import Box, Triple, triple
 from emseg.specs.model import ModelSpec
+from emseg.training.deformation import displacements
+from emseg.training.source import Source
 from emseg.training.spec import AugmentSpec
 
+SHADES = 4
+"""Points along each axis of the plane between which shade varies smoothly."""
 
+
+class Crop(NamedTuple):
+    """A tile, and the truth of what the network makes of it."""
+
+    tile: NDArray[np.float32]
+    """Grey values, ``(z, y, x) float32``."""
+    truth: NDArray[np.uint8]
+    """Class of each voxel, ``(z', y', x') uint8``; 255 is ignored."""
+    segments: NDArray[np.int32]
+    """Number of the segment that each voxel lies in, ``(z', y', x') int32``; 0 in none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Crops:
-    """Random pairs of a tile and its truth out of one volume, the same ones for the same generator.
+    """Random crops out of volumes, the same ones for the same generator."""
 
-    Parameters
-    ----------
-    raw
-        Normalised grey values, ``(z, y, x) float32``.
-    truth
-        Class of each voxel, ``(z, y, x) uint8``; 255 is ignored.
-    spec
-        The network; the axes that it treats alike may be transposed.
-    output
-        Shape (z, y, x) in voxels that the network shall make of a tile.
-    augment
-        How strongly crops are varied.
-    """
+    sources: Sequence[Source]
+    """The volumes."""
+    spec: ModelSpec
+    """The network; axes that it treats alike may be transposed."""
+    output: Triple
+    """Shape (z, y, x) in voxels that the network shall make of a tile, at least."""
+    augment: AugmentSpec
+    """How strongly crops are varied."""
 
-    def __init__(
-        self, raw: NDArray[np.float32], truth: NDArray[np.uint8], spec: ModelSpec, output: Triple, augment: AugmentSpec
-    ) -> None:
-        self.tile = spec.tile_for(output)
-        self.context = spec.context
-        # Truth is mirrored like the grey values: a deformation may move voxels from beyond a face into the crop.
-        pads = [(c, c + max(0, t - 2 * c - length)) for c, t, length in zip(self.context, self.tile, raw.shape, strict=True)]
-        self._raw = np.pad(raw, pads, mode="reflect")
-        self._truth = np.pad(truth, pads, mode="reflect")
-        self._augment = augment
-        self._transpositions = transpositions(spec, self.tile)
+    @property
+    def tile(self) -> Triple:
+        """Shape (z, y, x) in voxels of a tile."""
+        return self.spec.tile_for(self.output)
 
-    def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """One tile ``(z, y, x) float32`` and the truth of what the network makes of it, ``(z', y', x') uint8``."""
-        start = triple(rng.integers(0, length - t, endpoint=True) for length, t in zip(self._raw.shape, self.tile, strict=True))
-        where = Box.of_shape(self.tile).shift(start).slices()
-        raw, truth = turn(self._raw[where], self._truth[where], self._transpositions, rng)
-        if self._augment.displacement:
-            raw, truth = deform(raw, truth, self._augment, rng)
-        inner = tuple(slice(c, t - c) for c, t in zip(self.context, self.tile, strict=True))
-        return vary(raw, self._augment, rng), np.ascontiguousarray(truth[inner])
+    def draw(self, rng: np.random.Generator) -> Crop:
+        """One crop."""
+        source, tile = self._source(rng), self.tile
+        start = self._start(source.raw.spec.shape, rng)
+        places = warped_places(tile, self.augment, rng)
+        if places is None:
+            raw, numbers = source.read(Box.of_shape(tile).shift(start))
+        else:
+            reach = Box(triple(int(np.floor(p.min())) for p in places), triple(int(np.ceil(p.max())) + 1 for p in places))
+            raw, numbers = fetch(*source.read(reach.shift(start)), places, reach.start)
+        raw, numbers = turn(raw, numbers, transpositions(self.spec, tile), rng)
+        inner = tuple(slice(c, t - c) for c, t in zip(self.spec.context, tile, strict=True))
+        truth, segments = source.kind.classes(numbers)[inner], source.kind.segments(numbers)[inner]
+        return Crop(vary(raw, self.augment, rng), np.ascontiguousarray(truth), np.ascontiguousarray(segments))
+
+    def _source(self, rng: np.random.Generator) -> Source:
+        if len(self.sources) == 1:
+            return self.sources[0]
+        weights = np.array([source.weight for source in self.sources])
+        return self.sources[rng.choice(len(self.sources), p=weights / weights.sum())]
+
+    def _start(self, shape: Triple, rng: np.random.Generator) -> Triple:
+        """Where a tile begins whose output lies in a volume of this shape, or holds it where that is shorter."""
+        room = [n - (t - 2 * c) for n, t, c in zip(shape, self.tile, self.spec.context, strict=True)]
+        drawn = rng.integers(0, [max(0, more) for more in room], endpoint=True)
+        return triple(int(first) - c for first, c in zip(drawn, self.spec.context, strict=True))
 
 
 def transpositions(spec: ModelSpec, tile: Triple) -> list[Triple]:
@@ -70,45 +96,81 @@ def transpositions(spec: ModelSpec, tile: Triple) -> list[Triple]:
 
 
 def turn(
-    raw: NDArray[np.float32], truth: NDArray[np.uint8], orders: list[Triple], rng: np.random.Generator
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    raw: NDArray[np.float32], truth: NDArray[Any], orders: list[Triple], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[Any]]:
     """The pair, flipped along a random choice of axes, and its axes put into one of the `orders`."""
     axes = tuple(axis for axis in range(3) if rng.integers(2))
     order = orders[rng.integers(len(orders))]
     return np.flip(raw, axes).transpose(order), np.flip(truth, axes).transpose(order)
 
 
-def deform(
-    raw: NDArray[np.float32], truth: NDArray[np.uint8], augment: AugmentSpec, rng: np.random.Generator
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """The pair, each voxel fetched from where one smooth random field points to; an axis of one voxel stays as it is.
+def warped_places(tile: Triple, augment: AugmentSpec, rng: np.random.Generator) -> list[NDArray[np.float32]] | None:
+    """Where each voxel of a tile is fetched from, ``(z, y, x) float32`` for each axis, in voxels from the tile's start.
+
+    Turned and scaled in the plane about the tile's centre, and displaced; an axis of one voxel stays as it is.
+    None if nothing moves.
+    """
+    if not (augment.rotate or augment.scale or augment.displacement):
+        return None
+    angle = rng.uniform(0, 2 * math.pi) if augment.rotate else 0.0
+    size = math.exp(rng.uniform(-augment.scale, augment.scale))
+    z, y, x = (np.arange(length, dtype=np.float32) - (length - 1) / 2 for length in tile)
+    along, across = np.float32(size * math.cos(angle)), np.float32(size * math.sin(angle))
+    plane_y, plane_x = y[:, None] * along - x * across, y[:, None] * across + x * along
+    places = [np.broadcast_to(values, tile).astype(np.float32) for values in (z[:, None, None], plane_y, plane_x)]
+    for axis, (length, field) in enumerate(zip(tile, _field(tile, augment, rng), strict=True)):
+        places[axis] += np.float32((length - 1) / 2)
+        if length > 1:
+            places[axis] += field
+    return places
+
+
+def _field(tile: Triple, augment: AugmentSpec, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Smooth displacements ``(3, z, y, x) float32`` in voxels: bicubic over a plane, as in the paper, else trilinear."""
+    coarse = [max(2, round(length / augment.spacing) + 1) for length in tile]
+    if tile[0] == 1:
+        plane = displacements(tile[1:], rng, augment.displacement, (coarse[1], coarse[2]))
+        return np.concatenate([np.zeros((1, *tile[1:]), np.float32), plane])[:, None]
+    drawn = torch.from_numpy(rng.normal(0, augment.displacement, (1, 3, *coarse)).astype(np.float32))
+    field: NDArray[np.float32] = functional.interpolate(drawn, size=tile, mode="trilinear", align_corners=True)[0].numpy()
+    return field
+
+
+def fetch(
+    raw: NDArray[np.float32], truth: NDArray[np.int32], places: Sequence[NDArray[np.float32]], start: Triple
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """What lies at these places of a pair ``(z, y, x)`` that begins at `start`.
 
     Grey values are interpolated, truth is taken from the nearest voxel.
     """
-    shape = raw.shape
-    coarse = [max(2, round(length / augment.spacing) + 1) for length in shape]
-    field = rng.normal(0, augment.displacement, (1, 3, *coarse)).astype(np.float32)
-    smooth = functional.interpolate(torch.from_numpy(field), size=shape, mode="trilinear", align_corners=True)[0]
+    flat = raw.shape[0] == 1  # a plane is interpolated bicubically
+    axes = slice(1, 3) if flat else slice(0, 3)
     # grid_sample counts from -1 (first voxel) to 1 (last), and wants the axes as x, y, z.
-    lines = [torch.linspace(-1, 1, length) if length > 1 else torch.zeros(1) for length in shape]
-    places = [
-        line + smooth[axis] * (2 / (length - 1) if length > 1 else 0)
-        for axis, (line, length) in enumerate(zip(torch.meshgrid(lines, indexing="ij"), shape, strict=True))
-    ]
-    grid = torch.stack(places[::-1], dim=-1)[None]
+    counted = [
+        torch.from_numpy((place - first) * (2 / (length - 1)) - 1 if length > 1 else np.zeros_like(place))
+        for place, first, length in zip(places, start, raw.shape, strict=True)
+    ][axes]
+    grid = torch.stack(counted[::-1], dim=-1)
+    grid = grid if flat else grid[None]
 
-    def fetch(array: NDArray[Any], mode: str) -> NDArray[np.float32]:
-        source = torch.from_numpy(np.ascontiguousarray(array, np.float32))[None, None]
-        moved = functional.grid_sample(source, grid, mode, padding_mode="reflection", align_corners=True)
-        fetched: NDArray[np.float32] = moved[0, 0].numpy()
-        return fetched
+    def sampled(values: NDArray[Any], mode: str) -> NDArray[np.float32]:
+        source = torch.from_numpy(np.ascontiguousarray(values, np.float32))[None]
+        found = functional.grid_sample(source if flat else source[None], grid, mode, padding_mode="border", align_corners=True)
+        numbers: NDArray[np.float32] = found[0].numpy()
+        return numbers if flat else numbers[0]
 
-    return fetch(raw, "bilinear"), fetch(truth, "nearest").astype(np.uint8)
+    return sampled(raw, "bicubic" if flat else "bilinear"), sampled(truth, "nearest").astype(np.int32)
 
 
 def vary(raw: NDArray[np.float32], augment: AugmentSpec, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Grey values ``(z, y, x) float32`` with a random contrast, brightness and noise."""
+    """Grey values ``(z, y, x) float32``, blurred, and with a random contrast, brightness, shade and noise."""
+    if augment.blur and rng.integers(2):
+        raw = ndimage.gaussian_filter(raw, (0, *2 * [rng.uniform(0, augment.blur)]), mode="mirror")
     gain = np.exp(rng.uniform(-augment.gain, augment.gain))
     offset = rng.uniform(-augment.offset, augment.offset)
+    raw = raw * np.float32(gain) + np.float32(offset)
+    if augment.shade:
+        gains, offsets = displacements((raw.shape[1], raw.shape[2]), rng, augment.shade, (SHADES, SHADES))
+        raw = raw * np.exp(gains) + offsets
     noise = rng.uniform(0, augment.noise) * rng.standard_normal(raw.shape, np.float32)
-    return np.ascontiguousarray(raw * gain + offset + noise, np.float32)
+    return np.ascontiguousarray(raw + noise, np.float32)

@@ -4,43 +4,62 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from emseg.errors import InputError
 from emseg.model.file import write_file
-from emseg.model.unet import UNet
+from emseg.training.network import Average
 
 KEY = "emseg-training"
 
 
-def save_checkpoint(
-    path: Path, network: UNet, optimizer: torch.optim.AdamW, settings: Mapping[str, Any], step: int, f1: float | None
-) -> None:
-    """Write weights and optimiser after `step` steps; a reader sees the old file or the new one, never a part.
+@dataclass
+class State:
+    """What a training is made of while it goes on."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Average
+    best: dict[str, Tensor]
+    """Weights of the best validation."""
+    step: int = 0
+    """Steps done."""
+    score: float | None = None
+    """The latest validation."""
+    best_score: float = float("-inf")
+    stale: int = 0
+    """Validations since the best one."""
+
+
+def save_checkpoint(path: Path, state: State, settings: Mapping[str, Any]) -> None:
+    """Write the state of a training; a reader sees the old file or the new one, never a part.
 
     Raises
     ------
     OutputError
         If the file cannot be written.
     """
-    tensors = {f"weights.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
-    for name, parameter in network.named_parameters():
-        for moment in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment].contiguous()
-    header = json.dumps({"settings": settings, "step": step, "f1": f1})
-    write_file(path, save(tensors, {KEY: header}))
+    tensors = {f"weights.{name}": value for name, value in state.network.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in state.average.weights.items()}
+    tensors |= {f"best.{name}": value for name, value in state.best.items()}
+    for name, parameter in state.network.named_parameters():
+        for key, value in state.optimizer.state[parameter].items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{key}.{name}"] = value
+    numbers = {"step": state.step, "score": state.score, "best_score": state.best_score, "stale": state.stale}
+    held = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    write_file(path, save(held, {KEY: json.dumps({"settings": settings, **numbers})}))
 
 
-def load_checkpoint(
-    path: Path, network: UNet, optimizer: torch.optim.AdamW, settings: Mapping[str, Any]
-) -> tuple[int, float | None]:
-    """Steps done and the latest F1; the weights and the optimiser's state are put in place.
+def load_checkpoint(path: Path, state: State, settings: Mapping[str, Any]) -> None:
+    """Put the state of a training back.
 
     Raises
     ------
@@ -55,15 +74,26 @@ def load_checkpoint(
         raise InputError(f"{path} is not a checkpoint of a training ({error}): remove it, or train without --resume") from error
     if changed := _changes(header["settings"], json.loads(json.dumps(settings))):
         raise InputError(f"{path} was trained with other settings: {changed}; restore them, or train without --resume")
-    network.load_state_dict({name: tensors[f"weights.{name}"] for name in network.state_dict()})
-    step = int(header["step"])
-    for name, parameter in network.named_parameters():
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(step)),
-            "exp_avg": torch.empty_like(parameter).copy_(tensors[f"exp_avg.{name}"]),
-            "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"exp_avg_sq.{name}"]),
+    state.network.load_state_dict(_under(tensors, "weights."))
+    state.average.load(_under(tensors, "average."))
+    state.best = _under(tensors, "best.")
+    state.step, state.score = int(header["step"]), header["score"]
+    state.best_score, state.stale = float(header["best_score"]), int(header["stale"])
+    keys = {name.split(".")[1] for name in tensors if name.startswith("optimizer.")}
+    for name, parameter in state.network.named_parameters():
+        state.optimizer.state[parameter] = {
+            key: tensors[f"optimizer.{key}.{name}"] if key == "step" else _like(parameter, tensors[f"optimizer.{key}.{name}"])
+            for key in sorted(keys)
         }
-    return step, header["f1"]
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """The value on the parameter's device, and in its order of axes in memory: another one would give other last bits."""
+    return torch.empty_like(parameter).copy_(value)
 
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

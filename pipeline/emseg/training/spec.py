@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from typing import Any, Literal, get_args
 
 from emseg.box import Triple
@@ -11,6 +12,10 @@ from emseg.errors import InputError
 
 Precision = Literal["bfloat16", "float32"]
 """Type of the activations in training; weights and validation are float32 always."""
+Optimizer = Literal["adamw", "sgd"]
+"""AdamW (Loshchilov and Hutter, arXiv:1711.05101), or stochastic gradient descent with momentum, as in the paper."""
+Aim = Literal["f1", "v_rand"]
+"""What a network is validated by: F1 voxel for voxel, or V_Rand of the segments between membranes, slice by slice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +26,18 @@ class AugmentSpec:
     """Standard deviation of the random displacements, in voxels."""
     spacing: int = 16
     """Distance between the points that are displaced at random, in voxels; between them the field is smooth."""
+    rotate: bool = False
+    """Turn crops in the plane by any angle, not by 90 degrees alone."""
+    scale: float = 0.0
+    """Sizes in the plane are multiplied by ``exp(s)``, s uniform within plus and minus this."""
+    blur: float = 0.0
+    """Half of the crops are blurred in the plane, by a Gaussian of up to this standard deviation, in voxels."""
     gain: float = 0.3
     """Grey values are multiplied by ``exp(g)``, g uniform within plus and minus this."""
     offset: float = 0.3
     """Grey values are shifted by up to plus and minus this, in standard deviations of the volume."""
+    shade: float = 0.0
+    """Standard deviation of a gain and an offset that vary smoothly over the plane, as stain and focus do."""
     noise: float = 0.1
     """Most standard deviation of the noise added to each voxel, in standard deviations of the volume."""
 
@@ -53,21 +66,39 @@ class FitSpec:
     output: Triple = (44, 44, 44)
     """Shape (z, y, x) in voxels that the network makes of each tile; rounded up to the next that fits."""
     batch: int = 1
-    """Tiles per step."""
+    """Tiles per step; shared out among the processes of a training on several devices."""
+    optimizer: Optimizer = "adamw"
+    """What takes the steps."""
     rate: float = 3e-3
     """Highest learning rate: reached after the warm-up, then falling to zero along half a cosine."""
     warmup: int = 100
     """Steps in which the learning rate rises from zero."""
     decay: float = 1e-2
-    """Weight decay of AdamW (Loshchilov and Hutter, arXiv:1711.05101)."""
+    """Weight decay."""
+    momentum: float = 0.99
+    """Momentum of ``sgd``."""
+    average: float = 0.0
+    """Share that the moving mean of the weights keeps at each step; the model gets that mean. 0 takes the last weights."""
     class_weights: tuple[float, ...] = (1.0, 2.0)
     """How much a voxel of each class counts in the loss."""
+    border_weight: float = 0.0
+    """How much more a voxel counts that separates two segments closely: w_0 of the paper, there 10."""
+    border_width: float = 5.0
+    """Standard deviation in voxels within which two segments are close: sigma of the paper."""
+    affinity_weight: float = 0.0
+    """How much it counts in the loss whether two voxels at a distance lie in one segment; predicted in training alone."""
+    affinity_reach: tuple[int, ...] = (3, 9, 27)
+    """These distances, in voxels along each axis that the network sees."""
     precision: Precision = "bfloat16"
     """Type of the activations in training."""
     seed: int = 0
     """Seed of everything drawn at random."""
     validate_every: int = 500
     """Steps between validations."""
+    aim: Aim = "f1"
+    """What is validated, and what the bias of the membrane is chosen for at the end."""
+    patience: int = 0
+    """Validations in a row without a better one after which the training ends, with the best weights; 0 takes all steps."""
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     """How strongly crops are varied."""
 
@@ -75,18 +106,26 @@ class FitSpec:
         for name in ("steps", "batch", "validate_every"):
             if (value := getattr(self, name)) < 1:
                 raise InputError(f"training needs {name} >= 1, not {value}")
+        for name in ("decay", "seed", "border_weight", "affinity_weight", "patience"):
+            if (value := getattr(self, name)) < 0:
+                raise InputError(f"training needs {name} >= 0, not {value}")
+        for name in ("rate", "border_width"):
+            if not (value := getattr(self, name)) > 0:
+                raise InputError(f"training needs {name} > 0, not {value}")
+        for name in ("momentum", "average"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise InputError(f"training needs {name} from 0 to below 1, not {value}")
         if not 0 <= self.warmup < self.steps:
             raise InputError(f"the warm-up takes {self.warmup} of {self.steps} steps: make it shorter, or train for longer")
-        if not self.rate > 0 or self.decay < 0 or self.seed < 0:
-            raise InputError(
-                f"training needs rate > 0, decay >= 0 and seed >= 0, not {self.rate}, {self.decay} and {self.seed}"
-            )
         if min(self.output) < 1 or len(self.output) != 3:
             raise InputError(f"the training output must be three positive lengths (z, y, x), not {self.output}")
         if not all(weight > 0 for weight in self.class_weights):
             raise InputError(f"class weights must be positive, not {self.class_weights}")
-        if self.precision not in get_args(Precision):
-            raise InputError(f"the precision must be one of {get_args(Precision)}, not {self.precision!r}")
+        if not all(reach > 0 for reach in self.affinity_reach):
+            raise InputError(f"affinities must reach at least 1 voxel, not {self.affinity_reach}")
+        for name, kind in (("precision", Precision), ("optimizer", Optimizer), ("aim", Aim)):
+            if (value := getattr(self, name)) not in get_args(kind):
+                raise InputError(f"the {name} must be one of {get_args(kind)}, not {value!r}")
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0: a linear warm-up, then half a cosine to zero.
@@ -112,10 +151,23 @@ class Progress:
     """Steps in all."""
     loss: float
     """Mean loss over the latest steps, the recent ones counting more."""
-    f1: float | None
-    """F1 of the membrane at the latest validation; None before the first."""
+    score: float | None
+    """The latest validation, by the training's aim; None before the first."""
+    rate: float
+    """Learning rate of the step."""
+    tiles_per_second: float
+    """Since the training began, or was resumed."""
+    waiting: float
+    """Share of that time in which no crop was ready."""
     seconds_left: float
     """Estimate from the time of the steps so far, in seconds."""
+
+    def __str__(self) -> str:
+        score = "" if self.score is None else f", score {self.score:.4f}"
+        return (
+            f"step {self.step} of {self.steps}, loss {self.loss:.4f}{score}, {self.tiles_per_second:.2f} tiles/s, "
+            f"{100 * self.waiting:.0f} % of the time waiting for them, {timedelta(seconds=round(self.seconds_left))} left"
+        )
 
 
 def to_json(spec: FitSpec) -> dict[str, Any]:

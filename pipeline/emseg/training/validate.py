@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -9,9 +10,18 @@ import torch
 from numpy.typing import NDArray
 
 from emseg.box import Box, Triple, triple
-from emseg.metrics.membrane import best_threshold
+from emseg.metrics.components import components
+from emseg.metrics.isbi import border_scores
+from emseg.metrics.membrane import best_threshold, f1
 from emseg.model.unet import UNet
-from emseg.truth import MEMBRANE
+from emseg.training.source import Sample
+from emseg.training.spec import Aim
+from emseg.truth import INSIDE, MEMBRANE
+
+THRESHOLDS = np.arange(0.04, 0.97, 0.04)
+"""Probabilities of membrane that are tried as thresholds for V_Rand."""
+PLATEAU = 5
+"""So many neighbouring thresholds are judged together: V_Rand of a few slices jumps where a single membrane breaks."""
 
 
 def predict(network: UNet, raw: NDArray[np.float32], output: Triple) -> NDArray[np.float32]:
@@ -47,17 +57,68 @@ def predict(network: UNet, raw: NDArray[np.float32], output: Triple) -> NDArray[
     return logits
 
 
-def calibrate(network: UNet, raw: NDArray[np.float32], truth: NDArray[np.uint8], output: Triple) -> float:
-    """The best F1 on a volume, after shifting the membrane's bias so that the largest logit reaches it.
+def score_of(labels: Sequence[NDArray[np.integer]], truths: Sequence[NDArray[np.uint8]], aim: Aim) -> float:
+    """How good labels are, from 0 to 1: the mean F1 of all classes but the first, or the mean V_Rand of all slices.
+
+    Parameters
+    ----------
+    labels, truths
+        Class of each voxel of each volume, ``(z, y, x)``; 255 in the truth is ignored. For V_Rand, class 1 is the membrane,
+        and slices where no voxel is of class 0 have no part in it.
+    """
+    if aim == "f1":
+        classes = 1 + max(int(truth[truth != 255].max(initial=1)) for truth in truths)
+        together = [np.concatenate([each.ravel() for each in arrays]) for arrays in (labels, truths)]
+        return float(np.mean([f1(*together, membrane=label) for label in range(1, classes)]))
+    return _v_rand([found == MEMBRANE for found in labels], truths)
+
+
+def calibrate(network: UNet, tune: Sequence[Sample], output: Triple, aim: Aim) -> float:
+    """The score on some volumes, after shifting biases so that the largest logit reaches the best one.
 
     Shifting a bias of the last layer is the same as moving a threshold, or as weighting the classes anew (their prior
-    odds), but leaves nothing to set when the network is used.
+    odds), but leaves nothing to set when the network is used. For V_Rand the membrane's bias alone is shifted.
     """
-    logits = predict(network, raw, output)
-    threshold, best = best_threshold(logits[MEMBRANE] - np.delete(logits, MEMBRANE, axis=0).max(axis=0), truth)
+    logits = [predict(network, sample.raw, output) for sample in tune]
+    truths = [sample.truth for sample in tune]
     bias = network.head.bias
     if bias is None:
         raise TypeError("the last layer has no bias to shift")
-    with torch.no_grad():
-        bias[MEMBRANE] -= threshold
-    return best
+    for label in range(1, len(bias)) if aim == "f1" else (MEMBRANE,):
+        margins = [found[label] - np.delete(found, label, axis=0).max(axis=0) for found in logits]
+        if aim == "v_rand":
+            threshold = _best_border(margins, truths)
+        elif any((truth == label).any() for truth in truths):
+            of_label = np.concatenate([_one_against_all(truth, label).ravel() for truth in truths])
+            threshold, _ = best_threshold(np.concatenate([margin.ravel() for margin in margins]), of_label)
+        else:
+            continue
+        for found in logits:
+            found[label] -= threshold
+        with torch.no_grad():
+            bias[label] -= threshold
+    return score_of([found.argmax(axis=0) for found in logits], truths, aim)
+
+
+def _one_against_all(truth: NDArray[np.uint8], label: int) -> NDArray[np.uint8]:
+    """1 where the truth is this class, 0 where another; 255 stays."""
+    return np.where(truth == 255, truth, truth == label).astype(np.uint8)
+
+
+def _best_border(margins: Sequence[NDArray[np.float32]], truths: Sequence[NDArray[np.uint8]]) -> float:
+    """The logit from which on a voxel is membrane, in the middle of the thresholds that give the best V_Rand."""
+    logits = np.log(THRESHOLDS / (1 - THRESHOLDS))
+    scores = np.array([_v_rand([margin > logit for margin in margins], truths) for logit in logits])
+    smooth = np.convolve(scores, np.ones(PLATEAU) / PLATEAU, mode="valid")
+    return float(logits[int(np.argmax(smooth)) + PLATEAU // 2])
+
+
+def _v_rand(borders: Sequence[NDArray[np.bool_]], truths: Sequence[NDArray[np.uint8]]) -> float:
+    """Mean V_Rand of all slices ``(z, y, x)`` that have an inside."""
+    slices = [
+        border_scores(border, components(true == INSIDE)).rand
+        for volume, truth in zip(borders, truths, strict=True)
+        for border, true in zip(volume, truth, strict=True)
+        if (true == INSIDE).any()
+    ]
+    return float(np.mean(slices)) if slices else 0.0

@@ -1,25 +1,36 @@
-"""Crops: raw and truth stay aligned, borders are mirrored, draws are repeatable."""
+"""Crops: raw and truth stay aligned, faces are mirrored, draws are repeatable and have the strengths that were asked for."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
+from trainings import VALUES, source
 
-from emseg.box import Triple
+from emseg.box import Box, Triple, triple
+from emseg.grid.mirror import mirrored
 from emseg.specs.model import ModelSpec
-from emseg.training.augment import Crops, deform, transpositions, turn, vary
+from emseg.training.augment import Crops, fetch, transpositions, turn, vary, warped_places
+from emseg.training.source import ClassValues
 from emseg.training.spec import AugmentSpec
 
 NONE = AugmentSpec(displacement=0, gain=0, offset=0, noise=0)
 CUBE = ModelSpec.unet(width=1, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
 FLAT = ModelSpec.unet(width=1, depth=1, kernel=(1, 3, 3), pooling=(1, 2, 2))
+NUMBERS = ClassValues({f"c{n}": (n,) for n in range(251)}, tuple(f"c{n}" for n in range(251)), (), planar=False)
 
 
 def numbered(shape: Triple) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Grey values that are all different, and a truth that follows from each."""
     raw = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     return raw, (raw % 251).astype(np.uint8)
+
+
+def crops(spec: ModelSpec, shape: Triple, output: Triple, augment: AugmentSpec = NONE) -> Crops:
+    return Crops([source(*numbered(shape), NUMBERS)], spec, output, augment)
 
 
 def inner(tile: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.float32]:
@@ -29,30 +40,33 @@ def inner(tile: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.float32]:
 @pytest.mark.parametrize("spec", [CUBE, FLAT])
 @pytest.mark.parametrize("shape", [(20, 21, 22), (1, 30, 30), (3, 2, 50)])
 def test_turned_crops_stay_aligned(spec: ModelSpec, shape: Triple) -> None:
-    raw, truth = numbered(shape)
-    crops = Crops(raw, truth, spec, (1, 6, 6), NONE)
+    drawn = crops(spec, shape, (1, 6, 6))
     for seed in range(20):
-        tile, target = crops.draw(np.random.default_rng(seed))
-        assert tile.shape == crops.tile == spec.tile_for((1, 6, 6))
-        assert target.shape == spec.output_shape(crops.tile)
-        assert np.array_equal(inner(tile, spec) % 251, target)
+        crop = drawn.draw(np.random.default_rng(seed))
+        assert crop.tile.shape == drawn.tile == spec.tile_for((1, 6, 6))
+        assert crop.truth.shape == crop.segments.shape == spec.output_shape(drawn.tile)
+        assert np.array_equal(inner(crop.tile, spec) % 251, crop.truth)
 
 
 def test_a_tile_at_a_corner_is_mirrored() -> None:
-    raw, truth = numbered((8, 8, 8))
-    crops = Crops(raw, truth, CUBE, (8, 8, 8), NONE)
-    mirrored = np.pad(raw, [(c, c) for c in CUBE.context], mode="reflect")
-    start = [n - t for n, t in zip(mirrored.shape, crops.tile, strict=True)]
-    assert start == [0, 0, 0]  # the tile is the whole mirrored volume
-    tile, _ = crops.draw(np.random.default_rng(0))
-    assert np.array_equal(np.sort(tile, axis=None), np.sort(mirrored, axis=None))
+    drawn = crops(CUBE, (8, 8, 8), (8, 8, 8))
+    whole = np.pad(numbered((8, 8, 8))[0], [(c, c) for c in CUBE.context], mode="reflect")
+    assert whole.shape == drawn.tile  # there is one place for it
+    tile = drawn.draw(np.random.default_rng(0)).tile
+    assert np.array_equal(np.sort(tile, axis=None), np.sort(whole, axis=None))
 
 
 def test_every_place_and_orientation_is_drawn() -> None:
-    raw, truth = numbered((9, 9, 9))
-    crops = Crops(raw, truth, CUBE, (8, 8, 8), NONE)
-    tiles = {crops.draw(np.random.default_rng(seed))[0].tobytes() for seed in range(3000)}
+    drawn = crops(CUBE, (9, 9, 9), (8, 8, 8))
+    tiles = {drawn.draw(np.random.default_rng(seed)).tile.tobytes() for seed in range(3000)}
     assert len(tiles) == 2**3 * 48  # two places per axis; 48 symmetries of the cube
+
+
+def test_volumes_are_drawn_by_their_weights() -> None:
+    raw, truth = np.zeros((6, 6, 6)), np.zeros((6, 6, 6), np.uint8)
+    drawn = Crops([source(raw, truth, weight=1), source(raw + 1, truth, weight=3)], CUBE, (2, 2, 2), NONE)
+    second = [drawn.draw(np.random.default_rng(seed)).tile.mean() for seed in range(800)]
+    assert abs(np.mean(second) - 0.75) < 0.05  # more than three standard errors
 
 
 def test_transpositions_are_the_symmetries_of_network_and_tile() -> None:
@@ -69,44 +83,116 @@ def test_turn_keeps_pairs() -> None:
         assert np.array_equal(a % 251, b)
 
 
-@pytest.mark.parametrize("shape", [(24, 24, 24), (1, 40, 40)])
-def test_deformation_moves_raw_and_truth_alike(shape: Triple) -> None:
-    coordinates = np.indices(shape).sum(axis=0) / 10
-    raw = np.sin(coordinates).astype(np.float32)
+WARPS = {
+    "displaced": AugmentSpec(displacement=2),
+    "rotated": AugmentSpec(displacement=0, rotate=True),
+    "scaled": AugmentSpec(displacement=0, scale=0.3),
+    "all": AugmentSpec(displacement=2, rotate=True, scale=0.2),
+}
+
+
+@pytest.mark.parametrize("augment", WARPS.values(), ids=WARPS)
+@pytest.mark.parametrize("tile", [(12, 24, 20), (1, 40, 40)])
+def test_places_are_fetched_from_the_mirrored_volume(augment: AugmentSpec, tile: Triple) -> None:
+    """Against interpolation by another library, of a volume that is mirrored far beyond its faces."""
+    shape = (14, 30, 26)
+    rng = np.random.default_rng(1)
+    raw = ndimage.gaussian_filter(rng.normal(size=shape), (0, 2, 2)).astype(np.float32)
     truth = (raw > 0).astype(np.uint8)
-    moved, target = deform(raw, truth, AugmentSpec(displacement=2), np.random.default_rng(1))
-    assert moved.shape == target.shape == shape
-    assert set(np.unique(target)) <= {0, 1}
-    assert (target != truth).mean() > 0.02  # it did move
-    clear = np.abs(moved) > 0.1  # within a voxel of the edge, nearest and interpolated may disagree
-    assert np.array_equal((moved > 0)[clear], target[clear] == 1)
+    start = (1, -4, 5)
+    places = warped_places(tile, augment, rng)
+    assert places is not None
+    reach = Box(triple(int(np.floor(p.min())) for p in places), triple(int(np.ceil(p.max())) + 1 for p in places))
+    moved, target = fetch(*source(raw, truth).read(reach.shift(start)), places, reach.start)
+    far = mirrored(raw, Box((-40, -80, -80), (60, 110, 110)))
+    where = [place + first + more for place, first, more in zip(places, start, (40, 80, 80), strict=True)]
+    straight = ndimage.map_coordinates(far, where, order=1)
+    assert np.abs(moved - straight).max() < (0.06 if tile[0] == 1 else 1e-4)  # planes are interpolated bicubically
+    nearest = ndimage.map_coordinates((far > 0).astype(np.uint8), where, order=0)
+    assert (target != nearest).mean() < 0.005  # places half-way between two voxels
 
 
-def test_no_displacement_changes_nothing() -> None:
-    raw, truth = numbered((8, 9, 10))
-    moved, target = deform(raw, truth, AugmentSpec(displacement=0), np.random.default_rng(0))
-    assert np.allclose(moved, raw, atol=1e-2)
-    assert np.array_equal(target, truth)
+@pytest.mark.parametrize("tile", [(8, 30, 30), (1, 64, 64)])
+def test_a_rotation_turns_about_the_middle_and_keeps_lengths(tile: Triple) -> None:
+    for seed in range(10):
+        places = warped_places(tile, WARPS["rotated"], np.random.default_rng(seed))
+        assert places is not None
+        _, y, x = (place - (length - 1) / 2 for place, length in zip(places, tile, strict=True))
+        v, u = (np.arange(length) - (length - 1) / 2 for length in tile[1:])
+        assert np.allclose(np.hypot(y, x), np.hypot(v[:, None], u), atol=1e-3)
+        assert np.allclose(places[0], np.arange(tile[0])[:, None, None])
+
+
+def test_sizes_are_scaled_within_bounds() -> None:
+    factors = []
+    for seed in range(200):
+        places = warped_places((1, 21, 21), AugmentSpec(displacement=0, scale=0.2), np.random.default_rng(seed))
+        assert places is not None
+        factors.append((places[2][0, 0, -1] - places[2][0, 0, 0]) / 20)
+    assert np.exp(-0.2) <= min(factors) < 0.85
+    assert 1.18 < max(factors) <= np.exp(0.2)
+
+
+@pytest.mark.parametrize("tile", [(24, 24, 24), (1, 65, 65)])
+def test_displacements_have_their_deviation(tile: Triple) -> None:
+    """At the points themselves: between them the field is a mean of several, and smaller."""
+    spec = AugmentSpec(displacement=3, spacing=(tile[1] - 1) // 2 + 1 if tile[0] > 1 else (tile[1] - 1) // 2)
+    corners = []
+    for seed in range(300):
+        places = warped_places(tile, spec, np.random.default_rng(seed))
+        assert places is not None
+        corners += [float(places[1][0, 0, 0]), float(places[2][0, 0, 0])]
+    assert abs(np.std(corners) - 3) < 0.3  # three standard errors of 600 numbers
+    assert abs(np.mean(corners)) < 0.4
+
+
+def test_nothing_moves_unasked() -> None:
+    assert warped_places((1, 8, 8), NONE, np.random.default_rng(0)) is None
 
 
 def test_grey_values_vary_within_bounds() -> None:
     raw = np.array([[[-1.0, 0.0, 1.0]]], np.float32)
     for seed in range(50):
-        low, middle, high = vary(raw, AugmentSpec(gain=0.3, offset=0.2, noise=0), np.random.default_rng(seed)).ravel()
+        low, middle, high = vary(raw, replace(NONE, gain=0.3, offset=0.2), np.random.default_rng(seed)).ravel()
         assert np.exp(-0.3) <= (high - low) / 2 <= np.exp(0.3)
         assert abs(middle) <= 0.2
     assert np.array_equal(vary(raw, NONE, np.random.default_rng(0)), raw)
 
 
+def test_half_of_the_crops_are_blurred() -> None:
+    noise = np.random.default_rng(0).normal(size=(2, 32, 32)).astype(np.float32)
+    spread = np.array([vary(noise, replace(NONE, blur=2.0), np.random.default_rng(seed)).std() for seed in range(100)])
+    assert 35 <= (spread == noise.std()).sum() <= 65
+    assert spread.min() < 0.3 * noise.std()
+
+
+def test_shade_is_smooth_and_has_its_deviation() -> None:
+    ones = np.ones((2, 64, 64), np.float32)
+    corners = []
+    for seed in range(300):
+        made = vary(ones, replace(NONE, shade=0.2), np.random.default_rng(seed))
+        assert np.array_equal(made[0], made[1])
+        assert np.abs(np.diff(made[0], axis=0)).max() < 0.15
+        corners.append(made[0, 0, 0] - 1)
+    assert abs(np.std(corners) - np.hypot(0.2, 0.2)) < 0.05  # a gain and an offset
+
+
+def test_noise_is_at_most_as_strong_as_asked() -> None:
+    flat = np.zeros((1, 64, 64), np.float32)
+    spread = [vary(flat, replace(NONE, noise=0.4), np.random.default_rng(seed)).std() for seed in range(100)]
+    assert 0.35 < max(spread) < 0.42
+    assert min(spread) < 0.05
+
+
 def test_the_seed_decides_all() -> None:
-    raw, truth = numbered((20, 20, 20))
-    crops = Crops(raw, truth, CUBE, (6, 6, 6), AugmentSpec())
-    first, second, other = (crops.draw(np.random.default_rng(seed)) for seed in (5, 5, 6))
+    drawn = crops(CUBE, (20, 20, 20), (6, 6, 6), AugmentSpec(rotate=True, shade=0.1, blur=1, scale=0.1))
+    first, second, other = (drawn.draw(np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert not np.array_equal(first[0], other[0])
 
 
 def test_ignored_voxels_stay_ignored() -> None:
-    raw, truth = np.zeros((12, 12, 12), np.float32), np.full((12, 12, 12), 255, np.uint8)
-    _, target = Crops(raw, truth, CUBE, (6, 6, 6), AugmentSpec()).draw(np.random.default_rng(0))
-    assert (target == 255).all()
+    ignored = source(np.zeros((12, 12, 12)), np.full((12, 12, 12), 255, np.uint8), VALUES)
+    crop = Crops([ignored], CUBE, (6, 6, 6), AugmentSpec(rotate=True)).draw(np.random.default_rng(0))
+    assert (crop.truth == 255).all()
+    assert not crop.segments.any()

@@ -1,4 +1,4 @@
-"""The weighted cross-entropy against its definition."""
+"""The losses against their definitions, and their gradients against differences."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from emseg.training.loss import weighted_cross_entropy
+from emseg.specs.model import ModelSpec
+from emseg.training.loss import affinity_loss, affinity_offsets, weighted_cross_entropy
 
 WEIGHTS = torch.tensor([1.0, 3.0])
+OFFSETS = [(0, 1, 0), (1, 0, 2), (0, 9, 0)]
+"""The last one is longer than the tile."""
 
 
 def some() -> tuple[torch.Tensor, torch.Tensor]:
@@ -17,28 +20,83 @@ def some() -> tuple[torch.Tensor, torch.Tensor]:
     return logits, torch.from_numpy(rng.choice([0, 1, 255], (2, 3, 4, 5)).astype(np.uint8))
 
 
-def test_against_the_definition() -> None:
+def pairs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(1)
+    logits = torch.from_numpy(rng.normal(size=(2, 3, 3, 4, 5)).astype(np.float32))
+    segments = torch.from_numpy(rng.integers(0, 3, (2, 3, 4, 5)).astype(np.int32))
+    return logits, some()[1], segments
+
+
+@pytest.mark.parametrize("border", [False, True])
+def test_cross_entropy_against_the_definition(border: bool) -> None:
     logits, truth = some()
+    more = torch.from_numpy(np.random.default_rng(2).uniform(0, 10, truth.shape).astype(np.float32)) if border else None
     total = weight = 0.0
     for index in np.ndindex(*truth.shape):
         label = int(truth[index])
         if label != 255:
             scores = logits[(index[0], slice(None), *index[1:])].double()
-            total -= float(WEIGHTS[label]) * float(torch.log_softmax(scores, 0)[label])
-            weight += float(WEIGHTS[label])
-    assert float(weighted_cross_entropy(logits, truth, WEIGHTS)) == pytest.approx(total / weight, rel=1e-5)
+            counts = float(WEIGHTS[label]) + (float(more[index]) if more is not None else 0)
+            total -= counts * float(torch.log_softmax(scores, 0)[label])
+            weight += counts
+    found = weighted_cross_entropy(logits, truth, WEIGHTS, more)
+    assert float(found.mean) == pytest.approx(total / weight, rel=1e-5)
+    assert float(found.counted) == pytest.approx(weight, rel=1e-5)
+
+
+def test_affinities_against_the_definition() -> None:
+    logits, truth, segments = pairs()
+    total, counted = 0.0, 0
+    for channel, offset in enumerate(OFFSETS):
+        for n, *far in np.ndindex(*truth.shape):
+            near = [place - shift for place, shift in zip(far, offset, strict=True)]
+            if min(near) < 0 or truth[(n, *far)] == 255 or truth[(n, *near)] == 255:
+                continue
+            together = segments[(n, *far)] == segments[(n, *near)] != 0
+            logit = float(logits[(n, channel, *far)])
+            total += np.log1p(np.exp(-logit if together else logit))
+            counted += 1
+    found = affinity_loss(logits, truth, segments, OFFSETS)
+    assert float(found.total) == pytest.approx(total, rel=1e-5)
+    assert float(found.counted) == counted
+
+
+def test_halves_of_a_batch_add_up() -> None:
+    logits, truth = some()
+    whole = weighted_cross_entropy(logits, truth, WEIGHTS)
+    parts = [weighted_cross_entropy(logits[n : n + 1], truth[n : n + 1], WEIGHTS) for n in range(2)]
+    assert float(sum(part.total for part in parts)) == pytest.approx(float(whole.total), rel=1e-6)
+    assert float(sum(part.counted for part in parts)) == float(whole.counted)
+
+
+def test_gradients_against_differences() -> None:
+    logits, truth = (tensor[:1, ..., :2, :3] for tensor in some())
+    more = torch.rand(truth.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = logits.double().requires_grad_()
+
+    def cross(values: torch.Tensor) -> torch.Tensor:
+        return weighted_cross_entropy(values, truth, WEIGHTS.double(), more).mean
+
+    assert torch.autograd.gradcheck(cross, exact)
+    found, known, segments = (tensor[:1, ..., :2, :3] for tensor in pairs())
+
+    def affinities(values: torch.Tensor) -> torch.Tensor:
+        return affinity_loss(values, known, segments, OFFSETS).total
+
+    assert torch.autograd.gradcheck(affinities, found.double().requires_grad_())
 
 
 def test_ignored_voxels_have_no_part() -> None:
     logits, truth = some()
     changed = logits + 100 * (truth == 255)[:, None] * torch.tensor([1.0, -1.0]).view(1, 2, 1, 1, 1)
-    assert torch.equal(weighted_cross_entropy(logits, truth, WEIGHTS), weighted_cross_entropy(changed, truth, WEIGHTS))
+    one, other = (weighted_cross_entropy(each, truth, WEIGHTS).mean for each in (logits, changed))
+    assert torch.equal(one, other)
 
 
 def test_nothing_labelled_is_zero_with_zero_gradients() -> None:
     logits, truth = some()
     logits.requires_grad_()
-    loss = weighted_cross_entropy(logits, torch.full_like(truth, 255), WEIGHTS)
+    loss = weighted_cross_entropy(logits, torch.full_like(truth, 255), WEIGHTS).mean
     loss.backward()  # type: ignore[no-untyped-call]
     assert float(loss.detach()) == 0
     assert logits.grad is not None
@@ -47,4 +105,9 @@ def test_nothing_labelled_is_zero_with_zero_gradients() -> None:
 
 def test_bfloat16_logits_are_summed_in_float32() -> None:
     logits, truth = some()
-    assert weighted_cross_entropy(logits.bfloat16(), truth, WEIGHTS).dtype == torch.float32
+    assert weighted_cross_entropy(logits.bfloat16(), truth, WEIGHTS).total.dtype == torch.float32
+
+
+def test_offsets_reach_along_the_axes_that_are_seen() -> None:
+    cubic = ModelSpec.unet(width=1, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
+    assert affinity_offsets(cubic, (2, 5)) == [(2, 0, 0), (0, 2, 0), (0, 0, 2), (5, 0, 0), (0, 5, 0), (0, 0, 5)]

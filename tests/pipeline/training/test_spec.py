@@ -25,6 +25,15 @@ from emseg.training.spec import AugmentSpec, FitSpec, to_json
         ({"output": (0, 1, 1)}, "(0, 1, 1)"),
         ({"class_weights": (1.0, 0.0)}, "class weights"),
         ({"precision": "float16"}, "float16"),
+        ({"optimizer": "adam"}, "optimizer must be one of ('adamw', 'sgd'), not 'adam'"),
+        ({"aim": "dice"}, "dice"),
+        ({"momentum": 1.0}, "momentum from 0 to below 1"),
+        ({"average": -0.1}, "average from 0 to below 1"),
+        ({"border_weight": -1.0}, "border_weight >= 0"),
+        ({"border_width": 0.0}, "border_width > 0"),
+        ({"affinity_weight": -1.0}, "affinity_weight >= 0"),
+        ({"affinity_reach": (3, 0)}, "at least 1 voxel"),
+        ({"patience": -1}, "patience >= 0"),
     ],
 )
 def test_refused(options: dict[str, Any], word: str) -> None:

@@ -10,10 +10,17 @@ from emseg.box import Triple
 from emseg.metrics.membrane import f1
 from emseg.model.unet import UNet
 from emseg.specs.model import ModelSpec
-from emseg.training.validate import calibrate, predict
+from emseg.training.source import Sample
+from emseg.training.validate import calibrate, predict, score_of
 
 SPEC = ModelSpec.unet(width=2, depth=2, kernel=(3, 3, 3), pooling=(2, 2, 2))
 PLANAR = ModelSpec.unet(width=2, depth=2)
+
+
+def drawn() -> UNet:
+    """A network with weights that are drawn."""
+    torch.manual_seed(0)
+    return UNet(PLANAR).eval()
 
 
 @pytest.mark.parametrize("spec", [SPEC, PLANAR])
@@ -40,12 +47,49 @@ def test_the_mode_is_put_back() -> None:
 
 
 def test_calibrated_argmax_has_the_best_f1() -> None:
-    torch.manual_seed(0)
-    network = UNet(PLANAR).eval()
+    network = drawn()
     rng = np.random.default_rng(0)
     raw = rng.normal(size=(2, 24, 24)).astype(np.float32)
     margin = np.diff(predict(network, raw, (1, 16, 16)), axis=0)[0]
     truth = (margin + rng.normal(size=margin.shape) > np.quantile(margin, 0.8)).astype(np.uint8)
-    best = calibrate(network, raw, truth, (1, 16, 16))
+    halves = [Sample(raw[:1], truth[:1]), Sample(raw[1:], truth[1:])]
+    best = calibrate(network, halves, (1, 16, 16), "f1")
     assert f1(predict(network, raw, (1, 16, 16)).argmax(axis=0), truth) == pytest.approx(best, abs=1e-3)
     assert best == pytest.approx(max(f1(margin > t, truth) for t in margin.ravel() - 1e-6), abs=1e-3)
+
+
+def test_calibrated_for_v_rand() -> None:
+    """Grey values give away the wall between two cells, but as a class it is far from likely."""
+    spec = ModelSpec.unet(width=1, depth=0, kernel=(1, 1, 1))
+    network = UNet(spec).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(0)
+        for convolution in (*network.down[0], network.head):
+            convolution.weight[-1] = 1  # the membrane's logit is the grey value
+    raw, truth = np.zeros((1, 9, 9), np.float32), np.zeros((1, 9, 9), np.uint8)
+    raw[:, :, 4], truth[:, :, 4] = 1, 1
+    network.head.bias.data[1] = -2
+    sample = Sample(raw, truth)
+    assert not predict(network, raw, (1, 9, 9)).argmax(axis=0).any()
+    assert calibrate(network, [sample], (1, 9, 9), "v_rand") == 1
+    assert np.array_equal(predict(network, raw, (1, 9, 9)).argmax(axis=0), truth)
+
+
+def test_scores_are_means() -> None:
+    truth = np.array([[[0, 0, 1, 1, 2, 2, 255]]], np.uint8)
+    found = np.array([[[0, 0, 1, 0, 2, 2, 1]]], np.uint8)
+    assert score_of([found], [truth], "f1") == pytest.approx((2 / 3 + 1) / 2)
+    parts = score_of([found[..., :4], found[..., 4:]], [truth[..., :4], truth[..., 4:]], "f1")
+    assert parts == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_v_rand_of_each_slice() -> None:
+    """A slice whose wall is found, one whose wall is missed, and one with nothing to find."""
+    truth = np.zeros((3, 5, 5), np.uint8)
+    truth[:2, :, 2] = 1
+    truth[2] = 255
+    found = truth.copy()
+    found[1] = 0
+    merged = 2 * (2 * 0.25) / (1 + 2 * 0.25)  # two cells of equal size, taken for one
+    assert score_of([found], [truth], "v_rand") == pytest.approx((1 + merged) / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,21 @@ import pytest
 import tifffile
 import torch
 import zarr
+from PIL import Image
 
 from emseg.errors import InputError, OutputError
 from emseg.model.file import load_model
+from emseg.store.output import open_output
 from emseg.training.spec import Progress
+from emseg.truth import membrane_truth
+from emseg_workflows.flows.record import recipe_of
+from emseg_workflows.flows.segment import segment
 from emseg_workflows.flows.train import train
 
 CONFIG = """
 name = "tiny"
 output = "tiny.safetensors"
-[data]
+[[data]]
 raw = "raw.tif"
 ids = "ids.tif"
 train = [0, 10]
@@ -63,14 +69,27 @@ def test_from_data_to_model(config: Path) -> None:
     assert model.card["licence"] == "CC0"
     assert "z 0..9" in model.card["split"]
     assert "F1" in model.card["scores"]
+    assert model.card["normalise"] == "volume"
     assert "6 steps of 1 tile of 24 x 24 x 24 voxels" in model.card["training"]
     assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
-    assert sorted(child.name for child in config.parent.iterdir()) == ["ids.tif", "raw.tif", "tiny.safetensors", "tiny.toml"]
+    left = {"ids.tif", "raw.tif", "tiny.safetensors", "tiny.toml", "tiny.log.csv", "tiny.pictures"}
+    assert {child.name for child in config.parent.iterdir()} == left
+    with Path("tiny.log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [2, 4, 6]  # where something was validated
+    assert [float(row["loss"]) for row in rows] == pytest.approx([reports[step - 1].loss for step in (2, 4, 6)], rel=1e-4)
+    pictures = sorted(Path("tiny.pictures").iterdir())
+    assert [picture.name for picture in pictures] == ["step-000002.png", "step-000004.png", "step-000006.png"]
+    with Image.open(pictures[-1]) as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == (20, 3 * 20, 3)
+    truth = membrane_truth(tifffile.imread("ids.tif")[10:14])[2]
+    assert np.array_equal(pixels[:, 20:40].any(axis=2), truth == 1)
 
 
 def test_stopped_and_resumed_gives_the_same_file(config: Path) -> None:
     path = train(config)
-    whole = path.read_bytes()
+    whole, table = path.read_bytes(), Path("tiny.log.csv").read_text()
     path.unlink()
 
     def stop(progress: Progress) -> None:
@@ -84,6 +103,8 @@ def test_stopped_and_resumed_gives_the_same_file(config: Path) -> None:
     first: list[int] = []
     assert train(config, resume=True, on_progress=lambda progress: first.append(progress.step)).read_bytes() == whole
     assert first == [5, 6]
+    columns = [[row[:4] for row in csv.reader(text.splitlines())] for text in (table, Path("tiny.log.csv").read_text())]
+    assert [row[0] for row in columns[0]] == [row[0] for row in columns[1]]
 
 
 def test_a_zarr_volume_gives_the_same_weights(config: Path) -> None:
@@ -128,11 +149,21 @@ def test_other_data_are_not_resumed(config: Path) -> None:
         ('ids = "ids.tif"', 'ids = "one.tif"', "data.train has no membrane"),
         ('"tiny.safetensors"', '"nowhere/tiny.safetensors"', "is not a folder"),
         ('raw = "raw.tif"', 'raw = "none.tif"', "none.tif"),
+        ('ids = "ids.tif"', 'ids = "tune.tif"', "data.tune has no membrane"),
+        ('raw = "raw.tif"', 'raw = "nan.tif"', r"data.report of nan.tif, ids.tif: voxel \(3, 19, 19\) .* is nan"),
+        ('ids = "ids.tif"', 'labels = "labels.tif"\nvalues = {inside = [0], membrane = [9]}', "1 voxels have the value 7"),
+        ('ids = "ids.tif"', 'labels = "labels.tif"\nvalues = {inside = [0, 9], membrane = [7]}', "data.train has no membrane"),
+        ("tune = [10, 14]", "", "no data.tune"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(config: Path, old: str, new: str, message: str) -> None:
     tifffile.imwrite("flat.tif", np.ones((18, 20, 19), np.uint16))
     tifffile.imwrite("one.tif", np.ones((18, 20, 20), np.uint16))
+    tifffile.imwrite("tune.tif", np.where(np.arange(18)[:, None, None] < 10, tifffile.imread("ids.tif"), 1).astype(np.uint16))
+    tifffile.imwrite("nan.tif", np.where(np.indices((18, 20, 20)).sum(axis=0) == 17 + 38, np.nan, 1).astype(np.float32))
+    labels = np.where(np.indices((18, 20, 20))[1] % 5, 0, 9).astype(np.uint8)
+    labels[17, 3, 3] = 7
+    tifffile.imwrite("labels.tif", labels)
     assert old in CONFIG
     config.write_text(CONFIG.replace(old, new))
     before = sorted(config.parent.iterdir())
@@ -140,3 +171,63 @@ def test_what_cannot_be_trained_is_refused(config: Path, old: str, new: str, mes
         train(config)
     assert "\n" not in str(caught.value)
     assert sorted(config.parent.iterdir()) == before
+
+
+CLASSES = """
+name = "classes"
+output = "classes.safetensors"
+normalise = "slice"
+[[data]]
+raw = "raw.tif"
+labels = "labels.tif"
+values = {inside = [10], membrane = [20, 21], vesicle = [30]}
+ignore = [99]
+train = [0, 4]
+tune = [4, 5]
+neighbours = "plane"
+[[data]]
+raw = "more.zarr"
+labels = "more-labels.zarr"
+values = {inside = [1], membrane = [0]}
+train = [1, 3]
+report = [0, 1]
+neighbours = "plane"
+weight = 0.5
+[model]
+classes = ["inside", "membrane", "vesicle"]
+width = 2
+depth = 1
+kernel = [1, 3, 3]
+pooling = [1, 2, 2]
+[fit]
+steps = 4
+warmup = 1
+output = [1, 24, 24]
+validate_every = 4
+precision = "float32"
+class_weights = [1, 2, 5]
+affinity_weight = 0.5
+border_weight = 10
+aim = "v_rand"
+"""
+
+
+def test_several_volumes_and_classes_and_a_run_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EMSEG_DATA", raising=False)
+    rng = np.random.default_rng(0)
+    tifffile.imwrite("raw.tif", rng.integers(0, 256, (5, 40, 40)).astype(np.uint8))
+    labels = rng.choice(np.array([10, 20, 21, 30, 99], np.uint8), (5, 40, 40), p=[0.6, 0.1, 0.1, 0.1, 0.1])
+    tifffile.imwrite("labels.tif", labels)
+    zarr.create_array("more.zarr", data=rng.integers(0, 60000, (3, 30, 50)).astype(np.uint16), chunks=(1, 16, 16))
+    zarr.create_array("more-labels.zarr", data=rng.integers(0, 2, (3, 30, 50)).astype(np.uint8), chunks=(3, 8, 8))
+    Path("classes.toml").write_text(CLASSES)
+    path = train("classes.toml")
+    card = load_model(path).card
+    assert "learnt from z 0..3, tuned on z 4..4 of raw.tif, labels.tif; learnt from z 1..2, reported on z 0..0" in card["split"]
+    assert "vesicle F1" in card["scores"]
+    assert "V_Rand" in card["scores"]
+    assert "borders weighted by 10, affinities weighted by 0.5" in card["training"]
+    report = segment("more.zarr", "out.zarr", model=path, workers=0)
+    assert report.exit_code == 0
+    assert recipe_of(open_output("out.zarr")).normalisation.scope == "slice"  # as it was trained

@@ -45,7 +45,7 @@ def segment(
     region: str | Box | None = None,
     probabilities: bool = False,
     tta: bool = False,
-    normalise: Scope = "volume",
+    normalise: Scope | None = None,
     tile: Triple | None = None,
     threads: int = 1,
     workers: int | None = None,
@@ -86,7 +86,8 @@ def segment(
         Test-time augmentation: average the probabilities over the rotations by 90 degrees and the flips of the image
         plane, which takes eight times the arithmetic.
     normalise
-        Measure mean and deviation of the intensities once per ``volume``, or per z ``slice``.
+        Measure mean and deviation of the intensities once per ``volume``, or per z ``slice``; None for what the model was
+        trained with.
     tile
         Shape (z, y, x) in voxels of one network input; chosen by the planner if None.
     threads

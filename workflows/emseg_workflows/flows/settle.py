@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def draft_run(
     model: str | Path | None,
     region: str | Box | None,
     tile: Triple | None,
-    normalise: Scope,
+    normalise: Scope | None,
     *,
     probabilities: bool,
     tta: bool,
@@ -99,7 +99,7 @@ def draft_run(
     box = parse_region(region, source.spec) if isinstance(region, str) else region
     plan = _plan(source.spec, spec, box, tile, begun, limits)
     check_chunks(source.spec, volume)
-    normalisation, digest = survey(source, normalise)
+    normalisation, digest = survey(source, normalise or _trained_with(card))
     return Draft(
         path=volume,
         volume=source.spec,
@@ -162,6 +162,11 @@ def settle(draft: Draft, executor: Executor, device: Device, backend: Backend | 
         choice = replace(choice, numerics=executor.try_out(known).numerics)
     recipe = draft.recipe(choice.numerics, begun.accuracy if begun else choice.accuracy)
     return Settled(recipe, (*notices, *_doubts(draft), *_chosen(choice)))
+
+
+def _trained_with(card: Mapping[str, str]) -> Scope:
+    """What shared one mean and deviation when a model was trained."""
+    return "slice" if card.get("normalise") == "slice" else "volume"
 
 
 def _plan(

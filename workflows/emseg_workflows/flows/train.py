@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from emseg.box import Box, triple
-from emseg.errors import InputError, OutputError
-from emseg.metrics.membrane import Counts, count
+from emseg.errors import OutputError
+from emseg.metrics.components import components
+from emseg.metrics.isbi import border_scores
+from emseg.metrics.pixel import confusion, counts_of
+from emseg.model.device import Device
 from emseg.model.file import save_model
-from emseg.normalise import survey
-from emseg.specs.volume import VolumeSpec
-from emseg.store.source import open_slices
-from emseg.training.fit import Sample, fit
+from emseg.model.unet import UNet
+from emseg.training.fit import fit
+from emseg.training.source import Sample
 from emseg.training.spec import Progress
 from emseg.training.validate import predict
-from emseg.truth import MEMBRANE, membrane_truth
-from emseg_workflows.config import DataConfig, Slices, TrainConfig, data_path, load_train_config
+from emseg.truth import INSIDE, MEMBRANE
+from emseg_workflows.config import DataConfig, Part, TrainConfig, load_train_config
+from emseg_workflows.flows.training_data import TrainingData, open_training_data
+from emseg_workflows.flows.training_log import TrainingLog
 
 
-def train(config_path: Path, *, resume: bool = False, on_progress: Callable[[Progress], None] | None = None) -> Path:
+def train(
+    config_path: str | Path,
+    *,
+    resume: bool = False,
+    device: Device = "cpu",
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Path:
     """The model file that a training wrote; its card has the scores.
 
-    The state of the training is kept beside it, in a file that ends in ``.checkpoint``, until the model is written.
+    The state of the training is kept beside it, in a file that ends in ``.checkpoint``, until the model is written; what
+    there is to look at stays: a table of the progress, ``NAME.log.csv``, and ``NAME.pictures/`` of the validations. Under
+    ``torchrun`` the processes share the work, and the first one writes.
 
     Parameters
     ----------
@@ -36,6 +44,8 @@ def train(config_path: Path, *, resume: bool = False, on_progress: Callable[[Pro
         The configuration, a TOML file; see `emseg_workflows.config.TrainConfig`.
     resume
         Go on from the checkpoint of a training that was stopped; without one, start.
+    device
+        What to train on, ``cpu`` or ``cuda``.
     on_progress
         Called after each step.
 
@@ -46,47 +56,37 @@ def train(config_path: Path, *, resume: bool = False, on_progress: Callable[[Pro
     OutputError
         If the model file, or the checkpoint of a training that is not to be resumed, exists already.
     """
+    config_path = Path(config_path)
     config = load_train_config(config_path)
     output = Path(config.output).absolute()
     checkpoint = output.with_name(f"{output.name}.checkpoint")
     _check_output(output, checkpoint, resume)
-    samples, identity = _load(config.data, config_path)
+    data = open_training_data(config, config_path)
+    tune = [Sample.of(source) for source in data.sources["tune"]]
+    log = TrainingLog(output, tune)
+
+    def progressed(progress: Progress) -> None:
+        log.progress(progress)
+        if on_progress is not None:
+            on_progress(progress)
 
     network, _ = fit(
         config.model.spec,
         config.fit,
-        samples["train"],
-        samples["tune"],
+        data.sources["train"],
+        tune,
+        device=device,
         checkpoint=checkpoint,
         resume=resume,
-        identity=identity,
-        on_progress=on_progress,
+        identity={"normalise": config.normalise, "volumes": {str(n): known for n, known in enumerate(data.identity)}},
+        on_begun=lambda: log.begin(resume=resume),
+        on_progress=progressed,
+        on_validated=log.validated,
     )
-    scores = {}
-    for part in ("tune", "report"):
-        labels = predict(network, samples[part].raw, config.fit.output).argmax(axis=0)
-        scores[part] = count(labels, samples[part].truth)
-    save_model(output, network, _card(config, scores, identity))
-    checkpoint.unlink(missing_ok=True)
+    if network is not None:  # this process leads
+        save_model(output, network, _card(config, data, network, tune))
+        checkpoint.unlink(missing_ok=True)
     return output
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedVolume:
-    """A volume in memory; fulfils `emseg.ports.VolumeReader`."""
-
-    voxels: NDArray[Any]
-    """``(z, y, x)``, of a type that emseg reads."""
-
-    @property
-    def spec(self) -> VolumeSpec:
-        """What the volume is."""
-        shape = triple(self.voxels.shape)
-        return VolumeSpec(shape, self.voxels.dtype.name, chunk=shape)
-
-    def read(self, box: Box) -> NDArray[Any]:
-        """The voxels of `box`."""
-        return self.voxels[box.slices()].copy()
 
 
 def _check_output(output: Path, checkpoint: Path, resume: bool) -> None:
@@ -98,74 +98,63 @@ def _check_output(output: Path, checkpoint: Path, resume: bool) -> None:
         raise OutputError(f"{checkpoint} is left from a training that was stopped: go on with --resume, or remove it first")
 
 
-def _load(data: DataConfig, config_path: Path) -> tuple[dict[str, Sample], dict[str, Any]]:
-    """The three samples, each normalised by itself as in a run, and what a checkpoint must agree on to be resumed."""
-    parts = {"train": data.train, "tune": data.tune, "report": data.report}
-    raw, ids = (_read(data_path(name, config_path), parts) for name in (data.raw, data.ids))
-    samples: dict[str, Sample] = {}
-    identity: dict[str, Any] = {"data": asdict(data)}
-    for name in parts:
-        if raw[name].shape != ids[name].shape:
-            raise InputError(
-                f"slices of {data.raw} have shape {raw[name].shape[1:]}, but those of {data.ids} "
-                f"{ids[name].shape[1:]}: give the ids of that volume"
-            )
-        volume = LoadedVolume(raw[name])
-        normalisation, digest = survey(volume, "volume")
-        truth = membrane_truth(ids[name], planar=data.neighbours == "plane")
-        if not np.any(truth == MEMBRANE):
-            raise InputError(f"data.{name} has no membrane in {data.ids}: choose other slices")
-        samples[name] = Sample(normalisation.apply(volume.voxels, volume.spec.box), truth)
-        identity[name] = {"digest": digest, "mean": normalisation.mean[0], "deviation": normalisation.deviation[0]}
-    return samples, identity
-
-
-def _read(path: Path, parts: Mapping[str, Slices]) -> dict[str, NDArray[Any]]:
-    """Some z slices ``(z, y, x)`` of a volume, by the name of the part."""
-    with open_slices(path) as source:
-        _check_slices(path, parts, source.shape[0])
-        return {name: source.read(*slices) for name, slices in parts.items()}
-
-
-def _check_slices(path: Path, parts: Mapping[str, Slices], depth: int) -> None:
-    for name, slices in parts.items():
-        if slices[1] > depth:
-            raise InputError(f"data.{name} is {list(slices)}, but {path} has {depth} slices: choose others")
-
-
-def _card(config: TrainConfig, scores: dict[str, Counts], identity: dict[str, Any]) -> dict[str, str]:
+def _card(config: TrainConfig, data: TrainingData, network: UNet, tune: Sequence[Sample]) -> dict[str, str]:
     """What is to be known about the model, as text."""
-
-    def said(part: str) -> str:
-        counts = scores[part]
-        return f"F1 {counts.f1:.3f} (precision {counts.precision:.3f}, recall {counts.recall:.3f})"
-
-    data, settings = config.data, config.fit
-    spec = config.model.spec
-    tile = spec.tile_for(settings.output)
+    settings, spec = config.fit, config.model.spec
+    report = [Sample.of(source) for source in data.sources["report"]]
+    scores = [f"{_scores(config, network, tune)} on {_slices(config, 'tune')}, where biases were chosen"]
+    if report:
+        scores.insert(0, f"{_scores(config, network, report)} on {_slices(config, 'report')}, where nothing was chosen")
+    known = data.identity[0]["train"]
     return {
         **config.card,
         "name": config.name,
-        "split": (
-            f"learnt from z {_range(data.train)}, tuned on z {_range(data.tune)}, "
-            f"reported on z {_range(data.report)} of {data.raw}, {data.ids}"
-        ),
-        "scores": (
-            f"membrane, voxel for voxel, most likely class: {said('report')} on z {_range(data.report)}, where nothing was "
-            f"chosen; {said('tune')} on z {_range(data.tune)}, where the bias was chosen"
-        ),
+        "normalise": config.normalise,
+        "split": "; ".join(_split(volume) for volume in config.data),
+        "scores": f"most likely class, voxel for voxel: {'; '.join(scores)}",
         "normalisation": (
-            "(value - mean) / deviation of the whole volume; of the slices learnt from "
-            f"mean {identity['train']['mean']:.2f}, deviation {identity['train']['deviation']:.2f}"
+            f"(value - mean) / deviation of each {config.normalise}; of the first {config.normalise} learnt from "
+            f"mean {known['mean']:.2f}, deviation {known['deviation']:.2f}"
         ),
         "training": (
             f"{settings.steps} steps of {settings.batch} tile{'s' if settings.batch > 1 else ''} of "
-            f"{' x '.join(map(str, tile))} voxels, AdamW, cross-entropy with class weights "
-            f"{' : '.join(f'{weight:g}' for weight in settings.class_weights)}, {settings.precision}, "
-            f"seed {settings.seed}, torch {torch.__version__.split('+')[0]}"
+            f"{' x '.join(map(str, spec.tile_for(settings.output)))} voxels, {settings.optimizer}, cross-entropy with class "
+            f"weights {' : '.join(f'{weight:g}' for weight in settings.class_weights)}"
+            + (f", borders weighted by {settings.border_weight:g}" if settings.border_weight else "")
+            + (f", affinities weighted by {settings.affinity_weight:g}" if settings.affinity_weight else "")
+            + f", {settings.precision}, seed {settings.seed}, torch {torch.__version__.split('+')[0]}"
         ),
     }
 
 
-def _range(slices: Slices) -> str:
-    return f"{slices[0]}..{slices[1] - 1}"
+def _scores(config: TrainConfig, network: UNet, samples: Sequence[Sample]) -> str:
+    """F1 of each class but the first, and the scores of what lies between membranes where these were aimed at."""
+    classes = config.model.classes
+    table = np.zeros((len(classes), len(classes)), np.int64)
+    slices = []
+    for sample in samples:
+        labels = predict(network, sample.raw, config.fit.output).argmax(axis=0).astype(np.uint8)
+        table += confusion(labels, sample.truth, len(classes))
+        if config.fit.aim == "v_rand":
+            pairs = zip(labels == MEMBRANE, sample.truth == INSIDE, strict=True)
+            slices += [border_scores(border, components(inside)) for border, inside in pairs if inside.any()]
+    said = []
+    for label, name in list(enumerate(classes))[1:]:
+        counts = counts_of(table, label)
+        said.append(f"{name} F1 {counts.f1:.3f} (precision {counts.precision:.3f}, recall {counts.recall:.3f})")
+    if slices:
+        means = [float(np.mean([getattr(score, name) for score in slices])) for name in ("rand", "info")]
+        said.append(f"V_Rand {means[0]:.4f}, V_Info {means[1]:.4f}")
+    return ", ".join(said)
+
+
+def _split(data: DataConfig) -> str:
+    words = {"train": "learnt from", "tune": "tuned on", "report": "reported on"}
+    parts = ", ".join(f"{words[part]} z {first}..{stop - 1}" for part, (first, stop) in data.parts.items())
+    return f"{parts} of {data.raw}, {data.truth}"
+
+
+def _slices(config: TrainConfig, part: Part) -> str:
+    """The z slices that serve for something."""
+    ranges = [data.parts[part] for data in config.data if part in data.parts]
+    return " and ".join(f"z {first}..{stop - 1}" for first, stop in ranges)

@@ -1,0 +1,66 @@
+"""Two processes that share each batch learn as one process does with all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+TRAINING = """
+import json, sys
+import torch
+from trainings import cells
+from emseg.specs.model import ModelSpec
+from emseg.training.fit import fit
+from emseg.training.source import Sample
+from emseg.training.spec import AugmentSpec, FitSpec
+
+torch.set_num_threads(1)
+spec = ModelSpec.unet(width=4, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2), dropout=0.0)
+still = AugmentSpec(displacement=0, gain=0, offset=0, noise=0)
+settings = FitSpec(
+    steps=12, output=(8, 8, 8), batch=4, warmup=2, rate=3e-3, validate_every=4, precision="float32", augment=still,
+    border_weight=3.0, affinity_weight=0.5, affinity_reach=(1, 3), class_weights=(1.0, 5.0), patience=3,
+)
+losses = []
+network, score = fit(spec, settings, [cells()], [Sample.of(cells(1))], on_progress=lambda p: losses.append(p.loss))
+if network is not None:
+    sums = {name: float(value.double().sum()) for name, value in network.state_dict().items()}
+    print(json.dumps({"losses": losses, "score": score, "sums": sums}))
+else:
+    assert not losses
+"""
+
+
+def trained(folder: Path, processes: int) -> dict[str, object]:
+    """What a training in so many processes tells."""
+    script = folder / "training.py"
+    script.write_text(TRAINING)
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    tests = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, *start, str(script)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(lines) == 1  # one process tells
+    told: dict[str, object] = json.loads(lines[0])
+    return told
+
+
+def test_the_same_loss_curve_and_weights(tmp_path: Path) -> None:
+    one, two = (trained(tmp_path, processes) for processes in (1, 2))
+    assert np.allclose(one["losses"], two["losses"], rtol=1e-4)  # type: ignore[arg-type]
+    assert one["sums"].keys() == two["sums"].keys()  # type: ignore[attr-defined]
+    sums = [list(told["sums"].values()) for told in (one, two)]  # type: ignore[attr-defined]
+    assert np.allclose(*sums, rtol=1e-3, atol=1e-3)
+    assert abs(one["score"] - two["score"]) < 1e-3  # type: ignore[operator]
