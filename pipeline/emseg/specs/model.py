@@ -230,7 +230,7 @@ class ModelSpec:
     @property
     def parameters(self) -> int:
         """Number of learnt numbers, biases included."""
-        layers = self._layers(self.tile_for((1, 1, 1)))
+        layers = self.layers(self.tile_for((1, 1, 1)))
         return sum(layer.inputs * layer.outputs * layer.taps + layer.outputs for layer in layers if layer.taps)
 
     def flops(self, tile: Triple) -> int:
@@ -242,7 +242,7 @@ class ModelSpec:
             If the tile does not fit the network.
         """
         self.output_shape(tile)
-        return sum(layer.flops for layer in self._layers(tile))
+        return sum(layer.flops for layer in self.layers(tile))
 
     def activation_bytes(self, tile: Triple) -> int:
         """Bytes of tensors alive at once while one float32 tile goes through the network, at the worst moment of inference.
@@ -258,7 +258,7 @@ class ModelSpec:
         held = self.channels * math.prod(tile)  # the tile, and later the skips
         skips: list[int] = []
         current = peak = 0
-        for layer in self._layers(tile):
+        for layer in self.layers(tile):
             made = layer.outputs * math.prod(layer.shape)
             if layer.kind == "pool":
                 skips.append(current)
@@ -272,7 +272,7 @@ class ModelSpec:
             current = made
         return FLOAT32_BYTES * peak
 
-    def _layers(self, tile: Triple) -> Iterator[Layer]:
+    def layers(self, tile: Triple) -> Iterator[Layer]:
         """Each layer in the order of the forward pass, as it meets a tile of this shape."""
         shape, channels = tile, self.channels
         for level, kernel in enumerate(self.kernels):

@@ -65,7 +65,7 @@ def test_points_axes_and_draws_do_not_depend_on_one_another() -> None:
 
 
 def test_smooth_between_the_points() -> None:
-    """Points are 193 pixels apart, which bounds slopes and bends: nearest points would jump, and lines would kink."""
+    """Points are 193 pixels apart; that bounds slopes and bends, where nearest points would jump, and lines kink."""
     for seed in range(20):
         field = displacements((388, 388), np.random.default_rng(seed), 10.0)
         drawn = np.random.default_rng(seed).normal(0, 10.0, (2, 3, 3))
