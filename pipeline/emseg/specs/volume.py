@@ -12,7 +12,9 @@ from emseg.box import Box, Triple, triple
 from emseg.errors import VolumeError
 
 DTYPES = ("uint8", "uint16", "float32")
-"""Types that a volume may have."""
+"""Types that a volume may have that is to be segmented."""
+TRUTH_DTYPES = (*DTYPES, "int8", "int16", "int32", "int64", "uint32", "uint64")
+"""Types that truth may have."""
 
 LONGEST_AXIS = 2**24
 """Most voxels along an axis, 67 mm at 4 nm: metadata that say more are damaged."""
@@ -31,7 +33,7 @@ class VolumeSpec:
     shape: Triple
     """Shape (z, y, x) in voxels."""
     dtype: str
-    """Name of the NumPy type, one of `DTYPES`."""
+    """Name of the NumPy type, one of `TRUTH_DTYPES`."""
     chunk: Triple
     """Shape (z, y, x) in voxels of what is read and decompressed at once: the chunk, inside a shard if sharded."""
     rank: Literal[2, 3] = 3
@@ -54,8 +56,8 @@ class VolumeSpec:
                     f"the {name} shape {reprlib.repr(shape)}, but no volume has more than {LONGEST_AXIS} voxels on an axis: "
                     "its metadata are damaged, restore them"
                 )
-        if self.dtype not in DTYPES:
-            raise VolumeError(f"the volume is {self.dtype}, but emseg reads {', '.join(DTYPES)}: convert it first")
+        if self.dtype not in TRUTH_DTYPES:
+            raise VolumeError(f"the volume is {self.dtype}, but emseg reads {', '.join(TRUTH_DTYPES)}: convert it first")
 
     @property
     def box(self) -> Box:
@@ -70,7 +72,7 @@ class VolumeSpec:
     @property
     def itemsize(self) -> int:
         """Bytes of one voxel."""
-        return {"uint8": 1, "uint16": 2, "float32": 4}[self.dtype]
+        return int(self.dtype.lstrip("uintfloat")) // 8
 
     @property
     def chunk_bytes(self) -> int:

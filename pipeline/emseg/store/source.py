@@ -15,7 +15,7 @@ from emseg.box import Box, Triple, triple
 from emseg.errors import InputError
 from emseg.grid.reading import CACHE_BYTES
 from emseg.ports import VolumeReader
-from emseg.specs.volume import VolumeSpec
+from emseg.specs.volume import TRUTH_DTYPES, VolumeSpec
 from emseg.store.nodes import METADATA, TIFF_SUFFIXES
 from emseg.store.tiff import open_tiff
 from emseg.store.volume import ZarrVolume, open_volume
@@ -29,7 +29,7 @@ class SliceSource(Protocol):
     shape: Triple
     """Shape (z, y, x) in voxels."""
     dtype: str
-    """Name of the NumPy type, one of `emseg.specs.volume.DTYPES`."""
+    """Name of the NumPy type, one of `emseg.specs.volume.TRUTH_DTYPES`."""
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Slices from `start` to before `stop`, ``(z, y, x)``.
@@ -64,11 +64,11 @@ def open_slices(path: str | Path) -> Iterator[SliceSource]:
         If there is no such volume, or one that emseg cannot read; the message says why and what helps.
     """
     if is_tiff(Path(path)):
-        with open_tiff(path) as stack:
+        with open_tiff(path, TRUTH_DTYPES) as stack:
             yield stack
     else:
-        kept = _two_layers(open_volume(path).spec)
-        yield _Slices(open_volume(path, kept))
+        kept = _two_layers(open_volume(path, 0, TRUTH_DTYPES).spec)
+        yield _Slices(open_volume(path, kept, TRUTH_DTYPES))
 
 
 def _two_layers(spec: VolumeSpec) -> int:
@@ -124,13 +124,15 @@ class Section:
         return self.volume.read(box.shift((self.slices[0], 0, 0)))
 
 
-def open_sections(path: Path, parts: Mapping[Part, tuple[int, int]]) -> dict[Part, VolumeReader]:
+def open_sections(path: Path, parts: Mapping[Part, tuple[int, int]], dtypes: tuple[str, ...]) -> dict[Part, VolumeReader]:
     """Each part of a volume, as a volume of its own: of a TIFF stack in memory, of a Zarr volume read when it is asked for.
 
     Parameters
     ----------
     parts
         First z slice and the one after the last, by the name of the part.
+    dtypes
+        Names of the NumPy types that will do.
 
     Raises
     ------
@@ -138,10 +140,10 @@ def open_sections(path: Path, parts: Mapping[Part, tuple[int, int]]) -> dict[Par
         If there is no such volume, or it has not as many slices.
     """
     if is_tiff(path):
-        with open_tiff(path) as stack:
+        with open_tiff(path, dtypes) as stack:
             _check_slices(path, parts, stack.shape[0])
             return {name: LoadedVolume(stack.read(*slices)) for name, slices in parts.items()}
-    volume = open_volume(path, CACHE_BYTES)
+    volume = open_volume(path, CACHE_BYTES, dtypes)
     _check_slices(path, parts, volume.spec.shape[0])
     return {name: Section(volume, slices) for name, slices in parts.items()}
 

@@ -52,10 +52,15 @@ class TiffStack(Protocol):
 
 
 @contextmanager
-def open_tiff(source: str | Path) -> Iterator[TiffStack]:
+def open_tiff(source: str | Path, dtypes: tuple[str, ...] = DTYPES) -> Iterator[TiffStack]:
     """The stack in a TIFF file or in a folder of TIFF slices, for as long as the ``with`` lasts.
 
     All headers are read at once, voxels only when they are asked for.
+
+    Parameters
+    ----------
+    dtypes
+        Names of the NumPy types that will do.
 
     Raises
     ------
@@ -68,16 +73,16 @@ def open_tiff(source: str | Path) -> Iterator[TiffStack]:
     except (OSError, ValueError) as error:
         raise VolumeError(f"{str(source)!r} cannot be read ({reason(error)}): check the spelling of the path") from error
     if path.is_dir():
-        yield _Folder(path)
+        yield _Folder(path, dtypes)
     else:
         with _open(path) as tif:
-            yield _File(path, tif)
+            yield _File(path, tif, dtypes)
 
 
 class _File:
     """A file of many pages."""
 
-    def __init__(self, path: Path, tif: TiffFile) -> None:
+    def __init__(self, path: Path, tif: TiffFile, dtypes: tuple[str, ...]) -> None:
         self._path = path
         with _damage(f"the TIFF file {path}"):
             refuse_claims(path, tif)
@@ -87,7 +92,7 @@ class _File:
             if len(tif.series) > 1:  # pages that differ, if only in how they are compressed
                 self._pages, self._offset = _alike(path, tif), None
                 axes, shape = "IYX", (len(self._pages), *series.keyframe.shape)
-            self.dtype = _grey(path, series.keyframe)
+            self.dtype = _grey(path, series.keyframe, dtypes)
             self._stored = np.dtype(self.dtype).newbyteorder(tif.byteorder)
             self.shape = _stack_shape(path, axes, shape)
             _refuse_gaps(series.keyframe)
@@ -120,7 +125,7 @@ class _File:
 class _Folder:
     """A folder of files with one page each."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtypes: tuple[str, ...]) -> None:
         self._files = slice_files(path)
         stated = set()
         for file in self._files:
@@ -130,7 +135,7 @@ class _Folder:
                         f"{file} has {len(tif.pages)} pages, but files in a folder have one: name that file alone"
                     )
                 page = tif.pages.first
-                found = (page.shape, _grey(file, page))
+                found = (page.shape, _grey(file, page, dtypes))
                 stated.add(stated_size(tif, len(self._files)))
             if file == self._files[0]:
                 first = found
@@ -223,7 +228,7 @@ def _alike(path: Path, tif: TiffFile) -> list[TiffPage | TiffFrame | None]:
     return list(pages)
 
 
-def _grey(path: Path, page: TiffPage) -> str:
+def _grey(path: Path, page: TiffPage, dtypes: tuple[str, ...]) -> str:
     """Name of the type of a page of plain grey that emseg can read."""
     tag = page.tags.valueof("PhotometricInterpretation", default=BLACK_IS_ZERO)
     if page.samplesperpixel != 1 or tag != BLACK_IS_ZERO or page.imagedepth != 1 or len(page.shape) != 2:
@@ -233,8 +238,8 @@ def _grey(path: Path, page: TiffPage) -> str:
             "but emseg reads plain grey where black is zero: save it as grey"
         )
     dtype = "of an unknown type" if page.dtype is None else page.dtype.name
-    if dtype not in DTYPES:
-        raise VolumeError(f"{path} is {dtype}, but emseg reads {', '.join(DTYPES)}: convert it first, to uint8 say")
+    if dtype not in dtypes:
+        raise VolumeError(f"{path} is {dtype}, but emseg reads {', '.join(dtypes)}: convert it first, to uint8 say")
     return dtype
 
 

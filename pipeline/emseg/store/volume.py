@@ -34,11 +34,14 @@ class ZarrVolume:
     opens it anew.
     """
 
-    def __init__(self, path: Path, array: zarr.Array[Any], spec: VolumeSpec, cache_bytes: int) -> None:
+    def __init__(
+        self, path: Path, array: zarr.Array[Any], spec: VolumeSpec, cache_bytes: int, dtypes: tuple[str, ...] = DTYPES
+    ) -> None:
         self.path = path
         self._array = array
         self._spec = spec
         self._cache_bytes = cache_bytes
+        self._dtypes = dtypes
         self._chunks = ChunkCache(spec, partial(_load, path, array, spec), cache_bytes)
 
     @property
@@ -72,13 +75,13 @@ class ZarrVolume:
             raise BlockError(cause, fault_of(error)) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_volume, (self.path, self._cache_bytes)
+        return open_volume, (self.path, self._cache_bytes, self._dtypes)
 
     def __repr__(self) -> str:
         return f"ZarrVolume({str(self.path)!r})"
 
 
-def open_volume(path: str | Path, cache_bytes: int = 0) -> ZarrVolume:
+def open_volume(path: str | Path, cache_bytes: int = 0, dtypes: tuple[str, ...] = DTYPES) -> ZarrVolume:
     """The volume at a path: a Zarr array, or level 0 of an OME-Zarr image.
 
     Axes are (z, y, x) or (y, x); axes in front of these that hold one entry each, such as time and channel of an
@@ -89,6 +92,8 @@ def open_volume(path: str | Path, cache_bytes: int = 0) -> ZarrVolume:
     ----------
     cache_bytes
         Most bytes of chunks that are kept, uncompressed, for those who read where others have read before.
+    dtypes
+        Names of the NumPy types that will do.
 
     Raises
     ------
@@ -98,7 +103,7 @@ def open_volume(path: str | Path, cache_bytes: int = 0) -> ZarrVolume:
     node = read_node(path)
     array, space = _open_image(node) if node.kind == "group" else _open_plain(node)
     try:
-        return ZarrVolume(node.path, array, _spec(array, space), cache_bytes)
+        return ZarrVolume(node.path, array, _spec(array, space, dtypes), cache_bytes, dtypes)
     except VolumeError as error:
         raise VolumeError(f"{path}: {error}") from error
 
@@ -165,7 +170,7 @@ def _images_inside(folder: Path) -> Iterator[str]:
             yield Path(root).relative_to(folder).as_posix()
 
 
-def _spec(array: zarr.Array[Any], space: Space) -> VolumeSpec:
+def _spec(array: zarr.Array[Any], space: Space, dtypes: tuple[str, ...]) -> VolumeSpec:
     """The spec of an array whose axes are known."""
     rank: Literal[2, 3] = 3 if "z" in space.names else 2
     extra, spatial = space.names[:-rank], space.names[-rank:]
@@ -177,8 +182,8 @@ def _spec(array: zarr.Array[Any], space: Space) -> VolumeSpec:
             f"the axes ({', '.join(space.names)}) have shape {array.shape}, but emseg reads one channel at one time: "
             f"copy the part you want into a volume where ({', '.join(extra)}) have length 1"
         )
-    if (dtype := array.dtype.newbyteorder("=").name) not in DTYPES:
-        raise VolumeError(f"the volume is {dtype}, but emseg reads {', '.join(DTYPES)}: convert it first")
+    if (dtype := array.dtype.newbyteorder("=").name) not in dtypes:
+        raise VolumeError(f"the volume is {dtype}, but emseg reads {', '.join(dtypes)}: convert it first")
     chunk = _chunks(array)[-rank:]
     front = 3 - rank
     kept = space.last(rank)

@@ -14,6 +14,7 @@ from emseg.box import Box
 from emseg.errors import InputError, VolumeError
 from emseg.normalise import refuse_nonfinite, survey
 from emseg.ports import VolumeReader
+from emseg.specs.volume import DTYPES, TRUTH_DTYPES
 from emseg.store.source import open_sections
 from emseg.training.source import ClassValues, InstanceIds, Kind, Source
 from emseg_workflows.config import DataConfig, Part, TrainConfig, data_path
@@ -44,7 +45,10 @@ def open_training_data(config: TrainConfig, config_path: Path) -> TrainingData:
     sources: dict[Part, list[Source]] = {"train": [], "tune": [], "report": []}
     identity = []
     for data in config.data:
-        readers = [open_sections(data_path(name, config_path), data.parts) for name in (data.raw, data.truth)]
+        readers = [
+            open_sections(data_path(name, config_path), data.parts, dtypes)
+            for name, dtypes in ((data.raw, DTYPES), (data.truth, TRUTH_DTYPES))
+        ]
         known: dict[str, Any] = {"data": asdict(data)}
         for part in data.parts:
             raw, truth = (sections[part] for sections in readers)
