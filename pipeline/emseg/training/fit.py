@@ -144,7 +144,7 @@ def fit(
         If the checkpoint is of another training, or the batch cannot be shared by the processes.
     """
     identity = {"model": spec.to_json(), "fit": to_json(settings), **(identity or {})}
-    with joined(device) as ranks, torch.random.fork_rng():
+    with joined(device) as ranks, torch.random.fork_rng([torch.cuda.current_device()] if device == "cuda" else []):
         state = _begin(spec, settings, device)
         if resume and checkpoint is not None and checkpoint.exists():
             load_checkpoint(checkpoint, state, identity)
