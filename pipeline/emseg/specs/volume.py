@@ -72,7 +72,7 @@ class VolumeSpec:
     @property
     def itemsize(self) -> int:
         """Bytes of one voxel."""
-        return int(self.dtype.lstrip("uintfloat")) // 8
+        return int("".join(filter(str.isdecimal, self.dtype))) // 8
 
     @property
     def chunk_bytes(self) -> int:

@@ -72,7 +72,7 @@ def test_from_data_to_model(config: Path) -> None:
     assert model.card["normalise"] == "volume"
     assert "6 steps of 1 tile of 24 x 24 x 24 voxels" in model.card["training"]
     assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
-    left = {"ids.tif", "raw.tif", "tiny.safetensors", "tiny.toml", "tiny.log.csv", "tiny.pictures"}
+    left = {"ids.tif", "raw.tif", "tiny.safetensors", "tiny.toml", "tiny.log.csv", "tiny.log.svg", "tiny.pictures"}
     assert {child.name for child in config.parent.iterdir()} == left
     with Path("tiny.log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

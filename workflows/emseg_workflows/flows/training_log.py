@@ -1,4 +1,4 @@
-"""What a training leaves to be looked at, beside its model: a table of its progress and pictures of what it finds."""
+"""What a training leaves to be looked at beside its model: a table, a curve, and pictures of what it finds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 from emseg.errors import OutputError
 from emseg.training.source import Sample
 from emseg.training.spec import Progress
+from emseg_workflows.curve import learning_curve
 from emseg_workflows.pictures import coloured, contrast
 
 EVERY = 50
@@ -23,7 +24,7 @@ PLAIN = 128
 
 
 class TrainingLog:
-    """``NAME.log.csv`` and ``NAME.pictures/`` beside the model ``NAME.safetensors``."""
+    """``NAME.log.csv``, ``NAME.log.svg`` and ``NAME.pictures/`` beside the model ``NAME.safetensors``."""
 
     def __init__(self, model: Path, tune: Sequence[Sample]) -> None:
         self._table = model.with_name(f"{model.stem}.log.csv")
@@ -57,6 +58,8 @@ class TrainingLog:
         rows.append(["" if value is None else f"{value:.6g}" for value in values])
         with self._table.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
+        loss, score = ([(float(row[0]), float(row[n])) for row in rows[1:] if row[n]] for n in (1, 2))
+        self._table.with_suffix(".svg").write_text(learning_curve(loss, score))
 
     def validated(self, step: int, logits: Sequence[NDArray[np.float32]]) -> None:
         """Draw the middle slice of the first volume: grey values, truth, and the most likely classes."""
