@@ -92,7 +92,7 @@ class ModelConfig:
     pooling: Triple
     """Pooling factor (z, y, x), the same at each level."""
     classes: tuple[str, ...] = CLASSES
-    """Name of each class, in the order of the labels from 0; what lies between membranes comes first, membrane second."""
+    """Name of each class, in the order of the labels from 0; membrane, which parts segments, is the second one."""
     dropout: float = 0.5
     """Share of activations dropped in training at the end of the contracting path."""
 

@@ -14,7 +14,7 @@ from emseg.box import Box
 from emseg.grid.mirror import fold, reflect
 from emseg.normalise import Normalisation, normalised
 from emseg.ports import VolumeReader
-from emseg.truth import INSIDE, class_truth, membrane_truth
+from emseg.truth import IGNORE, MEMBRANE, class_truth, membrane_truth
 
 
 class Kind(Protocol):
@@ -80,10 +80,10 @@ class ClassValues:
         return numbers.astype(np.uint8)
 
     def segments(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Connected parts of the first class, over the faces of voxels."""
+        """Connected parts of what is known and no membrane, over the faces of voxels."""
         neighbours = ndimage.generate_binary_structure(3, 1)
         neighbours[[0, 2]] &= not self.planar
-        parts: NDArray[np.int32] = ndimage.label(numbers == INSIDE, neighbours)[0]
+        parts: NDArray[np.int32] = ndimage.label((numbers != MEMBRANE) & (numbers != IGNORE), neighbours)[0]
         return parts
 
 

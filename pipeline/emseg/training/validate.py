@@ -16,7 +16,7 @@ from emseg.metrics.membrane import best_threshold, f1
 from emseg.model.unet import UNet
 from emseg.training.source import Sample
 from emseg.training.spec import Aim
-from emseg.truth import INSIDE, MEMBRANE
+from emseg.truth import IGNORE, MEMBRANE
 
 THRESHOLDS = np.arange(0.04, 0.97, 0.04)
 """Probabilities of membrane that are tried as thresholds for V_Rand."""
@@ -64,13 +64,19 @@ def score_of(labels: Sequence[NDArray[np.integer]], truths: Sequence[NDArray[np.
     ----------
     labels, truths
         Class of each voxel of each volume, ``(z, y, x)``; 255 in the truth is ignored. For V_Rand, class 1 is the membrane,
-        and slices where no voxel is of class 0 have no part in it.
+        and slices where all is membrane or ignored have no part in it.
     """
     if aim == "f1":
-        classes = 1 + max(int(truth[truth != 255].max(initial=1)) for truth in truths)
+        classes = 1 + max(int(truth[truth != IGNORE].max(initial=1)) for truth in truths)
         together = [np.concatenate([each.ravel() for each in arrays]) for arrays in (labels, truths)]
         return float(np.mean([f1(*together, membrane=label) for label in range(1, classes)]))
     return _v_rand([found == MEMBRANE for found in labels], truths)
+
+
+def between(truth: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where the truth, class by class ``uint8``, is known and is no membrane: what membranes part."""
+    inside: NDArray[np.bool_] = (truth != MEMBRANE) & (truth != IGNORE)
+    return inside
 
 
 def calibrate(network: UNet, tune: Sequence[Sample], output: Triple, aim: Aim) -> float:
@@ -101,8 +107,8 @@ def calibrate(network: UNet, tune: Sequence[Sample], output: Triple, aim: Aim) -
 
 
 def _one_against_all(truth: NDArray[np.uint8], label: int) -> NDArray[np.uint8]:
-    """1 where the truth is this class, 0 where another; 255 stays."""
-    return np.where(truth == 255, truth, truth == label).astype(np.uint8)
+    """1 where the truth is this class, 0 where another; what is ignored stays so."""
+    return np.where(truth == IGNORE, truth, truth == label).astype(np.uint8)
 
 
 def _best_border(margins: Sequence[NDArray[np.float32]], truths: Sequence[NDArray[np.uint8]]) -> float:
@@ -114,11 +120,11 @@ def _best_border(margins: Sequence[NDArray[np.float32]], truths: Sequence[NDArra
 
 
 def _v_rand(borders: Sequence[NDArray[np.bool_]], truths: Sequence[NDArray[np.uint8]]) -> float:
-    """Mean V_Rand of all slices ``(z, y, x)`` that have an inside."""
+    """Mean V_Rand of the slices of volumes ``(z, y, x)`` in which membranes part something."""
     slices = [
-        border_scores(border, components(true == INSIDE)).rand
+        border_scores(border, components(inside)).rand
         for volume, truth in zip(borders, truths, strict=True)
-        for border, true in zip(volume, truth, strict=True)
-        if (true == INSIDE).any()
+        for border, inside in zip(volume, between(truth), strict=True)
+        if inside.any()
     ]
     return float(np.mean(slices)) if slices else 0.0

@@ -18,8 +18,8 @@ from emseg.model.unet import UNet
 from emseg.training.fit import fit
 from emseg.training.source import Sample
 from emseg.training.spec import Progress
-from emseg.training.validate import predict
-from emseg.truth import INSIDE, MEMBRANE
+from emseg.training.validate import between, predict
+from emseg.truth import MEMBRANE
 from emseg_workflows.config import DataConfig, Part, TrainConfig, load_train_config
 from emseg_workflows.flows.training_data import TrainingData, open_training_data
 from emseg_workflows.flows.training_log import TrainingLog
@@ -136,7 +136,7 @@ def _scores(config: TrainConfig, network: UNet, samples: Sequence[Sample]) -> st
         labels = predict(network, sample.raw, config.fit.output).argmax(axis=0).astype(np.uint8)
         table += confusion(labels, sample.truth, len(classes))
         if config.fit.aim == "v_rand":
-            pairs = zip(labels == MEMBRANE, sample.truth == INSIDE, strict=True)
+            pairs = zip(labels == MEMBRANE, between(sample.truth), strict=True)
             slices += [border_scores(border, components(inside)) for border, inside in pairs if inside.any()]
     said = []
     for label, name in list(enumerate(classes))[1:]:
