@@ -35,6 +35,14 @@ def test_the_bundled_model_is_the_one_configured() -> None:
     assert config.card.items() <= card.items()
 
 
+@pytest.mark.parametrize("path", sorted(FIB25.parent.glob("*.toml")), ids=lambda path: path.stem)
+def test_each_shipped_configuration_says_where_its_data_come_from(path: Path) -> None:
+    config = load_train_config(path)
+    assert {"data", "attribution", "licence", "voxel_size"} <= config.card.keys()
+    assert config.output == f"{config.name}.safetensors"
+    assert all(data.report is not None for data in config.data)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
