@@ -636,6 +636,7 @@ def train(config: Path, resume: bool, device: Literal["cpu", "cuda"], processes:
             path = flow(config, resume=resume, device=device, on_progress=show)
     except (KeyboardInterrupt, StoppedError) as stopped:
         number = stopped.number if isinstance(stopped, StoppedError) else signal.SIGINT
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun, which was signalled too, says it again
         _leave(f"stopped by {signal.Signals(number).name}: with --resume it goes on from the latest validation", 128 + number)
     if leads():
         click.echo(path)

@@ -15,9 +15,9 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 from runs import emseg, emseg_process, snapshot
+from trainings import weights_of
 
 from emseg.errors import InputError
-from emseg.model.file import load_model
 from emseg_workflows.flows.processes import TURN, failing_in_turn, leads, start_processes
 from emseg_workflows.flows.train import train
 from emseg_workflows.stop import StoppedError
@@ -65,16 +65,11 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tiny.toml"
 
 
-def weights(path: Path) -> NDArray[np.float32]:
-    """All weights of a model, one after another."""
-    return np.concatenate([tensor.numpy().ravel() for _, tensor in sorted(load_model(path).weights.items())])
-
-
 def alone(config: Path, text: str) -> NDArray[np.float32]:
     """The weights that one process trains."""
     config.write_text(text.replace("tiny.safetensors", "alone.safetensors"))
     path = train(config)
-    found = weights(path)
+    found = weights_of(path)
     path.unlink()
     config.write_text(CONFIG)
     return found
@@ -88,7 +83,7 @@ def test_torchrun_gives_the_weights_of_one_process(config: Path) -> None:
     command = [*launch, "-m", "emseg_workflows", "train", "tiny.toml"]
     done = subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert np.abs(weights(Path("tiny.safetensors")) - expected).max() < ROUNDING
+    assert np.abs(weights_of(Path("tiny.safetensors")) - expected).max() < ROUNDING
     assert np.abs(others - expected).max() > 10 * ROUNDING  # each process has learnt from its own tile
     first, second = (next(Path("said").glob(f"*/attempt_0/{rank}")) for rank in range(2))
     assert (first / "stdout.log").read_text() == f"{config.with_name('tiny.safetensors')}\n"
@@ -102,7 +97,7 @@ def test_processes_give_the_weights_of_one(config: Path) -> None:
     done = emseg("train", "tiny.toml", "--processes", "2")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{config.with_name('tiny.safetensors')}\n"
-    assert np.abs(weights(Path("tiny.safetensors")) - expected).max() < ROUNDING
+    assert np.abs(weights_of(Path("tiny.safetensors")) - expected).max() < ROUNDING
 
 
 @pytest.mark.parametrize(
@@ -138,7 +133,7 @@ def test_stopped_and_resumed_by_other_processes(config: Path) -> None:
     assert process.returncode == 143, said
     assert said.splitlines()[-1] == "stopped by SIGTERM: with --resume it goes on from the latest validation"
     assert not Path("tiny.safetensors").exists()
-    assert np.abs(weights(train(config, resume=True)) - expected).max() < 100 * ROUNDING
+    assert np.abs(weights_of(train(config, resume=True)) - expected).max() < 100 * ROUNDING
 
 
 def test_one_that_is_killed_ends_all(config: Path) -> None:
