@@ -625,7 +625,7 @@ def train(config: Path, resume: bool, device: Literal["cpu", "cuda"], processes:
 
     if processes > 1:
         words = ["train", str(config), "--device", device, *(["--resume"] if resume else [])]
-        sys.exit(start_processes(words, processes))
+        sys.exit(start_processes(words, processes, device))
 
     def show(progress: Any) -> None:
         if progress.step % 50 == 0 or progress.step == progress.steps:

@@ -18,7 +18,7 @@ from runs import emseg, emseg_process, snapshot
 from trainings import weights_of
 
 from emseg.errors import InputError
-from emseg_workflows.flows.processes import TURN, failing_in_turn, leads, start_processes
+from emseg_workflows.flows.processes import TURN, failing_in_turn, leads, places_of, start_processes
 from emseg_workflows.flows.train import train
 from emseg_workflows.stop import StoppedError
 
@@ -153,7 +153,20 @@ def test_one_that_is_killed_ends_all(config: Path) -> None:
 def test_processes_within_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(InputError, match="--processes"):
-        start_processes(["train", "tiny.toml"], 2)
+        start_processes(["train", "tiny.toml"], 2, "cpu")
+
+
+def test_each_process_sees_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5,7")
+    places = places_of(2, "cuda")
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["3", "GPU-5"]
+    assert [place["RANK"] for place in places] == ["0", "1"]
+    assert {place["LOCAL_RANK"] for place in places} == {"0"}  # the only one that it sees
+    with pytest.raises(InputError, match="4 processes need a GPU each, but there are 3"):
+        places_of(4, "cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(InputError, match="there are 0"):
+        places_of(2, "cuda")
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,11 @@ from contextlib import contextmanager, suppress
 from time import monotonic, sleep
 
 import psutil
+import torch
 from torch import distributed
 
 from emseg.errors import EmsegError, InputError
+from emseg.model.device import Device
 from emseg_workflows.stop import GRACE, StoppedError
 
 LOOPBACK = "127.0.0.1"
@@ -53,7 +55,7 @@ def failing_in_turn() -> Iterator[None]:
         sys.exit(128 + (stopped.number if isinstance(stopped, StoppedError) else signal.SIGINT))
 
 
-def start_processes(words: Sequence[str], count: int) -> int:
+def start_processes(words: Sequence[str], count: int, device: Device) -> int:
     """The exit code of ``emseg`` with these words in so many processes; all of them end when one fails.
 
     They meet on loopback: nobody else has a way in.
@@ -61,10 +63,11 @@ def start_processes(words: Sequence[str], count: int) -> int:
     Raises
     ------
     InputError
-        If this process is one of several already.
+        If this process is one of several already, or there are fewer GPUs.
     """
     if "RANK" in os.environ:
         raise InputError("this process is one of several already: leave out --processes under torchrun")
+    places = places_of(count, device)
     with socket.socket() as listening:
         listening.bind((LOOPBACK, 0))
         port = listening.getsockname()[1]
@@ -84,8 +87,7 @@ def start_processes(words: Sequence[str], count: int) -> int:
     command = [sys.executable, "-m", "emseg_workflows", *words]
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        for rank in range(count):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        for place in places:
             processes += [subprocess.Popen(command, env=env | place, start_new_session=True)]
         code = _first_end(processes)
     except (KeyboardInterrupt, StoppedError) as stopped:
@@ -97,6 +99,23 @@ def start_processes(words: Sequence[str], count: int) -> int:
         print(f"error: a process was ended by {signal.Signals(-code).name}: --resume goes on", file=sys.stderr)
         return 1
     return code
+
+
+def places_of(count: int, device: Device) -> list[dict[str, str]]:
+    """What the environment of each process says of its place; on GPUs, each sees a single one.
+
+    Raises
+    ------
+    InputError
+        If there are fewer GPUs than processes.
+    """
+    if device == "cpu":
+        return [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = list(map(str, range(torch.cuda.device_count()))) if visible is None else list(filter(None, visible.split(",")))
+    if len(gpus) < count:
+        raise InputError(f"{count} processes need a GPU each, but there are {len(gpus)}: use as many --processes as GPUs")
+    return [{"RANK": str(rank), "LOCAL_RANK": "0", "CUDA_VISIBLE_DEVICES": gpu} for rank, gpu in enumerate(gpus[:count])]
 
 
 def _first_end(processes: Sequence[subprocess.Popen[bytes]]) -> int:
