@@ -100,6 +100,7 @@ def test_five_annotated_slices_label_a_whole_volume(tmp_path: Path, monkeypatch:
     assert (tmp_path / "volume.emseg.zarr.png").stat().st_size > 1000
     rows = (tmp_path / "my.log.csv").read_text().splitlines()
     assert rows[0].startswith("step,loss,score")
+    assert (tmp_path / "my.log.svg").read_text().startswith("<svg")
     assert len(list((tmp_path / "my.pictures").glob("step-*.png"))) == 8
 
 
