@@ -18,7 +18,7 @@ from runs import emseg, emseg_process, snapshot
 from trainings import weights_of
 
 from emseg.errors import InputError
-from emseg_workflows.flows.processes import TURN, failing_in_turn, leads, places_of, start_processes
+from emseg_workflows.flows.processes import TURN, failing_in_turn, leads, see_own_gpu, start_processes
 from emseg_workflows.flows.train import train
 from emseg_workflows.stop import StoppedError
 
@@ -156,17 +156,28 @@ def test_processes_within_processes_are_refused(monkeypatch: pytest.MonkeyPatch)
         start_processes(["train", "tiny.toml"], 2, "cpu")
 
 
-def test_each_process_sees_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5,7")
-    places = places_of(2, "cuda")
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["3", "GPU-5"]
-    assert [place["RANK"] for place in places] == ["0", "1"]
-    assert {place["LOCAL_RANK"] for place in places} == {"0"}  # the only one that it sees
-    with pytest.raises(InputError, match="4 processes need a GPU each, but there are 3"):
-        places_of(4, "cuda")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(InputError, match="there are 0"):
-        places_of(2, "cuda")
+@pytest.mark.parametrize(("visible", "own"), [("3,GPU-5,7", "GPU-5"), (None, "1")])
+def test_each_process_sees_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, visible: str | None, own: str) -> None:
+    for name, value in (("WORLD_SIZE", "3"), ("LOCAL_RANK", "1"), ("CUDA_VISIBLE_DEVICES", visible)):
+        monkeypatch.setenv(name, value or "")  # so that it is put back
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    see_own_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == own
+    assert os.environ["LOCAL_RANK"] == "0"  # the only one that it sees
+    see_own_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == own
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with pytest.raises(InputError, match="2 processes need a GPU each, but there are 1"):
+        start_processes(["train", "tiny.toml"], 2, "cuda")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(InputError, match="process 1 of this machine needs a GPU, but there are 1"):
+        see_own_gpu()
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,9 @@ def start_processes(words: Sequence[str], count: int, device: Device) -> int:
     """
     if "RANK" in os.environ:
         raise InputError("this process is one of several already: leave out --processes under torchrun")
-    places = places_of(count, device)
+    named = _named_gpus()
+    if device == "cuda" and (gpus := torch.cuda.device_count() if named is None else len(named)) < count:
+        raise InputError(f"{count} processes need a GPU each, but there are {gpus}: use as many --processes as GPUs")
     with socket.socket() as listening:
         listening.bind((LOOPBACK, 0))
         port = listening.getsockname()[1]
@@ -87,7 +89,8 @@ def start_processes(words: Sequence[str], count: int, device: Device) -> int:
     command = [sys.executable, "-m", "emseg_workflows", *words]
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        for place in places:
+        for rank in range(count):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             processes += [subprocess.Popen(command, env=env | place, start_new_session=True)]
         code = _first_end(processes)
     except (KeyboardInterrupt, StoppedError) as stopped:
@@ -101,21 +104,28 @@ def start_processes(words: Sequence[str], count: int, device: Device) -> int:
     return code
 
 
-def places_of(count: int, device: Device) -> list[dict[str, str]]:
-    """What the environment of each process says of its place; on GPUs, each sees a single one.
+def see_own_gpu() -> None:
+    """Hide the GPUs of other processes from this one, if it is one of several, before torch looks at any.
+
+    Each thread begins on the first GPU that its process sees, so that must be the right one.
 
     Raises
     ------
     InputError
         If there are fewer GPUs than processes.
     """
-    if device == "cpu":
-        return [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    rank, gpus = int(os.environ["LOCAL_RANK"]), _named_gpus()
+    if gpus is not None and rank >= len(gpus):
+        raise InputError(f"process {rank} of this machine needs a GPU, but there are {len(gpus)}: start as many as GPUs")
+    os.environ.update(CUDA_VISIBLE_DEVICES=str(rank) if gpus is None else gpus[rank], LOCAL_RANK="0")
+
+
+def _named_gpus() -> list[str] | None:
+    """The GPUs that the environment lets this process see; None where it sees all."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = list(map(str, range(torch.cuda.device_count()))) if visible is None else list(filter(None, visible.split(",")))
-    if len(gpus) < count:
-        raise InputError(f"{count} processes need a GPU each, but there are {len(gpus)}: use as many --processes as GPUs")
-    return [{"RANK": str(rank), "LOCAL_RANK": "0", "CUDA_VISIBLE_DEVICES": gpu} for rank, gpu in enumerate(gpus[:count])]
+    return None if visible is None else list(filter(None, visible.split(",")))
 
 
 def _first_end(processes: Sequence[subprocess.Popen[bytes]]) -> int:
