@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emseg.model.file import load_model
 from emseg.normalise import Normalisation
 from emseg.store.source import LoadedVolume
 from emseg.training.source import ClassValues, InstanceIds, Kind, Source
@@ -29,3 +31,8 @@ def cells(seed: int = 0) -> Source:
     ids = (places[0] * 4 + places[1] * 2 + places[2] + 1).astype(np.uint8)
     raw = 1.0 - 2.0 * (IDS.classes(IDS.numbers(ids)) == 1) + np.random.default_rng(seed).normal(0, 0.3, ids.shape)
     return source(raw, ids, IDS)
+
+
+def weights_of(model: Path) -> NDArray[np.float32]:
+    """All weights of a model, one after another."""
+    return np.concatenate([tensor.numpy().ravel() for _, tensor in sorted(load_model(model).weights.items())])

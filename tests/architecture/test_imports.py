@@ -1,13 +1,19 @@
 """What an import costs, and which names are public. The floors themselves are checked by import-linter (`make lint`)."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 import emseg
 import emseg_workflows
+
+ROOT = Path(__file__).parents[2]
 
 
 def loaded_by(code: str) -> set[str]:
@@ -53,3 +59,22 @@ def test_public_names() -> None:
         "verify",
     ]
     assert all(callable(getattr(emseg_workflows, name)) for name in emseg_workflows.__all__)
+
+
+def test_the_picture_of_the_floors_is_the_linters_list() -> None:
+    """In pipeline/README.md: the same rooms, none above one that the linter has it below."""
+    floors = (ROOT / "pipeline" / "README.md").read_text().partition("## Floors")[2].partition("Floors 0 to 3")[0]
+    cells = [re.split(r"  +", line[18:])[0] for line in floors.splitlines() if line.startswith("    ") and "====" not in line]
+    drawn = [name.rstrip("/") for cell in cells for name in cell.replace("<", " ").split()]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    listed = [[name.strip().rpartition(".")[2] for name in layer.split("|")] for layer in layers]
+    assert sorted(drawn) == sorted(name for names in listed for name in names)
+    for above, below in pairwise(listed):
+        assert max(map(drawn.index, above)) < min(map(drawn.index, below)), f"{above} is not drawn above {below}"
+
+
+def test_each_configuration_is_listed() -> None:
+    """In workflows/README.md."""
+    listed = re.findall(r"`([\w-]+\.toml)`", (ROOT / "workflows" / "README.md").read_text())
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "workflows").glob("*.toml"))

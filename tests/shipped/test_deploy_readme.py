@@ -18,6 +18,7 @@ import yaml
 from distributed.cli.dask_scheduler import main as dask_scheduler
 from distributed.cli.dask_worker import main as dask_worker
 from runs import bytes_of, free_port, save_volume, texture
+from torch.distributed.run import get_args_parser as torchrun_parser
 
 from emseg_workflows.cli import cli
 from emseg_workflows.clusters.local import LOOPBACK
@@ -32,6 +33,7 @@ IN_TEXT = re.findall(r"`((?:emseg|deploy/|kubectl scale|docker stop)[^`]* [^`]*)
 EMSEG_OPTIONS = re.findall(r"`(--[\w-]+)(?: [^`]*)?`", README)
 ELSEWHERE = {"--network", "--build-arg", "--time"}
 """Options in the text that are not emseg's."""
+SBATCH_OPTIONS = {"--gres", "--cpus-per-task", "--time", "--nodes", "--ntasks-per-node"}
 DOCKERFILE = (DEPLOY / "container" / "Dockerfile").read_text()
 
 
@@ -87,6 +89,14 @@ def check(words: list[str]) -> None:
             check_file(words[0])
             assert os.access(ROOT / words[0], os.X_OK)
             assert rest in ([], ["--device", "cpu"])
+        case ["torchrun", *rest]:
+            arguments = torchrun_parser().parse_args(rest)
+            assert arguments.module
+            assert arguments.training_script == "emseg_workflows"
+            check_emseg(arguments.training_script_args)
+        case ["sbatch", *options, script, "my.toml"]:
+            check_file(script)
+            assert {option.split("=")[0] for option in options} <= SBATCH_OPTIONS
         case ["ssh", "-N", "-L", tunnel, *_]:
             assert tunnel == f"8787:{LOOPBACK}:8787"
         case ["dask", "scheduler", *rest]:
@@ -159,6 +169,26 @@ def test_one_machine(tmp_path: Path) -> None:
     done = run_here("\n".join(commands), tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "volume.emseg.zarr" / "zarr.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "error: one configuration is needed: sbatch deploy/train.sbatch my.toml"),
+        (["one.toml", "two.toml"], "error: one configuration is needed: sbatch deploy/train.sbatch my.toml"),
+    ],
+)
+def test_the_batch_script_wants_one_configuration(words: list[str], message: str) -> None:
+    """What else it does is tested on a SLURM cluster, in tests/slurm."""
+    done = subprocess.run(["bash", str(DEPLOY / "train.sbatch"), *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"{message}\n"
+
+
+def test_the_batch_script_says_how_it_is_started() -> None:
+    """In the words of the README."""
+    text = (DEPLOY / "train.sbatch").read_text()
+    assert re.findall(r"^#     (sbatch .*)$", text, re.MULTILINE) == block("sbatch").splitlines()
 
 
 def test_several_machines(tmp_path: Path) -> None:

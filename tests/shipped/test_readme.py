@@ -8,13 +8,21 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tifffile
+import zarr
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from emseg.metrics.membrane import best_threshold, f1
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "examples" / "fib25-sample" / "raw.tif"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
+BAR = 0.85
+"""Membrane F1 that five annotated slices must lead to."""
 READMES = sorted(path.relative_to(ROOT) for path in ROOT.glob("**/README.md") if ".venv" not in path.parts)
 
 
@@ -47,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_blocks_are_known() -> None:
     """A new block needs a test here."""
-    starts = ["make demo", "emseg ingest", "from emseg_workflows", "emseg run", "EMSEG_DATA="]
+    starts = ["make demo", "emseg ingest", "from emseg_workflows", "emseg run", "name =", "emseg train", "EMSEG_DATA="]
     assert [text for _, text in blocks("README.md") if not text.startswith(tuple(starts))] == []
     assert len(blocks("README.md")) == len(starts)
 
@@ -77,6 +85,47 @@ def test_how_good_it_is(tmp_path: Path) -> None:
     assert "V_Rand" in done.stdout
     assert done.stdout.endswith("no face stands out\n")
     assert json.loads((tmp_path / "scores.json").read_text())["slices"] == [2, 4]
+
+
+def test_five_annotated_slices_label_a_whole_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On slices that are not learnt from, the network finds what no threshold does."""
+    monkeypatch.delenv("EMSEG_DATA", raising=False)
+    run(sys.executable, str(ROOT / "examples" / "draw_cells.py"), str(tmp_path), folder=ROOT)
+    run("emseg", "ingest", "volume.tif", "volume.zarr", "--voxel-size", "50", "4", "4", folder=tmp_path)
+    (tmp_path / "my.toml").write_text(block("README.md", "name ="))
+    run("bash", "-euc", block("README.md", "emseg train"), folder=tmp_path)
+    truth = (tifffile.imread(tmp_path / "truth.tif") == 0).astype(np.uint8)
+    labels = zarr.open_array(tmp_path / "volume.emseg.zarr" / "labels" / "classes" / "0", mode="r")[:]
+    assert f1(labels, truth) > BAR > best_blur(tifffile.imread(tmp_path / "volume.tif"), truth) + 0.2
+    assert (tmp_path / "volume.emseg.zarr.png").stat().st_size > 1000
+    rows = (tmp_path / "my.log.csv").read_text().splitlines()
+    assert rows[0].startswith("step,loss,score")
+    assert (tmp_path / "my.log.svg").read_text().startswith("<svg")
+    assert len(list((tmp_path / "my.pictures").glob("step-*.png"))) == 8
+
+
+def test_the_explained_configuration_trains(tmp_path: Path) -> None:
+    """As its first lines say, cut to two steps."""
+    text = (ROOT / "workflows" / "train.toml").read_text()
+    drawn, trained = re.findall(r"^#     (.*)$", text, re.MULTILINE)
+    assert trained == "EMSEG_DATA=cells emseg train workflows/train.toml"
+    run("bash", "-euc", drawn.replace("examples/", f"{ROOT}/examples/"), folder=tmp_path)
+    for key, value, cut in (("steps", 1000, 2), ("warmup", 50, 1), ("validate_every", 100, 2)):
+        assert f"\n{key} = {value} " in text
+        text = text.replace(f"\n{key} = {value} ", f"\n{key} = {cut} ")
+    (tmp_path / "cut.toml").write_text(text)
+    run("bash", "-euc", trained.replace("workflows/train.toml", "cut.toml"), folder=tmp_path)
+    assert (tmp_path / "my.safetensors").exists()
+
+
+def best_blur(raw: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
+    """The best F1 of a threshold after a blur, both chosen on the truth itself, each slice freed of its shade."""
+    scores = []
+    for deviation in (0.5, 1, 1.5, 2):
+        blurred, shade = (ndimage.gaussian_filter(raw.astype(np.float32), (0, width, width)) for width in (deviation, 20))
+        flat = blurred - shade
+        scores.append(best_threshold(-flat / flat.std(axis=(1, 2), keepdims=True), truth)[1])
+    return max(scores)
 
 
 @pytest.mark.skipif("EMSEG_DATA" not in os.environ, reason="EMSEG_DATA names no folder")

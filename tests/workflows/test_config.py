@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from emseg.errors import InputError
 from emseg.model.bundled import DEFAULT, resolve_model
 from emseg.model.header import read_header
-from emseg_workflows.config import data_path, load_train_config
+from emseg_workflows.config import TrainConfig, data_path, load_train_config
 
-FIB25 = Path(__file__).parents[2] / "workflows" / "fib25.toml"
+WORKFLOWS = Path(__file__).parents[2] / "workflows"
+FIB25 = WORKFLOWS / "fib25.toml"
+EXPLAINED = WORKFLOWS / "train.toml"
 
 
 def changed(tmp_path: Path, old: str, new: str) -> str:
@@ -81,3 +86,27 @@ def test_data_are_found_by_the_variable_or_beside_the_configuration(monkeypatch:
     assert data_path("/a/b.tif", tmp_path / "c.toml") == Path("/a/b.tif")
     monkeypatch.setenv("EMSEG_DATA", "/data")
     assert data_path("a/b.tif", tmp_path / "c.toml") == Path("/data/a/b.tif")
+
+
+def names_of(kind: type, where: str = "") -> list[str]:
+    """The full name of each key of a dataclass, and of those within it: ``fit.augment.noise``."""
+    names = []
+    for name, hint in get_type_hints(kind).items():
+        names.append(where + name)
+        within = next((part for part in (hint, *get_args(hint)) if is_dataclass(part)), None)
+        names += names_of(within, f"{where}{name}.") if isinstance(within, type) else []
+    return names
+
+
+def test_every_key_is_explained_once() -> None:
+    """And the file is one that can be trained with."""
+    config = load_train_config(EXPLAINED)
+    assert len(config.data) == 1
+    names, table = [], ""
+    for line in EXPLAINED.read_text().partition("[card]")[0].splitlines():
+        if found := re.match(r"(\w+) =|\[+([\w.]+)\]", line):
+            key, header = found.groups()
+            table = f"{header}." if header else table
+            names.append(header or table + key)
+            assert re.search(r"  # \w.{15}", line), f"{names[-1]} is not explained"
+    assert sorted([*names, "card"]) == sorted(names_of(TrainConfig))

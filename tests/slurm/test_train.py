@@ -1,0 +1,107 @@
+"""`deploy/train.sbatch` on a real SLURM: the weights of one process, on two nodes, in a job that was queued again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from slurm.cluster import SlurmCluster
+from trainings import weights_of
+
+from emseg_workflows.flows.train import train
+
+SCRIPT = Path(__file__).parents[2] / "deploy" / "train.sbatch"
+ROUNDING = 1e-3
+CONFIG = """
+name = "tiny"
+output = "tiny.safetensors"
+[[data]]
+raw = "raw.tif"
+ids = "ids.tif"
+train = [0, 10]
+tune = [10, 14]
+[model]
+width = 2
+depth = 1
+kernel = [3, 3, 3]
+pooling = [2, 2, 2]
+dropout = 0.0
+[fit]
+steps = 1000
+batch = 2
+optimizer = "sgd"
+rate = 1e-2
+warmup = 2
+output = [8, 8, 8]
+validate_every = 100
+precision = "float32"
+"""
+
+
+@pytest.fixture
+def folder(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Seen by all nodes, and where jobs are submitted."""
+    folder = slurm.scratch / "train"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("EMSEG_DATA", raising=False)
+    ids = 1 + np.indices((14, 20, 20)).sum(axis=0) // 9
+    tifffile.imwrite("raw.tif", np.random.default_rng(0).integers(0, 256, ids.shape).astype(np.uint8))
+    tifffile.imwrite("ids.tif", ids.astype(np.uint16))
+    Path("tiny.toml").write_text(CONFIG)
+    yield folder
+    slurm.cancel_all()
+    shutil.rmtree(folder)
+
+
+def submit(slurm: SlurmCluster, folder: Path, *words: str) -> str:
+    """Number of a new job on two nodes."""
+    path = f"PATH={Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    where = (f"--chdir={folder}", f"--output={folder}/%j.log", f"--export=ALL,{path}")
+    return slurm.run("sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", *where, SCRIPT, *words)
+
+
+def test_two_nodes_and_queued_again(slurm: SlurmCluster, folder: Path) -> None:
+    """Told that its time is nearly up, the job queues itself again, goes on, and ends with the model."""
+    job = submit(slurm, folder, "tiny.toml")
+    log = folder / f"{job}.log"
+    slurm.wait_until(lambda: Path("tiny.safetensors.checkpoint").exists() or slurm.state(job) == "FAILED", 120)
+    slurm.run("scancel", "--batch", "--signal=USR1", job)
+    slurm.wait_for(job, seconds=200)
+    assert slurm.job(job)["state"] == "COMPLETED", log.read_text()
+    assert slurm.job(job)["restarts"] == 1
+    said = log.read_text()
+    assert f"job {job} queues itself again, to go on" in said
+    assert said.count("step 50 of 1000") == 1  # it did not start anew
+    assert said.count("step 1000 of 1000") == 1
+    found = weights_of(folder / "tiny.safetensors")
+    Path("tiny.safetensors").unlink()
+    assert np.abs(weights_of(train("tiny.toml")) - found).max() < ROUNDING
+
+
+def test_without_a_validation_it_is_not_queued_again(slurm: SlurmCluster, folder: Path) -> None:
+    Path("tiny.toml").write_text(
+        CONFIG.replace("validate_every = 100", "validate_every = 100000").replace("= 1000\n", "= 100000\n")
+    )
+    job = submit(slurm, folder, "tiny.toml")
+    log = folder / f"{job}.log"
+    slurm.wait_until(lambda: "step 50 of" in log.read_text() if log.exists() else False, 120)
+    slurm.run("scancel", "--batch", "--signal=USR1", job)
+    slurm.wait_until(lambda: "not queued again: no validation" in log.read_text())
+    assert slurm.state(job) == "RUNNING", log.read_text()
+
+
+def test_a_refused_configuration_ends_the_job(slurm: SlurmCluster, folder: Path) -> None:
+    job = submit(slurm, folder, "none.toml")
+    slurm.wait_for(job)
+    assert slurm.job(job)["state"] == "FAILED"
+    lines = (folder / f"{job}.log").read_text().splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == [
+        "error: there is no configuration none.toml: check the path"
+    ]
