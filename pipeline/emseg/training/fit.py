@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from emseg.errors import InputError
 from emseg.model.device import Device
 from emseg.model.unet import UNet
 from emseg.specs.model import ModelSpec
@@ -148,6 +149,10 @@ def fit(
         state = _begin(spec, settings, device)
         if resume and checkpoint is not None and checkpoint.exists():
             load_checkpoint(checkpoint, state, identity)
+        if (step := ranks.told(state.step)) != state.step:
+            raise InputError(
+                f"the first process goes on from step {step}, this one from {state.step}: {checkpoint} must be seen by all"
+            )
         lesson = Lesson(settings, Crops(sources, spec, settings.output, settings.augment), device, ranks)
         ranks.share(settings.batch)
         if on_begun is not None and ranks.leads:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
@@ -14,6 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from emseg.errors import InputError
 from emseg.model.device import Device
+
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for one another: the first one validates meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,11 @@ class Ranks:
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network, whose gradients become the means over all processes."""
-        return network if self.count == 1 else DistributedDataParallel(network)
+        if self.count == 1:
+            return network
+        # With channels last, kernels of one voxel have the same bytes in either order of strides; torch warns all the same.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        return DistributedDataParallel(network)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes; each must ask for it."""
@@ -51,13 +59,13 @@ class Ranks:
             distributed.all_reduce(value)
         return value
 
-    def told(self, value: Any) -> Any:
-        """What the leading process says; each must ask for it."""
+    def told(self, value: int) -> int:
+        """The number that the leading process says; each must ask for it."""
         if self.count == 1:
             return value
-        box = [value]
-        distributed.broadcast_object_list(box)
-        return box[0]
+        box = torch.tensor(value, device="cuda" if distributed.get_backend() == "nccl" else "cpu")
+        distributed.broadcast(box, src=0)
+        return int(box)
 
 
 @contextmanager
@@ -69,7 +77,7 @@ def joined(device: Device) -> Iterator[Ranks]:
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Ranks(distributed.get_rank(), count)
     finally:

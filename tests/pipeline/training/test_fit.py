@@ -196,3 +196,9 @@ def test_a_batch_is_shared_evenly() -> None:
     with pytest.raises(InputError, match=r"a batch of 3 tiles .* 2 processes"):
         Ranks(1, 2).share(3)
     assert [list(Ranks(rank, 2).share(4)) for rank in range(2)] == [[0, 2], [1, 3]]
+
+
+def test_processes_that_do_not_see_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ranks, "told", lambda self, value: value + 7)
+    with pytest.raises(InputError, match=r"goes on from step 7, this one from 0: .*training.safetensors must be seen by all"):
+        fit(SPEC, SETTINGS, checkpoint=tmp_path / "training.safetensors", resume=True)
