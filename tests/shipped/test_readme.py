@@ -25,6 +25,8 @@ BAR = 0.85
 """Membrane F1 that five annotated slices must lead to."""
 READMES = sorted(path.relative_to(ROOT) for path in ROOT.glob("**/README.md") if ".venv" not in path.parts)
 
+needs_data = pytest.mark.skipif("EMSEG_DATA" not in os.environ, reason="EMSEG_DATA names no folder")
+
 
 def blocks(readme: str) -> list[tuple[str, str]]:
     """Language and text of each fenced block."""
@@ -128,19 +130,33 @@ def best_blur(raw: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
     return max(scores)
 
 
-@pytest.mark.skipif("EMSEG_DATA" not in os.environ, reason="EMSEG_DATA names no folder")
-def test_training_starts(folder: Path) -> None:
-    """The shipped configuration, cut to two steps of a tiny network."""
-    command = block("README.md", "EMSEG_DATA=").replace("EMSEG_DATA=/path/to/data ", "")
-    assert command.strip() == "emseg train workflows/fib25.toml"
-    text = (ROOT / "workflows" / "fib25.toml").read_text()
+def trained(command: str, folder: Path) -> Path:
+    """The model of a shipped configuration, cut to two steps of a tiny network."""
+    given, emseg, train, path = command.split()
+    assert (given, emseg, train) == ("EMSEG_DATA=/path/to/data", "emseg", "train")
+    text = (ROOT / path).read_text()
     config = tomllib.loads(text)
     for table, key, value in (("model", "width", 2), ("fit", "steps", 2), ("fit", "warmup", 1), ("fit", "validate_every", 2)):
         text = text.replace(f"{key} = {config[table][key]}", f"{key} = {value}", 1)
-    text = text.replace(config["output"], str(folder / "tiny.safetensors"))
-    (folder / "tiny.toml").write_text(text)
-    run("emseg", "train", str(folder / "tiny.toml"), folder=folder)
-    assert (folder / "tiny.safetensors").exists()
+    (folder / "cut.toml").write_text(text)
+    run("emseg", "train", "cut.toml", folder=folder)
+    return folder / config["output"]
+
+
+@needs_data
+def test_training_starts(tmp_path: Path) -> None:
+    assert trained(block("README.md", "EMSEG_DATA="), tmp_path).exists()
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["isbi2012", "drosophila-vnc"])
+def test_scores_are_measured_as_told(name: str, tmp_path: Path) -> None:
+    (command,) = [text for _, text in blocks("workflows/README.md") if text.split()[-1] == f"workflows/{name}.toml"]
+    model = trained(command, tmp_path)
+    (commands,) = [text for _, text in blocks("workflows/README.md") if f"--model {model.name}" in text]
+    done = run("bash", "-euc", commands, folder=tmp_path)
+    assert "membrane" in done.stdout
+    assert "V_Rand" in done.stdout
 
 
 @pytest.mark.parametrize("readme", READMES, ids=str)

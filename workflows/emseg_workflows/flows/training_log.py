@@ -49,12 +49,12 @@ class TrainingLog:
 
     def progress(self, progress: Progress) -> None:
         """Add a line now and then, and after each validation; lines of steps that are taken again are replaced."""
-        if progress.step % EVERY and not self._due:
+        validated, self._due = self._due, False
+        if progress.step % EVERY and not validated:
             return
-        self._due = False
         with self._table.open(newline="") as file:
             rows = [row for row in csv.reader(file) if not row[0].isdecimal() or int(row[0]) < progress.step]
-        values = [getattr(progress, name) for name in COLUMNS]
+        values = [getattr(progress, name) if name != "score" or validated else None for name in COLUMNS]
         rows.append(["" if value is None else f"{value:.6g}" for value in values])
         with self._table.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
