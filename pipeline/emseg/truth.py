@@ -114,16 +114,21 @@ def class_truth(
     return truth
 
 
-def empty_classes(truth: NDArray[np.uint8], classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the classes that no voxel ``uint8`` of the truth belongs to.
+def whole_numbers(values: NDArray[Any]) -> NDArray[Any]:
+    """Stored truth as whole numbers, if it is such.
 
-    Examples
-    --------
-    >>> empty_classes(np.array([[[0, 0, 255]]], np.uint8), ("inside", "membrane"))
-    ('membrane',)
+    Raises
+    ------
+    InputError
+        If it is not.
     """
-    voxels = np.bincount(truth.ravel(), minlength=IGNORE + 1)
-    return tuple(name for label, name in enumerate(classes) if not voxels[label])
+    if values.dtype.kind != "f":
+        return values
+    whole = np.isfinite(values) & (values == np.floor(values))
+    if not whole.all():
+        odd = float(values[~whole].flat[0])
+        raise InputError(f"there is the value {odd:g}, but classes and ids are whole numbers: give labels, not grey values")
+    return values.astype(np.int64)
 
 
 def _neighbours(array: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -74,6 +74,8 @@ def test_each_shipped_configuration_says_where_its_data_come_from(path: Path) ->
             "train-labels.tif give the classes inside, membrane",
         ),
         ("width = 16", 'width = 16\nclasses = ["a", "b", "c"]', "2 numbers, but there are 3 classes"),
+        ("train = [0, 130]", "", "no data.train is given"),
+        ("kernel = [3, 3, 3]\npooling = [2, 2, 2]", "kernel = [1, 3, 3]\npooling = [1, 2, 2]", 'say neighbours = "plane"'),
     ],
 )
 def test_mistakes(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -110,3 +112,13 @@ def test_every_key_is_explained_once() -> None:
             names.append(header or table + key)
             assert re.search(r"  # \w.{15}", line), f"{names[-1]} is not explained"
     assert sorted([*names, "card"]) == sorted(names_of(TrainConfig))
+
+
+def test_what_membranes_part_needs_a_membrane() -> None:
+    config = load_train_config(FIB25.with_name("drosophila-vnc.toml"))
+    named = replace(config.model, classes=("inside", "mitochondria", "membrane", "synapse"))
+    assert replace(config, model=named).model.classes[1] == "mitochondria"
+    aims = [{"aim": "v_rand"}, {"border_weight": 1.0}, {"affinity_weight": 1.0}]
+    for fit in (replace(config.fit, **aim) for aim in aims):  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="make membrane, or boundary, the second one"):
+            replace(config, model=named, fit=fit)

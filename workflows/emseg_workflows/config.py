@@ -30,7 +30,7 @@ class DataConfig:
 
     raw: str
     """Grey values: a TIFF stack or a Zarr volume. Relative to the folder in ``EMSEG_DATA``, or to the configuration's."""
-    train: Slices
+    train: Slices | None = None
     """z slices ``[first, after the last]`` to learn from."""
     ids: str = ""
     """Truth as instance ids of the same shape, 0 where nothing is labelled; or `labels`."""
@@ -39,7 +39,7 @@ class DataConfig:
     values: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """For `labels`: the values that stand for each class, by its name."""
     ignore: tuple[int, ...] = ()
-    """For `labels`: values of voxels that do not count, as where nobody annotated."""
+    """Values of the truth that do not count, as where nobody annotated; among ids, 0 never does."""
     tune: Slices | None = None
     """z slices for validation, on which biases are chosen."""
     report: Slices | None = None
@@ -135,6 +135,8 @@ class TrainConfig:
                 f"fit.class_weights has {len(self.fit.class_weights)} numbers, but there are {len(spec.classes)} classes "
                 f"({', '.join(spec.classes)}): give one for each"
             )
+        if not any(data.train for data in self.data):
+            raise InputError("no data.train is given, so that there is nothing to learn from: name some slices")
         if not any(data.tune for data in self.data):
             raise InputError("no data.tune is given, so that nothing says how good the network is: keep some slices for it")
         for data in self.data:
@@ -143,7 +145,18 @@ class TrainConfig:
                     f"ids of {data.ids} give the classes {', '.join(CLASSES)}, but the network has "
                     f"{', '.join(spec.classes)}: give labels, or leave out model.classes"
                 )
+            if data.ids and spec.planar and data.neighbours == "volume":
+                raise InputError(
+                    f"ids of {data.ids} meet in the volume, but the network looks at one plane at a time: "
+                    'say neighbours = "plane"'
+                )
             check_meaning(data.values, spec.classes, data.ignore)
+        parted = self.fit.aim == "v_rand" or self.fit.border_weight or self.fit.affinity_weight
+        if parted and spec.classes[1:2] not in (("membrane",), ("boundary",)):
+            raise InputError(
+                f"the aim v_rand, border_weight and affinity_weight are about what membranes part, but the classes are "
+                f"{', '.join(spec.classes)}: make membrane, or boundary, the second one, or leave these out"
+            )
 
 
 def load_train_config(path: Path) -> TrainConfig:

@@ -23,7 +23,10 @@ from emseg.specs.model import ModelSpec
 from emseg.training.deformation import displacements
 from emseg.training.source import Source
 from emseg.training.spec import AugmentSpec
+from emseg.truth import IGNORE
 
+TRIES = 20
+"""Crops that are drawn, where truth is sparse, until one has a labelled voxel."""
 SHADES = 4
 """Points along each axis of the plane between which shade varies smoothly."""
 
@@ -58,10 +61,17 @@ class Crops:
         return self.spec.tile_for(self.output)
 
     def draw(self, rng: np.random.Generator) -> Crop:
-        """One crop."""
+        """One crop; one with a labelled voxel, if there is one among the first few."""
+        for _ in range(TRIES):
+            crop = self._draw(rng)
+            if (crop.truth != IGNORE).any():
+                break
+        return crop
+
+    def _draw(self, rng: np.random.Generator) -> Crop:
         source, tile = self._source(rng), self.tile
         start = self._start(source.raw.spec.shape, rng)
-        places = warped_places(tile, self.augment, rng)
+        places = warped_places(tile, self.augment, rng, planar=self.spec.planar)
         if places is None:
             raw, numbers = source.read(Box.of_shape(tile).shift(start))
         else:
@@ -104,11 +114,13 @@ def turn(
     return np.flip(raw, axes).transpose(order), np.flip(truth, axes).transpose(order)
 
 
-def warped_places(tile: Triple, augment: AugmentSpec, rng: np.random.Generator) -> list[NDArray[np.float32]] | None:
+def warped_places(
+    tile: Triple, augment: AugmentSpec, rng: np.random.Generator, *, planar: bool
+) -> list[NDArray[np.float32]] | None:
     """Where each voxel of a tile is fetched from, ``(z, y, x) float32`` for each axis, in voxels from the tile's start.
 
-    Turned and scaled in the plane about the tile's centre, and displaced; an axis of one voxel stays as it is.
-    None if nothing moves.
+    Turned and scaled in the plane about the tile's centre, and displaced; an axis of one voxel stays as it is, and so does
+    z where planes are `planar`, each for itself. None if nothing moves.
     """
     if not (augment.rotate or augment.scale or augment.displacement):
         return None
@@ -120,7 +132,7 @@ def warped_places(tile: Triple, augment: AugmentSpec, rng: np.random.Generator) 
     places = [np.broadcast_to(values, tile).astype(np.float32) for values in (z[:, None, None], plane_y, plane_x)]
     for axis, (length, field) in enumerate(zip(tile, _field(tile, augment, rng), strict=True)):
         places[axis] += np.float32((length - 1) / 2)
-        if length > 1:
+        if length > 1 and not (planar and axis == 0):
             places[axis] += field
     return places
 

@@ -166,9 +166,11 @@ def fit(
                 state.average.update(state.step)
                 if state.step % settings.validate_every == 0 or state.step == settings.steps:
                     if ranks.leads:
-                        _validate(state, spec, settings, tune, on_validated)
+                        logits = _validate(state, spec, settings, tune)
                         if checkpoint is not None:
                             save_checkpoint(checkpoint, state, identity)
+                        if on_validated is not None:
+                            on_validated(state.step, logits)
                     state.stale = ranks.told(state.stale)
                 if on_progress is not None and ranks.leads:
                     on_progress(pace.progress(state))
@@ -227,8 +229,8 @@ def _begin(spec: ModelSpec, settings: FitSpec, device: Device) -> State:
     return State(network, optimizer, Average(network.network, settings.average), {})
 
 
-def _validate(state: State, spec: ModelSpec, settings: FitSpec, tune: Sequence[Sample], on_validated: Validated | None) -> None:
-    """Score the mean weights, and keep them if they are the best so far."""
+def _validate(state: State, spec: ModelSpec, settings: FitSpec, tune: Sequence[Sample]) -> list[Logits]:
+    """The logits of the mean weights, which are scored, and kept if they are the best so far."""
     network = state.average.network(spec)
     logits = [predict(network, sample.raw, settings.output) for sample in tune]
     state.score = score_of([found.argmax(axis=0) for found in logits], [sample.truth for sample in tune], settings.aim)
@@ -236,8 +238,7 @@ def _validate(state: State, spec: ModelSpec, settings: FitSpec, tune: Sequence[S
     if state.score > state.best_score:
         state.best_score, state.stale = state.score, 0
         state.best = {name: value.clone() for name, value in state.average.weights.items()} if settings.patience else {}
-    if on_validated is not None:
-        on_validated(state.step, logits)
+    return logits
 
 
 def _ends(state: State, settings: FitSpec) -> bool:

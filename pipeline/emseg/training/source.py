@@ -14,7 +14,7 @@ from emseg.box import Box
 from emseg.grid.mirror import fold, reflect
 from emseg.normalise import Normalisation, normalised
 from emseg.ports import VolumeReader
-from emseg.truth import IGNORE, MEMBRANE, class_truth, membrane_truth
+from emseg.truth import IGNORE, MEMBRANE, class_truth, membrane_truth, whole_numbers
 
 
 class Kind(Protocol):
@@ -42,11 +42,14 @@ class InstanceIds:
 
     planar: bool
     """Whether they meet in the plane only."""
+    ignore: tuple[int, ...] = ()
+    """Further values that are not labelled."""
 
     def numbers(self, stored: NDArray[Any]) -> NDArray[np.int32]:
-        """Ids counted from 1 within the box; 0 stays."""
-        found, places = np.unique(stored, return_inverse=True)
-        numbers: NDArray[np.int32] = (places + (found[0] != 0)).reshape(stored.shape).astype(np.int32)
+        """Ids counted anew within the box, and 0 for what is not labelled."""
+        _, places = np.unique(whole_numbers(stored), return_inverse=True)
+        numbers = (places + 1).reshape(stored.shape).astype(np.int32)
+        numbers[np.isin(stored, (0, *self.ignore))] = 0
         return numbers
 
     def classes(self, numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
@@ -73,7 +76,7 @@ class ClassValues:
 
     def numbers(self, stored: NDArray[Any]) -> NDArray[np.int32]:
         """The classes themselves."""
-        return class_truth(stored, self.values, self.names, self.ignore).astype(np.int32)
+        return class_truth(whole_numbers(stored), self.values, self.names, self.ignore).astype(np.int32)
 
     def classes(self, numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
         """The classes."""

@@ -58,19 +58,19 @@ def predict(network: UNet, raw: NDArray[np.float32], output: Triple) -> NDArray[
 
 
 def score_of(labels: Sequence[NDArray[np.integer]], truths: Sequence[NDArray[np.uint8]], aim: Aim) -> float:
-    """How good labels are, from 0 to 1: the mean F1 of all classes but the first, or the mean V_Rand of all slices.
+    """How good labels are, from 0 to 1: the mean F1 of the classes but the first, or the mean V_Rand of all slices.
 
     Parameters
     ----------
     labels, truths
-        Class of each voxel of each volume, ``(z, y, x)``; 255 in the truth is ignored. For V_Rand, class 1 is the membrane,
-        and slices where all is membrane or ignored have no part in it.
+        Class of each voxel of each volume, ``(z, y, x)``; 255 in the truth is ignored. For F1, a class counts that the truth
+        has; for V_Rand, class 1 is the membrane, and slices where all is membrane or ignored have no part in it.
     """
-    if aim == "f1":
-        classes = 1 + max(int(truth[truth != IGNORE].max(initial=1)) for truth in truths)
-        together = [np.concatenate([each.ravel() for each in arrays]) for arrays in (labels, truths)]
-        return float(np.mean([f1(*together, membrane=label) for label in range(1, classes)]))
-    return _v_rand([found == MEMBRANE for found in labels], truths)
+    if aim == "v_rand":
+        return _v_rand([found == MEMBRANE for found in labels], truths)
+    found, true = (np.concatenate([each.ravel() for each in arrays]) for arrays in (labels, truths))
+    present = [label for label in np.unique(true).tolist() if label not in (0, IGNORE)]
+    return float(np.mean([f1(found, true, membrane=label) for label in present])) if present else 0.0
 
 
 def between(truth: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -80,30 +80,45 @@ def between(truth: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def calibrate(network: UNet, tune: Sequence[Sample], output: Triple, aim: Aim) -> float:
-    """The score on some volumes, after shifting biases so that the largest logit reaches the best one.
+    """The score on some volumes, after shifting biases so that the largest logit reaches a better one, if it can.
 
     Shifting a bias of the last layer is the same as moving a threshold, or as weighting the classes anew (their prior
-    odds), but leaves nothing to set when the network is used. For V_Rand the membrane's bias alone is shifted.
+    odds), but leaves nothing to set when the network is used. Class by class the best threshold against all others is
+    tried, and kept if the score of all classes rises: a class that the network does not tell from others might else
+    take their place. For V_Rand the membrane's bias alone is shifted.
     """
     logits = [predict(network, sample.raw, output) for sample in tune]
     truths = [sample.truth for sample in tune]
     bias = network.head.bias
     if bias is None:
         raise TypeError("the last layer has no bias to shift")
+
+    def score() -> float:
+        return score_of([found.argmax(axis=0) for found in logits], truths, aim)
+
+    best = score()
     for label in range(1, len(bias)) if aim == "f1" else (MEMBRANE,):
         margins = [found[label] - np.delete(found, label, axis=0).max(axis=0) for found in logits]
-        if aim == "v_rand":
-            threshold = _best_border(margins, truths)
-        elif any((truth == label).any() for truth in truths):
-            of_label = np.concatenate([_one_against_all(truth, label).ravel() for truth in truths])
-            threshold, _ = best_threshold(np.concatenate([margin.ravel() for margin in margins]), of_label)
-        else:
-            continue
+        threshold = _best_border(margins, truths) if aim == "v_rand" else _best_for(label, margins, truths)
+        before = [found[label].copy() for found in logits]
         for found in logits:
             found[label] -= threshold
-        with torch.no_grad():
-            bias[label] -= threshold
-    return score_of([found.argmax(axis=0) for found in logits], truths, aim)
+        if (reached := score()) > best:
+            best = reached
+            with torch.no_grad():
+                bias[label] -= threshold
+        else:
+            for found, values in zip(logits, before, strict=True):
+                found[label] = values
+    return best
+
+
+def _best_for(label: int, margins: Sequence[NDArray[np.float32]], truths: Sequence[NDArray[np.uint8]]) -> float:
+    """The margin from which on calling a voxel this class gives its best F1; 0 if the truth has none of it."""
+    if not any((truth == label).any() for truth in truths):
+        return 0.0
+    of_label = np.concatenate([_one_against_all(truth, label).ravel() for truth in truths])
+    return best_threshold(np.concatenate([margin.ravel() for margin in margins]), of_label)[0]
 
 
 def _one_against_all(truth: NDArray[np.uint8], label: int) -> NDArray[np.uint8]:

@@ -100,7 +100,7 @@ def test_places_are_fetched_from_the_mirrored_volume(augment: AugmentSpec, tile:
     raw = ndimage.gaussian_filter(rng.normal(size=shape), (0, 2, 2)).astype(np.float32)
     truth = (raw > 0).astype(np.uint8)
     start = (1, -4, 5)
-    places = warped_places(tile, augment, rng)
+    places = warped_places(tile, augment, rng, planar=False)
     assert places is not None
     reach = Box(triple(int(np.floor(p.min())) for p in places), triple(int(np.ceil(p.max())) + 1 for p in places))
     moved, target = fetch(*source(raw, truth).read(reach.shift(start)), places, reach.start)
@@ -115,7 +115,7 @@ def test_places_are_fetched_from_the_mirrored_volume(augment: AugmentSpec, tile:
 @pytest.mark.parametrize("tile", [(8, 30, 30), (1, 64, 64)])
 def test_a_rotation_turns_about_the_middle_and_keeps_lengths(tile: Triple) -> None:
     for seed in range(10):
-        places = warped_places(tile, WARPS["rotated"], np.random.default_rng(seed))
+        places = warped_places(tile, WARPS["rotated"], np.random.default_rng(seed), planar=False)
         assert places is not None
         _, y, x = (place - (length - 1) / 2 for place, length in zip(places, tile, strict=True))
         v, u = (np.arange(length) - (length - 1) / 2 for length in tile[1:])
@@ -126,7 +126,7 @@ def test_a_rotation_turns_about_the_middle_and_keeps_lengths(tile: Triple) -> No
 def test_sizes_are_scaled_within_bounds() -> None:
     factors = []
     for seed in range(200):
-        places = warped_places((1, 21, 21), AugmentSpec(displacement=0, scale=0.2), np.random.default_rng(seed))
+        places = warped_places((1, 21, 21), AugmentSpec(displacement=0, scale=0.2), np.random.default_rng(seed), planar=False)
         assert places is not None
         factors.append((places[2][0, 0, -1] - places[2][0, 0, 0]) / 20)
     assert np.exp(-0.2) <= min(factors) < 0.85
@@ -139,15 +139,29 @@ def test_displacements_have_their_deviation(tile: Triple) -> None:
     spec = AugmentSpec(displacement=3, spacing=(tile[1] - 1) // 2 + 1 if tile[0] > 1 else (tile[1] - 1) // 2)
     corners = []
     for seed in range(300):
-        places = warped_places(tile, spec, np.random.default_rng(seed))
+        places = warped_places(tile, spec, np.random.default_rng(seed), planar=False)
         assert places is not None
         corners += [float(places[1][0, 0, 0]), float(places[2][0, 0, 0])]
     assert abs(np.std(corners) - 3) < 0.3  # three standard errors of 600 numbers
     assert abs(np.mean(corners)) < 0.4
 
 
+def test_planes_of_their_own_stay_apart() -> None:
+    places = warped_places((4, 30, 30), WARPS["all"], np.random.default_rng(0), planar=True)
+    assert places is not None
+    assert np.array_equal(places[0], np.broadcast_to(np.arange(4)[:, None, None], (4, 30, 30)))
+
+
+def test_sparse_truth_is_looked_for() -> None:
+    truth = np.full((1, 300, 300), 255, np.uint8)
+    truth[0, 140:200, 140:200] = 0
+    drawn = Crops([source(np.zeros(truth.shape), truth)], FLAT, (1, 20, 20), NONE)
+    labelled = [(drawn.draw(np.random.default_rng(seed)).truth != 255).any() for seed in range(100)]
+    assert np.mean(labelled) > 0.5  # one place in fourteen has some
+
+
 def test_nothing_moves_unasked() -> None:
-    assert warped_places((1, 8, 8), NONE, np.random.default_rng(0)) is None
+    assert warped_places((1, 8, 8), NONE, np.random.default_rng(0), planar=True) is None
 
 
 def test_grey_values_vary_within_bounds() -> None:

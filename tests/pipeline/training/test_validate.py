@@ -76,6 +76,32 @@ def test_calibrated_for_v_rand() -> None:
     assert np.array_equal(predict(network, raw, (1, 9, 9)).argmax(axis=0), truth)
 
 
+def test_a_class_that_is_not_told_apart_takes_no_other_s_place() -> None:
+    """Its best threshold against all others is to call everything so."""
+    spec = ModelSpec.unet(width=1, depth=0, kernel=(1, 1, 1), classes=("inside", "membrane", "synapse"))
+    network = UNet(spec).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(0)
+        network.down[0][0].weight.fill_(1)
+        network.down[0][1].weight.fill_(1)
+        network.head.weight[1] = 1  # the membrane's logit is the grey value
+        network.head.bias[:] = torch.tensor([0.5, 0.0, -9.0])
+    raw, truth = np.zeros((1, 9, 9), np.float32), np.zeros((1, 9, 9), np.uint8)
+    raw[:, :, 4], truth[:, :, 4] = 1, 1
+    truth[0, 0, 0] = 2
+    before = score_of([predict(network, raw, (1, 9, 9)).argmax(axis=0)], [truth], "f1")
+    assert before == 0.5
+    assert calibrate(network, [Sample(raw, truth)], (1, 9, 9), "f1") >= before
+    assert (predict(network, raw, (1, 9, 9)).argmax(axis=0) == 1).sum() == 9
+
+
+def test_classes_that_the_truth_has_not_do_not_count() -> None:
+    truth = np.array([[[0, 0, 2, 2]]], np.uint8)
+    assert score_of([truth], [truth], "f1") == 1
+    assert score_of([truth], [np.zeros_like(truth)], "f1") == 0
+
+
 def test_scores_are_means() -> None:
     truth = np.array([[[0, 0, 1, 1, 2, 2, 255]]], np.uint8)
     found = np.array([[[0, 0, 1, 0, 2, 2, 1]]], np.uint8)

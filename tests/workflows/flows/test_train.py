@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -232,3 +233,38 @@ def test_several_volumes_and_classes_and_a_run_with_the_model(tmp_path: Path, mo
     report = segment("more.zarr", "out.zarr", model=path, workers=0)
     assert report.exit_code == 0
     assert recipe_of(open_output("out.zarr")).normalisation.scope == "slice"  # as it was trained
+
+
+def test_truth_that_was_corrected_is_not_resumed(config: Path) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, on_progress=stop)
+    ids = tifffile.imread("ids.tif")
+    ids[3, 4, 5] = 99
+    tifffile.imwrite("ids.tif", ids)
+    with pytest.raises(InputError, match=r"other settings: volumes.0.train.truth"):
+        train(config, resume=True)
+
+
+def test_a_log_that_cannot_be_written_ends_no_training(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def spoil(progress: Progress) -> None:
+        if progress.step == 1:
+            shutil.rmtree("tiny.pictures")
+            Path("tiny.log.csv").write_text("step,loss\n\n1,2\n")  # as a crash may leave it
+
+    assert train(config, on_progress=spoil).exists()
+    assert capsys.readouterr().err.count("the training goes on, but its log cannot be written") == 1
+    with Path("tiny.log.csv").open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6"]
+
+
+def test_a_volume_for_tuning_alone(config: Path) -> None:
+    whole = load_model(train(config)).weights
+    Path("tiny.safetensors").unlink()
+    other = '[[data]]\nraw = "raw.tif"\nids = "ids.tif"\ntune = [10, 14]\n[model]'
+    config.write_text(CONFIG.replace("tune = [10, 14]\n", "").replace("[model]", other))
+    again = load_model(train(config)).weights
+    assert all(torch.equal(whole[name], again[name]) for name in whole)

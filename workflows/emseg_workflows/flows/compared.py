@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from emseg.errors import InputError, OutputError
 from emseg.store.ledger import Output
 from emseg.store.output import is_output, open_output
 from emseg.store.source import SliceSource, open_slices
-from emseg.truth import CLASSES, IGNORE, check_meaning, class_truth, membrane_truth
+from emseg.truth import CLASSES, IGNORE, check_meaning, class_truth, membrane_truth, whole_numbers
 from emseg_workflows.flows.record import recipe_of
 
 
@@ -77,7 +77,7 @@ class _Plain:
     def labels(self, start: int, stop: int) -> NDArray[np.uint8]:
         meaning = {name: (label,) for label, name in enumerate(CLASSES)} if self._truth.ids else self._truth.meaning
         with _where(self.path, start, stop):
-            return class_truth(_whole_numbers(self._source.read(start, stop)), meaning, self.classes)
+            return class_truth(whole_numbers(self._source.read(start, stop)), meaning, self.classes)
 
     def probability(self, label: int, start: int, stop: int) -> None:  # noqa: ARG002  the protocol's signature
         return None
@@ -142,11 +142,11 @@ class Truth:
         plane = self._part.slices()[1:]
         if not self.ids:
             with _where(self.path, start, stop):
-                values = _whole_numbers(self._source.read(start, stop))[:, *plane]
+                values = whole_numbers(self._source.read(start, stop))[:, *plane]
                 return class_truth(values, self.meaning, names, self._ignore)
         before, after = max(0, start - 1), min(self._source.shape[0], stop + 1)  # the neighbours in z
         with _where(self.path, before, after):
-            values = _whole_numbers(self._source.read(before, after))
+            values = whole_numbers(self._source.read(before, after))
         values[np.isin(values, self._ignore)] = 0
         made = membrane_truth(values, planar=self._planar)[start - before : stop - before]
         places = np.full(IGNORE + 1, IGNORE, np.uint8)
@@ -162,17 +162,6 @@ def _where(path: Path, start: int, stop: int) -> Iterator[None]:
     except InputError as error:
         where = f"slice {start}" if stop == start + 1 else f"slices {start} to {stop - 1}"
         raise InputError(f"in {where} of {path}, {error}") from error
-
-
-def _whole_numbers(values: NDArray[Any]) -> NDArray[Any]:
-    """The values as whole numbers, if they are such."""
-    if values.dtype.kind != "f":
-        return values
-    whole = np.isfinite(values) & (values == np.floor(values))
-    if not whole.all():
-        odd = float(values[~whole].flat[0])
-        raise InputError(f"there is the value {odd:g}, but classes and ids are whole numbers: give labels, not grey values")
-    return values.astype(np.int64)
 
 
 def open_class_map(path: Path, truth: Truth, stack: ExitStack) -> ClassMap:

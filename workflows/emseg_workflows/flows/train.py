@@ -105,7 +105,7 @@ def _card(config: TrainConfig, data: TrainingData, network: UNet, tune: Sequence
     scores = [f"{_scores(config, network, tune)} on {_slices(config, 'tune')}, where biases were chosen"]
     if report:
         scores.insert(0, f"{_scores(config, network, report)} on {_slices(config, 'report')}, where nothing was chosen")
-    known = data.identity[0]["train"]
+    known = next(volume["train"] for volume in data.identity if "train" in volume)
     return {
         **config.card,
         "name": config.name,

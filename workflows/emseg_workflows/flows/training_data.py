@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -60,14 +61,16 @@ def open_training_data(config: TrainConfig, config_path: Path) -> TrainingData:
         identity.append(known)
     for part, volumes in sources.items():
         if volumes:
-            _check_truth(part, volumes, config)
+            of_part = [known[part] for known in identity if part in known]
+            for known, digest in zip(of_part, _check_truth(part, volumes, config), strict=True):
+                known["truth"] = digest
     return TrainingData(sources, identity)
 
 
 def _kind(data: DataConfig, config: TrainConfig) -> Kind:
     planar = data.neighbours == "plane"
     if data.ids:
-        return InstanceIds(planar)
+        return InstanceIds(planar, data.ignore)
     return ClassValues(data.values, config.model.classes, data.ignore, planar)
 
 
@@ -79,20 +82,27 @@ def _check_shapes(data: DataConfig, raw: VolumeReader, truth: VolumeReader) -> N
         )
 
 
-def _check_truth(part: Part, sources: Sequence[Source], config: TrainConfig) -> None:
-    """Look at each voxel: what is wrong with the last one would else end a training hours after its start."""
+def _check_truth(part: Part, sources: Sequence[Source], config: TrainConfig) -> list[str]:
+    """A digest of the truth of each volume, of which each voxel was looked at.
+
+    What is wrong with the last one would else end a training hours after its start.
+    """
     classes = config.model.classes
-    found = np.zeros(256, np.int64)
+    found, digests = np.zeros(256, np.int64), []
     for source, data in zip(sources, (data for data in config.data if part in data.parts), strict=True):
+        digest = hashlib.sha256()
         for box in _slabs(source.raw):
             with _named(part, data):
                 refuse_nonfinite(source.raw.read(box), box, VolumeError)
                 labels = source.kind.classes(source.kind.numbers(source.truth.read(box)))
             found += np.bincount(labels.ravel(), minlength=256)
+            digest.update(labels.tobytes())
+        digests.append(digest.hexdigest())
     needed = classes if part == "train" else classes[1:2]
     if missing := [name for label, name in enumerate(classes) if name in needed and not found[label]]:
         truths = ", ".join(data.truth for data in config.data if part in data.parts)
         raise InputError(f"data.{part} has no {missing[0]} in {truths}: choose other slices, or leave the class out")
+    return digests
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from emseg.errors import OutputError
+from emseg.model.file import write_file
 from emseg.training.source import Sample
 from emseg.training.spec import Progress
+from emseg.truth import IGNORE
 from emseg_workflows.curve import learning_curve
 from emseg_workflows.pictures import coloured, contrast
 
@@ -31,6 +35,7 @@ class TrainingLog:
         self._pictures = model.with_name(f"{model.stem}.pictures")
         self._tune = tune
         self._due = False
+        self._told = False
 
     def begin(self, *, resume: bool) -> None:
         """Empty the table, unless a training goes on.
@@ -52,21 +57,37 @@ class TrainingLog:
         validated, self._due = self._due, False
         if progress.step % EVERY and not validated:
             return
-        with self._table.open(newline="") as file:
-            rows = [row for row in csv.reader(file) if not row[0].isdecimal() or int(row[0]) < progress.step]
         values = [getattr(progress, name) if name != "score" or validated else None for name in COLUMNS]
-        rows.append(["" if value is None else f"{value:.6g}" for value in values])
-        with self._table.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-        loss, score = ([(float(row[0]), float(row[n])) for row in rows[1:] if row[n]] for n in (1, 2))
-        self._table.with_suffix(".svg").write_text(learning_curve(loss, score))
+        row = [str(progress.step), *("" if value is None else f"{value:.6g}" for value in values[1:])]
+        with self._going_on():
+            with self._table.open(newline="") as file:
+                rows = [old for old in csv.reader(file) if len(old) == len(COLUMNS) and old[0].isdecimal()]
+            rows = [old for old in rows if int(old[0]) < progress.step] + [row]
+            table = "".join(",".join(line) + "\n" for line in (COLUMNS, *rows))
+            write_file(self._table, table.encode())
+            loss, score = ([(float(line[0]), float(line[n])) for line in rows if line[n]] for n in (1, 2))
+            write_file(self._table.with_suffix(".svg"), learning_curve(loss, score).encode())
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """A training does not end because there is no room for what is to be looked at."""
+        try:
+            yield
+        except (OSError, OutputError) as error:
+            if not self._told:
+                print(f"warning: the training goes on, but its log cannot be written: {error}", file=sys.stderr)
+            self._told = True
 
     def validated(self, step: int, logits: Sequence[NDArray[np.float32]]) -> None:
         """Draw the middle slice of the first volume: grey values, truth, and the most likely classes."""
         self._due = True
-        sample, found = self._tune[0], logits[0]
+        with self._going_on():
+            self._draw(step, logits[0])
+
+    def _draw(self, step: int, found: NDArray[np.float32]) -> None:
+        sample = self._tune[0]
         z, classes = sample.raw.shape[0] // 2, len(found)
-        truth = coloured(np.where(sample.truth[z] == 255, 0, sample.truth[z]).astype(np.uint8), classes)
-        truth[sample.truth[z] == 255] = PLAIN
+        truth = coloured(np.where(sample.truth[z] == IGNORE, 0, sample.truth[z]).astype(np.uint8), classes)
+        truth[sample.truth[z] == IGNORE] = PLAIN
         panels = [contrast(sample.raw[z]), truth, coloured(found[:, z].argmax(axis=0).astype(np.uint8), classes)]
         Image.fromarray(np.concatenate(panels, axis=1)).save(self._pictures / f"step-{step:06d}.png")
