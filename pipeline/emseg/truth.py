@@ -20,6 +20,8 @@ from emseg.errors import InputError
 INSIDE, MEMBRANE, IGNORE = 0, 1, 255
 CLASSES = ("inside", "membrane")
 """Names of the classes in the order of their values."""
+BORDERS = ("membrane", "boundary")
+"""Names of a class that parts segments; where a network has several, the first of these."""
 
 
 def membrane_truth(ids: NDArray[Any], *, planar: bool = False) -> NDArray[np.uint8]:
@@ -112,6 +114,12 @@ def class_truth(
             f"{', '.join(classes)}: say for which it does, or that it is to be ignored"
         )
     return truth
+
+
+def between(truth: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+    """Where the truth, class by class, is known and is no membrane: what membranes part."""
+    inside: NDArray[np.bool_] = (truth != MEMBRANE) & (truth != IGNORE)
+    return inside
 
 
 def whole_numbers(values: NDArray[Any]) -> NDArray[Any]:

@@ -10,38 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 from slurm.cluster import SlurmCluster
-from trainings import weights_of
+from trainings import TOGETHER, save_training, weights_of
 
 from emseg_workflows.flows.train import train
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "train.sbatch"
 ROUNDING = 1e-3
-CONFIG = """
-name = "tiny"
-output = "tiny.safetensors"
-[[data]]
-raw = "raw.tif"
-ids = "ids.tif"
-train = [0, 10]
-tune = [10, 14]
-[model]
-width = 2
-depth = 1
-kernel = [3, 3, 3]
-pooling = [2, 2, 2]
-dropout = 0.0
-[fit]
-steps = 1000
-batch = 2
-optimizer = "sgd"
-rate = 1e-2
-warmup = 2
-output = [8, 8, 8]
-validate_every = 100
-precision = "float32"
-"""
+CONFIG = TOGETHER.replace("steps = 6", "steps = 1000").replace("validate_every = 3", "validate_every = 100")
 
 
 @pytest.fixture
@@ -51,10 +27,7 @@ def folder(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.delenv("EMSEG_DATA", raising=False)
-    ids = 1 + np.indices((14, 20, 20)).sum(axis=0) // 9
-    tifffile.imwrite("raw.tif", np.random.default_rng(0).integers(0, 256, ids.shape).astype(np.uint8))
-    tifffile.imwrite("ids.tif", ids.astype(np.uint16))
-    Path("tiny.toml").write_text(CONFIG)
+    save_training(CONFIG, depth=14)
     yield folder
     slurm.cancel_all()
     shutil.rmtree(folder)

@@ -13,7 +13,7 @@ from emseg.errors import InputError
 from emseg.normalise import Scope
 from emseg.specs.model import ModelSpec
 from emseg.training.spec import FitSpec
-from emseg.truth import CLASSES, check_meaning
+from emseg.truth import BORDERS, CLASSES, check_meaning
 from emseg_workflows.strict_toml import read_toml
 
 DATA_VARIABLE = "EMSEG_DATA"
@@ -152,7 +152,7 @@ class TrainConfig:
                 )
             check_meaning(data.values, spec.classes, data.ignore)
         parted = self.fit.aim == "v_rand" or self.fit.border_weight or self.fit.affinity_weight
-        if parted and spec.classes[1:2] not in (("membrane",), ("boundary",)):
+        if parted and not set(spec.classes[1:2]) & set(BORDERS):
             raise InputError(
                 f"the aim v_rand, border_weight and affinity_weight are about what membranes part, but the classes are "
                 f"{', '.join(spec.classes)}: make membrane, or boundary, the second one, or leave these out"

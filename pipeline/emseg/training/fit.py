@@ -27,7 +27,7 @@ from emseg.training.ranks import Ranks, joined
 from emseg.training.source import Sample, Source
 from emseg.training.spec import FitSpec, Progress, to_json
 from emseg.training.validate import calibrate, predict, score_of
-from emseg.truth import IGNORE, MEMBRANE
+from emseg.truth import between
 
 SMOOTHING = 0.98
 """Share that the mean loss keeps at each step."""
@@ -65,7 +65,7 @@ class Lesson:
         borders = []
         if settings.border_weight:
             for crop in crops:
-                inside = np.where((crop.truth != MEMBRANE) & (crop.truth != IGNORE), crop.segments, 0)
+                inside = np.where(between(crop.truth), crop.segments, 0)
                 borders.append(settings.border_weight * border_weights(inside, settings.border_width))
         return Batch(crops, borders, self.device)
 

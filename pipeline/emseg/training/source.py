@@ -14,7 +14,7 @@ from emseg.box import Box
 from emseg.grid.mirror import fold, reflect
 from emseg.normalise import Normalisation, normalised
 from emseg.ports import VolumeReader
-from emseg.truth import IGNORE, MEMBRANE, class_truth, membrane_truth, whole_numbers
+from emseg.truth import between, class_truth, membrane_truth, whole_numbers
 
 
 class Kind(Protocol):
@@ -86,7 +86,7 @@ class ClassValues:
         """Connected parts of what is known and no membrane, over the faces of voxels."""
         neighbours = ndimage.generate_binary_structure(3, 1)
         neighbours[[0, 2]] &= not self.planar
-        parts: NDArray[np.int32] = ndimage.label((numbers != MEMBRANE) & (numbers != IGNORE), neighbours)[0]
+        parts: NDArray[np.int32] = ndimage.label(between(numbers), neighbours)[0]
         return parts
 
 

@@ -16,7 +16,7 @@ from emseg.metrics.membrane import best_threshold, f1
 from emseg.model.unet import UNet
 from emseg.training.source import Sample
 from emseg.training.spec import Aim
-from emseg.truth import IGNORE, MEMBRANE
+from emseg.truth import IGNORE, MEMBRANE, between
 
 THRESHOLDS = np.arange(0.04, 0.97, 0.04)
 """Probabilities of membrane that are tried as thresholds for V_Rand."""
@@ -71,12 +71,6 @@ def score_of(labels: Sequence[NDArray[np.integer]], truths: Sequence[NDArray[np.
     found, true = (np.concatenate([each.ravel() for each in arrays]) for arrays in (labels, truths))
     present = [label for label in np.unique(true).tolist() if label not in (0, IGNORE)]
     return float(np.mean([f1(found, true, membrane=label) for label in present])) if present else 0.0
-
-
-def between(truth: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Where the truth, class by class ``uint8``, is known and is no membrane: what membranes part."""
-    inside: NDArray[np.bool_] = (truth != MEMBRANE) & (truth != IGNORE)
-    return inside
 
 
 def calibrate(network: UNet, tune: Sequence[Sample], output: Triple, aim: Aim) -> float:

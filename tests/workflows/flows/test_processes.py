@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import tifffile
 from numpy.typing import NDArray
 from runs import emseg, emseg_process, snapshot
-from trainings import weights_of
+from trainings import TOGETHER, save_training, weights_of
 
 from emseg.errors import InputError
 from emseg_workflows.flows.processes import TURN, failing_in_turn, leads, see_own_gpu, start_processes
@@ -23,46 +22,22 @@ from emseg_workflows.flows.train import train
 from emseg_workflows.stop import StoppedError
 
 ROUNDING = 1e-5
-CONFIG = """
-name = "tiny"
-output = "tiny.safetensors"
-[[data]]
-raw = "raw.tif"
-ids = "ids.tif"
-train = [0, 10]
-tune = [10, 14]
-[model]
-width = 2
-depth = 1
-kernel = [3, 3, 3]
-pooling = [2, 2, 2]
-dropout = 0.0
-[fit]
-steps = 6
-batch = 2
-optimizer = "sgd"
-rate = 1e-2
-warmup = 2
-output = [8, 8, 8]
-validate_every = 3
-precision = "float32"
-[fit.augment]
+CONFIG = (
+    TOGETHER
+    + """[fit.augment]
 displacement = 0.0
 gain = 0.0
 offset = 0.0
 noise = 0.0
 """
+)
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EMSEG_DATA", raising=False)
-    ids = 1 + np.indices((14, 20, 20)).sum(axis=0) // 9
-    tifffile.imwrite("raw.tif", np.random.default_rng(0).integers(0, 256, ids.shape).astype(np.uint8))
-    tifffile.imwrite("ids.tif", ids.astype(np.uint16))
-    Path("tiny.toml").write_text(CONFIG)
-    return tmp_path / "tiny.toml"
+    return save_training(CONFIG, depth=14)
 
 
 def alone(config: Path, text: str) -> NDArray[np.float32]:

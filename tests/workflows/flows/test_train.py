@@ -12,6 +12,7 @@ import tifffile
 import torch
 import zarr
 from PIL import Image
+from trainings import save_training
 
 from emseg.errors import InputError, OutputError
 from emseg.model.file import load_model
@@ -51,12 +52,7 @@ licence = "CC0"
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EMSEG_DATA", raising=False)
-    ids = 1 + np.indices((18, 20, 20)).sum(axis=0) // 9
-    raw = np.random.default_rng(0).integers(0, 256, ids.shape).astype(np.uint8)
-    tifffile.imwrite("raw.tif", raw)
-    tifffile.imwrite("ids.tif", ids.astype(np.uint16))
-    Path("tiny.toml").write_text(CONFIG)
-    return tmp_path / "tiny.toml"
+    return save_training(CONFIG, depth=18)
 
 
 def test_from_data_to_model(config: Path) -> None:

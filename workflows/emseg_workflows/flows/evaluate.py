@@ -25,11 +25,8 @@ from emseg.metrics.partition import Scores
 from emseg.metrics.pixel import Histogram, confusion, counts_of, pixel_error, precision_recall, reliability
 from emseg.metrics.warping import Warped, warp
 from emseg.store.source import open_slices
-from emseg.truth import IGNORE
+from emseg.truth import BORDERS, IGNORE
 from emseg_workflows.flows.compared import Truth, chosen_slices, open_class_map
-
-BORDERS = ("membrane", "boundary")
-"""Names of a class that parts segments, the first that an output has."""
 
 
 @dataclass(frozen=True, slots=True)

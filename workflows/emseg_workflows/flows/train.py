@@ -18,8 +18,8 @@ from emseg.model.unet import UNet
 from emseg.training.fit import fit
 from emseg.training.source import Sample
 from emseg.training.spec import Progress
-from emseg.training.validate import between, predict
-from emseg.truth import MEMBRANE
+from emseg.training.validate import predict
+from emseg.truth import MEMBRANE, between
 from emseg_workflows.config import DataConfig, Part, TrainConfig, load_train_config
 from emseg_workflows.flows.training_data import TrainingData, open_training_data
 from emseg_workflows.flows.training_log import TrainingLog

@@ -16,15 +16,12 @@ from emseg.errors import OutputError
 from emseg.model.file import write_file
 from emseg.training.source import Sample
 from emseg.training.spec import Progress
-from emseg.truth import IGNORE
 from emseg_workflows.curve import learning_curve
 from emseg_workflows.pictures import coloured, contrast
 
 EVERY = 50
 """Steps from one line of the table to the next."""
 COLUMNS = ("step", "loss", "score", "rate", "tiles_per_second", "waiting")
-PLAIN = 128
-"""Value of grey where the truth is to be ignored."""
 
 
 class TrainingLog:
@@ -87,7 +84,10 @@ class TrainingLog:
     def _draw(self, step: int, found: NDArray[np.float32]) -> None:
         sample = self._tune[0]
         z, classes = sample.raw.shape[0] // 2, len(found)
-        truth = coloured(np.where(sample.truth[z] == IGNORE, 0, sample.truth[z]).astype(np.uint8), classes)
-        truth[sample.truth[z] == IGNORE] = PLAIN
-        panels = [contrast(sample.raw[z]), truth, coloured(found[:, z].argmax(axis=0).astype(np.uint8), classes)]
+        # What is to be ignored has the value of voxels that are not computed, and so their grey.
+        panels = [
+            contrast(sample.raw[z]),
+            coloured(sample.truth[z], classes),
+            coloured(found[:, z].argmax(axis=0).astype(np.uint8), classes),
+        ]
         Image.fromarray(np.concatenate(panels, axis=1)).save(self._pictures / f"step-{step:06d}.png")
