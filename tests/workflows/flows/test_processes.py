@@ -190,3 +190,19 @@ def test_alone_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         raise StoppedError(signal.SIGTERM)
     with pytest.raises(InputError), failing_in_turn():
         raise InputError("no")
+
+
+@pytest.mark.parametrize("world", ["1", "2"])
+def test_a_stop_is_told_whatever_was_going_on(world: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a signal arrives while some library handles an error of its own."""
+    monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setenv("RANK", "0")
+
+    def handling() -> None:
+        try:
+            raise KeyError
+        except KeyError:
+            raise StoppedError(signal.SIGTERM) from None
+
+    with pytest.raises(StoppedError), failing_in_turn():
+        handling()

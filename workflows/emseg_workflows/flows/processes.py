@@ -42,15 +42,17 @@ def failing_in_turn() -> Iterator[None]:
     wait, and are ended meanwhile, in silence.
     """
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    waiting = False
     try:
         try:
             yield
         except Exception as error:
+            waiting = True
             if together:
                 sleep(TURN * (not leads()) + 2 * TURN * (not isinstance(error, EmsegError)))
             raise
     except (KeyboardInterrupt, StoppedError) as stopped:
-        if leads() and stopped.__context__ is None:
+        if leads() and not waiting:
             raise
         sys.exit(128 + (stopped.number if isinstance(stopped, StoppedError) else signal.SIGINT))
 
