@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from slurm.cluster import SlurmCluster
+from slurm.cluster import ENDED, SlurmCluster
 from trainings import TOGETHER, save_training, weights_of
 
 from emseg_workflows.flows.train import train
@@ -26,7 +26,7 @@ def folder(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     folder = slurm.scratch / "train"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.delenv("EMSEG_DATA", raising=False)
+    monkeypatch.setenv("EMSEG_DATA", str(folder))
     save_training(CONFIG, depth=14)
     yield folder
     slurm.cancel_all()
@@ -36,7 +36,7 @@ def folder(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 def submit(slurm: SlurmCluster, folder: Path, *words: str) -> str:
     """Number of a new job on two nodes."""
     path = f"PATH={Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    where = (f"--chdir={folder}", f"--output={folder}/%j.log", f"--export=ALL,{path}")
+    where = (f"--chdir={folder}", f"--output={folder}/%j.log", f"--export=ALL,EMSEG_DATA={folder},{path}")
     return slurm.run("sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", *where, SCRIPT, *words)
 
 
@@ -44,7 +44,8 @@ def test_two_nodes_and_queued_again(slurm: SlurmCluster, folder: Path) -> None:
     """Told that its time is nearly up, the job queues itself again, goes on, and ends with the model."""
     job = submit(slurm, folder, "tiny.toml")
     log = folder / f"{job}.log"
-    slurm.wait_until(lambda: Path("tiny.safetensors.checkpoint").exists() or slurm.state(job) == "FAILED", 120)
+    slurm.wait_until(lambda: Path("tiny.safetensors.checkpoint").exists() or slurm.state(job) in ENDED, 120)
+    assert slurm.state(job) == "RUNNING", log.read_text()
     slurm.run("scancel", "--batch", "--signal=USR1", job)
     slurm.wait_for(job, seconds=200)
     assert slurm.job(job)["state"] == "COMPLETED", log.read_text()
@@ -64,7 +65,8 @@ def test_without_a_validation_it_is_not_queued_again(slurm: SlurmCluster, folder
     )
     job = submit(slurm, folder, "tiny.toml")
     log = folder / f"{job}.log"
-    slurm.wait_until(lambda: "step 50 of" in log.read_text() if log.exists() else False, 120)
+    slurm.wait_until(lambda: (log.exists() and "step 50 of" in log.read_text()) or slurm.state(job) in ENDED, 120)
+    assert slurm.state(job) == "RUNNING", log.read_text()
     slurm.run("scancel", "--batch", "--signal=USR1", job)
     slurm.wait_until(lambda: "not queued again: no validation" in log.read_text())
     assert slurm.state(job) == "RUNNING", log.read_text()
