@@ -7,9 +7,10 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,17 @@ class Bench:
 
 
 def segment_block(bench: Bench, block: Block) -> Outcome:
-    """How the segmentation of one block ended; a failure is an outcome, never an exception."""
+    """How the segmentation of one block ended."""
+    return outcome_of(block, partial(_segment, bench, block))
+
+
+def outcome_of(block: Block, work: Callable[[Stopwatch], None]) -> Outcome:
+    """How the work on one block ended; a failure is an outcome, never an exception."""
     watch = Stopwatch()
     cause: str | None = None
     fault: Fault | None = None
     try:
-        _segment(bench, block, watch)
+        work(watch)
     except BlockError as error:
         cause, fault = str(error), error.fault
     except Exception as error:  # whatever goes wrong in one block must not end the run

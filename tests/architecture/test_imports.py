@@ -49,6 +49,7 @@ def test_public_names() -> None:
         "check",
         "evaluate",
         "ingest",
+        "label",
         "plan_run",
         "preview",
         "repair",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from emseg_workflows.flows.evaluate import evaluate as evaluate
     from emseg_workflows.flows.ingest import ingest as ingest
+    from emseg_workflows.flows.label import label as label
     from emseg_workflows.flows.plan import plan_run as plan_run
     from emseg_workflows.flows.preview import preview as preview
     from emseg_workflows.flows.repair import check as check
@@ -25,6 +26,7 @@ _FLOWS = {
     "check": "repair",
     "evaluate": "evaluate",
     "ingest": "ingest",
+    "label": "label",
     "plan_run": "plan",
     "preview": "preview",
     "repair": "repair",
@@ -36,7 +38,20 @@ _FLOWS = {
 }
 """Public function, and the module of `emseg_workflows.flows` that it lives in."""
 
-__all__ = ["check", "evaluate", "ingest", "plan_run", "preview", "repair", "seams", "segment", "status", "train", "verify"]
+__all__ = [
+    "check",
+    "evaluate",
+    "ingest",
+    "label",
+    "plan_run",
+    "preview",
+    "repair",
+    "seams",
+    "segment",
+    "status",
+    "train",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

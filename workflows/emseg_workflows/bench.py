@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from emseg.accuracy import accuracy_of
-from emseg.block import Bench
+from emseg.block import Bench, segment_block
 from emseg.box import Triple
 from emseg.canary import speed_of
 from emseg.errors import ModelError, NumericsError
+from emseg.grid.plan import Block
 from emseg.grid.reading import CACHE_BYTES
 from emseg.grid.symmetry import SymmetricPredictor
 from emseg.model.device import Device
 from emseg.normalise import Normalisation
+from emseg.outcome import Outcome
 from emseg.ports import Predictor
 from emseg.recipe import Recipe
 from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
@@ -34,9 +37,40 @@ ENOUGH = 0.999
 """Least share of voxels that a precision chosen for the user labels as float32 does."""
 
 
+class Work(Protocol):
+    """Something to be done to each of many blocks; travels once to each worker."""
+
+    @property
+    def name(self) -> str:
+        """What the tasks of blocks are called on the dashboard: a verb."""
+        ...
+
+    @property
+    def device(self) -> Device:
+        """What it is done on."""
+        ...
+
+    @property
+    def workers_per_gpu(self) -> int:
+        """Most workers that may share a GPU."""
+        ...
+
+    def opened(
+        self, turn: AbstractContextManager[object] | None = None
+    ) -> AbstractContextManager[tuple[Callable[[Block], Outcome], Numerics | None]]:
+        """What does it to a block in this process, several at a time, and how it computes, if last bits depend on that.
+
+        Parameters
+        ----------
+        turn
+            Held by the block whose turn it is at a predictor; None if blocks come one after another.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker needs to set up its bench; travels once to each worker."""
+    """The work of `emseg run`: segmenting blocks."""
 
     recipe: Recipe
     volume: Path
@@ -50,6 +84,15 @@ class Job:
     """What predictors compute on."""
     workers_per_gpu: int = 1
     """Most workers that may share a GPU."""
+    name: str = "segment"
+
+    @contextmanager
+    def opened(
+        self, turn: AbstractContextManager[object] | None = None
+    ) -> Iterator[tuple[Callable[[Block], Outcome], Numerics | None]]:
+        """What segments a block, and how it computes; raises what `open_bench` does."""
+        with open_bench(self, turn) as (bench, numerics):
+            yield partial(segment_block, bench), numerics
 
 
 @contextmanager

@@ -68,8 +68,8 @@ class WorkerJoined:
     """A worker process is ready for blocks."""
 
     worker: str
-    numerics: Numerics
-    """How it computes; another than the run's only where that was allowed."""
+    numerics: Numerics | None
+    """How it computes, if last bits depend on that; another than the run's only where that was allowed."""
     device: str = ""
     """UUID of its GPU, if it has one."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from emseg.errors import PlanError
 from emseg.grid.plan import Block
 from emseg.model.device import Device, Gpu
-from emseg_workflows.bench import Choice, Job, Trial
+from emseg_workflows.bench import Choice, Trial, Work
 from emseg_workflows.dispatch import Policy
 from emseg_workflows.events import Event, Progressed
 from emseg_workflows.site import Site
@@ -54,7 +54,7 @@ class Executor(Protocol):
         """How predictors compute where the blocks will run."""
         ...
 
-    def run(self, job: Job, strands: Iterator[Sequence[Block]], policy: Policy, stop: Stop) -> Generator[Progressed]:
+    def run(self, work: Work, strands: Iterator[Sequence[Block]], policy: Policy, stop: Stop) -> Generator[Progressed]:
         """What happens, until each block has ended or the run is stopped; closing it ends the run."""
         ...
 

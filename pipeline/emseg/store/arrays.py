@@ -60,8 +60,12 @@ def create_array(
     )
 
 
-def open_shards(root: Path, name: str, channels: int, permit: Callable[[], None] | None = None) -> Shards:
+def open_shards(
+    root: Path, name: str, channels: int, permit: Callable[[], None] | None = None, *, dense: bool = False
+) -> Shards:
     """The array `name` within the Zarr at `root`; each shard is written only if `permit` does not raise.
+
+    If `dense`, shards of nothing but fill values are written as well.
 
     Raises
     ------
@@ -69,7 +73,7 @@ def open_shards(root: Path, name: str, channels: int, permit: Callable[[], None]
         Of almost any type, if the metadata are damaged.
     """
     array = zarr.open_array(store=LocalFiles(root, read_only=True), path=name, mode="r", zarr_format=3)
-    return Shards(root, name, array, channels, permit)
+    return Shards(root, name, array, channels, permit, dense)
 
 
 class Shards:
@@ -78,7 +82,15 @@ class Shards:
     Boxes are relative to the array's first voxel, and always 3-D; all channels of a place are in one shard.
     """
 
-    def __init__(self, root: Path, name: str, array: zarr.Array[Any], channels: int, permit: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        array: zarr.Array[Any],
+        channels: int,
+        permit: Callable[[], None] | None,
+        dense: bool,
+    ) -> None:
         """Channels are 0 if the array has no channel axis.
 
         Raises
@@ -94,6 +106,7 @@ class Shards:
         self.array = array
         self._zarr = root
         self._permit = permit
+        self._dense = dense
         self._least = INDEX_ENTRY * math.prod(s // c for s, c in zip(array.shards, array.chunks, strict=True)) + 4
         self._folder = folder
         self._channels = channels
@@ -168,7 +181,8 @@ class Shards:
         part = values[(..., *Box.of_shape(self.unit).shift(corner).intersect(box).relative_to(box.start).slices())]
         part = part.reshape((*part.shape[: bool(self._channels)], *part.shape[-self._rank :]))
         array, file = self.array, self.file(index)
-        document = encode_shard(part.astype(array.dtype, copy=False), array.shards or (), array.chunks, array.fill_value)
+        values = part.astype(array.dtype, copy=False)
+        document = encode_shard(values, array.shards or (), array.chunks, array.fill_value, dense=self._dense)
         if document is None:
             file.unlink(missing_ok=True)
             return

@@ -28,6 +28,7 @@ from emseg.errors import OutputError, VolumeError
 from emseg.specs.volume import VolumeSpec
 from emseg.store.arrays import Shards, create_array, create_group, open_shards
 from emseg.store.classes import image_label, omero
+from emseg.store.instances import list_labels, remove_instances
 from emseg.store.lease import Token
 from emseg.store.ledger import NOT_COMPUTED, Output
 from emseg.store.nodes import Node, read_node, reason
@@ -181,6 +182,7 @@ def renew_output(path: str | Path, form: Form) -> None:
         form.make_arrays(output.path, new)
         _switch(output.path / "labels", _listed(new))
         _switch(output.path, form.root(new))
+        remove_instances(output.path)
     except OSError as error:
         raise output_error(output.path, error) from error
 
@@ -196,7 +198,7 @@ def settle_output(path: str | Path) -> None:
     output = open_output(path)
     try:
         _remove_other_generations(output.path, output.generation)
-        _switch(output.path / "labels", _listed(Generation(output.generation)))
+        list_labels(output.path, Generation(output.generation).classes)
         half_written = itertools.chain(
             output.path.glob(f"*{PARTIAL}"),
             (output.path / "labels").glob(f"*{PARTIAL}"),

@@ -32,7 +32,9 @@ def sharding(chunk: tuple[int, ...], dtype: np.dtype[Any]) -> ShardingCodec:
     return ShardingCodec(chunk_shape=chunk, codecs=(order, *CODECS))
 
 
-def encode_shard(values: NDArray[Any], shard: tuple[int, ...], chunk: tuple[int, ...], fill_value: np.generic) -> bytes | None:
+def encode_shard(
+    values: NDArray[Any], shard: tuple[int, ...], chunk: tuple[int, ...], fill_value: np.generic, *, dense: bool = False
+) -> bytes | None:
     """The bytes of a shard; None if it holds nothing but fill values, and is not stored.
 
     Parameters
@@ -41,6 +43,8 @@ def encode_shard(values: NDArray[Any], shard: tuple[int, ...], chunk: tuple[int,
         As many axes as the array; at its far end less than a shard, the rest is fill values.
     shard, chunk
         Shapes in voxels along these axes.
+    dense
+        Store chunks of nothing but fill values as well, so that what is not stored was never computed.
     """
     grid = tuple(s // c for s, c in zip(shard, chunk, strict=True))
     index = np.full((*grid, 2), ABSENT, "<u8")
@@ -48,7 +52,7 @@ def encode_shard(values: NDArray[Any], shard: tuple[int, ...], chunk: tuple[int,
     end = 0
     for place in morton_order_iter(grid):
         part = values[tuple(slice(i * length, (i + 1) * length) for i, length in zip(place, chunk, strict=True))]
-        if _same_bits(part, fill_value):
+        if not part.size or (not dense and _same_bits(part, fill_value)):
             continue
         parts.append(_with_checksum(_zstd.encode(_whole(part, chunk, fill_value))))
         index[place] = end, len(parts[-1])
@@ -57,7 +61,7 @@ def encode_shard(values: NDArray[Any], shard: tuple[int, ...], chunk: tuple[int,
 
 
 def _same_bits(part: NDArray[Any], fill_value: np.generic) -> bool:
-    """Whether a chunk holds nothing but the fill value; -0.0 is not 0.0. There may be no voxel of it."""
+    """Whether a chunk holds nothing but the fill value; -0.0 is not 0.0."""
     bits = f"u{part.itemsize}"
     return bool((part.view(bits) == fill_value.astype(part.dtype).view(bits)).all())
 

@@ -8,7 +8,7 @@ blame every block that a dead worker held.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -18,13 +18,12 @@ from uuid import uuid4
 
 from distributed import Client, Future, KilledWorker, as_completed
 
-from emseg.block import Bench, segment_block
 from emseg.errors import Fault, InputError
 from emseg.grid.plan import Block
 from emseg.model.device import Device, Gpu, crowding, own_gpu
 from emseg.outcome import Outcome
 from emseg.specs.numerics import Numerics
-from emseg_workflows.bench import Choice, Job, Trial, open_bench, try_out
+from emseg_workflows.bench import Choice, Trial, Work, try_out
 from emseg_workflows.dispatch import Attempt, Dispatch, Policy
 from emseg_workflows.events import InHand, Noticed, Progressed, WorkerJoined, WorkerLeft
 from emseg_workflows.slurm_job import SlurmJob
@@ -47,8 +46,8 @@ TICK = 0.2
 POLL = 0.5
 """Seconds between two looks at who is there."""
 
-_benches: dict[str, tuple[Bench, ExitStack]] = {}
-"""In a worker process: the open bench of each run, shared by its threads, which take turns at the predictor."""
+_benches: dict[str, tuple[Callable[[Block], Outcome], ExitStack]] = {}
+"""In a worker process: what each run does to a block, with all that it holds open; its threads take turns at the predictor."""
 _over: set[str] = set()
 """In a worker process: runs that have ended, perhaps while their bench was being opened."""
 _changing = threading.Lock()
@@ -58,31 +57,31 @@ _changing = threading.Lock()
 class Ready:
     """A worker whose bench stands."""
 
-    numerics: Numerics
+    numerics: Numerics | None
     device: str
     """UUID of its GPU, if it has one."""
     seconds_left: float | None
     """Until its SLURM job ends; None if it is in none, or that has no end."""
 
 
-def prepare(run: str, job: Job) -> Ready:
+def prepare(run: str, work: Work) -> Ready:
     """How this worker computes for a run, once its bench stands; the first task on each worker."""
     held = ExitStack()
-    bench, numerics = held.enter_context(open_bench(job, threading.Lock()))
+    act, numerics = held.enter_context(work.opened(threading.Lock()))
     with _changing:
         if run in _over:
             held.close()
         else:
-            _benches[run] = bench, held
-    gpu = own_gpu(job.device)
+            _benches[run] = act, held
+    gpu = own_gpu(work.device)
     allocation = SlurmJob.here()
     return Ready(numerics, gpu.uuid if gpu else "", allocation.seconds_left() if allocation else None)
 
 
-def segment(run: str, block: Block) -> Outcome:
-    """The task of one block, on a worker; the function's name is what the dashboard shows."""
-    bench, _ = _benches[run]
-    return segment_block(bench, block)
+def act(run: str, block: Block) -> Outcome:
+    """The task of one block, on a worker; the dashboard shows it under the name of the work."""
+    do, _ = _benches[run]
+    return do(block)
 
 
 def release(run: str) -> None:
@@ -183,10 +182,10 @@ class DaskExecutor:
         choice: Choice = asked.result()
         return choice
 
-    def run(self, job: Job, strands: Iterator[Sequence[Block]], policy: Policy, stop: Stop) -> Generator[Progressed]:
+    def run(self, work: Work, strands: Iterator[Sequence[Block]], policy: Policy, stop: Stop) -> Generator[Progressed]:
         """What happens until each block has ended, or the run is stopped, or the cluster has gone for good."""
         dispatch = Dispatch(strands, policy)
-        session = Session(self._client, job, dispatch, self._supply)
+        session = Session(self._client, work, dispatch, self._supply)
         try:
             while not dispatch.finished and not stop.over:
                 if stop.asked and not dispatch.stopped:
@@ -201,7 +200,7 @@ class DaskExecutor:
                     if not self._reconnect(stop):
                         yield Noticed("the Dask scheduler did not come back: what is written stays, run again to go on")
                         return
-                    session = Session(self._client, job, dispatch, self._supply)
+                    session = Session(self._client, work, dispatch, self._supply)
                 if session.deserted:
                     why = self._supply.problem if self._supply is not None else "no worker is left, and none came"
                     yield Noticed(f"{why}: what is written stays, run again to go on")
@@ -232,10 +231,10 @@ class DaskExecutor:
 class Session:
     """The tasks of one run on one scheduler, as long as that lives."""
 
-    def __init__(self, client: Client, job: Job, dispatch: Dispatch, supply: Supply | None = None) -> None:
+    def __init__(self, client: Client, work: Work, dispatch: Dispatch, supply: Supply | None = None) -> None:
         self._client = client
         self._supply = supply
-        self._job = job
+        self._work = work
         self._dispatch = dispatch
         self._run = f"emseg-{uuid4().hex[:12]}"
         self._ended = as_completed(loop=client.loop, with_results=True, raise_errors=False)
@@ -272,9 +271,9 @@ class Session:
             yield from self._poll()
             self._polled = monotonic()
         for attempt in self._dispatch.assign(monotonic()):
-            key = f"segment-{self._run}-{attempt.block.index}-{attempt.number}"
+            key = f"{self._work.name}-{self._run}-{attempt.block.index}-{attempt.number}"
             self._attempts[key] = attempt
-            self._submit(key, attempt.worker, segment, self._run, attempt.block)
+            self._submit(key, attempt.worker, act, self._run, attempt.block)
         for future, result in self._wait():
             yield from self._receive(future, result)
         yield self._in_hand()
@@ -314,7 +313,7 @@ class Session:
             key = f"prepare-{self._run}-{uuid4().hex[:8]}"
             self._preparing[key] = worker
             self._prepared_by[worker] = monotonic() + self._dispatch.policy.block_timeout
-            self._submit(key, worker, prepare, self._run, self._job)
+            self._submit(key, worker, prepare, self._run, self._work)
         for worker in [w for w in self._preparing.values() if monotonic() > self._prepared_by[w]]:
             self._forget(worker)
             yield WorkerLeft(worker, "it does not get ready")
@@ -397,7 +396,7 @@ class Session:
             numerics, device, left = result.numerics, result.device, result.seconds_left
             threads = self._client.nthreads()
             beside = {other: uuid for other, uuid in self._devices.items() if other in threads and uuid}
-            if device and (crowded := crowding({**beside, worker: device}, self._job.workers_per_gpu)):
+            if device and (crowded := crowding({**beside, worker: device}, self._work.workers_per_gpu)):
                 self._refused[worker] = crowded
                 yield WorkerLeft(worker, crowded)
                 return

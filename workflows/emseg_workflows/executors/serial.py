@@ -7,10 +7,9 @@ from time import monotonic, sleep
 
 import psutil
 
-from emseg.block import segment_block
 from emseg.grid.plan import Block
 from emseg.model.device import Device, Gpu, own_gpu
-from emseg_workflows.bench import Choice, Job, Trial, open_bench, try_out
+from emseg_workflows.bench import Choice, Trial, Work, try_out
 from emseg_workflows.dispatch import Dispatch, Policy
 from emseg_workflows.events import Noticed, Progressed, WorkerJoined
 from emseg_workflows.stop import Stop
@@ -41,11 +40,11 @@ class SerialExecutor:
         """How predictors compute here."""
         return try_out(trial)
 
-    def run(self, job: Job, strands: Iterator[Sequence[Block]], policy: Policy, stop: Stop) -> Generator[Progressed]:
+    def run(self, work: Work, strands: Iterator[Sequence[Block]], policy: Policy, stop: Stop) -> Generator[Progressed]:
         """What happens until each block has ended, or the run is stopped."""
         dispatch = Dispatch(strands, policy)
-        with open_bench(job) as (bench, numerics):
-            gpu = own_gpu(job.device)
+        with work.opened() as (act, numerics):
+            gpu = own_gpu(work.device)
             yield WorkerJoined(HERE, numerics, gpu.uuid if gpu else "")
             dispatch.join(HERE, 1, monotonic())
             while not dispatch.finished:
@@ -56,7 +55,7 @@ class SerialExecutor:
                     sleep(TICK)  # all that is left failed a moment ago
                     continue
                 attempt = dispatch.in_hand[0]
-                event, _ = dispatch.ended(attempt, segment_block(bench, attempt.block), monotonic())
+                event, _ = dispatch.ended(attempt, act(attempt.block), monotonic())
                 yield event
             if dispatch.outage:
                 yield Noticed(f"{dispatch.outage}: what is written stays, run again to go on")

@@ -72,7 +72,7 @@ class RunRecord:
             case BlockRetried():
                 self._add("retried", **asdict(event))
             case WorkerJoined(worker, numerics, device):
-                self._add("joined", worker=worker, numerics=numerics.to_json(), device=device)
+                self._add("joined", worker=worker, numerics=numerics and numerics.to_json(), device=device)
             case WorkerLeft():
                 self._add("left", **asdict(event))
             case Noticed(message):

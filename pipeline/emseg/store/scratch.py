@@ -1,0 +1,197 @@
+"""What is made on the way to instance labels, kept in the output until they are complete.
+
+    OUT/emseg/NAME-FINGERPRINT/pieces/BLOCK.npz    what each block knows; with fragments/, the segments of its voxels
+                              /seams/BLOCK.npz     what it knows together with the next ones
+                              /maps/BLOCK.npy      the final number of each of its segments
+                              /segments.csv        the table of segments
+                              /image               the instance labels, which become OUT/labels/NAME
+
+A file is in its place whole or not at all, so each stage of the work goes on where it was.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.box import Box, Triple
+from emseg.errors import BlockError
+from emseg.instances.contacts import Contacts
+from emseg.instances.piece import Piece, Seam, Segments
+from emseg.store.arrays import Shards, create_array, create_group, open_shards
+from emseg.store.nodes import fault_of, reason
+from emseg.store.ome import Space
+from emseg.store.staging import commit, make_folders, staged, write_json
+
+Table = TypeVar("Table", Segments, Contacts)
+
+FRAGMENTS, IMAGE = "fragments", "image"
+MANY = 1000
+"""Files in one folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """The folder of one labelling; it can be pickled, and threads and processes may write different blocks."""
+
+    path: Path
+    permit: Callable[[], None] | None
+    """Asked before each file is put in its place; raises if the output belongs to somebody else by now."""
+
+    def fragments(self) -> Shards:
+        """Segments of each block's voxels, uint32, numbered from 1 in each block."""
+        return open_shards(self.path, FRAGMENTS, 0, self.permit)
+
+    def instances(self) -> Shards:
+        """The final segments, uint64."""
+        return open_shards(self.path, f"{IMAGE}/0", 0, self.permit, dense=True)
+
+    def keep_piece(self, block: int, piece: Piece) -> None:
+        """Keep what a block knows."""
+        faces = {f"joint{axis}": joint for axis, joint in enumerate(piece.joints)}
+        totals = {f"total{axis}": total for axis, total in enumerate(piece.totals)}
+        self._keep("pieces", block, {**_rows(piece.segments), **_rows(piece.contacts), **faces, **totals})
+
+    def piece(self, block: int) -> Piece:
+        """What a block knows; nothing if there is none."""
+        found = self._get("pieces", block)
+        if found is None:
+            return Piece(Segments.none(), Contacts.none(), (), ())
+        faces = range(sum(name.startswith("joint") for name in found))
+        joints, totals = (tuple(found[f"{kind}{axis}"] for axis in faces) for kind in ("joint", "total"))
+        return Piece(_table(Segments, found), _table(Contacts, found), joints, totals)
+
+    def keep_seam(self, block: int, seam: Seam) -> None:
+        """Keep what a block knows together with the next ones."""
+        self._keep("seams", block, {"same": seam.same, **_rows(seam.contacts)})
+
+    def seam(self, block: int) -> Seam:
+        """What a block knows together with the next ones; nothing if there is none."""
+        found = self._get("seams", block)
+        return (
+            Seam(np.zeros((0, 2), np.int64), Contacts.none()) if found is None else Seam(found["same"], _table(Contacts, found))
+        )
+
+    def keep_map(self, block: int, numbers: NDArray[np.uint64]) -> None:
+        """Keep the final number of each segment of a block, ``(n + 1,) uint64``."""
+        self._keep("maps", block, {"numbers": numbers})
+
+    def map(self, block: int) -> NDArray[np.uint64]:
+        """The final number of each segment of a block, ``(n + 1,) uint64``."""
+        found = self._get("maps", block)
+        if found is None:
+            raise BlockError(f"the numbers of block {block} are missing in {self.path}: label again", "store")
+        numbers: NDArray[np.uint64] = found["numbers"]
+        return numbers
+
+    def kept(self, kind: str, blocks: int) -> NDArray[np.bool_]:
+        """Of which blocks there are ``pieces`` or ``seams``, ``(blocks,) bool``."""
+        found = np.zeros(blocks, bool)
+        for file in (self.path / kind).glob("*/*.npz"):
+            if file.stem.isdecimal() and int(file.stem) < blocks:
+                found[int(file.stem)] = True
+        return found
+
+    def keep_numbers(self, name: str, numbers: NDArray[Any]) -> None:
+        """Keep an array that all blocks share."""
+        stream = io.BytesIO()
+        np.save(stream, numbers)
+        commit(self.path / f"{name}.npy", stream.getbuffer(), self.permit)
+
+    def numbers(self, name: str) -> NDArray[Any] | None:
+        """An array that all blocks share, if it is there."""
+        file = self.path / f"{name}.npy"
+        return np.load(file) if file.exists() else None
+
+    def _file(self, kind: str, block: int) -> Path:
+        return self.path / kind / str(block // MANY) / f"{block}.npz"
+
+    def _keep(self, kind: str, block: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        stream, file = io.BytesIO(), self._file(kind, block)
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+        try:
+            make_folders(file.parent, self.path)
+            commit(file, stream.getbuffer(), self.permit)
+        except OSError as error:
+            raise BlockError(f"{file} cannot be written ({reason(error)}): check the disk", fault_of(error)) from error
+
+    def _get(self, kind: str, block: int) -> dict[str, NDArray[Any]] | None:
+        file = self._file(kind, block)
+        try:
+            with np.load(file) as stored:
+                return dict(stored)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # a damaged archive may raise anything
+            raise BlockError(f"{file} cannot be read ({reason(error)}): remove {self.path}, and label again") from error
+
+
+def create_scratch(
+    path: Path, space: Space, shape: Triple, unit: Triple, chunk: Triple, attributes: dict[str, Any], group: dict[str, Any]
+) -> None:
+    """Makes the folder of a labelling, or nothing at all.
+
+    Parameters
+    ----------
+    space
+        Where the output's voxels lie; its axes are those of the arrays.
+    shape, unit, chunk
+        Shapes (z, y, x) in voxels of the arrays, their shards and the chunks in these.
+    attributes
+        What the labelling is, as JSON values.
+    group
+        Attributes of the image.
+    """
+    rank = len(space.names)
+    shapes: dict[str, Any] = {"shape": shape[-rank:], "shard": unit[-rank:], "chunk": chunk[-rank:], "axes": space.names}
+    with staged(path) as work:
+        create_array(work, FRAGMENTS, dtype="uint32", fill_value=0, **shapes)
+        create_group(work, IMAGE, group)
+        create_array(work, f"{IMAGE}/0", dtype="uint64", fill_value=0, **shapes)
+        (work / "labelling.json").write_text(json.dumps(attributes))
+
+
+def describe(path: Path, group: dict[str, Any]) -> None:
+    """Gives the image other attributes."""
+    file = path / IMAGE / "zarr.json"
+    write_json(file, {**json.loads(file.read_bytes()), "attributes": group})
+
+
+def remove_scratch(records: Path, name: str, kept: str = "") -> None:
+    """Removes the folders of all labellings of this name but one."""
+    for found in records.iterdir():
+        if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{12}}", found.name) and found.name != kept:
+            shutil.rmtree(found)
+
+
+def _rows(table: Segments | Contacts) -> dict[str, NDArray[Any]]:
+    kind = type(table).__name__.lower()
+    return {f"{kind}.{field.name}": getattr(table, field.name) for field in fields(table)}
+
+
+def _table(kind: type[Table], found: Mapping[str, NDArray[Any]]) -> Table:
+    prefix = f"{kind.__name__.lower()}."
+    return kind(**{name.removeprefix(prefix): column for name, column in found.items() if name.startswith(prefix)})
+
+
+def numbered(fragments: Shards, offsets: NDArray[np.int64], box: Box) -> NDArray[np.int64]:
+    """The segments of a box ``(z, y, x) int64``, numbered throughout the volume, 0 for none.
+
+    Parameters
+    ----------
+    offsets
+        What to add to the numbers in each block, ``(z, y, x)`` on the grid of blocks.
+    """
+    places = (np.arange(start, stop) // unit for start, stop, unit in zip(box.start, box.stop, fragments.unit, strict=True))
+    ids = fragments.read(box).astype(np.int64)
+    found: NDArray[np.int64] = np.where(ids > 0, ids + offsets[np.ix_(*places)], 0)
+    return found

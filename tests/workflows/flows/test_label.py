@@ -1,0 +1,177 @@
+"""`emseg label` on outputs of several blocks: what the blocks in memory give, for any workers, kills and settings."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from labelled import by_blocks
+from numpy.typing import NDArray
+from ome_zarr_models.v05.image_label import ImageLabel
+from runs import PLANAR, emseg, save_random_model, save_volume, shape_of_many_blocks, texture
+
+from emseg.box import triple
+from emseg.errors import InputError, OutputError
+from emseg.specs.labelling import Labelling
+from emseg.store.output import open_output
+from emseg_workflows import label, segment
+
+SHAPE = shape_of_many_blocks(PLANAR)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with outputs: with probabilities, without, and of a part with a block missing."""
+    folder = tmp_path_factory.mktemp("labelled")
+    model = save_random_model(folder / "model.safetensors", PLANAR)
+    volume = save_volume(folder / "volume.zarr", texture(SHAPE))
+    segment(volume, folder / "whole.zarr", model=model, probabilities=True, workers=0)
+    segment(volume, folder / "bare.zarr", model=model, workers=0)
+    part = segment(volume, folder / "part.zarr", model=model, probabilities=True, workers=0, region="1:,5:,3:")
+    assert part.exit_code == 0
+    stored = open_output(folder / "part.zarr")
+    file = next((folder / "part.zarr" / "labels" / "classes" / "0" / "c").rglob("*"))
+    while file.is_dir():
+        file = next(file.iterdir())
+    file.unlink()
+    assert not stored.done_units().all()
+    return folder
+
+
+@pytest.fixture
+def whole(made: Path, tmp_path: Path) -> Path:
+    """A copy of the output with probabilities."""
+    return Path(shutil.copytree(made / "whole.zarr", tmp_path / "whole.zarr"))
+
+
+def instances(output: Path, name: str = "instances") -> NDArray[np.uint64]:
+    """The stored instance labels."""
+    array = zarr.open_array(output / "labels" / name / "0", mode="r")
+    assert array.dtype == np.uint64
+    return np.asarray(array)
+
+
+def files(output: Path) -> dict[str, bytes]:
+    """All that a labelling leaves."""
+    places = [*(output / "labels").rglob("*"), output / "emseg" / "instances.csv"]
+    return {str(place.relative_to(output)): place.read_bytes() for place in places if place.is_file()}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"planar": False},
+        {"planar": True, "smoothing": 2, "threshold": 0.6},
+        {"method": "components", "connectivity": 26, "smallest": 4},
+        {"method": "components", "class_name": "membrane"},
+    ],
+)
+def test_the_whole_volume_at_once(whole: Path, settings: dict[str, Any]) -> None:
+    stored = open_output(whole)
+    done = label(whole, workers=0, **settings)
+    channel = stored.classes.index(settings.get("class_name", "membrane" if "method" not in settings else "inside"))
+    rest = {key: value for key, value in settings.items() if key not in ("method", "class_name")}
+    labelling = Labelling(settings.get("method", "watershed"), channel, **rest)
+    voxels = stored.read_labels(stored.region) if "method" in settings else stored.read_probabilities(stored.region)[channel]
+    expected, table = by_blocks(voxels, triple(voxels.shape), labelling)
+    found = instances(whole)
+    np.testing.assert_array_equal(found, expected)
+    assert done.exit_code == 0
+    assert done.segments == len(table) == found.max()
+    with done.table.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["id"]) for row in rows] == list(range(1, len(table) + 1))
+    assert [int(row["voxels"]) for row in rows] == table.voxels.tolist()
+
+
+def test_workers_and_kills_change_nothing(whole: Path, tmp_path: Path) -> None:
+    """In this process; on two workers; and killed again and again by SIGKILL."""
+    copies = [Path(shutil.copytree(whole, tmp_path / f"{name}.zarr")) for name in ("dask", "killed")]
+    label(whole, workers=0)
+    label(copies[0], workers=2)
+    assert files(copies[0]) == files(whole)
+    command = [sys.executable, "-m", "emseg_workflows", "label", str(copies[1]), "--workers", "0"]
+    code, pause = -signal.SIGKILL, 0.8
+    while code == -signal.SIGKILL:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            code = process.wait(pause)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        pause += 0.15
+    assert code == 0
+    assert files(copies[1]) == files(whole)
+    assert not list((copies[1] / "emseg").glob("instances-*"))
+
+
+def test_it_is_an_image_of_labels(whole: Path) -> None:
+    label(whole, workers=0)
+    ImageLabel.from_zarr(zarr.open_group(whole / "labels" / "instances", mode="r"))
+    assert json.loads((whole / "labels" / "zarr.json").read_text())["attributes"]["ome"]["labels"] == ["classes", "instances"]
+
+
+def test_again_does_nothing_and_other_settings_are_refused(whole: Path) -> None:
+    first = label(whole, workers=0)
+    before = {path: path.stat().st_mtime_ns for path in (whole / "labels").rglob("*")}
+    assert label(whole, workers=0) == first
+    assert {path: path.stat().st_mtime_ns for path in (whole / "labels").rglob("*")} == before
+    with pytest.raises(OutputError, match=r"threshold 0.53 / 0.7.*--overwrite"):
+        label(whole, workers=0, threshold=0.7)
+    other = label(whole, workers=0, threshold=0.7, name="coarse")
+    replaced = label(whole, workers=0, threshold=0.7, overwrite=True)
+    assert replaced.segments == other.segments
+    np.testing.assert_array_equal(instances(whole), instances(whole, "coarse"))
+
+
+def test_beginning_an_output_anew_removes_its_instances(whole: Path, made: Path) -> None:
+    label(whole, workers=0)
+    segment(made / "volume.zarr", whole, model=made / "model.safetensors", workers=0, overwrite=True)
+    assert [path.name for path in (whole / "labels").iterdir() if path.is_dir()] == ["classes-2"]
+    assert not (whole / "emseg" / "instances.csv").exists()
+
+
+def test_what_is_missing_stays_so(made: Path, tmp_path: Path) -> None:
+    part = Path(shutil.copytree(made / "part.zarr", tmp_path / "part.zarr"))
+    with pytest.raises(OutputError, match=r"lacks 1 of \d+ blocks.*--allow-incomplete"):
+        label(part, workers=0)
+    assert label(part, workers=0, allow_incomplete=True).exit_code == 0
+    found, classes = instances(part), open_output(part)
+    np.testing.assert_array_equal(found == 0, classes.read_labels(classes.region) == 255)
+
+
+def test_refusals(made: Path, whole: Path) -> None:
+    with pytest.raises(OutputError, match=r"keeps labels alone.*--probabilities"):
+        label(made / "bare.zarr", workers=0)
+    for settings, message in (
+        ({"class_name": "vesicle"}, "no class 'vesicle', but inside, membrane"),
+        ({"threshold": 0.0}, "threshold"),
+        ({"smoothing": 5}, "smoothed 0 to 4"),
+        ({"name": "classes"}, "cannot name"),
+        ({"name": "../x"}, "cannot name"),
+    ):
+        with pytest.raises(InputError, match=message):
+            label(whole, workers=0, **settings)  # type: ignore[arg-type]
+    assert not (whole / "labels" / "instances").exists()
+
+
+def test_the_command(whole: Path) -> None:
+    began = time.monotonic()
+    done = emseg("label", whole, "--workers", 0, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["segments"] == instances(whole).max()
+    assert time.monotonic() - began < 120
+    refused = emseg("label", whole, "--workers", 0, "--threshold", 0.9)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: ")

@@ -1,0 +1,345 @@
+"""`emseg label`: from what a run has stored to instance labels, each segment with its own number throughout the volume."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.box import AXES
+from emseg.errors import InputError, OutputError
+from emseg.grid.order import strands_of
+from emseg.grid.plan import Plan
+from emseg.instances.piece import Segments
+from emseg.instances.reduction import merge, number
+from emseg.recipe import Recipe
+from emseg.specs.labelling import Connectivity, Labelling, Method
+from emseg.store.instances import TABLE, instances_group, publish, space_of, stored_instances
+from emseg.store.lease import Lease, Token
+from emseg.store.ledger import Output
+from emseg.store.output import Generation, open_output
+from emseg.store.scratch import IMAGE, Scratch, create_scratch, describe, remove_scratch
+from emseg.store.staging import PARTIAL
+from emseg_workflows.dispatch import Policy
+from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
+from emseg_workflows.flows.outputs import claimed
+from emseg_workflows.flows.record import recipe_of
+from emseg_workflows.labelling import LabelWork, Stage
+from emseg_workflows.launch import Launch, open_executor
+from emseg_workflows.placement import Executor, Placement
+from emseg_workflows.report import Tally
+from emseg_workflows.stop import Stop
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+CLASSES = ("membrane", "boundary", "border", "membranes", "boundaries")
+"""Names of the class that parts segments."""
+APART = 2.0
+"""Sections this many times as thick as pixels are wide are labelled one by one before they are joined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """How a labelling ended."""
+
+    instances: Path
+    """The image of instance labels."""
+    table: Path
+    """The table of segments, CSV."""
+    segments: int | None
+    """Number of segments; None if the labelling is not complete."""
+    exit_code: int
+    """0 if all is done, 128 and the signal if that stopped it, else 3."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {**asdict(self), "instances": str(self.instances), "table": str(self.table)}
+
+    def __str__(self) -> str:
+        if self.segments is None:
+            return "labelling  not complete: run the same command again to go on"
+        return f"instances  {self.segments} segments in {self.instances}\ntable      {self.table}"
+
+
+def label(
+    output: str | Path,
+    *,
+    method: Method = "watershed",
+    class_name: str | None = None,
+    threshold: float | None = None,
+    smoothing: int | None = None,
+    planar: bool | None = None,
+    connectivity: Connectivity = 6,
+    smallest: int = 0,
+    name: str = "instances",
+    allow_incomplete: bool = False,
+    overwrite: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    client: Client | None = None,
+    policy: Policy | None = None,
+    stop: Stop | None = None,
+    on_event: Observer | None = None,
+) -> Labelled:
+    """How the labelling of what a run has stored ended; what an earlier one has done is not done again.
+
+    Segments and their numbers, 1 to N in the order of their first voxels (z, y, x), depend on no block, worker or stop.
+
+    Parameters
+    ----------
+    output
+        What `emseg run` has written; with probabilities, for a watershed.
+    method
+        ``watershed``: fragments grow from the lowest places of the boundary's probability, and are merged by its mean between
+        them. ``components``: what hangs together of one class.
+    class_name
+        The class that is the boundary (watershed), or consists of segments (components); by default the one called membrane
+        or boundary, or inside.
+    threshold, smoothing, connectivity, smallest
+        See `emseg.specs.labelling.Labelling`.
+    planar
+        Grow fragments within z slices; by default where voxels are twice as thick as wide, or more.
+    name
+        Of the image of instance labels.
+    allow_incomplete
+        Label what there is, and leave the rest *not computed*: 0.
+    overwrite
+        Replace instance labels that were made otherwise.
+    workers, scheduler, client, policy, stop, on_event
+        As for `emseg_workflows.segment`.
+
+    Raises
+    ------
+    InputError
+        If what was asked for does not fit; nothing was written then.
+    """
+    notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
+    place = Path(output).absolute()
+    stored = open_output(place)
+    recipe = recipe_of(stored)
+    labelling = _labelling(stored, recipe, method, class_name, threshold, smoothing, planar, connectivity, smallest)
+    done = stored.done_units().ravel()
+    if not done.all() and not allow_incomplete:
+        raise OutputError(
+            f"{place} lacks {int((~done).sum())} of {len(done)} blocks: finish it with the same `emseg run`, "
+            "or label what there is with --allow-incomplete"
+        )
+    _check_name(name)
+    described = _described(labelling, recipe, stored, done)
+    before = stored_instances(place, name)
+    if before is not None and before.get("fingerprint") == described["fingerprint"]:
+        return Labelled(place / "labels" / name, place / "emseg" / f"{name}.csv", int(before["segments"]), 0)
+    if before is not None and not overwrite:
+        raise OutputError(
+            f"{place / 'labels' / name} was made with other settings (there / now): {_differences(before, described)}: choose "
+            "another --name, or replace it with --overwrite"
+        )
+    placement = Placement(workers, None, scheduler, client)
+    with (
+        claimed(place) as claim,
+        open_executor(Launch(placement, len(done), 1, place, notify), stop) as executor,
+        claim.held() as lease,
+    ):
+        return _label(stored, recipe.plan, recipe, labelling, described, done, name, lease, executor, policy, stop, notify)
+
+
+def _label(
+    stored: Output,
+    plan: Plan,
+    recipe: Recipe,
+    labelling: Labelling,
+    described: dict[str, Any],
+    there: NDArray[np.bool_],
+    name: str,
+    lease: Lease,
+    executor: Executor,
+    policy: Policy,
+    stop: Stop,
+    notify: Observer,
+) -> Labelled:
+    """Cut, sew, number, paint, publish: each stage for the blocks that are left."""
+    records, folder = stored.records.absolute(), f"{name}-{described['fingerprint'][:12]}"
+    token = Token(records, lease.run)
+    scratch = Scratch(records / folder, token.check)
+    remove_scratch(records, name, folder)
+    if not scratch.path.exists():
+        space = space_of(recipe.volume, stored.region)
+        group = instances_group(space, described)
+        create_scratch(scratch.path, space, stored.region.shape, stored.unit, stored.chunk, described, group)
+
+    def ran(stage: Stage, done: NDArray[np.bool_]) -> int:
+        work = LabelWork(stage, stored.path, scratch.path, token, labelling)
+        return _run(work, recipe, plan, done | ~there, executor, policy, stop, lease, notify)
+
+    unfinished = Labelled(stored.path / "labels" / name, records / f"{name}.csv", None, 3)
+    if (scratch.path / IMAGE).exists():
+        if code := ran("cut", scratch.kept("pieces", len(plan))):
+            return replace(unfinished, exit_code=code)
+        if scratch.numbers("offsets") is None:
+            counts = [len(scratch.piece(block).segments) if there[block] else 0 for block in range(len(plan))]
+            scratch.keep_numbers("offsets", np.cumsum([0, *counts])[:-1])
+        if code := ran("sew", scratch.kept("seams", len(plan))):
+            return replace(unfinished, exit_code=code)
+        if scratch.numbers("segments") is None:
+            scratch.keep_numbers("segments", np.array(_number(scratch, plan, recipe, stored, labelling)))
+        if code := ran("paint", scratch.instances().stored().ravel()):
+            return replace(unfinished, exit_code=code)
+        described = {**described, "segments": int(scratch.numbers("segments"))}  # type: ignore[arg-type]
+        describe(scratch.path, instances_group(space_of(recipe.volume, stored.region), described))
+    publish(stored.path, scratch.path, name, Generation(stored.generation).classes)
+    return replace(unfinished, segments=int(described["segments"]), exit_code=0)
+
+
+def _run(
+    work: LabelWork,
+    recipe: Recipe,
+    plan: Plan,
+    done: NDArray[np.bool_],
+    executor: Executor,
+    policy: Policy,
+    stop: Stop,
+    lease: Lease,
+    notify: Observer,
+) -> int:
+    """The exit code of one stage."""
+    if done.all():
+        return 128 + stop.number if stop.asked else 0
+    tally, start = Tally(plan, int(done.sum())), perf_counter()
+    notify(RunStarted(work.output, plan, int(done.sum()), executor.workers, executor.dashboard))
+    with closing(executor.run(work, strands_of(plan, recipe.volume, ~done), policy, stop)) as events:
+        for event in events:
+            match event:
+                case BlockEnded(outcome):
+                    tally.count(outcome)
+                case BlockRetried(block, cause):
+                    tally.retry(block, cause)
+            notify(event)
+            if lease.lost and not stop.asked:
+                notify(Noticed(f"another run has taken over {work.output}: this one ends"))
+                stop.ask()
+    report = tally.report(perf_counter() - start, stop.number)
+    notify(RunEnded(report))
+    return report.exit_code
+
+
+def _number(scratch: Scratch, plan: Plan, recipe: Recipe, stored: Output, labelling: Labelling) -> int:
+    """Merges segments throughout the volume, keeps each block's final numbers and the table; the number of segments."""
+    offsets = scratch.numbers("offsets")
+    assert offsets is not None
+    merged = merge(offsets, scratch.piece, scratch.seam, labelling)
+    given, before = np.zeros(len(merged.segments), np.uint64), 0
+    width = plan.grid[1] * plan.grid[2]
+    work = scratch.path / f"{TABLE}{PARTIAL}"
+    with work.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(_columns(recipe))
+        for first in range(0, len(plan), width):
+            row = range(first, first + width)
+            maps, table = number(offsets, row, scratch.piece, merged, given, before, labelling.smallest)
+            for block, numbers in zip(row, maps, strict=True):
+                scratch.keep_map(block, numbers)
+            writer.writerows(_table(table, before, recipe, stored))
+            before += len(table)
+    work.replace(scratch.path / TABLE)
+    return before
+
+
+def _columns(recipe: Recipe) -> list[str]:
+    names = [f"{what}_{axis}" for what in ("start", "stop", "centroid") for axis in AXES]
+    return ["id", "voxels", *([] if _micrometres(recipe) is None else ["volume_um3"]), *names, "touches_edge"]
+
+
+def _table(table: Segments, before: int, recipe: Recipe, stored: Output) -> Iterator[tuple[Any, ...]]:
+    """Rows of the table; coordinates are voxels of the volume."""
+    corner, shape = np.array(stored.region.start), np.array(stored.region.shape)
+    size = _micrometres(recipe)
+    columns: list[NDArray[Any]] = [np.arange(before + 1, before + 1 + len(table)), table.voxels]
+    if size is not None:
+        columns.append(np.array([f"{voxels * size:.6g}" for voxels in table.voxels.tolist()], object))
+    edge = ((table.start == 0) | (table.stop == shape)).any(axis=1).astype(int)
+    centroids = np.round(table.sums / np.maximum(table.voxels, 1)[:, None] + corner, 3)
+    for part in (table.start + corner, table.stop + corner, centroids):
+        columns += list(part.T)
+    return zip(*(column.tolist() for column in (*columns, edge)), strict=True)
+
+
+def _micrometres(recipe: Recipe) -> float | None:
+    """Volume of a voxel in cubic micrometres, if that is known."""
+    lengths = {"nanometer": 1e-3, "micrometer": 1.0, "angstrom": 1e-4, "millimeter": 1e3}
+    if any(unit not in lengths for unit in recipe.volume.units):
+        return None
+    return math.prod(size * lengths[unit] for size, unit in zip(recipe.volume.scale, recipe.volume.units, strict=True) if unit)
+
+
+def _labelling(
+    stored: Output,
+    recipe: Recipe,
+    method: Method,
+    class_name: str | None,
+    threshold: float | None,
+    smoothing: int | None,
+    planar: bool | None,
+    connectivity: Connectivity,
+    smallest: int,
+) -> Labelling:
+    """The settings asked for, with defaults from what the run has recorded."""
+    if method == "watershed" and not stored.keeps_probabilities:
+        raise OutputError(
+            f"{stored.path} keeps labels alone, but a watershed needs probabilities: run again with --probabilities "
+            "--overwrite, or use --method components"
+        )
+    usual = CLASSES if method == "watershed" else ("inside",)
+    found = [class_name] if class_name is not None else [each for each in stored.classes if each.lower() in usual]
+    if len(found) != 1 or found[0] not in stored.classes:
+        asked = f"no class {class_name!r}" if class_name is not None else f"no class called {' or '.join(usual[:2])}"
+        raise InputError(f"{stored.path} has {asked}, but {', '.join(stored.classes)}: choose one of these with --class")
+    z, y, x = recipe.volume.scale
+    settings = {"threshold": threshold, "smoothing": smoothing}
+    return Labelling(
+        method,
+        stored.classes.index(found[0]),
+        planar=method == "watershed" and (z >= APART * max(y, x) if planar is None else planar),
+        connectivity=connectivity,
+        smallest=smallest,
+        **{key: value for key, value in settings.items() if value is not None},  # type: ignore[arg-type]
+    )
+
+
+def _described(labelling: Labelling, recipe: Recipe, stored: Output, done: NDArray[np.bool_]) -> dict[str, Any]:
+    """What instance labels say about themselves: all that decides their bytes, and a digest of that."""
+    facts = {"labelling": labelling.to_json(), "recipe": recipe.fingerprint, "generation": stored.generation}
+    missing = np.flatnonzero(~done)
+    if len(missing):
+        facts["missing"] = hashlib.sha256(missing.tobytes()).hexdigest()
+    return {**facts, "fingerprint": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Each setting that differs, with both values."""
+    old, new = (
+        {**described.get("labelling", {}), **{k: described.get(k) for k in ("recipe", "generation", "missing")}}
+        for described in (before, now)
+    )
+    return "; ".join(f"{key} {old.get(key)} / {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key))
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that is none, or taken."""
+    if not name.replace("-", "").replace("_", "").isalnum() or name.startswith(("-", "classes", "run-")):
+        raise InputError(f"{name!r} cannot name instance labels: use letters, digits, - and _, and not classes")
+
+
+def _ignore(event: Event) -> None:
+    """Nobody watches."""
