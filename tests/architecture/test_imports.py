@@ -47,6 +47,7 @@ def test_public_names() -> None:
     }
     assert emseg_workflows.__all__ == [
         "check",
+        "compare_instances",
         "evaluate",
         "ingest",
         "label",

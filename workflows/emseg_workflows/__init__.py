@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from emseg_workflows.flows.evaluate import evaluate as evaluate
     from emseg_workflows.flows.ingest import ingest as ingest
     from emseg_workflows.flows.label import label as label
+    from emseg_workflows.flows.matching import compare_instances as compare_instances
     from emseg_workflows.flows.plan import plan_run as plan_run
     from emseg_workflows.flows.preview import preview as preview
     from emseg_workflows.flows.repair import check as check
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _FLOWS = {
     "check": "repair",
+    "compare_instances": "matching",
     "evaluate": "evaluate",
     "ingest": "ingest",
     "label": "label",
@@ -40,6 +42,7 @@ _FLOWS = {
 
 __all__ = [
     "check",
+    "compare_instances",
     "evaluate",
     "ingest",
     "label",

@@ -570,6 +570,8 @@ def label(as_json: bool, output: Path, connectivity: Literal["6", "18", "26"], *
 @click.option("--class", "border", metavar="NAME", help="The class that parts segments; by default membrane or boundary.")
 @click.option("--threshold", type=float, default=0.5, show_default=True, help="From which probability on a voxel is border.")
 @click.option("--slices", type=Span(), help="Slices of OUTPUT, counted from 0; the truth may have these alone.")
+@click.option("--instances", is_flag=True, help="Compare the instance labels of `emseg label` with the truth's ids.")
+@click.option("--name", default="instances", show_default=True, help="With --instances: the image of instance labels.")
 @click.option("--seams", "with_seams", is_flag=True, help="Look for seams at the faces of blocks and tiles; needs no truth.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all that was found, as JSON.")
 def evaluate(
@@ -582,6 +584,8 @@ def evaluate(
     border: str | None,
     threshold: float,
     slices: tuple[int, int] | None,
+    instances: bool,
+    name: str,
     with_seams: bool,
     json_file: Path | None,
 ) -> None:
@@ -590,7 +594,13 @@ def evaluate(
         raise click.UsageError("there is nothing to compare with: name the TRUTH, or look for --seams")
     said: dict[str, Any] = {}
     code = 0
-    if truth is not None:
+    if truth is not None and instances:
+        from emseg_workflows.flows.matching import compare_instances  # noqa: PLC0415
+
+        matched = compare_instances(output, truth, name=name, slices=slices)
+        said["instances"] = matched.to_json()
+        click.echo(matched)
+    elif truth is not None:
         from emseg_workflows.flows.evaluate import evaluate as flow  # noqa: PLC0415
 
         scored = flow(

@@ -40,3 +40,11 @@ def overlay(grey: Pixels, labels: NDArray[np.uint8], classes: int) -> Pixels:
     mixed = (1 - OPACITY) * grey + OPACITY * coloured(labels, classes)
     pixels: Pixels = np.where((labels != 0)[..., None], mixed, grey).astype(np.uint8)
     return pixels
+
+
+def overlay_instances(grey: Pixels, ids: NDArray[np.uint64]) -> Pixels:
+    """Instances ``(y, x) uint64`` over grey pixels, each in a colour that follows from its number; 0 is clear."""
+    mixed = ids * np.uint64(0x9E3779B97F4A7C15)  # numbers next to each other get colours far apart
+    colours = np.stack([(mixed >> np.uint64(shift)) & np.uint64(0xFF) for shift in (56, 48, 40)], axis=-1)
+    pixels: Pixels = np.where((ids != 0)[..., None], (1 - OPACITY) * grey + OPACITY * colours, grey).astype(np.uint8)
+    return pixels

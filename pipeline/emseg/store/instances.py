@@ -13,10 +13,13 @@ from typing import Any
 from emseg.box import AXES, Box
 from emseg.errors import OutputError
 from emseg.specs.volume import VolumeSpec
+from emseg.store.arrays import Shards, open_shards
 from emseg.store.ome import VERSION, Space, multiscales
 from emseg.store.scratch import IMAGE
 from emseg.store.staging import output_error, write_json
 
+INSTANCES = "instances"
+"""Name of instance labels, unless another is asked for."""
 TABLE = "segments.csv"
 
 
@@ -53,6 +56,19 @@ def stored_instances(output: Path, name: str) -> dict[str, Any] | None:
     if not isinstance(described, dict):
         raise OutputError(f"{file.parent} is there already, and no instance labels of emseg: choose another --name")
     return described
+
+
+def open_instances(output: Path, name: str) -> Shards:
+    """Instance labels of this name, uint64, to read; boxes count from the output's first voxel.
+
+    Raises
+    ------
+    OutputError
+        If there are none.
+    """
+    if stored_instances(output, name) is None:
+        raise OutputError(f"{output} has no instance labels {name!r}: make them with `emseg label {output}`")
+    return open_shards(output / "labels" / name, "0", 0)
 
 
 def publish(output: Path, scratch: Path, name: str, classes: str) -> None:

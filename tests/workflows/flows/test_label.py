@@ -14,17 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from labelled import by_blocks
 from numpy.typing import NDArray
 from ome_zarr_models.v05.image_label import ImageLabel
+from PIL import Image
 from runs import PLANAR, emseg, save_random_model, save_volume, shape_of_many_blocks, texture
 
 from emseg.box import triple
 from emseg.errors import InputError, OutputError
 from emseg.specs.labelling import Labelling
 from emseg.store.output import open_output
-from emseg_workflows import label, segment
+from emseg_workflows import compare_instances, label, preview, segment
 
 SHAPE = shape_of_many_blocks(PLANAR)
 
@@ -59,6 +61,12 @@ def instances(output: Path, name: str = "instances") -> NDArray[np.uint64]:
     array = zarr.open_array(output / "labels" / name / "0", mode="r")
     assert array.dtype == np.uint64
     return np.asarray(array)
+
+
+def pixels(picture: Path) -> NDArray[np.uint8]:
+    """A picture, ``(y, x, 3)``."""
+    with Image.open(picture) as opened:
+        return np.asarray(opened)
 
 
 def files(output: Path) -> dict[str, bytes]:
@@ -175,3 +183,35 @@ def test_the_command(whole: Path) -> None:
     refused = emseg("label", whole, "--workers", 0, "--threshold", 0.9)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ")
+
+
+def test_how_good_they_are(made: Path, tmp_path: Path) -> None:
+    """Against themselves nothing is wrong, whether the truth is for the output or for all; slices may be chosen."""
+    part = Path(shutil.copytree(made / "part.zarr", tmp_path / "part.zarr"))
+    label(part, workers=0, allow_incomplete=True)
+    found = instances(part).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "part.tif", found)
+    whole = np.zeros(SHAPE, np.uint16)
+    whole[1:, 5:, 3:] = found
+    tifffile.imwrite(tmp_path / "whole.tif", whole)
+    for truth in ("part.tif", "whole.tif"):
+        matching = compare_instances(part, tmp_path / truth, slices=(1, 3))
+        assert matching.comparison.scores.adapted_rand_error == pytest.approx(0, abs=1e-12)
+        assert matching.comparison.true == len(np.unique(found[1:3][found[1:3] != 0]))
+    tifffile.imwrite(tmp_path / "other.tif", whole[:, 1:])
+    with pytest.raises(InputError, match="shape"):
+        compare_instances(part, tmp_path / "other.tif")
+    with pytest.raises(OutputError, match="no instance labels 'soma'"):
+        compare_instances(part, tmp_path / "part.tif", name="soma")
+    done = emseg("evaluate", part, tmp_path / "part.tif", "--instances")
+    assert done.returncode == 0, done.stderr
+    assert "adapted Rand error        0.0000" in done.stdout
+
+
+def test_they_are_drawn(whole: Path) -> None:
+    plain = pixels(preview(whole))
+    label(whole, workers=0)
+    drawn = pixels(preview(whole))
+    assert drawn.shape[1] > plain.shape[1]
+    right = drawn[28:, -drawn.shape[0] // 2 :]
+    assert len(np.unique(right.reshape(-1, 3), axis=0)) > 10

@@ -1,4 +1,4 @@
-"""`emseg preview`: one slice as a PNG, raw beside labels beside both in one."""
+"""`emseg preview`: one slice as a PNG, raw beside labels beside both in one, and instances if there are any."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from emseg.box import Box
 from emseg.errors import OutputError
 from emseg.grid.stitch import NOT_COMPUTED
 from emseg.recipe import Recipe
+from emseg.store.instances import INSTANCES, open_instances, stored_instances
 from emseg.store.output import open_output
 from emseg_workflows.flows.record import recipe_of, volume_of
-from emseg_workflows.pictures import Pixels, coloured, contrast, overlay
+from emseg_workflows.pictures import Pixels, coloured, contrast, overlay, overlay_instances
 
 MOST_PIXELS = 1024
 """Edge of the part that is drawn, in voxels; of a larger slice, its middle."""
@@ -60,6 +61,9 @@ def preview(
         ("labels: " + ", ".join(stored.classes), coloured(labels, classes)),
         ("both" if (labels != NOT_COMPUTED).all() else "both; grey: not computed", overlay(grey, labels, classes)),
     ]
+    if stored_instances(stored.path, INSTANCES) is not None:
+        ids = open_instances(stored.path, INSTANCES).read(box.relative_to(stored.region.start))[0]
+        panels.append(("instances", overlay_instances(grey, ids)))
     where = Path(picture) if picture is not None else stored.path.with_name(f"{stored.path.name}.png")
     try:
         _sheet(panels, zoom, bar).save(where, format="PNG")
