@@ -269,6 +269,7 @@ def _explain(layouts: list[Layout], needed: int) -> None:
 @model_option
 @region_option
 @probabilities_option
+@click.option("--instances", is_flag=True, help="Label instances at the end, as `emseg label` does on this machine.")
 @tta_option
 @click.option(
     "--normalise",
@@ -323,6 +324,7 @@ def run(
     model: str | None,
     roi: str | None,
     probabilities: bool,
+    instances: bool,
     tta: bool,
     normalise: Literal["volume", "slice"] | None,
     tile: Triple | None,
@@ -353,7 +355,7 @@ def run(
                     output,
                     model=model,
                     region=roi,
-                    probabilities=probabilities,
+                    probabilities=probabilities or instances,
                     tta=tta,
                     normalise=normalise,
                     tile=tile,
@@ -377,17 +379,28 @@ def run(
                     stop=stop,
                     on_event=console,
                 )
+                labelled = None
+                if instances and report.exit_code == 0:
+                    from emseg_workflows.flows.label import label as label_output  # noqa: PLC0415
+                    from emseg_workflows.flows.places import default_output  # noqa: PLC0415
+
+                    place = output or default_output(volume)
+                    labelled = label_output(place, workers=workers, scheduler=scheduler, stop=stop, on_event=console)
     except StoppedError as stopped:
         if requeue and stopped.number == signal.SIGTERM:
             _queue_again(volume, output)
         raise
     if as_json:
-        click.echo(json.dumps(report.to_json(), indent=2))
-    if report.exit_code > 128:
-        if requeue and report.signal == signal.SIGTERM:
+        told = {} if labelled is None else {"instances": labelled.to_json()}
+        click.echo(json.dumps({**report.to_json(), **told}, indent=2))
+    elif labelled is not None:
+        click.echo(labelled)
+    code = report.exit_code or (0 if labelled is None else labelled.exit_code)
+    if code > 128:
+        if requeue and code == 128 + signal.SIGTERM:
             _queue_again(volume, output)
-        _leave(_stopped(report.signal), report.exit_code)
-    sys.exit(report.exit_code)
+        _leave(_stopped(code - 128), code)
+    sys.exit(code)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
@@ -556,7 +569,9 @@ def label(as_json: bool, output: Path, connectivity: Literal["6", "18", "26"], *
 
         with RunConsole() as console:
             labelled = label_output(output, connectivity=CONNECTIVITY[connectivity], **options, stop=stop, on_event=console)
-    print(json.dumps(labelled.to_json()) if as_json else labelled)
+    click.echo(json.dumps(labelled.to_json(), indent=2) if as_json else labelled)
+    if labelled.exit_code > 128:
+        _leave(_stopped(labelled.exit_code - 128), labelled.exit_code)
     sys.exit(labelled.exit_code)
 
 

@@ -215,3 +215,17 @@ def test_they_are_drawn(whole: Path) -> None:
     assert drawn.shape[1] > plain.shape[1]
     right = drawn[28:, -drawn.shape[0] // 2 :]
     assert len(np.unique(right.reshape(-1, 3), axis=0)) > 10
+
+
+def test_after_a_run(made: Path, tmp_path: Path) -> None:
+    """`emseg run --instances` is a run that keeps probabilities, and a labelling; again, it does nothing."""
+    output = tmp_path / "out.zarr"
+    words = ("run", made / "volume.zarr", "-o", output, "--model", made / "model.safetensors", "--workers", 0, "--instances")
+    done = emseg(*words)
+    assert done.returncode == 0, done.stderr
+    assert "segments in" in done.stdout
+    label(made / "whole.zarr", workers=0, name="expected")
+    np.testing.assert_array_equal(instances(output), instances(made / "whole.zarr", "expected"))
+    again = emseg(*words, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["instances"]["segments"] == instances(output).max()
