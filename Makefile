@@ -48,6 +48,7 @@ bench: .venv/test
 	$(BIN)/python tests/benchmarks/bench_resume.py
 	$(BIN)/python tests/benchmarks/bench_overhead.py
 	$(BIN)/python tests/benchmarks/bench_io.py
+	$(BIN)/python tests/benchmarks/bench_label.py
 
 .venv/demo: pyproject.toml deploy/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emseg needs Python 3.11 or newer: make demo PYTHON=python3.12")'
