@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from runs import PLANAR, emseg, save_random_model, save_volume, shape_of_many_bl
 from emseg.box import triple
 from emseg.errors import InputError, OutputError
 from emseg.specs.labelling import Labelling
+from emseg.store import instances as store_instances
 from emseg.store.output import open_output
 from emseg_workflows import compare_instances, label, preview, segment
 
@@ -217,15 +219,33 @@ def test_they_are_drawn(whole: Path) -> None:
     assert len(np.unique(right.reshape(-1, 3), axis=0)) > 10
 
 
-def test_after_a_run(made: Path, tmp_path: Path) -> None:
+def test_after_a_run(made: Path, whole: Path, tmp_path: Path) -> None:
     """`emseg run --instances` is a run that keeps probabilities, and a labelling; again, it does nothing."""
     output = tmp_path / "out.zarr"
     words = ("run", made / "volume.zarr", "-o", output, "--model", made / "model.safetensors", "--workers", 0, "--instances")
     done = emseg(*words)
     assert done.returncode == 0, done.stderr
     assert "segments in" in done.stdout
-    label(made / "whole.zarr", workers=0, name="expected")
-    np.testing.assert_array_equal(instances(output), instances(made / "whole.zarr", "expected"))
+    label(whole, workers=0)
+    np.testing.assert_array_equal(instances(output), instances(whole))
     again = emseg(*words, "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["instances"]["segments"] == instances(output).max()
+
+
+@pytest.mark.parametrize("step", ["shutil", "list_labels"])
+def test_killed_while_it_is_published(whole: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Before an older image is replaced, and before the new one is listed."""
+    label(whole, workers=0, threshold=0.7)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_instances, step, SimpleNamespace(rmtree=killed) if step == "shutil" else killed)
+        with pytest.raises(KeyboardInterrupt):
+            label(whole, workers=0, overwrite=True)
+    done = label(whole, workers=0, overwrite=True)
+    assert done.segments == instances(whole).max()
+    assert not list((whole / "emseg").glob("instances-*"))
+    assert json.loads((whole / "labels" / "zarr.json").read_text())["attributes"]["ome"]["labels"] == ["classes", "instances"]

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from emseg.box import AXES
 from emseg.errors import InputError, OutputError
 from emseg.grid.order import strands_of
-from emseg.grid.plan import Plan
 from emseg.instances.piece import Segments
 from emseg.instances.reduction import merge, number
 from emseg.recipe import Recipe
@@ -138,122 +137,122 @@ def label(
         )
     _check_name(name)
     described = _described(labelling, recipe, stored, done)
-    before = stored_instances(place, name)
-    if before is not None and before.get("fingerprint") == described["fingerprint"]:
-        return Labelled(place / "labels" / name, place / "emseg" / f"{name}.csv", int(before["segments"]), 0)
-    if before is not None and not overwrite:
+    before, folder = stored_instances(place, name), f"{name}-{described['fingerprint'][:12]}"
+    same = before is not None and before.get("fingerprint") == described["fingerprint"]
+    if before is not None and same and not (stored.records / folder).exists():
+        return Labelled(place / "labels" / name, stored.records / f"{name}.csv", int(before["segments"]), 0)
+    if before is not None and not (same or overwrite):
         raise OutputError(
             f"{place / 'labels' / name} was made with other settings (there / now): {_differences(before, described)}: choose "
             "another --name, or replace it with --overwrite"
         )
-    placement = Placement(workers, None, scheduler, client)
-    with (
-        claimed(place) as claim,
-        open_executor(Launch(placement, len(done), 1, place, notify), stop) as executor,
-        claim.held() as lease,
-    ):
-        return _label(stored, recipe.plan, recipe, labelling, described, done, name, lease, executor, policy, stop, notify)
+    launch = Launch(Placement(workers, None, scheduler, client), len(done), 1, place, notify)
+    with claimed(place) as claim, open_executor(launch, stop) as executor, claim.held() as lease:
+        token = Token(stored.records, lease.run)
+        scratch = Scratch(stored.records / folder, token.check)
+        remove_scratch(stored.records, name, folder)
+        return _Labeller(
+            stored, recipe, labelling, described, done, name, scratch, token, lease, executor, policy, stop, notify
+        ).label()
 
 
-def _label(
-    stored: Output,
-    plan: Plan,
-    recipe: Recipe,
-    labelling: Labelling,
-    described: dict[str, Any],
-    there: NDArray[np.bool_],
-    name: str,
-    lease: Lease,
-    executor: Executor,
-    policy: Policy,
-    stop: Stop,
-    notify: Observer,
-) -> Labelled:
-    """Cut, sew, number, paint, publish: each stage for the blocks that are left."""
-    records, folder = stored.records.absolute(), f"{name}-{described['fingerprint'][:12]}"
-    token = Token(records, lease.run)
-    scratch = Scratch(records / folder, token.check)
-    remove_scratch(records, name, folder)
-    if not scratch.path.exists():
-        space = space_of(recipe.volume, stored.region)
-        group = instances_group(space, described)
-        create_scratch(scratch.path, space, stored.region.shape, stored.unit, stored.chunk, described, group)
+@dataclass(frozen=True, slots=True)
+class _Labeller:
+    """One labelling under a lease: cut, sew, number, paint, publish, each for the blocks that are left."""
 
-    def ran(stage: Stage, done: NDArray[np.bool_]) -> int:
-        work = LabelWork(stage, stored.path, scratch.path, token, labelling)
-        return _run(work, recipe, plan, done | ~there, executor, policy, stop, lease, notify)
+    stored: Output
+    recipe: Recipe
+    labelling: Labelling
+    described: dict[str, Any]
+    there: NDArray[np.bool_]
+    """Blocks that a run has written."""
+    name: str
+    scratch: Scratch
+    token: Token
+    lease: Lease
+    executor: Executor
+    policy: Policy
+    stop: Stop
+    notify: Observer
 
-    unfinished = Labelled(stored.path / "labels" / name, records / f"{name}.csv", None, 3)
-    if (scratch.path / IMAGE).exists():
-        if code := ran("cut", scratch.kept("pieces", len(plan))):
-            return replace(unfinished, exit_code=code)
-        if scratch.numbers("offsets") is None:
-            counts = [len(scratch.piece(block).segments) if there[block] else 0 for block in range(len(plan))]
-            scratch.keep_numbers("offsets", np.cumsum([0, *counts])[:-1])
-        if code := ran("sew", scratch.kept("seams", len(plan))):
-            return replace(unfinished, exit_code=code)
-        if scratch.numbers("segments") is None:
-            scratch.keep_numbers("segments", np.array(_number(scratch, plan, recipe, stored, labelling)))
-        if code := ran("paint", scratch.instances().stored().ravel()):
-            return replace(unfinished, exit_code=code)
-        described = {**described, "segments": int(scratch.numbers("segments"))}  # type: ignore[arg-type]
-        describe(scratch.path, instances_group(space_of(recipe.volume, stored.region), described))
-    publish(stored.path, scratch.path, name, Generation(stored.generation).classes)
-    return replace(unfinished, segments=int(described["segments"]), exit_code=0)
+    def label(self) -> Labelled:
+        """How it ended."""
+        scratch, blocks = self.scratch, len(self.recipe.plan)
+        unfinished = Labelled(self.stored.path / "labels" / self.name, self.stored.records / f"{self.name}.csv", None, 3)
+        space = space_of(self.recipe.volume, self.stored.region)
+        if not scratch.path.exists():
+            group = instances_group(space, self.described)
+            shapes = self.stored.region.shape, self.stored.unit, self.stored.chunk
+            create_scratch(scratch.path, space, *shapes, self.described, group)
+        if (scratch.path / IMAGE).exists():  # else all but the publishing is done
+            if code := self._run("cut", scratch.kept("pieces", blocks)):
+                return replace(unfinished, exit_code=code)
+            if scratch.numbers("offsets") is None:
+                counts = [len(scratch.piece(block).segments) for block in range(blocks)]
+                scratch.keep_numbers("offsets", np.cumsum([0, *counts])[:-1])
+            if code := self._run("sew", scratch.kept("seams", blocks)):
+                return replace(unfinished, exit_code=code)
+            if scratch.numbers("segments") is None:
+                scratch.keep_numbers("segments", np.array(self._number()))
+            if code := self._run("paint", scratch.instances().stored().ravel()):
+                return replace(unfinished, exit_code=code)
+            describe(scratch.path, instances_group(space, {**self.described, "segments": self._segments}))
+        segments = self._segments
+        publish(self.stored.path, scratch.path, self.name, Generation(self.stored.generation).classes)
+        return replace(unfinished, segments=segments, exit_code=0)
 
+    @property
+    def _segments(self) -> int:
+        """Number of segments, once that is known."""
+        kept = self.scratch.numbers("segments")
+        if kept is None:
+            raise OutputError(f"{self.scratch.path} is damaged: remove it, and label again with --overwrite")
+        return int(kept)
 
-def _run(
-    work: LabelWork,
-    recipe: Recipe,
-    plan: Plan,
-    done: NDArray[np.bool_],
-    executor: Executor,
-    policy: Policy,
-    stop: Stop,
-    lease: Lease,
-    notify: Observer,
-) -> int:
-    """The exit code of one stage."""
-    if done.all():
-        return 128 + stop.number if stop.asked else 0
-    tally, start = Tally(plan, int(done.sum())), perf_counter()
-    notify(RunStarted(work.output, plan, int(done.sum()), executor.workers, executor.dashboard))
-    with closing(executor.run(work, strands_of(plan, recipe.volume, ~done), policy, stop)) as events:
-        for event in events:
-            match event:
-                case BlockEnded(outcome):
-                    tally.count(outcome)
-                case BlockRetried(block, cause):
-                    tally.retry(block, cause)
-            notify(event)
-            if lease.lost and not stop.asked:
-                notify(Noticed(f"another run has taken over {work.output}: this one ends"))
-                stop.ask()
-    report = tally.report(perf_counter() - start, stop.number)
-    notify(RunEnded(report))
-    return report.exit_code
+    def _run(self, stage: Stage, done: NDArray[np.bool_]) -> int:
+        """The exit code of one stage."""
+        plan, done = self.recipe.plan, done | ~self.there
+        if done.all():
+            return 128 + self.stop.number if self.stop.asked else 0
+        work = LabelWork(stage, self.stored.path, self.scratch.path, self.token, self.labelling)
+        tally, start = Tally(plan, int(done.sum())), perf_counter()
+        self.notify(RunStarted(work.output, plan, int(done.sum()), self.executor.workers, self.executor.dashboard))
+        strands = strands_of(plan, self.recipe.volume, ~done)
+        with closing(self.executor.run(work, strands, self.policy, self.stop)) as events:
+            for event in events:
+                match event:
+                    case BlockEnded(outcome):
+                        tally.count(outcome)
+                    case BlockRetried(block, cause):
+                        tally.retry(block, cause)
+                self.notify(event)
+                if self.lease.lost and not self.stop.asked:
+                    self.notify(Noticed(f"another run has taken over {work.output}: this one ends"))
+                    self.stop.ask()
+        report = tally.report(perf_counter() - start, self.stop.number)
+        self.notify(RunEnded(report))
+        return report.exit_code
 
-
-def _number(scratch: Scratch, plan: Plan, recipe: Recipe, stored: Output, labelling: Labelling) -> int:
-    """Merges segments throughout the volume, keeps each block's final numbers and the table; the number of segments."""
-    offsets = scratch.numbers("offsets")
-    assert offsets is not None
-    merged = merge(offsets, scratch.piece, scratch.seam, labelling)
-    given, before = np.zeros(len(merged.segments), np.uint64), 0
-    width = plan.grid[1] * plan.grid[2]
-    work = scratch.path / f"{TABLE}{PARTIAL}"
-    with work.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(_columns(recipe))
-        for first in range(0, len(plan), width):
-            row = range(first, first + width)
-            maps, table = number(offsets, row, scratch.piece, merged, given, before, labelling.smallest)
-            for block, numbers in zip(row, maps, strict=True):
-                scratch.keep_map(block, numbers)
-            writer.writerows(_table(table, before, recipe, stored))
-            before += len(table)
-    work.replace(scratch.path / TABLE)
-    return before
+    def _number(self) -> int:
+        """Merges segments throughout the volume, keeps each block's final numbers and the table; the number of segments."""
+        scratch, grid, offsets = self.scratch, self.recipe.plan.grid, self.scratch.numbers("offsets")
+        assert offsets is not None
+        merged = merge(offsets, scratch.piece, scratch.seam, self.labelling)
+        given, before = np.zeros(len(merged.segments), np.uint64), 0
+        width = grid[1] * grid[2]
+        work = scratch.path / f"{TABLE}{PARTIAL}"
+        with work.open("w", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(_columns(self.recipe))
+            for first in range(0, len(offsets), width):
+                row = range(first, first + width)
+                maps, table = number(offsets, row, scratch.piece, merged, given, before, self.labelling.smallest)
+                for block, numbers in zip(row, maps, strict=True):
+                    scratch.keep_map(block, numbers)
+                writer.writerows(_table(table, before, self.recipe, self.stored))
+                before += len(table)
+        work.replace(scratch.path / TABLE)
+        return before
 
 
 def _columns(recipe: Recipe) -> list[str]:
