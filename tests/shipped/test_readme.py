@@ -57,7 +57,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_blocks_are_known() -> None:
     """A new block needs a test here."""
-    starts = ["make demo", "emseg ingest", "from emseg_workflows", "emseg run", "name =", "emseg train", "EMSEG_DATA="]
+    starts = [
+        "make demo",
+        "emseg ingest",
+        "from emseg_workflows",
+        "emseg label",
+        "emseg run",
+        "name =",
+        "emseg train",
+        "EMSEG_DATA=",
+    ]
     assert [text for _, text in blocks("README.md") if not text.startswith(tuple(starts))] == []
     assert len(blocks("README.md")) == len(starts)
 
@@ -87,6 +96,18 @@ def test_how_good_it_is(tmp_path: Path) -> None:
     assert "V_Rand" in done.stdout
     assert done.stdout.endswith("no face stands out\n")
     assert json.loads((tmp_path / "scores.json").read_text())["slices"] == [2, 4]
+
+
+def test_a_number_for_each_neuron(tmp_path: Path) -> None:
+    """On the whole sample, as good as the text says."""
+    run("emseg", "ingest", str(SAMPLE), "neurons.zarr", folder=tmp_path)
+    run("emseg", "run", "neurons.zarr", "--probabilities", "--workers", "1", folder=tmp_path)
+    (tmp_path / "truth.tif").write_bytes(SAMPLE.with_name("truth.tif").read_bytes())
+    done = run("bash", "-euc", block("README.md", "emseg label"), folder=tmp_path)
+    error, variation = (float(done.stdout.split(name)[1].split()[0]) for name in ("Rand error", "variation of information"))
+    assert error < 0.06
+    assert variation < 1.05
+    assert (tmp_path / "neurons.emseg.zarr.png").stat().st_size > 1000
 
 
 def test_five_annotated_slices_label_a_whole_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
