@@ -28,7 +28,7 @@ from emseg.errors import InputError, OutputError
 from emseg.specs.labelling import Labelling
 from emseg.store import instances as store_instances
 from emseg.store.output import open_output
-from emseg_workflows import compare_instances, label, preview, segment
+from emseg_workflows import compare_instances, ingest, label, preview, segment
 
 SHAPE = shape_of_many_blocks(PLANAR)
 
@@ -158,6 +158,19 @@ def test_what_is_missing_stays_so(made: Path, tmp_path: Path) -> None:
     assert label(part, workers=0, allow_incomplete=True).exit_code == 0
     found, classes = instances(part), open_output(part)
     np.testing.assert_array_equal(found == 0, classes.read_labels(classes.region) == 255)
+
+
+def test_an_image(made: Path, tmp_path: Path) -> None:
+    """Of one plane: its segments touch an edge only at the sides; sizes are in cubic micrometres where units are known."""
+    tifffile.imwrite(tmp_path / "image.tif", texture((1, 90, 110))[0])
+    ingest(tmp_path / "image.tif", tmp_path / "image.zarr", voxel_size=(30, 8, 8))
+    segment(tmp_path / "image.zarr", tmp_path / "out.zarr", model=made / "model.safetensors", probabilities=True, workers=0)
+    with label(tmp_path / "out.zarr", workers=0).table.open() as stream:
+        rows = list(csv.DictReader(stream))
+    found = instances(tmp_path / "out.zarr").reshape(90, 110)
+    sides = {int(i) for side in (found[0], found[-1], found[:, 0], found[:, -1]) for i in side}
+    assert {int(row["id"]) for row in rows if row["touches_edge"] == "1"} == sides != set(range(1, len(rows) + 1))
+    assert float(rows[0]["volume_um3"]) == pytest.approx(int(rows[0]["voxels"]) * 0.03 * 0.008 * 0.008, rel=1e-5)
 
 
 def test_refusals(made: Path, whole: Path) -> None:

@@ -267,7 +267,8 @@ def _table(table: Segments, before: int, recipe: Recipe, stored: Output) -> Iter
     columns: list[NDArray[Any]] = [np.arange(before + 1, before + 1 + len(table)), table.voxels]
     if size is not None:
         columns.append(np.array([f"{voxels * size:.6g}" for voxels in table.voxels.tolist()], object))
-    edge = ((table.start == 0) | (table.stop == shape)).any(axis=1).astype(int)
+    sides = ((table.start == 0) | (table.stop == shape)) & (np.array(recipe.volume.shape) > 1)  # an image has no end in z
+    edge = sides.any(axis=1).astype(int)
     centroids = np.round(table.sums / np.maximum(table.voxels, 1)[:, None] + corner, 3)
     for part in (table.start + corner, table.stop + corner, centroids):
         columns += list(part.T)
