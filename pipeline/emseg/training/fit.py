@@ -108,7 +108,7 @@ def fit(
     on_progress: Callable[[Progress], None] | None = None,
     on_validated: Validated | None = None,
 ) -> tuple[UNet | None, float]:
-    """A trained network, in evaluation mode, and its score on `tune`; None in a process that does not lead.
+    """A trained network, in evaluation mode on its device, and its score on `tune`; None in a process that does not lead.
 
     What a step draws follows from the seed and the step, so a training that was stopped and resumed goes on as if it had
     not been. At the end biases are shifted so that the most likely class gives the best score on `tune`. Where ``torchrun``

@@ -47,7 +47,7 @@ class Average:
             value.copy_(weights[name])
 
     def network(self, spec: ModelSpec) -> UNet:
-        """A network with the mean weights, in evaluation mode."""
-        network = UNet(spec)
+        """A network with the mean weights, in evaluation mode, on their device."""
+        network = UNet(spec).to(next(iter(self.weights.values())).device)
         network.load_state_dict(self.weights)
         return network.eval()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import fastremap
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -47,9 +48,9 @@ class InstanceIds:
 
     def numbers(self, stored: NDArray[Any]) -> NDArray[np.int32]:
         """Ids counted anew within the box, and 0 for what is not labelled."""
-        _, places = np.unique(whole_numbers(stored), return_inverse=True)
-        numbers = (places + 1).reshape(stored.shape).astype(np.int32)
-        numbers[np.isin(stored, (0, *self.ignore))] = 0
+        numbers: NDArray[np.int32] = fastremap.renumber(whole_numbers(stored), preserve_zero=True)[0].astype(np.int32)
+        if self.ignore:
+            numbers[np.isin(stored, self.ignore)] = 0
         return numbers
 
     def classes(self, numbers: NDArray[np.int32]) -> NDArray[np.uint8]:

@@ -32,7 +32,7 @@ def predict(network: UNet, raw: NDArray[np.float32], output: Triple) -> NDArray[
     Parameters
     ----------
     network
-        The network; its mode, training or evaluation, is put back afterwards.
+        The network, on the device that shall compute; its mode, training or evaluation, is put back afterwards.
     raw
         Normalised grey values, ``(z, y, x) float32``.
     output
@@ -44,12 +44,13 @@ def predict(network: UNet, raw: NDArray[np.float32], output: Triple) -> NDArray[
     pads = [(c, c + t) for c, t in zip(spec.context, tile, strict=True)]
     padded = np.pad(raw, pads, mode="reflect")
     logits = np.empty((len(spec.classes), *raw.shape), np.float32)
+    device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     with torch.inference_mode():
         for corner in product(*(range(0, length, s) for length, s in zip(raw.shape, step, strict=True))):
             source = padded[Box.of_shape(tile).shift(triple(corner)).slices()]
-            made = network(torch.from_numpy(source)[None, None])[0].numpy()
+            made = network(torch.from_numpy(source)[None, None].to(device))[0].cpu().numpy()
             target = Box.of_shape(step).shift(triple(corner)).intersect(volume)
             z, y, x = target.shape
             logits[:, *target.slices()] = made[:, :z, :y, :x]
