@@ -18,8 +18,8 @@ Ids = NDArray[np.uint64]
 STEPS = [step for step in itertools.product((-1, 0, 1), repeat=3) if any(step)]
 
 
-def by_blocks(stored: NDArray[np.uint8], unit: Triple, labelling: Labelling) -> tuple[Ids, Segments]:
-    """The segment of each voxel and the table of segments, as blocks of a shape find them."""
+def by_blocks(stored: NDArray[np.uint8], unit: Triple, labelling: Labelling, side: int = 2) -> tuple[Ids, Segments]:
+    """The segment of each voxel and the table of segments, as blocks of a shape find them, in groups."""
     shape, whole = triple(stored.shape), Box.of_shape(triple(stored.shape))
     grid = [range(-(-length // edge)) for length, edge in zip(shape, unit, strict=True)]
     boxes = [
@@ -37,7 +37,8 @@ def by_blocks(stored: NDArray[np.uint8], unit: Triple, labelling: Labelling) -> 
         sew(piece, box, shape, labelling, lambda asked: numbered[asked.slices()])
         for piece, box in zip(pieces, boxes, strict=True)
     ]
-    merged = merge(offsets, lambda block: pieces[block], lambda block: seams[block], labelling)
+    blocks = offsets.reshape([len(places) for places in grid])
+    merged = merge(blocks, lambda block: pieces[block], lambda block: seams[block], labelling, side)
     given, tables = np.zeros(len(merged.segments), np.uint64), []
     final, width = np.zeros(shape, np.uint64), len(grid[1]) * len(grid[2])
     for first in range(0, len(boxes), width):

@@ -77,7 +77,7 @@ def measure(side: int) -> str:
     blocks, labelling, process = side**3, Labelling("watershed", 0), psutil.Process(os.getpid())
     offsets, before = np.arange(blocks, dtype=np.int64) * CELLS**3, process.memory_info().rss
     began = time.perf_counter()
-    merged = merge(offsets, piece, partial(seam, side), labelling)
+    merged = merge(offsets.reshape((side,) * 3), piece, partial(seam, side), labelling)
     middle = time.perf_counter()
     given, count = np.zeros(len(merged.segments), np.uint64), 0
     for first in range(0, blocks, side * side):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import cc3d
@@ -84,6 +84,26 @@ class Seam:
     same: Indices
     """Pairs of segments that are one, ``(n, 2)``."""
     contacts: Contacts
+
+    @classmethod
+    def of(cls, contacts: Contacts) -> Seam:
+        """Contacts alone."""
+        return cls(np.zeros((0, 2), np.int64), contacts)
+
+    @classmethod
+    def joined(cls, seams: Iterable[Seam]) -> Seam:
+        """What is known together."""
+        several = [cls.of(Contacts.none()), *seams]
+        return cls(np.concatenate([seam.same for seam in several]), Contacts.joined([seam.contacts for seam in several]))
+
+    @property
+    def segments(self) -> Indices:
+        """The segments of which something is known; some come more than once."""
+        return np.concatenate([self.same.ravel(), self.contacts.one, self.contacts.other])
+
+    def where(self, same: NDArray[np.bool_], contacts: NDArray[np.bool_]) -> Seam:
+        """Some of the pairs, and some of the contacts."""
+        return Seam(self.same[same], self.contacts.where(contacts))
 
 
 def cut(

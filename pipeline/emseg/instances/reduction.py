@@ -1,11 +1,13 @@
 """The one step that sees the whole volume: segments that touch faces are merged, and all get their numbers.
 
-Memory goes with the segments that are open: those that touch a face between blocks, or might merge with one that does.
+Blocks are merged in groups, as far as a group alone can tell, and then the groups: what it takes to merge a segment, some two
+thousand bytes, is in memory for one group, and for what lies between groups. All that stays of each segment that is open,
+because it touches a face between blocks or might merge with one that does, is its place and size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +17,9 @@ from emseg.instances.agglomerate import agglomerate, roots_of
 from emseg.instances.contacts import Contacts, Indices
 from emseg.instances.piece import Piece, Seam, Segments
 from emseg.specs.labelling import Labelling
+
+SIDE = 12
+"""Blocks along each axis of a group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,38 +34,40 @@ class Merged:
     """What they are together."""
 
 
-def merge(offsets: Indices, piece: Callable[[int], Piece], seam: Callable[[int], Seam], labelling: Labelling) -> Merged:
-    """Merges what two blocks share.
+def merge(
+    offsets: Indices, piece: Callable[[int], Piece], seam: Callable[[int], Seam], labelling: Labelling, side: int = SIDE
+) -> Merged:
+    """Merges what blocks share.
 
     Parameters
     ----------
     offsets
-        Segment i of block b is segment ``offsets[b] + i`` of the volume, ``(blocks,) int64``.
+        Segment i of a block is segment ``offset + i`` of the volume, ``(z, y, x) int64`` on the grid of blocks.
     piece, seam
-        Read what is known of a block; one is in memory at a time.
+        Read what is known of a block, by its place in the order of the grid; one is in memory at a time.
+    side
+        Blocks along each axis of a group.
     """
-    same, found = [np.zeros((0, 2), np.int64)], []
-    for block, offset in enumerate(offsets):
-        across, within = seam(block), piece(block).contacts
-        same.append(across.same)
-        found.append(across.contacts)
-        found.append(replace(within, one=within.one + offset, other=within.other + offset))
-    pairs, contacts = np.concatenate(same), Contacts.joined(found)
-    parts = np.unique(np.concatenate([pairs.ravel(), contacts.one, contacts.other]))
-    wholes = _components(len(parts), np.searchsorted(parts, pairs))
-    if len(contacts):
-        one, other = np.searchsorted(parts, contacts.one), np.searchsorted(parts, contacts.other)
-        known = replace(contacts, one=one, other=other).renamed(wholes)
-        names, _ = agglomerate(len(parts), known, labelling.threshold, np.zeros(len(parts), bool))
-        wholes = names[wholes]
-    kept, rows = np.unique(wholes, return_inverse=True)
-    bounds = np.searchsorted(parts, [*(offsets + 1), np.iinfo(np.int64).max])
+    grouping = _Grouping(offsets.ravel(), _groups(offsets, side))
+    between = Seam.joined(grouping.between(seam(block)) for block in range(offsets.size) if grouping.count > 1)
+    ends = np.unique(between.segments)
+    merged, left = [], []
+    for blocks in grouping:
+        within = Seam.joined(known for block in blocks for known in grouping.within(block, seam(block), piece(block)))
+        wholes, undecided = _merged(within, ends, labelling.threshold)
+        merged.append(wholes)
+        left.append(undecided)
+    wholes = _Wholes.joined(merged)
+    last, _ = _merged(Seam.joined([wholes.rename(between), *left]), np.zeros(0, np.int64), labelling.threshold)
+    wholes = _Wholes.joined([_Wholes(wholes.parts, last.of(wholes.wholes)), last.without(wholes)])
+    kept, rows = np.unique(wholes.wholes, return_inverse=True)
+    bounds = np.searchsorted(wholes.parts, [*(grouping.offsets + 1), np.iinfo(np.int64).max])
     tables = [
-        piece(block).segments.rows(parts[begin:end] - offset - 1)
-        for block, (offset, begin, end) in enumerate(zip(offsets, bounds[:-1], bounds[1:], strict=True))
+        piece(block).segments.rows(wholes.parts[begin:end] - offset - 1)
+        for block, (offset, begin, end) in enumerate(zip(grouping.offsets, bounds[:-1], bounds[1:], strict=True))
         if end > begin
     ]
-    return Merged(parts, rows, Segments.stacked(tables).merged(rows, len(kept)))
+    return Merged(wholes.parts, rows, Segments.stacked(tables).merged(rows, len(kept)))
 
 
 def number(
@@ -118,6 +125,112 @@ def number(
         end += len(rows)
         maps.append(found)
     return maps, table.rows(order)
+
+
+@dataclass(frozen=True, slots=True)
+class _Grouping:
+    """Which segments lie in blocks of one group; segments are numbered throughout the volume."""
+
+    offsets: Indices
+    """Of the segments of each block, ``(blocks,)``."""
+    groups: Indices
+    """Group of each block, ``(blocks,)``, numbered from 0."""
+
+    @property
+    def count(self) -> int:
+        """Number of groups."""
+        return int(self.groups.max(initial=-1)) + 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The blocks of each group."""
+        order = np.argsort(self.groups, kind="stable")
+        return (blocks.tolist() for blocks in np.split(order, np.flatnonzero(np.diff(self.groups[order])) + 1))
+
+    def between(self, seam: Seam) -> Seam:
+        """What lies between segments of two groups."""
+        return seam.where(*(~alike for alike in self._alike(seam)))
+
+    def within(self, block: int, seam: Seam, piece: Piece) -> Iterator[Seam]:
+        """What lies between segments of the group of a block, of which that block knows."""
+        contacts, offset = piece.contacts, self.offsets[block]
+        yield seam.where(*self._alike(seam))
+        yield Seam.of(replace(contacts, one=contacts.one + offset, other=contacts.other + offset))
+
+    def _alike(self, seam: Seam) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Whether both segments lie in one group, of each pair that is one segment, and of each contact."""
+        same, contacts = self._of(seam.same), seam.contacts
+        return same[:, 0] == same[:, 1], self._of(contacts.one) == self._of(contacts.other)
+
+    def _of(self, segments: Indices) -> Indices:
+        """Group of each segment."""
+        return self.groups[np.searchsorted(self.offsets, segments) - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wholes:
+    """What segments are part of; those that are not mentioned are what they were."""
+
+    parts: Indices
+    """``(n,)``, ascending."""
+    wholes: Indices
+    """The smallest segment of all that each is part of one with, ``(n,)``."""
+
+    @classmethod
+    def joined(cls, several: Sequence[_Wholes]) -> _Wholes:
+        """The parts of all, which are different ones."""
+        parts, wholes = (
+            np.concatenate([np.zeros(0, np.int64), *columns])
+            for columns in ([each.parts for each in several], [each.wholes for each in several])
+        )
+        order = np.argsort(parts)
+        return cls(parts[order], wholes[order])
+
+    def of(self, segments: Indices) -> Indices:
+        """What each of these segments is part of."""
+        known = np.isin(segments, self.parts)
+        found = segments.copy()
+        found[known] = self.wholes[np.searchsorted(self.parts, segments[known])]
+        return found
+
+    def rename(self, seam: Seam) -> Seam:
+        """What is known of the wholes, by what is known of parts."""
+        contacts = seam.contacts
+        return Seam(self.of(seam.same), replace(contacts, one=self.of(contacts.one), other=self.of(contacts.other)))
+
+    def without(self, others: _Wholes) -> _Wholes:
+        """Those whose parts the others do not mention."""
+        new = ~np.isin(self.parts, others.parts)
+        return _Wholes(self.parts[new], self.wholes[new])
+
+
+def _merged(known: Seam, open_: Indices, threshold: float) -> tuple[_Wholes, Seam]:
+    """What segments become part of by all that is known between them, and what is left to decide.
+
+    Parameters
+    ----------
+    open_
+        Segments of which not all is known.
+    """
+    parts = np.unique(known.segments)
+    wholes = _components(len(parts), np.searchsorted(parts, known.same))
+    if not len(known.contacts):
+        return _Wholes(parts, parts[wholes]), Seam.of(Contacts.none())
+    one, other = np.searchsorted(parts, known.contacts.one), np.searchsorted(parts, known.contacts.other)
+    contacts = replace(known.contacts, one=one, other=other).renamed(wholes)
+    waiting = np.zeros(len(parts), bool)
+    waiting[wholes[np.isin(parts, open_)]] = True
+    names, undecided = agglomerate(len(parts), contacts, threshold, waiting)
+    left = contacts.renamed(names)
+    left = left.where(undecided[left.one] & undecided[left.other])
+    return _Wholes(parts, parts[names[wholes]]), Seam.of(left.renamed(parts))
+
+
+def _groups(offsets: Indices, side: int) -> Indices:
+    """Group of each block ``(blocks,)`` of a grid ``(z, y, x)``."""
+    places = [np.arange(length) // side for length in offsets.shape]
+    counts = tuple(int(place.max(initial=-1)) + 1 for place in places)
+    groups: Indices = np.ravel_multi_index(np.meshgrid(*places, indexing="ij"), counts).ravel()
+    return groups
 
 
 def _open_of(merged: Merged, offset: np.int64, count: int) -> tuple[Indices, Indices]:

@@ -15,6 +15,7 @@ from emseg.box import Triple, triple
 from emseg.specs.labelling import Labelling
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 7))
+SIDES = st.sampled_from([1, 2, 3, 12])
 UNITS = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
 
 
@@ -26,26 +27,26 @@ def noise(shape: Triple, seed: int, values: int, holes: float = 0.0) -> NDArray[
     return stored
 
 
-@given(SHAPES, UNITS, st.integers(0, 2**32), st.sampled_from([6, 18, 26]), st.floats(0.1, 0.9))
+@given(SHAPES, UNITS, st.integers(0, 2**32), st.sampled_from([6, 18, 26]), st.floats(0.1, 0.9), SIDES)
 @settings(max_examples=150, deadline=None)
-def test_components(shape: Triple, unit: Triple, seed: int, connectivity: int, share: float) -> None:
+def test_components(shape: Triple, unit: Triple, seed: int, connectivity: int, share: float, side: int) -> None:
     inside = np.random.default_rng(seed).random(shape) < share
-    found, table = by_blocks(inside.astype(np.uint8), unit, Labelling("components", 1, connectivity=connectivity))
+    found, table = by_blocks(inside.astype(np.uint8), unit, Labelling("components", 1, connectivity=connectivity), side)
     np.testing.assert_array_equal(found, slow_components(inside, connectivity))
     assert len(table) == found.max(initial=0)
 
 
 @given(
     *(SHAPES, UNITS, st.integers(0, 2**32), st.sampled_from([2, 3, 9, 255]), st.floats(0.05, 1.0), st.integers(0, 2)),
-    *(st.booleans(), st.sampled_from([0.0, 0.1])),
+    *(st.booleans(), st.sampled_from([0.0, 0.1]), SIDES),
 )
 @settings(max_examples=120, deadline=None)
 def test_watershed(
-    shape: Triple, unit: Triple, seed: int, values: int, threshold: float, smoothing: int, planar: bool, holes: float
+    shape: Triple, unit: Triple, seed: int, values: int, threshold: float, smoothing: int, planar: bool, holes: float, side: int
 ) -> None:
     stored = noise(shape, seed, values, holes)
     labelling = Labelling("watershed", 0, threshold=threshold, smoothing=smoothing, planar=planar)
-    found, _ = by_blocks(stored, unit, labelling)
+    found, _ = by_blocks(stored, unit, labelling, side)
     np.testing.assert_array_equal(found, slow_watershed(stored, labelling))
 
 

@@ -237,7 +237,7 @@ class _Labeller:
         """Merges segments throughout the volume, keeps each block's final numbers and the table; the number of segments."""
         scratch, grid, offsets = self.scratch, self.recipe.plan.grid, self.scratch.numbers("offsets")
         assert offsets is not None
-        merged = merge(offsets, scratch.piece, scratch.seam, self.labelling)
+        merged = merge(offsets.reshape(grid), scratch.piece, scratch.seam, self.labelling)
         given, before = np.zeros(len(merged.segments), np.uint64), 0
         width = grid[1] * grid[2]
         work = scratch.path / f"{TABLE}{PARTIAL}"
