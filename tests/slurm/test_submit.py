@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import bytes_of, emseg, save_volume, shards, slowed, texture
+from runs import bytes_of, emseg, save_volume, shards, slowed, snapshot, texture
 from slurm.cluster import SlurmCluster
 
 from emseg.store.output import open_output
@@ -59,11 +59,11 @@ class Site:
         plan = emseg("plan", "volume.zarr", "--json", cwd=folder)
         self.tiles = json.loads(plan.stdout)["cost"]["tiles"]
 
-    def emseg(self, *words: object, env: Mapping[str, str] | None = None) -> str:
+    def emseg(self, *words: object, env: Mapping[str, str] | None = None, timeout: float = 60) -> str:
         """What a command prints that is given on the machine where jobs are submitted."""
         command = [sys.executable, "-m", "emseg_workflows", *map(str, words)]
         env = {**(env or {}), **self.slurm.env}
-        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=timeout)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -204,6 +204,20 @@ def test_cancelled_in_the_middle_and_gone_on_with_by_hand(site: Site) -> None:
         again = emseg("run", "volume.zarr", "-o", "cancelled.zarr", "--workers", "2", cwd=site.folder)
     assert again.returncode == 0, again.stderr
     assert bytes_of(site.folder / "cancelled.zarr") == bytes_of(site.folder / "local.zarr")
+
+
+def test_instances(site: Site) -> None:
+    """Labelled by the workers of the job, and once more by hand on jobs of their own."""
+    done = emseg("run", "volume.zarr", "-o", "neurons.zarr", "--workers", "0", "--instances", cwd=site.folder)
+    assert done.returncode == 0, done.stderr
+    job = site.submit("numbered.zarr", "--workers", "2", "--instances")
+    site.slurm.wait_for(job, "COMPLETED", seconds=200)
+    assert bytes_of(site.folder / "numbered.zarr") == bytes_of(site.folder / "neurons.zarr")
+    (site.folder / "site.toml").write_text('cpus = 1\nmemory = "1500M"\n')
+    words = ("--cluster", "slurm", "--workers", "2", "--site", "site.toml", "--name", "again")
+    site.emseg("label", "numbered.zarr", *words, timeout=200)
+    again, first = (site.folder / "numbered.zarr" / "labels" / name / "0" for name in ("again", "instances"))
+    assert snapshot(again) == snapshot(first)
 
 
 def test_the_script_is_shown(site: Site) -> None:

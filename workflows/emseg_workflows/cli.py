@@ -12,11 +12,12 @@ import json
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from emseg_workflows.flows.repair import Soundness
     from emseg_workflows.flows.verify import Verdict
 
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 CONNECTIVITY: dict[str, Literal[6, 18, 26]] = {"6": 6, "18": 18, "26": 26}
 """Neighbours of a voxel, as they are typed."""
@@ -127,6 +130,9 @@ tta_option = click.option(
 adapt_option = click.option(
     "--adapt", type=Bounds(), help="Least and most workers: as many as there are blocks for, instead of --workers."
 )
+site_option = click.option(
+    "--site", type=click.Path(path_type=Path), help="What SLURM is told for each worker, see deploy/slurm/site.toml."
+)
 device_option = click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -136,6 +142,24 @@ threads_option = click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads per predictor; part of the plan."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def elsewhere_options(command: Command) -> Command:
+    """The options of a command whose workers may be on other hosts."""
+    path = click.Path(path_type=Path)
+    for option in reversed(
+        (
+            click.option(
+                "--host", metavar="ADDRESS", help="This machine's address, at which workers on other hosts may join, in TLS."
+            ),
+            click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster whose scheduler is at this address."),
+            click.option("--tls-ca-file", type=path, help="The authority that the scheduler's certificate is from."),
+            click.option("--tls-cert", type=path, help="The certificate to show to the scheduler."),
+            click.option("--tls-key", type=path, help="The key of that certificate."),
+        )
+    ):
+        command = option(command)
+    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -237,11 +261,7 @@ def _explain(layouts: list[Layout], needed: int) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The output; by default VOLUME.emseg.zarr beside it.")
 @click.option("--workers", type=click.IntRange(min=0), help="Worker processes; by default one per core. 0: no Dask.")
 @adapt_option
-@click.option("--host", metavar="ADDRESS", help="Address of this machine where workers on other hosts may join, in TLS.")
-@click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster whose scheduler is at this address.")
-@click.option("--tls-ca-file", type=click.Path(path_type=Path), help="The authority that the scheduler's certificate is from.")
-@click.option("--tls-cert", type=click.Path(path_type=Path), help="The certificate to show to the scheduler.")
-@click.option("--tls-key", type=click.Path(path_type=Path), help="The key of that certificate.")
+@elsewhere_options
 @click.option(
     "--cluster",
     type=click.Choice(["local", "cuda", "srun", "slurm"]),
@@ -251,7 +271,7 @@ def _explain(layouts: list[Layout], needed: int) -> None:
 )
 @click.option("--gpus", type=GpuNumbers(), help="The GPUs of --cluster cuda, as nvidia-smi numbers them; by default all.")
 @click.option("--workers-per-gpu", type=click.IntRange(min=1), help="Workers that share a GPU; by default one for four cores.")
-@click.option("--site", type=click.Path(path_type=Path), help="What SLURM is told for each worker, see deploy/slurm/site.toml.")
+@site_option
 @click.option("--requeue", is_flag=True, help="Queue the SLURM job that this runs in again when its time is up.")
 @device_option
 @click.option(
@@ -269,7 +289,7 @@ def _explain(layouts: list[Layout], needed: int) -> None:
 @model_option
 @region_option
 @probabilities_option
-@click.option("--instances", is_flag=True, help="Label instances at the end, as `emseg label` does on this machine.")
+@click.option("--instances", is_flag=True, help="Label instances at the end, as `emseg label` does.")
 @tta_option
 @click.option(
     "--normalise",
@@ -349,6 +369,7 @@ def run(
             from emseg_workflows.flows.segment import segment  # noqa: PLC0415
             from emseg_workflows.site import read_site  # noqa: PLC0415
 
+            tls, told_site = _tls(tls_ca_file, tls_cert, tls_key), read_site(site) if site else None
             with RunConsole() as console:
                 report = segment(
                     volume,
@@ -364,11 +385,11 @@ def run(
                     adapt=adapt,
                     host=host,
                     scheduler=scheduler,
-                    tls=_tls(tls_ca_file, tls_cert, tls_key),
+                    tls=tls,
                     cluster=cluster,
                     gpus=gpus,
                     workers_per_gpu=workers_per_gpu,
-                    site=read_site(site) if site else None,
+                    site=told_site,
                     device=device,
                     backend=backend,
                     precision=None if precision == "auto" else precision,
@@ -385,7 +406,18 @@ def run(
                     from emseg_workflows.flows.places import default_output  # noqa: PLC0415
 
                     place = output or default_output(volume)
-                    labelled = label_output(place, workers=workers, scheduler=scheduler, stop=stop, on_event=console)
+                    labelled = label_output(
+                        place,
+                        workers=None if cluster == "cuda" else workers,
+                        adapt=adapt,
+                        host=host,
+                        scheduler=scheduler,
+                        tls=tls,
+                        cluster="local" if cluster == "cuda" else cluster,
+                        site=told_site,
+                        stop=stop,
+                        on_event=console,
+                    )
     except StoppedError as stopped:
         if requeue and stopped.number == signal.SIGTERM:
             _queue_again(volume, output)
@@ -456,7 +488,7 @@ def submit(
         model=asked["model"],
         region=asked["roi"],
         tile=asked["tile"],
-        probabilities=asked["probabilities"],
+        probabilities=asked["probabilities"] or asked["instances"],
         tta=asked["tta"],
         threads=asked["threads"],
     )
@@ -558,17 +590,44 @@ def verify(
 @click.option("--allow-incomplete", is_flag=True, help="Label what there is; the rest stays 0, not computed.")
 @click.option("--overwrite", is_flag=True, help="Replace instance labels that were made with other settings.")
 @click.option("--workers", type=click.IntRange(min=0), help="Worker processes; by default one per core. 0: no Dask.")
-@click.option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster whose scheduler is at this address.")
+@adapt_option
+@elsewhere_options
+@click.option(
+    "--cluster",
+    type=click.Choice(["local", "srun", "slurm"]),
+    default="local",
+    show_default=True,
+    help="Where workers start: the cores here, steps of this SLURM job, or SLURM jobs of their own.",
+)
+@site_option
 @json_option
-def label(as_json: bool, output: Path, connectivity: Literal["6", "18", "26"], **options: Any) -> None:
+def label(
+    as_json: bool,
+    output: Path,
+    connectivity: Literal["6", "18", "26"],
+    tls_ca_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    site: Path | None,
+    **options: Any,
+) -> None:
     """Give each neuron in OUTPUT a number of its own, or go on with that."""
     stop = Stop()
     with stop.on_signals():
         from emseg_workflows.console import RunConsole  # noqa: PLC0415
         from emseg_workflows.flows.label import label as label_output  # noqa: PLC0415
+        from emseg_workflows.site import read_site  # noqa: PLC0415
 
         with RunConsole() as console:
-            labelled = label_output(output, connectivity=CONNECTIVITY[connectivity], **options, stop=stop, on_event=console)
+            labelled = label_output(
+                output,
+                connectivity=CONNECTIVITY[connectivity],
+                tls=_tls(tls_ca_file, tls_cert, tls_key),
+                site=read_site(site) if site else None,
+                **options,
+                stop=stop,
+                on_event=console,
+            )
     click.echo(json.dumps(labelled.to_json(), indent=2) if as_json else labelled)
     if labelled.exit_code > 128:
         _leave(_stopped(labelled.exit_code - 128), labelled.exit_code)

@@ -29,6 +29,8 @@ from emseg.specs.labelling import Labelling
 from emseg.store import instances as store_instances
 from emseg.store.output import open_output
 from emseg_workflows import compare_instances, ingest, label, preview, segment
+from emseg_workflows.events import BlockEnded, Event, RunStarted
+from emseg_workflows.stop import Stop
 
 SHAPE = shape_of_many_blocks(PLANAR)
 
@@ -123,6 +125,33 @@ def test_workers_and_kills_change_nothing(whole: Path, tmp_path: Path) -> None:
     assert code == 0
     assert files(copies[1]) == files(whole)
     assert not list((copies[1] / "emseg").glob("instances-*"))
+
+
+@pytest.mark.parametrize("stage", ["cut", "sew", "paint"])
+def test_a_signal_stops_it_and_it_goes_on(whole: Path, tmp_path: Path, stage: str) -> None:
+    """After the first block of each stage; what was done is not done again."""
+    copy = Path(shutil.copytree(whole, tmp_path / "stopped.zarr"))
+    stop, stages, ended = Stop(), ["cut", "sew", "paint"], [0, 0]
+
+    def see(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            stages.pop(0)
+        if isinstance(event, BlockEnded):
+            ended[0] += 1
+            if len(stages) == 2 - ["cut", "sew", "paint"].index(stage) and not stop.asked:
+                stop.ask(signal.SIGTERM)
+
+    stopped = label(copy, workers=0, stop=stop, on_event=see)
+    assert (stopped.exit_code, stopped.segments) == (128 + signal.SIGTERM, None)
+    assert not stopped.instances.exists()
+
+    def count(event: Event) -> None:
+        ended[1] += isinstance(event, BlockEnded)
+
+    assert label(copy, workers=0, on_event=count).exit_code == 0
+    assert sum(ended) == 3 * len(open_output(whole).done_units().ravel())
+    label(whole, workers=0)
+    assert files(copy) == files(whole)
 
 
 def test_it_is_an_image_of_labels(whole: Path) -> None:

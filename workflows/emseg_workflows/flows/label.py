@@ -35,8 +35,9 @@ from emseg_workflows.flows.outputs import claimed
 from emseg_workflows.flows.record import recipe_of
 from emseg_workflows.labelling import LabelWork, Stage
 from emseg_workflows.launch import Launch, open_executor
-from emseg_workflows.placement import Executor, Placement
+from emseg_workflows.placement import ClusterKind, Executor, Placement
 from emseg_workflows.report import Tally
+from emseg_workflows.site import Site
 from emseg_workflows.stop import Stop
 
 if TYPE_CHECKING:
@@ -86,8 +87,13 @@ def label(
     allow_incomplete: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
+    adapt: tuple[int, int] | None = None,
+    host: str | None = None,
     scheduler: str | None = None,
+    tls: tuple[Path, Path, Path] | None = None,
     client: Client | None = None,
+    cluster: ClusterKind = "local",
+    site: Site | None = None,
     policy: Policy | None = None,
     stop: Stop | None = None,
     on_event: Observer | None = None,
@@ -116,7 +122,7 @@ def label(
         Label what there is, and leave the rest *not computed*: 0.
     overwrite
         Replace instance labels that were made otherwise.
-    workers, scheduler, client, policy, stop, on_event
+    workers, adapt, host, scheduler, tls, client, cluster, site, policy, stop, on_event
         As for `emseg_workflows.segment`.
 
     Raises
@@ -146,7 +152,8 @@ def label(
             f"{place / 'labels' / name} was made with other settings (there / now): {_differences(before, described)}: choose "
             "another --name, or replace it with --overwrite"
         )
-    launch = Launch(Placement(workers, None, scheduler, client), len(done), 1, place, notify)
+    placement = Placement(workers, host, scheduler, client, cluster, tls=tls, site=site, adapt=adapt)
+    launch = Launch(placement, len(done), 1, place, notify)
     with claimed(place) as claim, open_executor(launch, stop) as executor, claim.held() as lease:
         token = Token(stored.records, lease.run)
         scratch = Scratch(stored.records / folder, token.check)
