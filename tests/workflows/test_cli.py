@@ -111,6 +111,8 @@ REFUSED = {
     "run good.zarr --model truncated.safetensors": "truncated",
     "run good.zarr --model no.safetensors": "truncated",
     "run good.zarr --model narrow.safetensors": r"down\.0\.0\.bias has shape \[16\], the network needs \[8\]",
+    "run good.zarr --level 3": r"good\.zarr (is no OME-Zarr image|has no level 3).*--level",
+    "plan good.zarr --level 3": r"good\.zarr (is no OME-Zarr image|has no level 3).*--level",
     "run good.zarr --model missing": "no bundled model.*membrane-fib25",
     "run good.zarr --model theirs": "no bundled model",
     "run good.zarr --model rgb.safetensors": "3 channels, but a volume has 1",

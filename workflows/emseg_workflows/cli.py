@@ -119,6 +119,9 @@ class Meaning(click.ParamType[dict[str, tuple[int, ...]]]):
 model_option = click.option(
     "--model", metavar="NAME|FILE", help="A bundled model (see `emseg models`) or a model file; by default the bundled one."
 )
+level_option = click.option(
+    "--level", type=click.IntRange(min=0), help="Of the volume's pyramid; by default 0, the finest. As naming its array."
+)
 region_option = click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of the volume, in voxels; by default all of it.")
 tile_option = click.option("--tile", type=Numbers(), help="Shape of one network input, in voxels; by default chosen for you.")
 probabilities_option = click.option(
@@ -191,6 +194,7 @@ def ingest(source: Path, volume: Path, voxel_size: tuple[float, float, float] | 
 @cli.command()
 @click.argument("volume", type=click.Path(path_type=Path))
 @model_option
+@level_option
 @region_option
 @tile_option
 @probabilities_option
@@ -202,6 +206,7 @@ def ingest(source: Path, volume: Path, voxel_size: tuple[float, float, float] | 
 def plan(
     volume: Path,
     model: str | None,
+    level: int | None,
     roi: str | None,
     tile: Triple | None,
     probabilities: bool,
@@ -215,7 +220,7 @@ def plan(
     from emseg.grid.cost import cost_of  # noqa: PLC0415
     from emseg_workflows.flows.plan import plan_run  # noqa: PLC0415
 
-    planned = plan_run(volume, model=model, region=roi, tile=tile, tta=tta, device=device, threads=threads)
+    planned = plan_run(_of_level(volume, level), model=model, region=roi, tile=tile, tta=tta, device=device, threads=threads)
     made = planned.plan
     cost = cost_of(made, planned.volume, probabilities, tta)
     if as_json:
@@ -287,6 +292,7 @@ def _explain(layouts: list[Layout], needed: int) -> None:
     help="Type of the activations. auto: a low one that is fast here, if it gives 99.9 % of a sample float32's labels.",
 )
 @model_option
+@level_option
 @region_option
 @probabilities_option
 @click.option("--instances", is_flag=True, help="Label instances at the end, as `emseg label` does.")
@@ -342,6 +348,7 @@ def run(
     backend: Literal["torch", "openvino"] | None,
     precision: Literal["auto", "float32", "bfloat16", "float16"],
     model: str | None,
+    level: int | None,
     roi: str | None,
     probabilities: bool,
     instances: bool,
@@ -359,6 +366,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Segment VOLUME, or go on with a run that was stopped."""
+    volume = _of_level(volume, level)
     job = SlurmJob.here() if requeue else None
     stop = Stop(grace, job.seconds_left() if job else None)
     restarted = job is not None and job.restarts > 0  # what is begun anew is so once
@@ -480,7 +488,7 @@ def submit(
             raise click.UsageError(f"--{name} is not for a run that is submitted: leave it out")
     others = {"partition": partition, "account": account, "qos": qos, "time": time, "gres": gres, "memory": memory}
     ready = prepare_submission(
-        asked["volume"],
+        _of_level(asked["volume"], asked["level"]),
         asked["output"],
         words,
         read_site(site).but(**others, cpus=cpus),
@@ -789,6 +797,15 @@ def main() -> None:
         _leave(_stopped(signal.SIGINT), 130)
     except StoppedError as stopped:
         _leave(_stopped(stopped.number), 128 + stopped.number)
+
+
+def _of_level(volume: Path, level: int | None) -> Path:
+    """The volume, or the array of a level of its pyramid."""
+    if level is None:
+        return volume
+    from emseg.store.volume import level_path  # noqa: PLC0415
+
+    return level_path(volume, level)
 
 
 def _tls(authority: Path | None, certificate: Path | None, key: Path | None) -> tuple[Path, Path, Path] | None:

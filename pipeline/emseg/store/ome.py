@@ -1,14 +1,15 @@
 """OME-Zarr metadata as plain dictionaries: where stored voxels lie in space.
 
 Read are versions 0.4 (attributes ``multiscales``, Zarr v2) and 0.5 (attributes ``ome.multiscales``, Zarr v3), written is
-0.5: https://ngff.openmicroscopy.org/0.5/. Of a pyramid only level 0, the first dataset, is used.
+0.5: https://ngff.openmicroscopy.org/0.5/. The levels of a pyramid are its datasets, the finest first.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, TypeGuard
@@ -52,33 +53,52 @@ def multiscales_of(attributes: Mapping[str, Any]) -> Any:
     return attributes.get("multiscales")
 
 
-def level_0(multiscales: Any) -> tuple[str, Space]:
-    """Path of the level 0 array, relative to its group, and where its voxels lie.
+def level(multiscales: Any, number: int) -> tuple[str, Space]:
+    """Path of the array of a level, relative to its group, and where its voxels lie.
 
     The transformations of the dataset are applied first, then those of the whole multiscale.
 
     Raises
     ------
+    IndexError
+        If there are not so many levels.
     ValueError
         If the metadata are not what OME-Zarr says, or the path leads out of the group.
     """
     multiscale = _mapping(_first(multiscales, "multiscales"), "multiscales[0]")
-    dataset = _mapping(_first(multiscale.get("datasets"), "datasets"), "datasets[0]")
+    _first(multiscale.get("datasets"), "datasets")
+    where = f"datasets[{number}]"
+    dataset = _mapping(multiscale["datasets"][number], where)
     path = dataset.get("path")
     if not is_name(path) or not PurePosixPath(path).parts:
-        raise ValueError(f"the path of datasets[0] is {_short(path)}, not the name of an array")
+        raise ValueError(f"the path of {where} is {_short(path)}, not the name of an array")
     if path.startswith("/") or "\\" in path or ".." in PurePosixPath(path).parts:
-        raise ValueError(f"the path of datasets[0], {path!r}, leads out of the group")
+        raise ValueError(f"the path of {where}, {path!r}, leads out of the group")
     names, units = _axes(multiscale.get("axes"))
     steps = dataset.get("coordinateTransformations")
     if not steps:
-        raise ValueError("datasets[0] has no coordinateTransformations")
+        raise ValueError(f"{where} has no coordinateTransformations")
     scale, translation = [1.0] * len(names), [0.0] * len(names)
     for step in (*_sequence(steps), *_sequence(multiscale.get("coordinateTransformations") or ())):
         _apply(_mapping(step, "a transformation"), scale, translation)
     if not all(math.isfinite(value) for value in (*scale, *translation)) or min(scale) <= 0:
         raise ValueError(f"scale {scale} and translation {translation} must be finite, the scale positive")
     return path, Space(names, tuple(scale), tuple(translation), units)
+
+
+def levels(multiscales: Any) -> Iterator[tuple[str, Space]]:
+    """Each level, the finest first.
+
+    Raises
+    ------
+    ValueError
+        As for `level`.
+    """
+    for number in itertools.count():
+        try:
+            yield level(multiscales, number)
+        except IndexError:
+            return
 
 
 def multiscales(path: str, space: Space, name: str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,11 +19,13 @@ from emseg.errors import BlockError, VolumeError
 from emseg.specs.volume import DTYPES, VolumeSpec
 from emseg.store.chunk_cache import ChunkCache
 from emseg.store.nodes import METADATA, Node, fault_of, open_array, read_node, reason
-from emseg.store.ome import Space, level_0, multiscales_of
+from emseg.store.ome import Space, level, levels, multiscales_of
 from emseg.store.plain import plain_space, spatial_names
 
 T = TypeVar("T")
 
+DEEPEST = 4
+"""Most folders between an OME-Zarr image and the array of a level."""
 LISTED = 8
 """Most names that an error message lists."""
 
@@ -85,8 +88,9 @@ def open_volume(path: str | Path, cache_bytes: int = 0, dtypes: tuple[str, ...] 
     """The volume at a path: a Zarr array, or level 0 of an OME-Zarr image.
 
     Axes are (z, y, x) or (y, x); axes in front of these that hold one entry each, such as time and channel of an
-    OME-Zarr image, are left out. The voxel size is that of the OME metadata; for a plain array that of its own
-    attributes ``voxel_size`` or ``resolution``, ``offset`` and ``units``, and else 1 with no unit.
+    OME-Zarr image, are left out. The voxel size is that of the OME metadata, also where the array of a level is named by
+    itself; for a plain array that of its own attributes ``voxel_size`` or ``resolution``, ``offset`` and ``units``, and
+    else 1 with no unit.
 
     Parameters
     ----------
@@ -108,6 +112,27 @@ def open_volume(path: str | Path, cache_bytes: int = 0, dtypes: tuple[str, ...] 
         raise VolumeError(f"{path}: {error}") from error
 
 
+def level_path(path: str | Path, number: int) -> Path:
+    """Path of the array of a level of an OME-Zarr image, level 0 the finest; what it leads to is a volume as well.
+
+    Raises
+    ------
+    VolumeError
+        If there is no such image, or no such level.
+    """
+    group = read_node(path)
+    multiscales = multiscales_of(group.attributes)
+    if multiscales is None:
+        raise VolumeError(f"{path} is no OME-Zarr image and has no levels: leave --level out, or name the image")
+    try:
+        return group.path / level(multiscales, number)[0]
+    except IndexError:
+        most = len(list(levels(multiscales))) - 1
+        raise VolumeError(f"{path} has no level {number}, its coarsest is {most}: choose one with --level") from None
+    except ValueError as error:
+        raise VolumeError(f"the OME metadata of {path} are wrong, {error}: repair them, or name the array itself") from error
+
+
 def _load(path: Path, array: zarr.Array[Any], spec: VolumeSpec, box: Box) -> NDArray[Any]:
     """The voxels of a box, ``(z, y, x)``, from the store."""
     selection = (0,) * (array.ndim - spec.rank) + box.slices()[-spec.rank :]
@@ -119,10 +144,22 @@ def _load(path: Path, array: zarr.Array[Any], spec: VolumeSpec, box: Box) -> NDA
 
 def _open_plain(node: Node) -> tuple[zarr.Array[Any], Space]:
     array = open_array(node)
+    if (space := _space_of_level(node.path)) is not None and len(space.names) == array.ndim:
+        return array, space
     try:
         return array, plain_space(node.attributes, array.ndim, _dimension_names(array))
     except ValueError as error:
         raise VolumeError(f"the attributes of {node.path} are wrong, {error}: repair or remove them") from error
+
+
+def _space_of_level(array: Path) -> Space | None:
+    """Where the voxels of an array lie that is a level of an OME-Zarr image; None if it is none, or none that is sound."""
+    for group in islice(array.parents, DEEPEST):
+        with suppress(VolumeError, ValueError):
+            found = levels(multiscales_of(read_node(group).attributes))
+            if space := next((space for inside, space in found if group / inside == array), None):
+                return space
+    return None
 
 
 def _open_image(group: Node) -> tuple[zarr.Array[Any], Space]:
@@ -133,7 +170,7 @@ def _open_image(group: Node) -> tuple[zarr.Array[Any], Space]:
         raise VolumeError(f"{group.path} is a Zarr group without multiscales: name an array inside it; there are {listed}")
     repair = "repair them, or name the array itself"
     try:
-        inside, space = level_0(multiscales)
+        inside, space = level(multiscales, 0)
     except ValueError as error:
         raise VolumeError(f"the OME metadata of {group.path} are wrong, {error}: {repair}") from error
     try:

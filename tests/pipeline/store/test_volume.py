@@ -22,7 +22,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
 from emseg.box import Box
 from emseg.errors import BlockError, VolumeError
-from emseg.store.volume import open_volume
+from emseg.store.volume import level_path, open_volume
 
 SHAPE = (9, 21, 17)
 
@@ -374,6 +374,39 @@ def test_a_dataset_outside_its_group_is_refused(tmp_path: Path, inside: Any) -> 
     multiscales[0]["datasets"][0]["path"] = inside
     zarr.open_group(path, mode="r+").attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
     assert "the path of datasets[0]" in error(path)
+
+
+def pyramid(path: Path, version: str) -> Path:
+    """An image of two levels, the coarser one in a folder of its own, which begins half a voxel further on."""
+    steps = [[scale(1, 4, 8, 8), move(0, 1, 2, 3)], [scale(1, 4, 16, 16), move(0, 1, 6, 7)]]
+    multiscales = image("czyx", *steps[0], overall=[scale(1, 2, 1, 1)])
+    multiscales[0]["datasets"].append({"path": "down/s1", "coordinateTransformations": steps[1]})
+    save_image(path, voxels("uint8")[None], multiscales, version)
+    form: dict[str, Any] = {"zarr_format": 2} if version == "0.4" else {"dimension_names": list("czyx")}
+    save(path / "down" / "s1", voxels("uint8")[None, :, ::2, ::2], **form)
+    return path
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_each_level_of_a_pyramid(tmp_path: Path, version: str) -> None:
+    """Its own array, named or by number, lies where the image says; half of the plane's voxels are as many times as wide."""
+    path = pyramid(tmp_path / "v", version)
+    for named, coarse in ((path, 1), (level_path(path, 0), 1), (level_path(path, 1), 2), (path / "down" / "s1", 2)):
+        found = open_volume(named)
+        np.testing.assert_array_equal(found.read(found.spec.box), voxels("uint8")[:, ::coarse, ::coarse])
+        assert found.spec.scale == (8, 8 * coarse, 8 * coarse)
+        assert found.spec.translation == (2, 2 if coarse == 1 else 6, 3 if coarse == 1 else 7)
+        assert found.spec.units == ("nanometer",) * 3
+    with pytest.raises(VolumeError, match=r"has no level 2, its coarsest is 1: choose one with --level"):
+        level_path(path, 2)
+    with pytest.raises(VolumeError, match=r"no OME-Zarr image and has no levels"):
+        level_path(path / "s0", 0)
+
+
+def test_an_array_beside_the_levels_has_its_own_voxel_size(tmp_path: Path) -> None:
+    path = pyramid(tmp_path / "v", "0.5")
+    save(path / "other", voxels("uint8"), {"voxel_size": [1, 2, 3]})
+    assert open_volume(path / "other").spec.scale == (1, 2, 3)
 
 
 def test_dataset_that_is_a_group_is_refused(tmp_path: Path) -> None:
