@@ -180,13 +180,16 @@ def cli() -> None:
 @cli.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("volume", type=click.Path(path_type=Path))
+@click.option("--dataset", metavar="PATH", help="Of an HDF5 file; by default the only one.")
 @click.option("--voxel-size", type=float, nargs=3, metavar="Z Y X", help="Size of a voxel, in nanometres.")
 @click.option("--overwrite", is_flag=True, help="Replace a volume that is already there.")
-def ingest(source: Path, volume: Path, voxel_size: tuple[float, float, float] | None, overwrite: bool) -> None:
-    """Make the Zarr volume VOLUME from SOURCE, a multi-page TIFF or a folder of TIFF slices."""
+def ingest(
+    source: Path, volume: Path, dataset: str | None, voxel_size: tuple[float, float, float] | None, overwrite: bool
+) -> None:
+    """Make the Zarr volume VOLUME from SOURCE: a multi-page TIFF, a folder of TIFF slices, an MRC or an HDF5 file."""
     from emseg_workflows.flows.ingest import ingest as flow  # noqa: PLC0415
 
-    made = flow(source, volume, voxel_size=voxel_size, overwrite=overwrite)
+    made = flow(source, volume, dataset=dataset, voxel_size=voxel_size, overwrite=overwrite)
     spec = made.spec
     click.echo(f"{volume}: {' x '.join(map(str, spec.shape))} {spec.dtype}, {_voxel_size(spec.scale, spec.units)}")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import index
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,10 @@ from emseg.errors import VolumeError
 from emseg.specs.volume import DTYPES, LONGEST_AXIS
 from emseg.store.nodes import local, reason
 from emseg.store.slices import slice_files
+from emseg.store.stack import Stack
 from emseg.store.tiff_chain import chain_length
 from emseg.store.tiff_ome import refuse_claims
-from emseg.store.tiff_size import Stated, stated_size
+from emseg.store.tiff_size import stated_size
 
 STACK_AXES = "ZTIQ"
 """What tifffile calls an axis of slices: z, time, sequence, unknown."""
@@ -30,29 +31,8 @@ BLACK_IS_ZERO = 1
 """Value of the tag PhotometricInterpretation for plain grey."""
 
 
-class TiffStack(Protocol):
-    """An open stack of slices."""
-
-    shape: Triple
-    """Shape (z, y, x) in voxels."""
-    dtype: str
-    """Name of the NumPy type, one of `emseg.specs.volume.DTYPES`."""
-    stated: Stated | None
-    """The voxel size that the files state."""
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Slices from `start` to before `stop`, ``(z, y, x)`` in the machine's byte order.
-
-        Raises
-        ------
-        VolumeError
-            If a slice is damaged.
-        """
-        ...
-
-
 @contextmanager
-def open_tiff(source: str | Path, dtypes: tuple[str, ...] = DTYPES) -> Iterator[TiffStack]:
+def open_tiff(source: str | Path, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Stack]:
     """The stack in a TIFF file or in a folder of TIFF slices, for as long as the ``with`` lasts.
 
     All headers are read at once, voxels only when they are asked for.

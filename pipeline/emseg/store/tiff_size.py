@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from tifffile import TiffFile
+
+from emseg.store.stack import Stated
 
 SPELT = {
     "angstrom": ("å", "a", "angstrom"),
@@ -27,18 +28,6 @@ NM_PER_CM = 1e7
 
 PRINTED = 1e4
 """Voxel size in nm from which a resolution tag is taken to be about paper: 10 micrometers, 2540 dots per inch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stated:
-    """A voxel size that a file states."""
-
-    scale: tuple[float, float, float]
-    """Size (z, y, x) of a voxel, in `units`."""
-    units: tuple[str | None, str | None, str | None]
-    """Unit of each axis as in OME-Zarr; None where the file says nothing, and the size is 1."""
-    source: str
-    """Where it says so, in words."""
 
 
 def stated_size(tif: TiffFile, depth: int) -> Stated | None:

@@ -1,4 +1,4 @@
-"""Making a volume of TIFF slices: `emseg ingest`."""
+"""Making a volume of slices in other formats: `emseg ingest`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from emseg.errors import OutputError, VolumeError
 from emseg.specs.volume import VolumeSpec
+from emseg.store.formats import open_stack
 from emseg.store.new_volume import new_volume, slab_layout
 from emseg.store.ome import LENGTH_UNITS
+from emseg.store.stack import Stated
 from emseg.store.staging import output_path
-from emseg.store.tiff import open_tiff
-from emseg.store.tiff_size import Stated
 
 NOT_STATED = Stated((1.0, 1.0, 1.0), (None, None, None), "nowhere: it is not stated")
 
@@ -32,21 +32,24 @@ def ingest(
     source: str | Path,
     volume_path: str | Path,
     *,
+    dataset: str | None = None,
     voxel_size: tuple[float, float, float] | None = None,
     unit: str = "nanometer",
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ingested:
-    """The volume made of a TIFF stack, or of a folder of TIFF slices; it is there in whole, or not at all.
+    """The volume made of a stack of slices; it is there in whole, or not at all.
 
     Parameters
     ----------
     source
-        A TIFF file of many pages, or a folder of files with one page each, numbered in their names.
+        A TIFF file of many pages, a folder of TIFF files with one page each, numbered in their names, or an MRC or HDF5 file.
     volume_path
         Where to make the volume, an OME-Zarr image.
+    dataset
+        Path of the dataset in an HDF5 file; None if there is only one.
     voxel_size
-        Size (z, y, x) of a voxel in `unit`; None for what the TIFF states, else 1 with no unit.
+        Size (z, y, x) of a voxel in `unit`; None for what the source states, else 1 with no unit.
     unit
         Unit of length of `voxel_size`, as OME-Zarr spells it.
     overwrite
@@ -63,11 +66,11 @@ def ingest(
     """
     given = None if voxel_size is None else _given(voxel_size, unit)
     target = output_path(volume_path)
-    with open_tiff(source) as stack:
+    with open_stack(source, dataset) as stack:
         _refuse_overlap(Path(source), target)
         size = given or stack.stated or NOT_STATED
         shard, chunk = slab_layout(stack.shape, stack.dtype)
-        spec = VolumeSpec(stack.shape, stack.dtype, chunk, 3, size.scale, units=size.units)
+        spec = VolumeSpec(stack.shape, stack.dtype, chunk, 3, size.scale, size.translation, size.units)
         slices = stack.shape[0]
         with new_volume(target, spec, shard, replace=overwrite) as volume:
             for start in range(0, slices, shard[0]):

@@ -1,0 +1,45 @@
+"""A stack of slices, whatever holds it, and what it says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from emseg.box import Triple
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """A voxel size that a file states."""
+
+    scale: tuple[float, float, float]
+    """Size (z, y, x) of a voxel, in `units`."""
+    units: tuple[str | None, str | None, str | None]
+    """Unit of each axis as in OME-Zarr; None where the file says nothing, and the size is 1."""
+    source: str
+    """Where it says so, in words."""
+    translation: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Where the first voxel (z, y, x) lies, in `units`."""
+
+
+class Stack(Protocol):
+    """An open stack of slices."""
+
+    shape: Triple
+    """Shape (z, y, x) in voxels."""
+    dtype: str
+    """Name of the NumPy type, one of `emseg.specs.volume.DTYPES`."""
+    stated: Stated | None
+    """The voxel size that the files state."""
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Slices from `start` to before `stop`, ``(z, y, x)`` in the machine's byte order.
+
+        Raises
+        ------
+        VolumeError
+            If a slice is damaged.
+        """
+        ...
