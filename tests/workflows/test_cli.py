@@ -113,6 +113,8 @@ REFUSED = {
     "run good.zarr --model narrow.safetensors": r"down\.0\.0\.bias has shape \[16\], the network needs \[8\]",
     "run good.zarr --level 3": r"good\.zarr (is no OME-Zarr image|has no level 3).*--level",
     "plan good.zarr --level 3": r"good\.zarr (is no OME-Zarr image|has no level 3).*--level",
+    "models show missing": "no bundled model.*membrane-fib25",
+    "models show truncated.safetensors": "truncated",
     "run good.zarr --model missing": "no bundled model.*membrane-fib25",
     "run good.zarr --model theirs": "no bundled model",
     "run good.zarr --model rgb.safetensors": "3 channels, but a volume has 1",
@@ -272,6 +274,18 @@ def test_help_is_light() -> None:
 def test_models_names_the_bundled_one(tmp_path: Path) -> None:
     listed = json.loads(emseg("models", "--json", cwd=tmp_path).stdout)
     assert "CC BY" in listed["membrane-fib25"]["card"]["licence"]
+
+
+def test_a_model_of_ones_own_is_shown(tmp_path: Path) -> None:
+    save_random_model(tmp_path / "own.safetensors", PLANAR)
+    said = emseg("models", "show", "own.safetensors", cwd=tmp_path).stdout
+    context = " x ".join(map(str, PLANAR.context))
+    assert f"own.safetensors: classes {', '.join(PLANAR.classes)}, softmax; {PLANAR.parameters} parameters" in said
+    assert f"sees: {context} voxels (z, y, x) beyond each side" in said
+    shown = json.loads(emseg("models", "show", "own.safetensors", "--json", cwd=tmp_path).stdout)
+    assert shown["own.safetensors"]["spec"] == json.loads(json.dumps(PLANAR.to_json()))
+    bundled = json.loads(emseg("models", "show", "membrane-fib25", "--json", cwd=tmp_path).stdout)
+    assert bundled == json.loads(emseg("models", "--json", cwd=tmp_path).stdout)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

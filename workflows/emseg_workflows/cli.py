@@ -12,7 +12,7 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -725,19 +725,39 @@ def preview(output: Path, picture: Path | None, z: int | None, volume: Path | No
     click.echo(flow(output, picture, z=z, volume=volume))
 
 
-@cli.command()
+@cli.group(invoke_without_command=True)
 @json_option
-def models(as_json: bool) -> None:
-    """List the bundled models."""
+@click.pass_context
+def models(context: click.Context, as_json: bool) -> None:
+    """List the bundled models; `emseg models show` tells of one, or of a file."""
+    if context.invoked_subcommand is not None:
+        return
     from emseg.model.bundled import bundled_models  # noqa: PLC0415
+
+    _tell_models(bundled_models(), as_json)
+
+
+@models.command()
+@click.argument("model", metavar="NAME|FILE")
+@json_option
+def show(model: str, as_json: bool) -> None:
+    """Print what a MODEL expects and gives, and where it comes from."""
+    from emseg.model.bundled import resolve_model  # noqa: PLC0415
+
+    _tell_models({model: resolve_model(model)}, as_json)
+
+
+def _tell_models(paths: Mapping[str, Path], as_json: bool) -> None:
     from emseg.model.header import read_header  # noqa: PLC0415
 
-    cards = {name: read_header(path) for name, path in bundled_models().items()}
+    known = {name: read_header(path) for name, path in paths.items()}
     if as_json:
-        click.echo(json.dumps({name: {"spec": spec.to_json(), "card": card} for name, (spec, card) in cards.items()}, indent=2))
+        click.echo(json.dumps({name: {"spec": spec.to_json(), "card": card} for name, (spec, card) in known.items()}, indent=2))
         return
-    for name, (spec, card) in cards.items():
-        click.echo(f"{name}: classes {', '.join(spec.classes)}; {spec.parameters} parameters, context {spec.context} voxels")
+    for name, (spec, card) in known.items():
+        context, lattice = (" x ".join(map(str, sizes)) for sizes in (spec.context, spec.lattice))
+        click.echo(f"{name}: classes {', '.join(spec.classes)}, {spec.output}; {spec.parameters} parameters")
+        click.echo(f"    sees: {context} voxels (z, y, x) beyond each side of what it labels, on a lattice of {lattice}")
         for key, value in card.items():
             click.echo(f"    {key}: {value}")
 
