@@ -84,6 +84,12 @@ def test_from_data_to_model(config: Path) -> None:
     assert np.array_equal(pixels[:, 20:40].any(axis=2), truth == 1)
 
 
+def test_the_card_tells_the_steps_that_were_taken(config: Path) -> None:
+    """Where nothing gets better, it ends after the second validation."""
+    config.write_text(config.read_text().replace("steps = 6", "steps = 6\npatience = 1\nrate = 1e-30"))
+    assert "4 steps of 1 tile" in load_model(train(config)).card["training"]
+
+
 def test_stopped_and_resumed_gives_the_same_file(config: Path) -> None:
     path = train(config)
     whole, table = path.read_bytes(), Path("tiny.log.csv").read_text()

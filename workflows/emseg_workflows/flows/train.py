@@ -63,9 +63,11 @@ def train(
     _check_output(output, checkpoint, resume)
     data = open_training_data(config, config_path)
     tune = [Sample.of(source) for source in data.sources["tune"]]
-    log = TrainingLog(output, tune)
+    log, taken = TrainingLog(output, tune), config.fit.steps
 
     def progressed(progress: Progress) -> None:
+        nonlocal taken
+        taken = progress.step
         log.progress(progress)
         if on_progress is not None:
             on_progress(progress)
@@ -84,7 +86,7 @@ def train(
         on_validated=log.validated,
     )
     if network is not None:  # this process leads
-        save_model(output, network, _card(config, data, network, tune))
+        save_model(output, network, _card(config, data, network, tune, taken))
         checkpoint.unlink(missing_ok=True)
     return output
 
@@ -98,8 +100,8 @@ def _check_output(output: Path, checkpoint: Path, resume: bool) -> None:
         raise OutputError(f"{checkpoint} is left from a training that was stopped: go on with --resume, or remove it first")
 
 
-def _card(config: TrainConfig, data: TrainingData, network: UNet, tune: Sequence[Sample]) -> dict[str, str]:
-    """What is to be known about the model, as text."""
+def _card(config: TrainConfig, data: TrainingData, network: UNet, tune: Sequence[Sample], steps: int) -> dict[str, str]:
+    """What is to be known about the model that so many steps made, as text."""
     settings, spec = config.fit, config.model.spec
     report = [Sample.of(source) for source in data.sources["report"]]
     scores = [f"{_scores(config, network, tune)} on {_slices(config, 'tune')}, where biases were chosen"]
@@ -117,7 +119,7 @@ def _card(config: TrainConfig, data: TrainingData, network: UNet, tune: Sequence
             f"mean {known['mean']:.2f}, deviation {known['deviation']:.2f}"
         ),
         "training": (
-            f"{settings.steps} steps of {settings.batch} tile{'s' if settings.batch > 1 else ''} of "
+            f"{steps} steps of {settings.batch} tile{'s' if settings.batch > 1 else ''} of "
             f"{' x '.join(map(str, spec.tile_for(settings.output)))} voxels, {settings.optimizer}, cross-entropy with class "
             f"weights {' : '.join(f'{weight:g}' for weight in settings.class_weights)}"
             + (f", borders weighted by {settings.border_weight:g}" if settings.border_weight else "")
