@@ -590,7 +590,7 @@ def verify(
     metavar="NAME",
     help="The boundary, or for components what is labelled; by default membrane, inside.",
 )
-@click.option("--threshold", type=float, help="Fragments are merged below this mean probability.  [default: 0.53]")
+@click.option("--threshold", type=float, help="Fragments are merged below this mean probability.  [default: 0.56]")
 @click.option("--smoothing", type=int, help="How often the boundary is smoothed before fragments grow.  [default: 1]")
 @click.option("--planar/--solid", default=None, help="Grow fragments in z slices, or not; by default as voxels are shaped.")
 @click.option(

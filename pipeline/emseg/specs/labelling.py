@@ -29,7 +29,7 @@ class Labelling:
     method: Method
     channel: int
     """The class whose probability is the boundary (watershed), or that consists of segments (components)."""
-    threshold: float = 0.53
+    threshold: float = 0.56
     """Of watershed: fragments are merged while the mean boundary probability between them is below this."""
     smoothing: int = 1
     """Of watershed: how often the boundary is smoothed by the binomial 1-2-1 along each axis before fragments grow from its

@@ -165,7 +165,7 @@ def test_again_does_nothing_and_other_settings_are_refused(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (whole / "labels").rglob("*")}
     assert label(whole, workers=0) == first
     assert {path: path.stat().st_mtime_ns for path in (whole / "labels").rglob("*")} == before
-    with pytest.raises(OutputError, match=r"threshold 0.53 / 0.7.*--overwrite"):
+    with pytest.raises(OutputError, match=r"threshold 0.56 / 0.7.*--overwrite"):
         label(whole, workers=0, threshold=0.7)
     other = label(whole, workers=0, threshold=0.7, name="coarse")
     replaced = label(whole, workers=0, threshold=0.7, overwrite=True)
