@@ -186,7 +186,7 @@ def cli() -> None:
 def ingest(
     source: Path, volume: Path, dataset: str | None, voxel_size: tuple[float, float, float] | None, overwrite: bool
 ) -> None:
-    """Make the Zarr volume VOLUME from SOURCE: a multi-page TIFF, a folder of TIFF slices, an MRC or an HDF5 file."""
+    """Make the Zarr volume VOLUME from SOURCE: a multi-page TIFF, MRC or HDF5 file, or a folder of TIFF or PNG slices."""
     from emseg_workflows.flows.ingest import ingest as flow  # noqa: PLC0415
 
     made = flow(source, volume, dataset=dataset, voxel_size=voxel_size, overwrite=overwrite)

@@ -25,6 +25,7 @@ METADATA = ("zarr.json", ".zarray", ".zgroup")
 """Files that make a folder a Zarr node, the newest format first."""
 
 TIFF_SUFFIXES = (".tif", ".tiff")
+PNG_SUFFIXES = (".png",)
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 

@@ -9,23 +9,23 @@ from emseg.errors import VolumeError
 from emseg.store.nodes import TIFF_SUFFIXES, reason
 
 
-def slice_files(folder: Path) -> list[Path]:
-    """The TIFF files in a folder, slice 2 before slice 10.
+def slice_files(folder: Path, suffixes: tuple[str, ...] = TIFF_SUFFIXES) -> list[Path]:
+    """The TIFF files in a folder, or those of other suffixes, slice 2 before slice 10.
 
     The slice number is the first number in the names that counts up without a gap; other numbers may change as they like.
 
     Raises
     ------
     VolumeError
-        If there is no TIFF file, a slice is missing or there twice, or the names do not say which slice is which.
+        If there is no such file, a slice is missing or there twice, or the names do not say which slice is which.
     """
     try:
-        files = [path for path in folder.iterdir() if path.suffix.lower() in TIFF_SUFFIXES and not path.name.startswith(".")]
+        files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")]
         files = [path for path in files if path.is_file()]
     except OSError as error:
         raise VolumeError(f"the folder {folder} cannot be read ({reason(error)}): check its permissions") from error
     if not files:
-        raise VolumeError(f"the folder {folder} holds no file {' or '.join(TIFF_SUFFIXES)}: name a folder of slices")
+        raise VolumeError(f"the folder {folder} holds no file {' or '.join(suffixes)}: name a folder of slices")
     if odd := [file.name for file in files if not file.name.isprintable()]:
         raise VolumeError(f"the folder {folder} holds a file {odd[0]!r}, whose name does not print: rename it")
     files.sort()

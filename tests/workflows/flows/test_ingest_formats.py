@@ -1,4 +1,4 @@
-"""`emseg ingest` of HDF5 and MRC files: the same voxels at the same place, or one line that says why not."""
+"""`emseg ingest` of HDF5 and MRC files, and of PNG slices: the same voxels at the same place, or one line that says why not."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import mrcfile
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from emseg.errors import VolumeError
 from emseg.store import new_volume
@@ -143,6 +144,38 @@ def test_mrc_that_cannot_be_read(tmp_path: Path) -> None:
     assert "should hold (11, 40, 50) voxels, 44000 bytes, but holds 43900" in refused(tmp_path, source)
     source.write_bytes(b"no header")
     assert "cannot be opened as MRC" in refused(tmp_path, source)
+
+
+def save_png(folder: Path, data: NDArray[Any], first: int = 8) -> Path:
+    folder.mkdir()
+    for number, pixels in enumerate(data, first):
+        Image.fromarray(pixels).save(folder / f"em_{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_png(tmp_path: Path, dtype: str) -> None:
+    data = voxels(dtype) * (1 if dtype == "uint8" else 257)
+    ingest(save_png(tmp_path / "s", data), tmp_path / "v", voxel_size=(50, 4, 4))
+    check(tmp_path / "v", data, (50, 4, 4), (0, 0, 0), NM)
+
+
+def test_png_that_cannot_be_read(tmp_path: Path) -> None:
+    missing = save_png(tmp_path / "missing", voxels())
+    (missing / "em_12.png").unlink()
+    assert "12" in refused(tmp_path, missing)
+    mixed = save_png(tmp_path / "mixed", voxels())
+    Image.fromarray(voxels("uint16")[0] * 257).save(mixed / "em_9.png")
+    assert "em_8.png is 40 x 50 uint8, but em_9.png is 40 x 50 uint16" in refused(tmp_path, mixed)
+    coloured = save_png(tmp_path / "coloured", voxels())
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(coloured / "em_10.png")
+    assert "has the colours 'RGB'" in refused(tmp_path, coloured)
+    short = save_png(tmp_path / "short", voxels())
+    (short / "em_18.png").write_bytes((short / "em_18.png").read_bytes()[:500])
+    assert "em_18.png cannot be read as PNG" in refused(tmp_path, short)
+    both = save_png(tmp_path / "both", voxels())
+    (both / "em_19.tif").touch()
+    assert "holds PNG and TIFF files" in refused(tmp_path, both)
 
 
 @pytest.mark.parametrize(("suffix", "library", "extra"), [("h5", "h5py", "hdf5"), ("mrc", "mrcfile", "mrc")])

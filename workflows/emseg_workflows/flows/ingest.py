@@ -43,7 +43,7 @@ def ingest(
     Parameters
     ----------
     source
-        A TIFF file of many pages, a folder of TIFF files with one page each, numbered in their names, or an MRC or HDF5 file.
+        A TIFF file of many pages, an MRC or HDF5 file, or a folder of PNG or one-page TIFF files, numbered in their names.
     volume_path
         Where to make the volume, an OME-Zarr image.
     dataset

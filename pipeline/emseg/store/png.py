@@ -1,0 +1,74 @@
+"""Reading a folder of PNG slices, with Pillow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from emseg.box import triple
+from emseg.errors import VolumeError
+from emseg.store.nodes import PNG_SUFFIXES, reason
+from emseg.store.slices import slice_files
+from emseg.store.stack import Stated
+
+GREY = {"L": "uint8", "I;16": "uint16"}
+"""Types of plain grey, by what Pillow calls them."""
+# Pillow refuses what is larger than a photograph, as it might fill the memory; slices of tissue are.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class PngFolder:
+    """An open folder of slices; fulfils `emseg.store.stack.Stack`.
+
+    Raises
+    ------
+    VolumeError
+        If there are no slices, some are missing, or they are not plain grey of one size and type.
+    """
+
+    stated: Stated | None = None
+    """PNG states a resolution for paper at most."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = slice_files(folder, PNG_SUFFIXES)
+        kinds = []
+        for file in self._files:
+            with _opened(file) as image:
+                kinds.append((image.height, image.width, GREY[image.mode]))
+            if kinds[-1] != kinds[0]:
+                one, other = (f"{height} x {width} {dtype}" for height, width, dtype in (kinds[0], kinds[-1]))
+                raise VolumeError(
+                    f"{self._files[0].name} is {one}, but {file.name} is {other}: give all slices in {folder} one size and type"
+                )
+        height, width, self.dtype = kinds[0]
+        self.shape = triple((len(self._files), height, width))
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Slices from `start` to before `stop`, ``(z, y, x)``."""
+        voxels = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        for pixels, file in zip(voxels, self._files[start:stop], strict=True):
+            with _opened(file) as image:
+                pixels[:] = np.asarray(image)
+        return voxels
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """An image of plain grey; whatever a damaged one makes Pillow raise becomes a `VolumeError`."""
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            if image.mode not in GREY:
+                raise VolumeError(
+                    f"{file} has the colours {image.mode!r}, but emseg reads plain grey of 8 or 16 bits: save it so"
+                )
+            yield image
+    except VolumeError:
+        raise
+    except Exception as error:
+        raise VolumeError(f"{file} cannot be read as PNG ({reason(error)}): copy it again") from error
