@@ -122,7 +122,11 @@ model_option = click.option(
 level_option = click.option(
     "--level", type=click.IntRange(min=0), help="Of the volume's pyramid; by default 0, the finest. As naming its array."
 )
-region_option = click.option("--roi", metavar="Z0:Z1,Y0:Y1,X0:X1", help="Part of the volume, in voxels; by default all of it.")
+region_option = click.option(
+    "--roi",
+    metavar="Z0:Z1,Y0:Y1,X0:X1",
+    help="Part of the volume, in voxels, or with nm at the end in nanometres; by default all.",
+)
 tile_option = click.option("--tile", type=Numbers(), help="Shape of one network input, in voxels; by default chosen for you.")
 probabilities_option = click.option(
     "--probabilities", is_flag=True, help="Store the probability of each class beside the labels."

@@ -18,6 +18,8 @@ TRUTH_DTYPES = (*DTYPES, "int8", "int16", "int32", "int64", "uint32", "uint64")
 
 LONGEST_AXIS = 2**24
 """Most voxels along an axis, 67 mm at 4 nm: metadata that say more are damaged."""
+NANOMETRES = {"picometer": 1e-3, "angstrom": 0.1, "nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6}
+"""Units of length in which microscopists count, in nanometres."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,12 @@ class VolumeSpec:
     def chunk_bytes(self) -> int:
         """Bytes of the largest chunk's voxels, uncompressed."""
         return math.prod(map(min, self.chunk, self.shape)) * self.itemsize
+
+    @property
+    def unit_sizes(self) -> tuple[float | None, float | None, float | None]:
+        """Length (z, y, x) of each axis's unit, in nanometres; None where there is none, or one nobody uses here."""
+        z, y, x = (NANOMETRES.get(unit or "") for unit in self.units)
+        return (z, y, x)
 
     def crop(self, region: Box) -> tuple[float, float, float]:
         """Translation (z, y, x), in `units`, of the first voxel of a region."""

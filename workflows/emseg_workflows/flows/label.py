@@ -284,10 +284,8 @@ def _table(table: Segments, before: int, recipe: Recipe, stored: Output) -> Iter
 
 def _micrometres(recipe: Recipe) -> float | None:
     """Volume of a voxel in cubic micrometres, if that is known."""
-    lengths = {"nanometer": 1e-3, "micrometer": 1.0, "angstrom": 1e-4, "millimeter": 1e3}
-    if any(unit not in lengths for unit in recipe.volume.units):
-        return None
-    return math.prod(size * lengths[unit] for size, unit in zip(recipe.volume.scale, recipe.volume.units, strict=True) if unit)
+    edges = [size * unit / 1e3 for size, unit in zip(recipe.volume.scale, recipe.volume.unit_sizes, strict=True) if unit]
+    return math.prod(edges) if len(edges) == len(AXES) else None
 
 
 def _labelling(
