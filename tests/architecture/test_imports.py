@@ -49,6 +49,7 @@ def test_public_names() -> None:
         "check",
         "compare_instances",
         "evaluate",
+        "export",
         "ingest",
         "label",
         "plan_run",

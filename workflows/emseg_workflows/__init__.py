@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emseg_workflows.flows.evaluate import evaluate as evaluate
+    from emseg_workflows.flows.export import export as export
     from emseg_workflows.flows.ingest import ingest as ingest
     from emseg_workflows.flows.label import label as label
     from emseg_workflows.flows.matching import compare_instances as compare_instances
@@ -27,6 +28,7 @@ _FLOWS = {
     "check": "repair",
     "compare_instances": "matching",
     "evaluate": "evaluate",
+    "export": "export",
     "ingest": "ingest",
     "label": "label",
     "plan_run": "plan",
@@ -44,6 +46,7 @@ __all__ = [
     "check",
     "compare_instances",
     "evaluate",
+    "export",
     "ingest",
     "label",
     "plan_run",

@@ -729,6 +729,29 @@ def preview(output: Path, picture: Path | None, z: int | None, volume: Path | No
     click.echo(flow(output, picture, z=z, volume=volume))
 
 
+@cli.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("tiff", metavar="FILE.tif", type=click.Path(path_type=Path))
+@click.option(
+    "--instances",
+    is_flag=False,
+    flag_value="instances",
+    metavar="[NAME]",
+    help="Export instance labels of `emseg label`, those called instances if no name is given.",
+)
+@click.option("--probability", metavar="CLASS", help="Export the probability of a class, 0 to 254 for 0 to 1.")
+@click.option("--allow-incomplete", is_flag=True, help="Export what there is; the rest is 255, of instances 0.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")
+def export(
+    output: Path, tiff: Path, instances: str | None, probability: str | None, allow_incomplete: bool, overwrite: bool
+) -> None:
+    """Write the classes in OUTPUT as a TIFF stack with their voxel size, or instances, or a probability."""
+    from emseg_workflows.flows.export import export as flow  # noqa: PLC0415
+
+    options = {"instances": instances, "probability": probability}
+    click.echo(flow(output, tiff, **options, allow_incomplete=allow_incomplete, overwrite=overwrite))
+
+
 @cli.group(invoke_without_command=True)
 @json_option
 @click.pass_context
