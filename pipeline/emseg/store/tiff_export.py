@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def write_tiff(
         raise OutputError(f"{target} is named like something else than a TIFF file: end the name with {TIFF_SUFFIXES[0]}")
     if os.path.lexists(target) and not overwrite:
         raise OutputError(f"{target} already exists: choose another name, or replace it with --overwrite")
-    metadata: dict[str, Any] = {"axes": "ZYX", "Name": description}
+    # OME-XML wants a name that is unique, and would be another each time: this one goes with what the file holds.
+    name = uuid.uuid5(uuid.NAMESPACE_OID, f"{target.name} {description} {shape} {dtype} {volume.to_json()}")
+    metadata: dict[str, Any] = {"axes": "ZYX", "Name": description, "UUID": str(name)}
     for axis, size, unit in zip(AXES, volume.scale, volume.units, strict=True):
         if unit in SYMBOLS:
             metadata |= {f"PhysicalSize{axis.upper()}": size, f"PhysicalSize{axis.upper()}Unit": SYMBOLS[unit]}

@@ -59,6 +59,8 @@ def test_the_voxels_and_their_size(folder: Path, tmp_path: Path, name: str, what
         assert stack.dtype == ("uint8" if what != "instances" or expected.max() < 256 else "uint16")
     with tifffile.TiffFile(made) as tif:
         assert tif.is_bigtiff
+    before = made.read_bytes()
+    assert export(output, made, overwrite=True, **options).read_bytes() == before  # type: ignore[arg-type]
 
 
 def test_without_a_unit_no_size_is_stated(folder: Path, tmp_path: Path) -> None:
