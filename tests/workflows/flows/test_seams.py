@@ -101,9 +101,9 @@ def test_as_a_command(folder: Path, tmp_path: Path) -> None:
 
 def test_patches_of_real_tissue_that_were_segmented_apart_have_some(tmp_path: Path) -> None:
     """What tiling without neighbours does: each patch is normalised and mirrored by itself. In one run, there is no trace."""
-    raw, side = tifffile.imread(EXAMPLES / "fib25-sample" / "raw.tif")[:6, :192, :192], 48
+    raw, side = tifffile.imread(EXAMPLES / "fib25-sample" / "raw.tif")[:6, :240, :240], 40
     quilt = np.empty(raw.shape, np.uint8)
-    for y, x in itertools.product(range(0, 192, side), repeat=2):
+    for y, x in itertools.product(range(0, 240, side), repeat=2):
         patch = tmp_path / f"{y}-{x}.zarr"
         save_volume(patch, raw[:, y : y + side, x : x + side])
         segment(patch, tmp_path / f"{y}-{x}-out.zarr", workers=0)
@@ -112,10 +112,10 @@ def test_patches_of_real_tissue_that_were_segmented_apart_have_some(tmp_path: Pa
     save_volume(tmp_path / "whole.zarr", raw)
     segment(tmp_path / "whole.zarr", tmp_path / "whole-out.zarr", workers=0)
     whole = open_output(tmp_path / "whole-out.zarr")
-    at = np.arange(1, 192) % side == 0
+    at = np.arange(1, 240) % side == 0
     for labels, seamed in ((quilt, True), (whole.read_labels(whole.region), False)):
         for axis in (1, 2):
-            planes = Planes(192)
+            planes = Planes(240)
             planes.add(0, axis, labels, None)
             found = excess(planes.changes, planes.pairs, at, ~at)
             assert found is not None
