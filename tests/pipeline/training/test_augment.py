@@ -57,9 +57,9 @@ def test_a_tile_at_a_corner_is_mirrored() -> None:
 
 
 def test_every_place_and_orientation_is_drawn() -> None:
-    drawn = crops(CUBE, (9, 9, 9), (8, 8, 8))
-    tiles = {drawn.draw(np.random.default_rng(seed)).tile.tobytes() for seed in range(3000)}
-    assert len(tiles) == 2**3 * 48  # two places per axis; 48 symmetries of the cube
+    drawn = crops(CUBE, (9, 8, 9), (8, 8, 8))
+    tiles = {drawn.draw(np.random.default_rng(seed)).tile.tobytes() for seed in range(1500)}
+    assert len(tiles) == 2**2 * 48  # two places along two axes; 48 symmetries of the cube
 
 
 def test_volumes_are_drawn_by_their_weights() -> None:
