@@ -111,6 +111,7 @@ REFUSED = {
     "run good.zarr --model truncated.safetensors": "truncated",
     "run good.zarr --model no.safetensors": "truncated",
     "run good.zarr --model narrow.safetensors": r"down\.0\.0\.bias has shape \[16\], the network needs \[8\]",
+    "run good.zarr --cluster slurm --workers 1": r"the site names none: give a --site file with memory",
     "run good.zarr --level 3": r"good\.zarr (is no OME-Zarr image|has no level 3).*--level",
     "plan good.zarr --level 3": r"good\.zarr (is no OME-Zarr image|has no level 3).*--level",
     "models show missing": "no bundled model.*membrane-fib25",

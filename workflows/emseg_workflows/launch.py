@@ -216,6 +216,11 @@ def _batch_client(launch: Launch, held: ExitStack) -> Client:
         raise PlanError(f"--cluster {placement.cluster} needs dask-jobqueue ({error}): pip install 'emseg[slurm]'") from error
     site, logs = placement.site or Site(), logs_of(launch.place)
     site = site.but(cpus=site.cpus or launch.threads)
+    if placement.cluster == "slurm" and not site.memory:
+        raise PlanError(
+            "--cluster slurm asks for memory for each worker, but the site names none: give a --site file with memory = '16G', "
+            "or use `emseg submit`, which asks for what the plan needs"
+        )
     logs.mkdir(exist_ok=True)
     security = _security(launch.place, held)
     if placement.cluster == "srun":

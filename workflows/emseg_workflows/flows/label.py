@@ -131,6 +131,7 @@ def label(
         If what was asked for does not fit; nothing was written then.
     """
     notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
+    placement = Placement(workers, host, scheduler, client, cluster, tls=tls, site=site, adapt=adapt)
     place = Path(output).absolute()
     stored = open_output(place)
     recipe = recipe_of(stored)
@@ -152,7 +153,6 @@ def label(
             f"{place / 'labels' / name} was made with other settings (there / now): {_differences(before, described)}: choose "
             "another --name, or replace it with --overwrite"
         )
-    placement = Placement(workers, host, scheduler, client, cluster, tls=tls, site=site, adapt=adapt)
     launch = Launch(placement, len(done), 1, place, notify)
     with claimed(place) as claim, open_executor(launch, stop) as executor, claim.held() as lease:
         token = Token(stored.records, lease.run)
