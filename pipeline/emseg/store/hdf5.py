@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from emseg.box import triple
 from emseg.errors import VolumeError
 from emseg.specs.volume import DTYPES
+from emseg.store.extras import load_extra
 from emseg.store.nodes import reason
 from emseg.store.plain import plain_space
 from emseg.store.stack import Stack, Stated
@@ -39,10 +40,7 @@ def open_hdf5(path: Path, dataset: str | None) -> Iterator[Stack]:
     VolumeError
         If h5py is not installed, or there is no such stack, or one that emseg cannot read.
     """
-    try:
-        import h5py  # noqa: PLC0415  an extra
-    except ImportError as error:
-        raise VolumeError(f"{path} is read with h5py, which is not installed: pip install 'emseg[hdf5]'") from error
+    h5py = load_extra("h5py", "hdf5", path)
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -95,12 +93,10 @@ class _Dataset:
 
 def _chosen(path: Path, file: h5py.File, dataset: str | None) -> h5py.Dataset:
     """The dataset of that name, or the only one there is."""
-    import h5py  # noqa: PLC0415  an extra
-
     there: list[str] = []
 
     def note(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset) and item.ndim >= 2:
+        if getattr(item, "ndim", 0) >= 2:  # a group has none
             there.append(name)
 
     file.visititems(note)

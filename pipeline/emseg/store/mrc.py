@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from emseg.box import AXES, triple
 from emseg.errors import VolumeError
 from emseg.specs.volume import DTYPES
+from emseg.store.extras import load_extra
 from emseg.store.nodes import reason
 from emseg.store.stack import Stack, Stated
 
@@ -32,10 +33,7 @@ def open_mrc(path: Path) -> Iterator[Stack]:
     VolumeError
         If mrcfile is not installed, or there is no such stack, or one that emseg cannot read.
     """
-    try:
-        import mrcfile  # noqa: PLC0415  an extra
-    except ImportError as error:
-        raise VolumeError(f"{path} is read with mrcfile, which is not installed: pip install 'emseg[mrc]'") from error
+    mrcfile = load_extra("mrcfile", "mrc", path)
     try:
         with mrcfile.open(path, mode="r", header_only=True) as opened:
             header, size = opened.header, opened.voxel_size

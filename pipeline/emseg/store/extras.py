@@ -1,0 +1,23 @@
+"""Libraries that are not installed with emseg itself, loaded when a file asks for them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from emseg.errors import VolumeError
+
+
+def load_extra(library: str, extra: str, path: Path) -> Any:
+    """The module that reads a file, of the extra of emseg that installs it.
+
+    Raises
+    ------
+    VolumeError
+        If it is not installed.
+    """
+    try:
+        return import_module(library)
+    except ImportError as error:
+        raise VolumeError(f"{path} is read with {library}, which is not installed: pip install 'emseg[{extra}]'") from error
