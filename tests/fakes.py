@@ -202,7 +202,7 @@ def plan_by_hand(
     model: ModelSpec, shape: Triple, unit: Triple, tile: Triple, region: Box | None = None, batch: int = 1
 ) -> Plan:
     """A plan of any write units, also such as `plan_volume` would not choose."""
-    return Plan(shape, region or Box.of_shape(shape), model, tile, batch, unit, unit)
+    return Plan(region or Box.of_shape(shape), unit, shape, model, tile, batch, unit)
 
 
 def voxels_shared(one: Box, other: Box) -> bool:

@@ -81,6 +81,11 @@ class Box:
             triple(stop + o for stop, o in zip(self.stop, offset, strict=True)),
         )
 
+    def refine(self, step: Triple) -> Box:
+        """The same place where each voxel is divided into `step` voxels."""
+        start, stop = (triple(c * s for c, s in zip(corner, step, strict=True)) for corner in (self.start, self.stop))
+        return Box(start, stop)
+
     def relative_to(self, origin: Triple) -> Box:
         """This box in coordinates whose zero is `origin`."""
         return self.shift(triple(-o for o in origin))

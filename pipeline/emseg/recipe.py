@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from emseg.box import Triple, triple
 from emseg.grid.plan import Plan
 from emseg.normalise import Normalisation
 from emseg.specs.numerics import Accuracy, Numerics
@@ -36,6 +37,8 @@ class Recipe:
     """How far the run's low precision is from float32; None if it computes in that."""
     tta: bool = False
     """Test-time augmentation: whether probabilities are means over the symmetries of the image plane."""
+    steps: tuple[Triple, ...] = ()
+    """Step (z, y, x) of each coarser level, in voxels of the next finer one."""
 
     @property
     def fingerprint(self) -> str:
@@ -50,7 +53,7 @@ class Recipe:
                 yield f"{name}: {_short(mine.get(name))} / {_short(theirs.get(name))}"
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values; ``tta`` only where it is used, so that fingerprints from before it was known hold."""
+        """The fields as JSON values; ``tta`` and ``levels`` only where there are any: fingerprints from before they were known hold."""
         return {
             "volume": self.volume.to_json(),
             "volume_digest": self.volume_digest,
@@ -61,6 +64,7 @@ class Recipe:
             "probabilities": self.probabilities,
             **({} if self.accuracy is None else {"accuracy": asdict(self.accuracy)}),
             **({"tta": True} if self.tta else {}),
+            **({"levels": [list(step) for step in self.steps]} if self.steps else {}),
         }
 
     @classmethod
@@ -76,6 +80,7 @@ class Recipe:
             probabilities=bool(data["probabilities"]),
             accuracy=Accuracy.from_json(data["accuracy"]) if "accuracy" in data else None,
             tta=bool(data.get("tta", False)),
+            steps=tuple(triple(step) for step in data.get("levels", ())),
         )
 
 

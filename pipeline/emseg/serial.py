@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from emseg.block import Bench, segment_block
-from emseg.grid.plan import Block
+from emseg.grid.blocks import Block
 from emseg.outcome import Outcome
 
 

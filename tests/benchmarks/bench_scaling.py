@@ -185,7 +185,7 @@ def measure_books(folder: str) -> dict[str, Any]:
     """Memory of dispatch, tally, pace and run record, with outcomes that are made up; no Dask."""
     blocks, place, workers = MARKS[-1], Path(folder, "books.zarr"), 32
     volume = VolumeSpec((blocks, *TILE[1:]), "uint8", TILE)
-    plan = Plan(volume.shape, volume.box, POINTWISE, TILE, 1, TILE, TILE)
+    plan = Plan(volume.box, TILE, volume.shape, POINTWISE, TILE, 1, TILE)
     numerics = Numerics("none", "none", "float32", 1, "none")
     recipe = Recipe(volume, "none", "none", Normalisation("volume", (0.0,), (1.0,)), plan, numerics, False)
     prepare_output(place, recipe, {}, overwrite=False)

@@ -14,7 +14,7 @@ from fakes import plan_by_hand
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emseg.grid.plan import Block
+from emseg.grid.blocks import Block
 from emseg.outcome import Outcome, Seconds
 from emseg.specs.model import ModelSpec
 from emseg_workflows.dispatch import AHEAD, BACK_OFF, LONE, OUTAGE, SUSPECT, Attempt, Dispatch, Policy

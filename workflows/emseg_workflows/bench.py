@@ -15,7 +15,7 @@ from emseg.block import Bench, segment_block
 from emseg.box import Triple
 from emseg.canary import speed_of
 from emseg.errors import ModelError, NumericsError
-from emseg.grid.plan import Block
+from emseg.grid.blocks import Block
 from emseg.grid.reading import CACHE_BYTES
 from emseg.grid.symmetry import SymmetricPredictor
 from emseg.model.device import Device

@@ -134,6 +134,11 @@ probabilities_option = click.option(
 tta_option = click.option(
     "--tta", is_flag=True, help="Average over rotations by 90 degrees and flips of the image plane: 8 times the arithmetic."
 )
+pyramid_option = click.option(
+    "--pyramid/--no-pyramid",
+    default=None,
+    help="Whether viewers get coarser levels of what is larger than they can show at once; by default as begun, else yes.",
+)
 adapt_option = click.option(
     "--adapt", type=Bounds(), help="Least and most workers: as many as there are blocks for, instead of --workers."
 )
@@ -206,6 +211,7 @@ def ingest(
 @tile_option
 @probabilities_option
 @tta_option
+@pyramid_option
 @device_option
 @threads_option
 @click.option("--explain", is_flag=True, help="Show the layouts that were considered, and what each would cost.")
@@ -218,6 +224,7 @@ def plan(
     tile: Triple | None,
     probabilities: bool,
     tta: bool,
+    pyramid: bool | None,
     device: Literal["cpu", "cuda"] | None,
     threads: int,
     explain: bool,
@@ -225,11 +232,11 @@ def plan(
 ) -> None:
     """Say what a run on VOLUME would do and cost, and stop there."""
     from emseg.grid.cost import cost_of  # noqa: PLC0415
-    from emseg_workflows.flows.plan import plan_run  # noqa: PLC0415
+    from emseg_workflows.flows.plan import levels_for, plan_run  # noqa: PLC0415
 
     planned = plan_run(_of_level(volume, level), model=model, region=roi, tile=tile, tta=tta, device=device, threads=threads)
     made = planned.plan
-    cost = cost_of(made, planned.volume, probabilities, tta)
+    cost = cost_of(made, planned.volume, probabilities, tta, levels_for(planned.volume, made.region, pyramid))
     if as_json:
         layouts = {"layouts": [asdict(layout) for layout in planned.layouts]} if explain else {}
         click.echo(json.dumps({"plan": made.to_json(), "cost": cost.to_json(), **layouts}, indent=2))
@@ -304,6 +311,7 @@ def _explain(layouts: list[Layout], needed: int) -> None:
 @probabilities_option
 @click.option("--instances", is_flag=True, help="Label instances at the end, as `emseg label` does.")
 @tta_option
+@pyramid_option
 @click.option(
     "--normalise",
     type=click.Choice(["volume", "slice"]),
@@ -360,6 +368,7 @@ def run(
     probabilities: bool,
     instances: bool,
     tta: bool,
+    pyramid: bool | None,
     normalise: Literal["volume", "slice"] | None,
     tile: Triple | None,
     threads: int,
@@ -393,6 +402,7 @@ def run(
                     region=roi,
                     probabilities=probabilities or instances,
                     tta=tta,
+                    pyramid=pyramid,
                     normalise=normalise,
                     tile=tile,
                     threads=threads,

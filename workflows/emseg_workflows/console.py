@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from emseg.grid.plan import Plan
 from emseg.outcome import Outcome
 from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, RunEnded, RunStarted, WorkerLeft
 from emseg_workflows.pace import Pace, clock, time_left
@@ -31,6 +32,8 @@ class RunConsole:
         self._pace: Pace | None = None
         self._drawn = 0.0
         self._retried = 0
+        self._brief = False
+        """Whether what goes on is a later stage, of which less is told."""
 
     def __enter__(self) -> Self:
         return self
@@ -62,21 +65,23 @@ class RunConsole:
         self._redraw()
 
     def _start(self, event: RunStarted) -> None:
-        plan = event.plan
-        where = f"{event.workers} worker processes" if event.workers else "this process"
-        self._console.print(f"output     {event.output}", markup=False)
-        self._console.print(
-            f"plan       {len(plan)} blocks of {' x '.join(map(str, plan.unit))} voxels in tiles of "
-            f"{' x '.join(map(str, plan.tile))}, on {where}"
-        )
+        blocks, self._brief = event.blocks, bool(event.stage)
+        what = f"{len(blocks)} blocks of {' x '.join(map(str, blocks.unit))} voxels"
+        if event.stage:
+            self._console.print(f"{event.stage:<11}{what}", markup=False)
+        else:
+            where = f"{event.workers} worker processes" if event.workers else "this process"
+            tiles = f" in tiles of {' x '.join(map(str, blocks.tile))}" if isinstance(blocks, Plan) else ""
+            self._console.print(f"output     {event.output}", markup=False)
+            self._console.print(f"plan       {what}{tiles}, on {where}")
         if event.already_done:
             self._console.print(f"resuming   {event.already_done} blocks are already written")
-        if event.dashboard:
+        if event.dashboard and not event.stage:
             self._console.print(f"dashboard  {event.dashboard}", markup=False)
         if event.map:
             self._console.print(f"map        {event.map}", markup=False)
         self._drawn = perf_counter()
-        self._pace = Pace(plan, event.already_done, event.workers, self._drawn)
+        self._pace = Pace(blocks, event.already_done, event.workers, self._drawn)
         if self._console.is_terminal:
             self._live.start()
 
@@ -97,20 +102,14 @@ class RunConsole:
             self._console.print(text, markup=False)
 
     def _finish(self, report: Report) -> None:
-        phases = report.phases
         self._console.print(
             f"done       {report.done} blocks in {clock(report.seconds)}, {report.megavoxels_per_second:.2f} Mvoxel/s; "
             f"{report.skipped} skipped, {report.failed} failed"
             + (f", {report.retried} tries made again" if report.retried else "")
             + (f", {report.left} left" if report.left else "")
         )
-        self._console.print(
-            f"time       read {phases.read:.1f} s, wait {phases.wait:.1f} s, predict {phases.predict:.1f} s, "
-            f"stitch {phases.stitch:.1f} s, write {phases.write:.1f} s over all blocks; "
-            f"worker peak {report.worker_peak_bytes / 2**20:.0f} MiB"
-        )
-        if report.idle is not None:
-            self._console.print(f"bottleneck {report.bottleneck}; devices idle {report.idle:.0%}")
+        if not self._brief:
+            self._tell_time(report)
         for retry in report.retries[:SHOWN]:
             self._console.print(
                 f"retried    block {retry.block} at {retry.box}, by {retry.worker}: {retry.cause}", markup=False
@@ -121,6 +120,16 @@ class RunConsole:
             self._console.print(f"failed     block {failure.block} at {failure.box}: {failure.cause}", markup=False)
         if report.failed > SHOWN:
             self._console.print(f"failed     and {report.failed - SHOWN} more, see the run record in the output")
+
+    def _tell_time(self, report: Report) -> None:
+        phases = report.phases
+        self._console.print(
+            f"time       read {phases.read:.1f} s, wait {phases.wait:.1f} s, predict {phases.predict:.1f} s, "
+            f"stitch {phases.stitch:.1f} s, write {phases.write:.1f} s over all blocks; "
+            f"worker peak {report.worker_peak_bytes / 2**20:.0f} MiB"
+        )
+        if report.idle is not None:
+            self._console.print(f"bottleneck {report.bottleneck}; devices idle {report.idle:.0%}")
 
 
 def lines_of(pace: Pace, now: float) -> tuple[str, str]:

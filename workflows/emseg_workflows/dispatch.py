@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 
-from emseg.grid.plan import Block
+from emseg.grid.blocks import Block
 from emseg.outcome import Outcome
 from emseg_workflows.events import BlockEnded, BlockRetried
 

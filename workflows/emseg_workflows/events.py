@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from emseg.grid.plan import Plan
+from emseg.grid.blocks import Blocks
 from emseg.outcome import Outcome
 from emseg.specs.numerics import Numerics
 from emseg_workflows.report import Report
@@ -24,7 +24,8 @@ class RunStarted:
     """The first block is about to be handed out."""
 
     output: Path
-    plan: Plan
+    blocks: Blocks
+    """A plan, or what a later stage works on."""
     already_done: int
     """Blocks that an earlier run has written."""
     workers: int
@@ -33,6 +34,8 @@ class RunStarted:
     """Address of the Dask dashboard, if there is one."""
     map: str | None = None
     """Address of the live map of blocks, if there is one."""
+    stage: str = ""
+    """What is done to the blocks, where that is not to segment them."""
 
 
 @dataclass(frozen=True, slots=True)

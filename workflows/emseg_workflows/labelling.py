@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from emseg.block import outcome_of
 from emseg.errors import BlockError
-from emseg.grid.plan import Block
+from emseg.grid.blocks import Block
 from emseg.instances.piece import cut, sew
 from emseg.model.device import Device
 from emseg.outcome import Outcome, Stopwatch

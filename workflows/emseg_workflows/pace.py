@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from statistics import mean, median, stdev
 from typing import Any
 
-from emseg.grid.plan import Plan
+from emseg.grid.blocks import Blocks
 from emseg.outcome import Outcome, Seconds
 from emseg_workflows.events import BlockEnded, Event, InHand, WorkerJoined, WorkerLeft
 
@@ -42,13 +42,13 @@ class Slowest:
 class Pace:
     """The speed of a run; the clock is that of its caller, in seconds."""
 
-    def __init__(self, plan: Plan, already_done: int, workers: int, now: float) -> None:
-        self.blocks = len(plan)
+    def __init__(self, blocks: Blocks, already_done: int, workers: int, now: float) -> None:
+        self.blocks = len(blocks)
         self.done = already_done
         self.failed = 0
         self._workers = workers
         self._joined: set[str] = set()
-        self._left = plan.region.voxels * (1 - already_done / self.blocks)
+        self._left = blocks.region.voxels * (1 - already_done / self.blocks)
         self._began = now
         self._recent: deque[tuple[float, Outcome]] = deque()
         self._late: InHand | None = None

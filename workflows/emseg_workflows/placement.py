@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from emseg.errors import PlanError
-from emseg.grid.plan import Block
+from emseg.grid.blocks import Block
 from emseg.model.device import Device, Gpu
 from emseg_workflows.bench import Choice, Trial, Work
 from emseg_workflows.dispatch import Policy

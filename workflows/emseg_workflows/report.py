@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from emseg.grid.plan import Plan
+from emseg.grid.blocks import Blocks
 from emseg.outcome import Outcome, Seconds
 
 LISTED = 1000
@@ -66,6 +66,8 @@ class Report:
     """Largest memory of a worker process."""
     workers: int
     """Processes that blocks have ended in."""
+    unbuilt: int = 0
+    """Write units of coarser levels that are not there."""
 
     @property
     def idle(self) -> float | None:
@@ -89,10 +91,10 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 if every block is written, 128 and the signal if that stopped the run before its end, else 3."""
-        if self.left and self.signal:
+        """0 if everything is written, 128 and the signal if that stopped the run before its end, else 3."""
+        if (self.left or self.unbuilt) and self.signal:
             return 128 + self.signal
-        return 3 if self.failed or self.left else 0
+        return 3 if self.failed or self.left or self.unbuilt else 0
 
     @property
     def megavoxels_per_second(self) -> float:
@@ -108,8 +110,8 @@ class Report:
 class Tally:
     """Counts outcomes as they come."""
 
-    def __init__(self, plan: Plan, skipped: int) -> None:
-        self._plan = plan
+    def __init__(self, blocks: Blocks, skipped: int) -> None:
+        self._blocks = blocks
         self._skipped = skipped
         self._done = self._failed = self._voxels = self._peak = self._retried = 0
         self._failures: list[Failure] = []
@@ -148,12 +150,12 @@ class Tally:
             self._retries.append(Retry(outcome.block, self._box(outcome.block), in_vain, outcome.worker))
 
     def _box(self, block: int) -> str:
-        return str(self._plan.block(block).write)
+        return str(self._blocks.block(block).write)
 
     def report(self, seconds: float, signal: int = 0) -> Report:
         """The report so far, `seconds` after the first block was handed out."""
         return Report(
-            blocks=len(self._plan),
+            blocks=len(self._blocks),
             skipped=self._skipped,
             done=self._done,
             failed=self._failed,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from emseg.box import Box, Triple
+from emseg.grid.blocks import Blocks
 from emseg.grid.plan import Plan
+from emseg.grid.pyramid import level_shapes
 from emseg.grid.reading import CACHE_BYTES, reading_of
 from emseg.grid.symmetry import SYMMETRIES
 from emseg.specs.model import FLOAT32_BYTES
@@ -48,8 +52,10 @@ class Cost:
         return {**asdict(self), "bytes_read_per_needed": self.bytes_read / self.bytes_needed}
 
 
-def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = False) -> Cost:
-    """What a plan costs on a volume, with or without stored probabilities and test-time augmentation."""
+def cost_of(
+    plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = False, steps: Sequence[Triple] = ()
+) -> Cost:
+    """What a plan costs on a volume, with or without stored probabilities, test-time augmentation, and levels of these steps."""
     model, region = plan.model, plan.region
     tiles = 1
     for axis in range(3):
@@ -60,6 +66,7 @@ def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = Fal
             on_axis += -(-(stop - start // lattice * lattice) // step)
         tiles *= on_axis
     arrays = 1 + (len(model.classes) if probabilities else 0)
+    levels = [Blocks(Box.of_shape(shape), plan.unit) for shape in level_shapes(region.shape, steps)]
     return Cost(
         blocks=len(plan),
         tiles=tiles,
@@ -68,8 +75,8 @@ def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = Fal
         bytes_read=reading_of(volume, region, model, plan.unit, plan.tile).voxels * volume.itemsize,
         bytes_per_worker=_worker_bytes(plan, volume, arrays),
         bytes_per_predictor=_predictor_bytes(plan),
-        output_bytes=region.voxels * arrays,
-        output_files=len(plan) * (2 if probabilities else 1),
+        output_bytes=sum(level.region.voxels for level in levels) * arrays,
+        output_files=sum(map(len, levels)) * (2 if probabilities else 1),
     )
 
 

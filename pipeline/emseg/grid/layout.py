@@ -124,7 +124,7 @@ def plan_volume(
 
 def plan_with(layout: Layout, volume: VolumeSpec, model: ModelSpec, region: Box) -> Plan:
     """The plan that cuts a region of a volume as one of its layouts says."""
-    return Plan(volume.shape, region, model, layout.tile, 1, layout.unit, _chunk(layout.unit))
+    return Plan(region, layout.unit, volume.shape, model, layout.tile, 1, _chunk(layout.unit))
 
 
 def layouts_of(

@@ -10,7 +10,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg.grid.plan import Block, Plan
+from emseg.grid.blocks import Block, Blocks
+from emseg.grid.plan import Plan
 from emseg.grid.reading import groups, reading_of
 from emseg.specs.volume import VolumeSpec
 
@@ -22,9 +23,9 @@ LONGEST = 2**12
 class Strand(Sequence[Block]):
     """Blocks that one worker does best one after another, as each reads chunks that the one before has read."""
 
-    plan: Plan
+    blocks: Blocks
     indices: NDArray[np.int64]
-    """Positions of the blocks in the plan."""
+    """Positions of these among all."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -37,8 +38,8 @@ class Strand(Sequence[Block]):
 
     def __getitem__(self, place: int | slice) -> Block | Strand:
         if isinstance(place, slice):
-            return Strand(self.plan, self.indices[place])
-        return self.plan.block(int(self.indices[place]))
+            return Strand(self.blocks, self.indices[place])
+        return self.blocks.block(int(self.indices[place]))
 
 
 def strands_of(plan: Plan, volume: VolumeSpec, wanted: NDArray[np.bool_]) -> Iterator[Strand]:
@@ -56,6 +57,14 @@ def strands_of(plan: Plan, volume: VolumeSpec, wanted: NDArray[np.bool_]) -> Ite
         for indices in _walk(plan, range(z, z_stop), range(y, y_stop)):
             if len(left := indices[wanted[indices]]):
                 yield Strand(plan, left)
+
+
+def strands_in_order(blocks: Blocks, wanted: NDArray[np.bool_]) -> Iterator[Strand]:
+    """Strands, none of them empty, that hold each block once for which `wanted`, ``(block,) bool``, says so; x is fastest."""
+    for first in range(0, len(blocks), LONGEST):
+        indices = np.arange(first, min(first + LONGEST, len(blocks)))
+        if len(left := indices[wanted[indices]]):
+            yield Strand(blocks, left)
 
 
 def _walk(plan: Plan, deep: range, high: range) -> Iterator[NDArray[np.int64]]:

@@ -87,6 +87,13 @@ class VolumeSpec:
         z, y, x = (NANOMETRES.get(unit or "") for unit in self.units)
         return (z, y, x)
 
+    @property
+    def proportions(self) -> tuple[float, float, float]:
+        """Size (z, y, x) of a voxel in one unit, which is nanometres if each axis has a unit of length, else not known."""
+        sizes = self.unit_sizes
+        z, y, x = (size * (unit or 1) if None not in sizes[-self.rank :] else size for size, unit in zip(self.scale, sizes, strict=True))
+        return (z, y, x)
+
     def crop(self, region: Box) -> tuple[float, float, float]:
         """Translation (z, y, x), in `units`, of the first voxel of a region."""
         z, y, x = (t + s * o for t, s, o in zip(self.translation, self.scale, region.start, strict=True))

@@ -113,6 +113,11 @@ class Shards:
         self._rank = rank
 
     @property
+    def channels(self) -> tuple[int, ...]:
+        """Number of channels, if the array has an axis of these."""
+        return self.array.shape[: bool(self._channels)]
+
+    @property
     def shape(self) -> Triple:
         """Shape (z, y, x) in voxels."""
         return self._three(self.array.shape)
@@ -158,7 +163,7 @@ class Shards:
     def read(self, box: Box) -> NDArray[Any]:
         """The voxels of `box`, ``(z, y, x)`` or ``(channel, z, y, x)``."""
         found = np.asarray(self.array[self._selection(box)])
-        return found.reshape((*found.shape[: bool(self._channels)], *box.shape))
+        return found.reshape((*self.channels, *box.shape))
 
     def write(self, box: Box, values: NDArray[Any]) -> None:
         """Stores ``(z, y, x)`` or ``(channel, z, y, x)``; `box` must be whole shards.
@@ -166,7 +171,7 @@ class Shards:
         Each shard is in its place whole and on the disk when this returns, so that not even a power cut takes it back. What
         was stored before is never read.
         """
-        if values.shape != (*self.array.shape[: bool(self._channels)], *box.shape):
+        if values.shape != (*self.channels, *box.shape):
             raise ValueError(f"the values have shape {values.shape}, which is not that of {box}")
         indices = list(self.indices(box))
         if len(indices) == 1:
@@ -179,7 +184,7 @@ class Shards:
         """Store the part of a box that lies in one shard."""
         corner = triple(i * unit for i, unit in zip(index, self.unit, strict=True))
         part = values[(..., *Box.of_shape(self.unit).shift(corner).intersect(box).relative_to(box.start).slices())]
-        part = part.reshape((*part.shape[: bool(self._channels)], *part.shape[-self._rank :]))
+        part = part.reshape((*self.channels, *part.shape[-self._rank :]))
         array, file = self.array, self.file(index)
         values = part.astype(array.dtype, copy=False)
         document = encode_shard(values, array.shards or (), array.chunks, array.fill_value, dense=self._dense)

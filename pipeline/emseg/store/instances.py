@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emseg.box import AXES, Box
+from emseg.box import AXES, Box, Triple
 from emseg.errors import OutputError
 from emseg.specs.volume import VolumeSpec
 from emseg.store.arrays import Shards, open_shards
-from emseg.store.ome import VERSION, Space, multiscales
+from emseg.store.ome import VERSION, Space, levels_at, multiscales
 from emseg.store.scratch import IMAGE
 from emseg.store.staging import output_error, write_json
 
@@ -28,11 +29,14 @@ def space_of(volume: VolumeSpec, region: Box) -> Space:
     return Space(AXES, volume.scale, volume.crop(region), volume.units).last(volume.rank)
 
 
-def instances_group(space: Space, described: dict[str, Any]) -> dict[str, Any]:
-    """Attributes of the image of instance labels, two levels below the image that it belongs to."""
+def instances_group(space: Space, steps: Sequence[Triple], described: dict[str, Any]) -> dict[str, Any]:
+    """Attributes of the image of instance labels, two levels below the image that it belongs to.
+
+    `steps` are those of its coarser levels, in voxels of the next finer one.
+    """
     ome = {
         "version": VERSION,
-        "multiscales": multiscales("0", space, "instances"),
+        "multiscales": multiscales(levels_at("", space, steps), "instances"),
         "image-label": {"source": {"image": "../../"}},
     }
     return {"ome": ome, "emseg": described}

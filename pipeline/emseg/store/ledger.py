@@ -6,7 +6,6 @@ starts at the corner of the region that the output covers.
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.box import Box, Triple
-from emseg.errors import BlockError, OrphanError, OutputError
 from emseg.store.arrays import Shards
-from emseg.store.nodes import fault_of, reason
-from emseg.store.staging import output_error
+from emseg.store.level import Level
+from emseg.store.nodes import blamed
 
 NOT_COMPUTED = 255
 """Value of labels and probabilities where nothing has been computed yet."""
@@ -36,8 +34,7 @@ class Output:
         region: Box,
         classes: tuple[str, ...],
         attributes: dict[str, Any],
-        labels: Shards,
-        probabilities: Shards | None,
+        levels: tuple[Level, ...],
     ) -> None:
         self.path = path
         self.generation = generation
@@ -48,12 +45,13 @@ class Output:
         """Name of each class, in the order of the label values from 0."""
         self.attributes = attributes
         """The attributes that `create_output` was given, as JSON values."""
-        self._labels = labels
-        self._probabilities = probabilities
-        self._arrays = [array for array in (labels, probabilities) if array is not None]
-        self.unit: Triple = labels.unit
-        """Shape (z, y, x) of a write unit, in voxels."""
-        self.chunk: Triple = labels.chunk
+        self.levels = levels
+        """The arrays, the finest level first: probabilities where the output keeps them, then labels."""
+        *probabilities, self._labels = levels[0].arrays
+        self._probabilities = probabilities[0] if probabilities else None
+        self.unit: Triple = self._labels.unit
+        """Shape (z, y, x) of a write unit, in voxels; the same on each level."""
+        self.chunk: Triple = self._labels.chunk
         """Shape (z, y, x) of the chunks inside a write unit, in voxels."""
 
     def __repr__(self) -> str:
@@ -86,16 +84,10 @@ class Output:
         inside = box.relative_to(self.region.start)
         self._indices(box)
         self._check(box, labels, probabilities)
-        try:
+        with blamed(f"the block {box} of {self.path} cannot be written", "check the disk"):
             if self._probabilities is not None and probabilities is not None:
                 self._probabilities.write(inside, probabilities)
             self._labels.write(inside, labels)
-        except OrphanError:
-            raise
-        except Exception as error:  # the disk's errors come through Zarr, which adds its own
-            raise BlockError(
-                f"the block {box} of {self.path} cannot be written ({reason(error)}): check the disk", fault_of(error)
-            ) from error
 
     def is_done(self, box: Box) -> bool:
         """Whether each write unit of `box` exists in each array of the output.
@@ -105,7 +97,8 @@ class Output:
         ValueError
             If `box` is not whole write units.
         """
-        return all(array.has(index) for array, index in itertools.product(self._arrays, self._indices(box)))
+        self._indices(box)
+        return self.levels[0].is_done(box.relative_to(self.region.start))
 
     def done_units(self, *, tidy: bool = False) -> NDArray[np.bool_]:
         """Whether each write unit exists in each array, ``(z, y, x) bool`` on the grid of write units.
@@ -118,43 +111,7 @@ class Output:
         OutputError
             If the output is not there any more, which says nothing about its units.
         """
-        done = np.ones(self._labels.grid, dtype=bool)
-        for array in self._arrays:
-            done &= array.stored(tidy=tidy)
-        if not all(array.exists for array in self._arrays):
-            raise OutputError(f"the output {self.path} is not there any more: mount or restore it, and run again to go on")
-        return done
-
-    def check_unit(self, box: Box) -> None:
-        """Reads every byte of a block in each array, so that each checksum is proven.
-
-        Raises
-        ------
-        BlockError
-            If a shard is missing, damaged, or holds a voxel that was never computed.
-        """
-        for array in self._arrays:
-            if int(self._read(array, box).max()) == NOT_COMPUTED:
-                raise BlockError(f"the block {box} of {self.path} has voxels that were not computed: compute it again")
-
-    def remove_unit(self, box: Box) -> None:
-        """Makes a block *not computed* again; only who holds the lease may ask for that.
-
-        Labels are removed first, so that there are never labels whose probabilities are gone.
-
-        Raises
-        ------
-        OutputError
-            If the disk refuses.
-        ValueError
-            If `box` is not whole write units.
-        """
-        for array, index in itertools.product(self._arrays, self._indices(box)):
-            file = array.file(index)
-            try:
-                file.unlink(missing_ok=True)
-            except OSError as error:
-                raise output_error(file, error) from error
+        return self.levels[0].done(tidy=tidy)
 
     def read_labels(self, box: Box) -> NDArray[np.uint8]:
         """The labels of `box`, ``(z, y, x) uint8``, 255 where not computed.
@@ -209,8 +166,5 @@ class Output:
     def _read(self, array: Shards, box: Box) -> NDArray[np.uint8]:
         if not self.region.contains(box):
             raise ValueError(f"the box {box} is not within the region {self.region}")
-        try:
+        with blamed(f"the block {box} of {self.path} cannot be read", "compute it again"):
             return array.read(box.relative_to(self.region.start))
-        except Exception as error:  # a damaged shard may raise anything, according to the codec that meets it
-            cause = f"the block {box} of {self.path} cannot be read ({reason(error)}): compute it again"
-            raise BlockError(cause, fault_of(error)) from error

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +18,7 @@ from zarr.abc.store import ByteRequest, RangeByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
-from emseg.errors import Fault, VolumeError
+from emseg.errors import BlockError, Fault, OrphanError, VolumeError
 from emseg.store.blosc import use_whole_blosc
 
 use_whole_blosc()
@@ -59,6 +61,17 @@ def fault_of(error: BaseException) -> Fault:
             return "block" if cause.errno in LASTING else "store"
         cause = cause.__cause__ or cause.__context__
     return "block"
+
+
+@contextmanager
+def blamed(what: str, remedy: str) -> Iterator[None]:
+    """Whatever disk, Zarr or a codec raise within the ``with``, as a `BlockError`: what happened, why, and the remedy."""
+    try:
+        yield
+    except (BlockError, OrphanError):
+        raise
+    except Exception as error:
+        raise BlockError(f"{what} ({reason(error)}): {remedy}", fault_of(error)) from error
 
 
 def local(path: str | Path) -> Path:

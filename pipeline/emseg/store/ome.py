@@ -40,6 +40,14 @@ class Space:
         """The last `count` axes alone."""
         return Space(self.names[-count:], self.scale[-count:], self.translation[-count:], self.units[-count:])
 
+    def coarser(self, step: Sequence[int]) -> Space:
+        """The axes of a level whose voxels each stand for `step` (z, y, x) of these, and have their centres in between."""
+        count = len(self.names)
+        factors = (1,) * (count - len(step)) + tuple(step[-count:])
+        scale = tuple(size * factor for size, factor in zip(self.scale, factors, strict=True))
+        shifts = (size * (factor - 1) / 2 for size, factor in zip(self.scale, factors, strict=True))
+        return Space(self.names, scale, tuple(t + s for t, s in zip(self.translation, shifts, strict=True)), self.units)
+
     def with_channels(self) -> Space:
         """The same axes with a channel axis in front."""
         return Space(("c", *self.names), (1.0, *self.scale), (0.0, *self.translation), (None, *self.units))
@@ -101,13 +109,27 @@ def levels(multiscales: Any) -> Iterator[tuple[str, Space]]:
             return
 
 
-def multiscales(path: str, space: Space, name: str) -> list[dict[str, Any]]:
-    """Attributes ``multiscales`` of a group with one array at `path`, relative to it."""
+def multiscales(levels: Sequence[tuple[str, Space]], name: str) -> list[dict[str, Any]]:
+    """Attributes ``multiscales`` of a group: the path of each level's array, relative to it, and where its voxels lie.
+
+    The finest level is first.
+    """
+    space = levels[0][1]
     axes: list[dict[str, Any]] = []
     for axis, unit in zip(space.names, space.units, strict=True):
         axes.append({"name": axis, "type": "channel" if axis == "c" else "space"} | ({"unit": unit} if unit else {}))
-    steps = [{"type": "scale", "scale": list(space.scale)}, {"type": "translation", "translation": list(space.translation)}]
-    return [{"name": name, "axes": axes, "datasets": [{"path": path, "coordinateTransformations": steps}]}]
+    datasets = [{"path": path, "coordinateTransformations": _transformations(space)} for path, space in levels]
+    return [{"name": name, "axes": axes, "datasets": datasets}]
+
+
+def levels_at(prefix: str, finest: Space, steps: Sequence[Sequence[int]]) -> list[tuple[str, Space]]:
+    """Path and place of each level, for `multiscales`: ``PREFIX0``, ``PREFIX1``, ... with these steps from each to the next."""
+    factors = itertools.accumulate(steps, lambda factor, step: [f * s for f, s in zip(factor, step, strict=True)], initial=[1, 1, 1])
+    return [(f"{prefix}{level}", finest.coarser(factor)) for level, factor in enumerate(factors)]
+
+
+def _transformations(space: Space) -> list[dict[str, Any]]:
+    return [{"type": "scale", "scale": list(space.scale)}, {"type": "translation", "translation": list(space.translation)}]
 
 
 def _apply(step: Mapping[str, Any], scale: list[float], translation: list[float]) -> None:

@@ -3,6 +3,7 @@
     OUT                   an image: the probabilities if they are kept, else the labels
     OUT/labels/classes/0  (z, y, x) uint8, the class of each voxel, 255 = not computed
     OUT/probabilities/0   (c, z, y, x) uint8, 0 to 254 for 0 to 1, 255 = not computed
+    OUT/.../1, 2, ...     the coarser levels of each, see `emseg.grid.pyramid`
     OUT/emseg             leases and records of the runs, as JSON files
 
 A 2-D volume gives (y, x) and (c, y, x). The arrays start at the corner of the region that the output covers.
@@ -18,21 +19,23 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emseg.box import AXES, Box, Triple, triple
 from emseg.errors import OutputError, VolumeError
+from emseg.grid.pyramid import Rule, level_shapes
 from emseg.specs.volume import VolumeSpec
-from emseg.store.arrays import Shards, create_array, create_group, open_shards
+from emseg.store.arrays import create_array, create_group, open_shards
 from emseg.store.classes import image_label, omero
 from emseg.store.instances import list_labels, remove_instances
 from emseg.store.lease import Token
 from emseg.store.ledger import NOT_COMPUTED, Output
+from emseg.store.level import Level
 from emseg.store.nodes import Node, read_node, reason
-from emseg.store.ome import VERSION, Space, multiscales
+from emseg.store.ome import VERSION, Space, levels_at, multiscales
 from emseg.store.staging import PARTIAL, output_error, output_path, staged, write_json
 
 FORMAT = 2
@@ -55,18 +58,13 @@ class Generation:
 
     @property
     def labels(self) -> str:
-        """Path of the array of labels."""
-        return f"labels/{self.classes}/0"
-
-    @property
-    def image(self) -> str:
-        """Path of the image of probabilities."""
-        return self._numbered("probabilities")
+        """Path of the image of classes."""
+        return f"labels/{self.classes}"
 
     @property
     def probabilities(self) -> str:
-        """Path of the array of probabilities."""
-        return f"{self.image}/0"
+        """Path of the image of probabilities."""
+        return self._numbered("probabilities")
 
     def _numbered(self, name: str) -> str:
         return name if self.number == 1 else f"{name}-{self.number}"
@@ -96,6 +94,8 @@ class Form:
     """Whether to keep probabilities beside the labels."""
     attributes: dict[str, Any]
     """JSON values to keep, later found as `Output.attributes`; the key ``output`` is taken."""
+    steps: tuple[Triple, ...] = ()
+    """Step (z, y, x) of each coarser level, in voxels of the next finer one."""
 
     def __post_init__(self) -> None:
         if not self.volume.box.contains(self.region):
@@ -121,31 +121,35 @@ class Form:
             "region": [self.region.start, self.region.stop],
             "classes": self.classes,
             "probabilities": self.probabilities,
+            **({"levels": self.steps} if self.steps else {}),
         }
         own = json.loads(json.dumps({**self.attributes, SELF: described}))
-        return {"ome": self._image(generation.probabilities, generation.labels), "emseg": own}
+        return {"ome": self._image(f"{generation.probabilities}/", f"{generation.labels}/"), "emseg": own}
 
     def make_arrays(self, root: Path, generation: Generation) -> None:
         """Makes the empty arrays of a generation; nothing refers to them yet."""
-        shape, shard, inner = (lengths[-self.volume.rank :] for lengths in (self.region.shape, self.unit, self.chunk))
-        create_group(root, f"labels/{generation.classes}", {"ome": self._labels()})
-        _create_array(root, generation.labels, self.space, shape, shard, inner)
+        shard, inner = self.unit[-self.volume.rank :], self.chunk[-self.volume.rank :]
+        create_group(root, generation.labels, {"ome": self._labels()})
         if self.probabilities:
-            count = (len(self.classes),)
-            create_group(root, generation.image, {"ome": self._image("0", "")})
-            space = self.space.with_channels()
-            _create_array(root, generation.probabilities, space, count + shape, count + shard, (1, *inner))
+            create_group(root, generation.probabilities, {"ome": self._image("", "")})
+        for level, shape in enumerate(level_shapes(self.region.shape, self.steps)):
+            shape = shape[-self.volume.rank :]
+            _create_array(root, f"{generation.labels}/{level}", self.space, shape, shard, inner)
+            if self.probabilities:
+                count, space, name = (len(self.classes),), self.space.with_channels(), f"{generation.probabilities}/{level}"
+                _create_array(root, name, space, count + shape, count + shard, (1, *inner))
 
     def _image(self, probabilities: str, labels: str) -> dict[str, Any]:
-        """OME metadata of a group that is an image of the array at one of these paths."""
+        """OME metadata of a group that is an image of the arrays below one of these paths."""
         if not self.probabilities:
-            return {"version": VERSION, "multiscales": multiscales(labels, self.space, "classes")}
-        image = multiscales(probabilities, self.space.with_channels(), "probabilities")
+            return {"version": VERSION, "multiscales": multiscales(levels_at(labels, self.space, self.steps), "classes")}
+        levels = levels_at(probabilities, self.space.with_channels(), self.steps)
+        image = multiscales(levels, "probabilities")
         return {"version": VERSION, "multiscales": image, "omero": omero(self.classes, NOT_COMPUTED - 1)}
 
     def _labels(self) -> dict[str, Any]:
         """OME metadata of the image of classes, two levels below the image that it belongs to."""
-        image = multiscales("0", self.space, "classes")
+        image = multiscales(levels_at("", self.space, self.steps), "classes")
         return {"version": VERSION, "multiscales": image, "image-label": image_label(self.classes, "../../")}
 
 
@@ -230,18 +234,22 @@ def open_output(path: str | Path, token: Token | None = None) -> Output:
         start, stop = described["region"]
         region, classes = Box(triple(start), triple(stop)), tuple(map(str, described["classes"]))
         names = Generation(int(described["generation"]))
-        labels = _open_array(node.path, names.labels, 0, permit)
-        with_channels = bool(described["probabilities"])
-        probabilities = _open_array(node.path, names.probabilities, len(classes), permit) if with_channels else None
-        for array in (labels, probabilities or labels):
-            if array.shape != region.shape or array.unit != labels.unit:
-                raise ValueError(f"the arrays have shape {array.shape} and units {array.unit}, the region has {region.shape}")
+        images = [(names.probabilities, len(classes), "mean")] if described["probabilities"] else []
+        steps = [triple(step) for step in described.get("levels", ())]
+        levels = tuple(
+            _open_level(node.path, level, step, shape, [*images, (names.labels, 0, "mode")], permit)
+            for level, (step, shape) in enumerate(
+                zip([(1, 1, 1), *steps], level_shapes(region.shape, steps), strict=True)
+            )
+        )
+        if len({array.unit for level in levels for array in level.arrays}) > 1:
+            raise ValueError("the arrays have write units of different shapes")
     except OutputError:
         raise
     except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
         raise OutputError(f"the output {path} is damaged ({reason(error)}): remove it, and compute it again") from error
     attributes = {key: value for key, value in node.attributes["emseg"].items() if key != SELF}
-    return Output(node.path, names.number, region, classes, attributes, labels, probabilities)
+    return Output(node.path, names.number, region, classes, attributes, levels)
 
 
 def is_output(path: str | Path) -> bool:
@@ -270,7 +278,7 @@ def _listed(generation: Generation) -> dict[str, Any]:
 def _remove_other_generations(root: Path, kept: int) -> None:
     """Remove the arrays of all generations but one; the newest might be half made, the older ones may still be written to."""
     names = Generation(kept)
-    for folder, name, keep in ((root / "labels", "classes", names.classes), (root, "probabilities", names.image)):
+    for folder, name, keep in ((root / "labels", "classes", names.classes), (root, "probabilities", names.probabilities)):
         for found in folder.iterdir():
             if re.fullmatch(rf"{name}(-\d+)?", found.name) and found.name != keep:
                 shutil.rmtree(found)
@@ -291,10 +299,21 @@ def _create_array(
     create_array(root, name, shape=shape, shard=shard, chunk=chunk, dtype="uint8", fill_value=NOT_COMPUTED, axes=space.names)
 
 
-def _open_array(root: Path, name: str, channels: int, permit: Callable[[], None] | None) -> Shards:
-    shards = open_shards(root, name, channels, permit)
-    if shards.array.dtype != "uint8" or shards.array.fill_value != NOT_COMPUTED:
-        raise ValueError(
-            f"{name} is {shards.array.dtype} with fill value {shards.array.fill_value}, not uint8 with {NOT_COMPUTED}"
-        )
-    return shards
+def _open_level(
+    root: Path,
+    number: int,
+    step: Triple,
+    shape: Triple,
+    images: Sequence[tuple[str, int, Rule]],
+    permit: Callable[[], None] | None,
+) -> Level:
+    """A level of images, each given by its path, its channels and the rule of its coarser levels."""
+    arrays = [open_shards(root, f"{image}/{number}", channels, permit) for image, channels, _ in images]
+    for shards in arrays:
+        if shards.array.dtype != "uint8" or shards.array.fill_value != NOT_COMPUTED:
+            raise ValueError(
+                f"an array is {shards.array.dtype} with fill value {shards.array.fill_value}, not uint8 with {NOT_COMPUTED}"
+            )
+        if shards.shape != shape:
+            raise ValueError(f"an array of level {number} has shape {shards.shape}, not {shape}")
+    return Level(root, tuple(arrays), tuple(rule for _, _, rule in images), step)

@@ -15,7 +15,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from emseg.errors import BlockError
 from emseg.instances.contacts import Contacts
 from emseg.instances.piece import Piece, Seam, Segments
 from emseg.store.arrays import Shards, create_array, create_group, open_shards
+from emseg.store.level import Level
 from emseg.store.nodes import fault_of, reason
 from emseg.store.ome import Space
 from emseg.store.staging import commit, make_folders, staged, write_json
@@ -51,9 +52,15 @@ class Scratch:
         """Segments of each block's voxels, uint32, numbered from 1 in each block."""
         return open_shards(self.path, FRAGMENTS, 0, self.permit)
 
-    def instances(self) -> Shards:
+    def instances(self, level: int = 0) -> Shards:
         """The final segments, uint64."""
-        return open_shards(self.path, f"{IMAGE}/0", 0, self.permit, dense=True)
+        return open_shards(self.path, f"{IMAGE}/{level}", 0, self.permit, dense=True)
+
+    def levels(self, steps: Sequence[Triple]) -> tuple[Level, ...]:
+        """The final segments, uint64, and their coarser levels with these steps in voxels of the next finer one."""
+        return tuple(
+            Level(self.path, (self.instances(level),), ("mode",), step) for level, step in enumerate([(1, 1, 1), *steps])
+        )
 
     def keep_piece(self, block: int, piece: Piece) -> None:
         """Keep what a block knows."""
@@ -136,7 +143,13 @@ class Scratch:
 
 
 def create_scratch(
-    path: Path, space: Space, shape: Triple, unit: Triple, chunk: Triple, attributes: dict[str, Any], group: dict[str, Any]
+    path: Path,
+    space: Space,
+    shapes: Sequence[Triple],
+    unit: Triple,
+    chunk: Triple,
+    attributes: dict[str, Any],
+    group: dict[str, Any],
 ) -> None:
     """Makes the folder of a labelling, or nothing at all.
 
@@ -144,19 +157,22 @@ def create_scratch(
     ----------
     space
         Where the output's voxels lie; its axes are those of the arrays.
-    shape, unit, chunk
-        Shapes (z, y, x) in voxels of the arrays, their shards and the chunks in these.
+    shapes
+        Shape (z, y, x) in voxels of each level of the instance labels.
+    unit, chunk
+        Shapes (z, y, x) in voxels of the arrays' shards, and of the chunks in these.
     attributes
         What the labelling is, as JSON values.
     group
         Attributes of the image.
     """
     rank = len(space.names)
-    shapes: dict[str, Any] = {"shape": shape[-rank:], "shard": unit[-rank:], "chunk": chunk[-rank:], "axes": space.names}
+    layout: dict[str, Any] = {"shard": unit[-rank:], "chunk": chunk[-rank:], "axes": space.names, "fill_value": 0}
     with staged(path) as work:
-        create_array(work, FRAGMENTS, dtype="uint32", fill_value=0, **shapes)
+        create_array(work, FRAGMENTS, dtype="uint32", shape=shapes[0][-rank:], **layout)
         create_group(work, IMAGE, group)
-        create_array(work, f"{IMAGE}/0", dtype="uint64", fill_value=0, **shapes)
+        for level, shape in enumerate(shapes):
+            create_array(work, f"{IMAGE}/{level}", dtype="uint64", shape=shape[-rank:], **layout)
         (work / "labelling.json").write_text(json.dumps(attributes))
 
 

@@ -20,7 +20,8 @@ from emseg.grid import order, reading
 from emseg.grid.layout import plan_volume
 from emseg.grid.mirror import reflect
 from emseg.grid.order import strands_of
-from emseg.grid.plan import Block, Plan
+from emseg.grid.blocks import Block
+from emseg.grid.plan import Plan
 from emseg.grid.reading import reading_of
 from emseg.specs.model import ModelSpec
 from emseg.specs.volume import DTYPES, VolumeSpec

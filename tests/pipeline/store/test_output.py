@@ -442,7 +442,7 @@ def test_a_writer_killed_at_any_moment_leaves_nothing_wrong(tmp_path: Path) -> N
         for box, is_done in zip(units(region, unit), done.ravel(), strict=True):
             assert output.is_done(box) == is_done
             if is_done:
-                output.check_unit(box)
+                output.levels[0].check(box.relative_to(output.region.start), f"the block {box}")
                 noise = np.random.default_rng(box.start).integers(0, 200, (2, *box.shape), np.uint8)
                 np.testing.assert_array_equal(output.read_probabilities(box), noise)
                 np.testing.assert_array_equal(output.read_labels(box), noise[0] % 2)
@@ -454,19 +454,19 @@ def test_check_unit_finds_what_is_missing_or_damaged(tmp_path: Path) -> None:
     output = make(tmp_path / "o")
     box = units()[0]
     with pytest.raises(BlockError, match="has voxels that were not computed: compute it again"):
-        output.check_unit(box)
+        output.levels[0].check(box.relative_to(output.region.start), f"the block {box}")
     output.write(box, *content(box))
-    output.check_unit(box)
+    output.levels[0].check(box.relative_to(output.region.start), f"the block {box}")
     for file in ("labels/classes/0/c/0/0/0", "probabilities/0/c/0/0/0/0"):
         sound = (tmp_path / "o" / file).read_bytes()
         (tmp_path / "o" / file).write_bytes(sound[:100] + bytes([sound[100] ^ 1]) + sound[101:])
         with pytest.raises(BlockError, match=rf"the block {box} of .* cannot be read"):
-            output.check_unit(box)
+            output.levels[0].check(box.relative_to(output.region.start), f"the block {box}")
         (tmp_path / "o" / file).unlink()
         with pytest.raises(BlockError, match="not computed"):
-            output.check_unit(box)
+            output.levels[0].check(box.relative_to(output.region.start), f"the block {box}")
         (tmp_path / "o" / file).write_bytes(sound)
-    output.check_unit(box)
+    output.levels[0].check(box.relative_to(output.region.start), f"the block {box}")
 
 
 WRITER = """

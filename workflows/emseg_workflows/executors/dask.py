@@ -19,7 +19,7 @@ from uuid import uuid4
 from distributed import Client, Future, KilledWorker, as_completed
 
 from emseg.errors import Fault, InputError
-from emseg.grid.plan import Block
+from emseg.grid.blocks import Block
 from emseg.model.device import Device, Gpu, crowding, own_gpu
 from emseg.outcome import Outcome
 from emseg.specs.numerics import Numerics

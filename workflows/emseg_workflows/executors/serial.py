@@ -7,7 +7,7 @@ from time import monotonic, sleep
 
 import psutil
 
-from emseg.grid.plan import Block
+from emseg.grid.blocks import Block
 from emseg.model.device import Device, Gpu, own_gpu
 from emseg_workflows.bench import Choice, Trial, Work, try_out
 from emseg_workflows.dispatch import Dispatch, Policy

@@ -7,10 +7,8 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,24 +17,25 @@ from numpy.typing import NDArray
 from emseg.box import AXES
 from emseg.errors import InputError, OutputError
 from emseg.grid.order import strands_of
+from emseg.grid.pyramid import level_shapes
 from emseg.instances.piece import Segments
 from emseg.instances.reduction import merge, number
 from emseg.recipe import Recipe
 from emseg.specs.labelling import Connectivity, Labelling, Method
 from emseg.store.instances import TABLE, instances_group, publish, space_of, stored_instances
-from emseg.store.lease import Lease, Token
+from emseg.store.lease import Token
 from emseg.store.ledger import Output
 from emseg.store.output import Generation, open_output
 from emseg.store.scratch import IMAGE, Scratch, create_scratch, describe, remove_scratch
 from emseg.store.staging import PARTIAL
 from emseg_workflows.dispatch import Policy
-from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
+from emseg_workflows.events import Event, Observer
 from emseg_workflows.flows.outputs import claimed
 from emseg_workflows.flows.record import recipe_of
+from emseg_workflows.flows.stage import Stages
 from emseg_workflows.labelling import LabelWork, Stage
 from emseg_workflows.launch import Launch, open_executor
-from emseg_workflows.placement import ClusterKind, Executor, Placement
-from emseg_workflows.report import Tally
+from emseg_workflows.placement import ClusterKind, Placement
 from emseg_workflows.site import Site
 from emseg_workflows.stop import Stop
 
@@ -158,9 +157,8 @@ def label(
         token = Token(stored.records, lease.run)
         scratch = Scratch(stored.records / folder, token.check)
         remove_scratch(stored.records, name, folder)
-        return _Labeller(
-            stored, recipe, labelling, described, done, name, scratch, token, lease, executor, policy, stop, notify
-        ).label()
+        stages = Stages(place, executor, lease, policy, stop, notify)
+        return _Labeller(stored, recipe, labelling, described, done, name, scratch, token, stages).label()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,21 +174,17 @@ class _Labeller:
     name: str
     scratch: Scratch
     token: Token
-    lease: Lease
-    executor: Executor
-    policy: Policy
-    stop: Stop
-    notify: Observer
+    stages: Stages
 
     def label(self) -> Labelled:
         """How it ended."""
-        scratch, blocks = self.scratch, len(self.recipe.plan)
+        scratch, blocks, steps, stop = self.scratch, len(self.recipe.plan), self.recipe.steps, self.stages.stop
         unfinished = Labelled(self.stored.path / "labels" / self.name, self.stored.records / f"{self.name}.csv", None, 3)
         space = space_of(self.recipe.volume, self.stored.region)
         if not scratch.path.exists():
-            group = instances_group(space, self.described)
-            shapes = self.stored.region.shape, self.stored.unit, self.stored.chunk
-            create_scratch(scratch.path, space, *shapes, self.described, group)
+            shapes = level_shapes(self.stored.region.shape, steps)
+            group = instances_group(space, steps, self.described)
+            create_scratch(scratch.path, space, shapes, self.stored.unit, self.stored.chunk, self.described, group)
         if (scratch.path / IMAGE).exists():  # else all but the publishing is done
             if code := self._run("cut", scratch.kept("pieces", blocks)):
                 return replace(unfinished, exit_code=code)
@@ -203,7 +197,9 @@ class _Labeller:
                 scratch.keep_numbers("segments", np.array(self._number()))
             if code := self._run("paint", scratch.instances().stored().ravel()):
                 return replace(unfinished, exit_code=code)
-            describe(scratch.path, instances_group(space, {**self.described, "segments": self._segments}))
+            if self.stages.build(scratch.levels(steps), np.ones(self.recipe.plan.grid, bool)):
+                return replace(unfinished, exit_code=128 + stop.number if stop.asked else 3)
+            describe(scratch.path, instances_group(space, steps, {**self.described, "segments": self._segments}))
         segments = self._segments
         publish(self.stored.path, scratch.path, self.name, Generation(self.stored.generation).classes)
         return replace(unfinished, segments=segments, exit_code=0)
@@ -220,25 +216,11 @@ class _Labeller:
         """The exit code of one stage."""
         plan, done = self.recipe.plan, done | ~self.there
         if done.all():
-            return 128 + self.stop.number if self.stop.asked else 0
+            stop = self.stages.stop
+            return 128 + stop.number if stop.asked else 0
         work = LabelWork(stage, self.stored.path, self.scratch.path, self.token, self.labelling)
-        tally, start = Tally(plan, int(done.sum())), perf_counter()
-        self.notify(RunStarted(work.output, plan, int(done.sum()), self.executor.workers, self.executor.dashboard))
         strands = strands_of(plan, self.recipe.volume, ~done)
-        with closing(self.executor.run(work, strands, self.policy, self.stop)) as events:
-            for event in events:
-                match event:
-                    case BlockEnded(outcome):
-                        tally.count(outcome)
-                    case BlockRetried(block, cause):
-                        tally.retry(block, cause)
-                self.notify(event)
-                if self.lease.lost and not self.stop.asked:
-                    self.notify(Noticed(f"another run has taken over {work.output}: this one ends"))
-                    self.stop.ask()
-        report = tally.report(perf_counter() - start, self.stop.number)
-        self.notify(RunEnded(report))
-        return report.exit_code
+        return self.stages.run(work, stage, plan, done, strands).exit_code
 
     def _number(self) -> int:
         """Merges segments throughout the volume, keeps each block's final numbers and the table; the number of segments."""

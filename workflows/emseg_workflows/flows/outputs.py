@@ -63,6 +63,7 @@ def prepare_output(place: Path, recipe: Recipe, card: dict[str, str], overwrite:
         chunk=recipe.plan.chunk,
         probabilities=recipe.probabilities,
         attributes={"recipe": recipe.to_json(), "fingerprint": recipe.fingerprint, "model": card},
+        steps=recipe.steps,
     )
     if not place.exists():
         create_output(place, form)

@@ -8,6 +8,7 @@ from pathlib import Path
 from emseg.box import Box, Triple
 from emseg.grid.layout import BLOCK_FLOPS, Layout, Limits, layouts_of, plan_with
 from emseg.grid.plan import Plan
+from emseg.grid.pyramid import steps_of
 from emseg.grid.symmetry import SYMMETRIES, check_symmetric
 from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
@@ -55,6 +56,11 @@ def plan_run(
     limits = limits_of(placement, threads, device or placement.default_device, tta)
     layouts = layouts_of(source.spec, spec, box, tile, limits)
     return Planned(plan_with(layouts[0], source.spec, spec, box), source.spec, layouts)
+
+
+def levels_for(volume: VolumeSpec, region: Box, pyramid: bool | None = None) -> tuple[Triple, ...]:
+    """Step of each coarser level of a region's output; there are none if `pyramid` says so, or where it is small."""
+    return () if pyramid is False else steps_of(region.shape, volume.proportions)
 
 
 def limits_of(placement: Placement, threads: int, device: Device, tta: bool) -> Limits:

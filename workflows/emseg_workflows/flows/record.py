@@ -27,7 +27,7 @@ from emseg.store.ledger import Output
 from emseg.store.records import FolderRecords
 from emseg.store.volume import ZarrVolume, open_volume
 from emseg_workflows.bench import Job
-from emseg_workflows.events import BlockEnded, BlockRetried, Noticed, Progressed, WorkerJoined, WorkerLeft
+from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, RunStarted, WorkerJoined, WorkerLeft
 from emseg_workflows.report import Report
 
 LINES = 1000
@@ -48,6 +48,8 @@ class RunRecord:
         self._records = FolderRecords(output.records)
         self._run = job.token.run
         self._segment = 0
+        self._stage = ""
+        """What is done once the blocks have ended."""
         self._lines: list[str] = []
         self._new = False
         self._kept = monotonic()
@@ -64,9 +66,13 @@ class RunRecord:
         )
         self._keep()
 
-    def tell(self, event: Progressed) -> None:
+    def tell(self, event: Event) -> None:
         """Add what happened; it is kept within `EVERY` seconds."""
         match event:
+            case RunStarted(stage=stage):
+                self._stage = stage
+            case BlockEnded(outcome) if self._stage:
+                self._add("unit", stage=self._stage, **outcome.to_json())
             case BlockEnded(outcome):
                 self._add("block", **outcome.to_json())
             case BlockRetried():
@@ -118,10 +124,10 @@ def lines_of(output: Output, run: int) -> Iterator[dict[str, Any]]:
 
 
 def fruitless_runs(output: Output) -> int:
-    """How many of the newest runs, one after another, have done no block."""
+    """How many of the newest runs, one after another, have done no block, nor a unit of a coarser level."""
     newest = newest_run(FolderRecords(output.records))
     for run in range(newest, 0, -1):
-        if any(line.get("event") == "block" and line.get("status") == "done" for line in lines_of(output, run)):
+        if any(line.get("event") in ("block", "unit") and line.get("status") == "done" for line in lines_of(output, run)):
             return newest - run
     return newest
 

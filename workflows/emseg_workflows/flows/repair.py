@@ -6,15 +6,16 @@ another block's, only `emseg verify` sees, which computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emseg.errors import BlockError, OutputError
-from emseg.grid.plan import Plan
 from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
 from emseg.model.header import model_digest
@@ -46,11 +47,19 @@ class Soundness:
     """Blocks that are not written; a file that is empty or shorter than its own index counts as none."""
     repaired: int = 0
     """Blocks that were damaged or missing, and have been computed again."""
+    units: int = 0
+    """Write units of coarser levels."""
+    units_damaged: tuple[Failure, ...] = ()
+    """Of these, those that cannot be read back."""
+    units_missing: int = 0
+    """Of these, those that are not written."""
+    units_repaired: int = 0
+    """Of these, those that were damaged or missing, and have been built again."""
 
     @property
     def holds(self) -> bool:
-        """Whether each block is there and can be read back."""
-        return not (self.damaged or self.missing)
+        """Whether each block, and each unit of a coarser level, is there and can be read back."""
+        return not (self.damaged or self.missing or self.units_damaged or self.units_missing)
 
     @property
     def exit_code(self) -> int:
@@ -67,9 +76,21 @@ class Soundness:
                 f"blocks     {self.checked} of {self.blocks} checked, {len(self.damaged)} damaged, {self.missing} missing, "
                 f"{self.repaired} repaired",
                 *named("damaged", self.damaged),
+                *self._coarser(),
                 f"verdict    {'each checksum holds' if self.holds else 'NOT whole: --repair computes again what is not'}",
             ]
         )
+
+
+    def _coarser(self) -> Iterator[str]:
+        """What is told of coarser levels, if there are any."""
+        if not self.units:
+            return
+        yield (
+            f"levels     {self.units} units of coarser levels, {len(self.units_damaged)} damaged, "
+            f"{self.units_missing} missing, {self.units_repaired} repaired"
+        )
+        yield from named("damaged", self.units_damaged)
 
 
 def check(output: str | Path) -> Soundness:
@@ -81,9 +102,8 @@ def check(output: str | Path) -> Soundness:
         If there is no output, or it is damaged as a whole.
     """
     stored = open_output(output)
-    plan, done = recipe_of(stored).plan, stored.done_units().ravel()
-    damaged = tuple(_failure(plan, index, error) for index, error in _damage(stored, plan, np.flatnonzero(done), Stop()))
-    return Soundness(len(plan), int(done.sum()), damaged, int((~done).sum()))
+    found = _examine(stored, Stop())
+    return _soundness(stored, found, found)
 
 
 def repair(
@@ -122,13 +142,13 @@ def repair(
     source, weights = _inputs(stored, recipe, volume, model)
     lease = take_lease(FolderRecords(stored.records), stored.path)
     with lease.held():
-        done = stored.done_units().ravel()
-        damage = dict(_damage(stored, plan, np.flatnonzero(done), stop))
-        for index, error in damage.items():
-            if error.fault != "store":  # a disk that is away for a while says nothing about what lies on it
-                Token(stored.records, lease.run).check()
-                stored.remove_unit(plan.block(index).write)
-    if damage or not done.all():
+        before = _examine(stored, stop)
+        for level, found in reversed(list(zip(stored.levels, before, strict=True))):
+            for index, error in found.damage.items():
+                if error.fault != "store":  # a disk that is away for a while says nothing about what lies on it
+                    Token(stored.records, lease.run).check()
+                    level.remove(level.blocks.block(index).write)
+    if any(found.spoilt for found in before):
         segment(
             *(source, stored.path),
             model=weights,
@@ -146,26 +166,73 @@ def repair(
         )
         if stop.number:
             raise StoppedError(stop.number)
-    now = stored.done_units().ravel()
-    again = [index for index in damage if now[index]]
-    damaged = tuple(_failure(plan, index, error) for index, error in _damage(stored, plan, again, stop))
-    missing, spoilt = int((~now).sum()), len(damage) + int((~done).sum())
-    return Soundness(len(plan), int(done.sum()), damaged, missing, spoilt - len(damaged) - missing)
+    return _soundness(stored, before, _examine(stored, stop, [found.damage for found in before]))
 
 
-def _damage(stored: Output, plan: Plan, blocks: Iterable[int], stop: Stop) -> Iterator[tuple[int, BlockError]]:
-    """Each of these blocks that cannot be read back, and why."""
-    for index in map(int, blocks):
-        if stop.number:
-            raise StoppedError(stop.number)
-        try:
-            stored.check_unit(plan.block(index).write)
-        except BlockError as error:
-            yield index, error
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was found of the write units of a level."""
+
+    done: NDArray[np.bool_]
+    """Which are written, ``(unit,) bool``."""
+    damage: dict[int, BlockError]
+    """Which of these cannot be read back, and why."""
+
+    @property
+    def missing(self) -> int:
+        """How many are not written."""
+        return int((~self.done).sum())
+
+    @property
+    def spoilt(self) -> int:
+        """How many cannot be used."""
+        return len(self.damage) + self.missing
 
 
-def _failure(plan: Plan, index: int, error: BlockError) -> Failure:
-    return Failure(index, str(plan.block(index).write), str(error))
+def _examine(stored: Output, stop: Stop, again: Sequence[Iterable[int]] | None = None) -> list[_Found]:
+    """What is found of each level, the finest first; given which units to read again, no others are read."""
+    found: list[_Found] = []
+    for number, level in enumerate(stored.levels):
+        done, damage = level.done().ravel(), {}
+        for index in np.flatnonzero(done) if again is None else filter(done.__getitem__, again[number]):
+            if stop.number:
+                raise StoppedError(stop.number)
+            try:
+                level.check(level.blocks.block(int(index)).write, _name(stored, number, int(index)))
+            except BlockError as error:
+                damage[int(index)] = error
+        found.append(_Found(done, damage))
+    return found
+
+
+def _soundness(stored: Output, before: list[_Found], now: list[_Found]) -> Soundness:
+    """What is told of two looks."""
+    damaged = [
+        tuple(Failure(index, _place(stored, number, index), str(error)) for index, error in found.damage.items())
+        for number, found in enumerate(now)
+    ]
+    repaired = [then.spoilt - found.spoilt for then, found in zip(before, now, strict=True)]
+    return Soundness(
+        blocks=now[0].done.size,
+        checked=int(before[0].done.sum()),
+        damaged=damaged[0],
+        missing=now[0].missing,
+        repaired=repaired[0],
+        units=sum(found.done.size for found in now[1:]),
+        units_damaged=tuple(itertools.chain(*damaged[1:])),
+        units_missing=sum(found.missing for found in now[1:]),
+        units_repaired=sum(repaired[1:]),
+    )
+
+
+def _place(stored: Output, level: int, index: int) -> str:
+    """The voxels of a write unit, of the finest level as they are typed after ``--roi``."""
+    box = stored.levels[level].blocks.block(index).write
+    return f"level {level}, {box}" if level else str(box.shift(stored.region.start))
+
+
+def _name(stored: Output, level: int, index: int) -> str:
+    return f"{'a unit' if level else 'the block'} {_place(stored, level, index)}"
 
 
 def _inputs(stored: Output, recipe: Recipe, volume: str | Path | None, model: str | Path | None) -> tuple[Path, Path]:

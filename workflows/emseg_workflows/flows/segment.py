@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emseg.box import Box, Triple
 from emseg.grid.order import strands_of
@@ -17,6 +18,8 @@ from emseg.normalise import Scope
 from emseg.recipe import Recipe
 from emseg.specs.numerics import Backend, Precision
 from emseg.store.lease import Lease, Token
+from emseg.store.ledger import Output
+from emseg.store.level import remove_unfounded
 from emseg.store.output import open_output
 from emseg_workflows.bench import Job
 from emseg_workflows.dispatch import Policy
@@ -27,6 +30,7 @@ from emseg_workflows.flows.places import check_output_place, default_output
 from emseg_workflows.flows.plan import limits_of
 from emseg_workflows.flows.record import RunRecord
 from emseg_workflows.flows.settle import Draft, draft_run, settle
+from emseg_workflows.flows.stage import Stages
 from emseg_workflows.launch import Launch, open_executor, open_watch, with_shared_gpus
 from emseg_workflows.placement import ClusterKind, Executor, Placement
 from emseg_workflows.report import Report, Tally
@@ -45,6 +49,7 @@ def segment(
     region: str | Box | None = None,
     probabilities: bool = False,
     tta: bool = False,
+    pyramid: bool | None = None,
     normalise: Scope | None = None,
     tile: Triple | None = None,
     threads: int = 1,
@@ -85,6 +90,8 @@ def segment(
     tta
         Test-time augmentation: average the probabilities over the rotations by 90 degrees and the flips of the image
         plane, which takes eight times the arithmetic.
+    pyramid
+        Whether labels and probabilities get coarser levels, for viewers; None for as the output was begun, else yes.
     normalise
         Measure mean and deviation of the intensities once per ``volume``, or per z ``slice``; None for what the model was
         trained with.
@@ -149,6 +156,7 @@ def segment(
         *(volume, model, region, tile, normalise),
         probabilities=probabilities,
         tta=tta,
+        pyramid=pyramid,
         threads=threads,
         limits=limits_of(placement, threads, device, tta),
         begun=begun,
@@ -158,7 +166,7 @@ def segment(
     if begun is not None:
         backend, precision = backend or begun.numerics.library, precision or begun.numerics.precision
         check_same(place, begun, draft.recipe(replace(begun.numerics, threads=threads, precision=precision), begun.accuracy))
-        left -= int(open_output(place).done_units().sum())
+        left = sum(int((~level.done()).sum()) for level in open_output(place).levels)
         if not left:
             return _nothing_left(place, begun, notify)
     with claimed(place) as claim, open_executor(Launch(placement, left, threads, place.absolute(), notify), stop) as executor:
@@ -177,7 +185,7 @@ def segment(
                 *(recipe, volume.absolute(), draft.model_path.absolute(), place.absolute()),
                 *(Token(open_output(place).records.absolute(), lease.run), mixed_hardware, device, placement.most_per_gpu),
             )
-            return _run(job, lease, executor, policy, stop, notify)
+            return _Run(job, lease, executor, policy, stop, notify).segment()
 
 
 def _check_workers(draft: Draft, executor: Executor, placement: Placement, device: Device) -> None:
@@ -188,20 +196,48 @@ def _check_workers(draft: Draft, executor: Executor, placement: Placement, devic
         check_gpus(executor.gpus(device), placement.most_per_gpu, draft.cost, draft.plan, device)
 
 
-def _run(job: Job, lease: Lease, executor: Executor, policy: Policy, stop: Stop, notify: Observer) -> Report:
-    """Hand out the blocks that are left, and count how they end."""
-    plan, output = job.recipe.plan, open_output(job.output)
-    done = output.done_units(tidy=True).ravel()
-    tally, start = Tally(plan, int(done.sum())), perf_counter()
-    record = RunRecord(output, job, executor.workers, lambda message: notify(Noticed(message)))
-    with open_watch(executor, job, done, notify) as watch:
-        notify(RunStarted(job.output, plan, int(done.sum()), executor.workers, executor.dashboard, watch.address))
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run under a lease: the blocks that are left, then the levels above them."""
+
+    job: Job
+    lease: Lease
+    executor: Executor
+    policy: Policy
+    stop: Stop
+    notify: Observer
+
+    def segment(self) -> Report:
+        """How it ended."""
+        job, stop = self.job, self.stop
+        output = open_output(job.output, job.token)
+        record = RunRecord(output, job, self.executor.workers, lambda message: self.notify(Noticed(message)))
+        done = remove_unfounded(output.levels).ravel()
+        tally, start = Tally(job.recipe.plan, int(done.sum())), perf_counter()
+        report = tally.report(0.0)
         try:
+            try:
+                self._blocks(output, done, tally, record)
+            finally:
+                report = tally.report(perf_counter() - start, stop.number)
+            self.notify(RunEnded(report))
+            if len(output.levels) > 1 and not report.left:
+                stages = Stages(job.output, self.executor, self.lease, self.policy, stop, self._told(record))
+                report = replace(report, unbuilt=stages.build(output.levels, output.done_units()), signal=stop.number)
+        finally:
+            record.end(report)
+        return report
+
+    def _blocks(self, output: Output, done: NDArray[np.bool_], tally: Tally, record: RunRecord) -> None:
+        """Hand out the blocks that are left, and count how they end."""
+        job, plan, executor, told = self.job, self.job.recipe.plan, self.executor, self._told(record)
+        with open_watch(executor, job, done, self.notify) as watch:
+            told(RunStarted(job.output, plan, int(done.sum()), executor.workers, executor.dashboard, watch.address))
             left = ~done
             while left.any():
-                with closing(executor.run(job, strands_of(plan, job.recipe.volume, left), policy, stop)) as events:
+                strands = strands_of(plan, job.recipe.volume, left)
+                with closing(executor.run(job, strands, self.policy, self.stop)) as events:
                     for event in events:
-                        record.tell(event)
                         match event:
                             case BlockEnded(outcome):
                                 tally.count(outcome)
@@ -209,20 +245,24 @@ def _run(job: Job, lease: Lease, executor: Executor, policy: Policy, stop: Stop,
                             case BlockRetried(block, cause):
                                 tally.retry(block, cause)
                         watch(event)
-                        notify(event)
-                        if lease.lost and not stop.asked:
-                            notify(Noticed(f"another run has taken over {job.output}: this one ends"))
-                            stop.ask()
+                        told(event)
+                        if self.lease.lost and not self.stop.asked:
+                            self.notify(Noticed(f"another run has taken over {job.output}: this one ends"))
+                            self.stop.ask()
                 left = done & ~output.done_units().ravel()  # written, but somebody has deleted it
                 tally.take_back(int(left.sum()))
                 watch.take_back(map(int, np.flatnonzero(left)))
-                if stop.asked:
+                if self.stop.asked:
                     break
-        finally:
-            report = tally.report(perf_counter() - start, stop.number)
-            record.end(report)
-    notify(RunEnded(report))
-    return report
+
+    def _told(self, record: RunRecord) -> Observer:
+        """Tells the record and whoever watches."""
+
+        def tell(event: Event) -> None:
+            record.tell(event)
+            self.notify(event)
+
+        return tell
 
 
 def _nothing_left(place: Path, recipe: Recipe, notify: Observer) -> Report:

@@ -25,6 +25,7 @@ from emseg.specs.volume import VolumeSpec
 from emseg.store.volume import open_volume
 from emseg_workflows.bench import Choice, Trial
 from emseg_workflows.flows.limits import check_chunks
+from emseg_workflows.flows.plan import levels_for
 from emseg_workflows.placement import Executor
 
 TRIED = 2**37
@@ -57,6 +58,8 @@ class Draft:
     plan: Plan
     probabilities: bool
     tta: bool
+    steps: tuple[Triple, ...]
+    """Of the output's coarser levels."""
     threads: int
     begun: Recipe | None
     """Of the run that is gone on with."""
@@ -64,11 +67,11 @@ class Draft:
     @property
     def cost(self) -> Cost:
         """What the plan takes."""
-        return cost_of(self.plan, self.volume, self.probabilities, self.tta)
+        return cost_of(self.plan, self.volume, self.probabilities, self.tta, self.steps)
 
     def recipe(self, numerics: Numerics, accuracy: Accuracy | None) -> Recipe:
         """What decides the output's bytes, if predictors compute so."""
-        settings = (self.plan, numerics, self.probabilities, accuracy, self.tta)
+        settings = (self.plan, numerics, self.probabilities, accuracy, self.tta, self.steps)
         return Recipe(self.volume, self.volume_digest, self.model_digest, self.normalisation, *settings)
 
 
@@ -81,6 +84,7 @@ def draft_run(
     *,
     probabilities: bool,
     tta: bool,
+    pyramid: bool | None,
     threads: int,
     limits: Limits,
     begun: Recipe | None,
@@ -115,6 +119,7 @@ def draft_run(
         plan=plan,
         probabilities=probabilities,
         tta=tta,
+        steps=begun.steps if begun is not None and pyramid is None else levels_for(source.spec, plan.region, pyramid),
         threads=threads,
         begun=begun,
     )

@@ -62,6 +62,10 @@ class Status:
     """Speed over the last minutes of the run that goes on; None if there is none, or nothing to tell it by."""
     seconds_left: float | None
     """Until all blocks are written at that speed; None without a speed."""
+    units: int = 0
+    """Write units of all coarser levels."""
+    built: int = 0
+    """Of these, how many are written."""
     job: str = ""
     """Number and state of the SLURM job that was submitted for it; empty if there is none."""
 
@@ -77,8 +81,8 @@ class Status:
 
     @property
     def exit_code(self) -> int:
-        """0 if every block is written, else 3."""
-        return 0 if self.done == self.blocks else 3
+        """0 if every block is written, and each coarser level, else 3."""
+        return 0 if (self.done, self.built) == (self.blocks, self.units) else 3
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -90,6 +94,7 @@ class Status:
         lines = [
             f"output     {self.output}",
             f"blocks     {self.done} of {self.blocks} done, {len(self.failed)} failed, {self.left} left",
+            *(f"levels     {self.built} of {self.units} units of coarser levels done" for _ in range(bool(self.units))),
             f"running    {running}",
             *(f"slurm      {self.job}" for _ in range(bool(self.job))),
             f"runs       {self.runs}, last activity {self.last_activity or 'not recorded'}",
@@ -120,6 +125,7 @@ def status(output: str | Path) -> Status:
     lease = tenure(records)
     history = _History(stored, lease.run)
     done = stored.done_units().ravel()
+    coarser = [level.done() for level in stored.levels[1:]]
     failures = sorted((block, why) for block, why in history.failed.items() if block < len(plan) and not done[block])
     speed = history.speed if lease.state == "held" else None
     voxels_left = plan.region.voxels * (1 - np.count_nonzero(done) / len(plan))
@@ -138,6 +144,8 @@ def status(output: str | Path) -> Status:
         model=history.model,
         megavoxels_per_second=speed / 1e6 if speed is not None else None,
         seconds_left=voxels_left / speed if speed else None,
+        units=sum(level.size for level in coarser),
+        built=sum(int(np.count_nonzero(level)) for level in coarser),
         job=job,
     )
 

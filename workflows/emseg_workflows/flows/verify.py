@@ -6,6 +6,7 @@ another shape that start elsewhere on the lattice. Half of the boxes lie across 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -24,10 +25,12 @@ from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
 from emseg.model.file import load_model
 from emseg.normalise import survey
+from emseg.outcome import Stopwatch
 from emseg.ports import Predictor, VolumeReader
 from emseg.recipe import Recipe
 from emseg.specs.numerics import Accuracy
 from emseg.store.ledger import Output
+from emseg.store.nodes import blamed
 from emseg.store.output import open_output
 from emseg.store.volume import ZarrVolume
 from emseg_workflows.bench import augmented
@@ -57,6 +60,10 @@ class Verdict:
     """Stored probabilities further from the computed ones than a quantum and the rounding."""
     largest_difference: float = 0.0
     """Between a probability computed with the run's tiles and with the others."""
+    units: int = 0
+    """Write units of coarser levels that were made again of what they stand for."""
+    wrong_units: int = 0
+    """Of these, how many hold anything else."""
     failures: list[str] = field(default_factory=list)
     """Boxes that could not be read or computed, with the cause."""
     same_numerics: bool = True
@@ -69,7 +76,8 @@ class Verdict:
     @property
     def holds(self) -> bool:
         """Whether the output is what one pass over the whole volume would have given."""
-        return not (self.wrong_labels or self.wrong_probabilities or self.failures or self.largest_difference > self.tolerance)
+        wrong = self.wrong_labels or self.wrong_probabilities or self.wrong_units or self.failures
+        return not (wrong or self.largest_difference > self.tolerance)
 
     @property
     def exit_code(self) -> int:
@@ -89,6 +97,8 @@ class Verdict:
             f"stored     {self.wrong_probabilities} probabilities off by more than a quantum and the rounding",
             f"computed   largest difference between the two tilings {self.largest_difference:.2g}, allowed {allowed}",
         ]
+        if self.units:
+            lines.append(f"levels     {self.wrong_units} of {self.units} units of coarser levels wrong")
         if self.accuracy is not None:
             lines.append(f"precision  {self.accuracy}")
         if not self.same_numerics:
@@ -148,6 +158,7 @@ def verify(
             _compare(verdict, stored, source, augmented(predictor, recipe), recipe, box, tile, lead)
         except BlockError as error:
             verdict.failures.append(f"{box}: {error}")
+    _compare_levels(verdict, stored, boxes, seed)
     if not verdict.voxels and not verdict.failures:
         raise OutputError(f"none of {boxes} boxes of {output} was computed by its run: finish the run first")
     return verdict
@@ -183,6 +194,23 @@ def _compare(
         allowed = max(1, math.ceil(QUANTA * verdict.tolerance))
         off = np.abs(stored.read_probabilities(box).astype(int) - quantise(ours).astype(int)) > allowed
         verdict.wrong_probabilities += int(np.count_nonzero(off & computed))
+
+
+def _compare_levels(verdict: Verdict, stored: Output, most: int, seed: int) -> None:
+    """Add what random write units of each coarser level show."""
+    rng = np.random.default_rng(seed)
+    for finer, level in itertools.pairwise(stored.levels):
+        there = np.flatnonzero(level.done() & level.ready(finer.done()))
+        for index in rng.permutation(there)[:most]:
+            box = level.blocks.block(int(index)).write
+            verdict.units += 1
+            try:
+                made = level.made(finer, box, Stopwatch())
+                with blamed(f"{box} of a coarser level cannot be read", "mend it with --repair"):
+                    found = [array.read(box) for array in level.arrays]
+                verdict.wrong_units += not all(map(np.array_equal, found, made))
+            except BlockError as error:
+                verdict.failures.append(str(error))
 
 
 def _draw(plan: Plan, boxes: int, seed: int) -> Iterator[tuple[Box, Triple, Triple]]:

@@ -1,0 +1,180 @@
+"""One level of an output: arrays of the same voxels that are written unit by unit, and are their own ledger.
+
+A unit of a coarser level is made of units of the next finer one. That it exists means that all of these did: who takes one
+of them away takes it away first.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.box import Box, Triple
+from emseg.errors import BlockError, OutputError
+from emseg.grid.blocks import Block, Blocks
+from emseg.grid.pyramid import Rule, coarsened
+from emseg.outcome import Stopwatch
+from emseg.store.arrays import Shards
+from emseg.store.nodes import blamed
+from emseg.store.staging import output_error
+
+MEND = "mend it with `emseg verify --repair`"
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Arrays of one level; boxes are relative to their first voxel."""
+
+    path: Path
+    """Of the output."""
+    arrays: tuple[Shards, ...]
+    """In the order in which they are written: a unit that is in the last one is in all."""
+    rules: tuple[Rule, ...]
+    """What the next level holds of each."""
+    step: Triple = (1, 1, 1)
+    """Voxels (z, y, x) of the next finer level in one of this one."""
+
+    @property
+    def blocks(self) -> Blocks:
+        """Its write units."""
+        last = self.arrays[-1]
+        return Blocks(Box.of_shape(last.shape), last.unit)
+
+    def indices(self, box: Box) -> list[Triple]:
+        """Index of each write unit of `box` in the grid.
+
+        Raises
+        ------
+        ValueError
+            If `box` is not whole write units.
+        """
+        return list(self.arrays[-1].indices(box))
+
+    def is_done(self, box: Box) -> bool:
+        """Whether each write unit of `box` exists in each array."""
+        return all(array.has(index) for array, index in itertools.product(self.arrays, self.indices(box)))
+
+    def done(self, *, tidy: bool = False) -> NDArray[np.bool_]:
+        """Whether each write unit exists in each array, ``(z, y, x) bool`` on the grid of write units.
+
+        With `tidy`, files that a killed writer has left half-written are removed.
+
+        Raises
+        ------
+        OutputError
+            If the arrays are not there any more, which says nothing about their units.
+        """
+        done = np.ones(self.blocks.grid, dtype=bool)
+        for array in self.arrays:
+            done &= array.stored(tidy=tidy)
+        if not all(array.exists for array in self.arrays):
+            raise OutputError(f"the output {self.path} is not there any more: mount or restore it, and run again to go on")
+        return done
+
+    def check(self, box: Box, name: str) -> None:
+        """Reads every byte of a box in each array, so that each checksum is proven.
+
+        Parameters
+        ----------
+        name
+            What a message calls the box.
+
+        Raises
+        ------
+        BlockError
+            If a shard is missing, damaged, or holds a voxel that was never computed.
+        """
+        for array in self.arrays:
+            with blamed(f"{name} of {self.path} cannot be read", "compute it again"):
+                highest = int(array.read(box).max())
+            if highest == array.array.fill_value:
+                raise BlockError(f"{name} of {self.path} has voxels that were not computed: compute it again")
+
+    def remove(self, box: Box) -> None:
+        """Makes each write unit of `box` *not computed* again, the last array first.
+
+        Raises
+        ------
+        OutputError
+            If the disk refuses.
+        """
+        for array, index in itertools.product(reversed(self.arrays), self.indices(box)):
+            file = array.file(index)
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                raise output_error(file, error) from error
+
+    def ready(self, finer: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Of which write units all that they are made of is there, ``(z, y, x) bool``.
+
+        Parameters
+        ----------
+        finer
+            Whether each write unit of the next finer level is there, ``(z, y, x) bool``.
+        """
+        for axis, step in enumerate(self.step):
+            finer = np.logical_and.reduceat(finer, range(0, finer.shape[axis], step), axis=axis)
+        return finer
+
+    def build(self, finer: Level, block: Block, watch: Stopwatch) -> None:
+        """Makes a write unit, and stores it.
+
+        Raises
+        ------
+        BlockError
+            If what it is made of cannot be read, or the disk refuses.
+        OrphanError
+            If another run has taken over the output.
+        """
+        box, values = block.write, self.made(finer, block.write, watch)
+        with watch.phase("write"), blamed(f"{box} of a level of {self.path} cannot be written", "check the disk"):
+            for array, made in zip(self.arrays, values, strict=True):
+                array.write(box, made)
+
+    def made(self, finer: Level, box: Box, watch: Stopwatch) -> list[NDArray[Any]]:
+        """What belongs into a box of each array, ``(z, y, x)`` or ``(channel, z, y, x)``, made of the next finer level.
+
+        What the chunks in it are made of is in memory one after another.
+
+        Raises
+        ------
+        BlockError
+            If that cannot be read.
+        """
+        values = [np.empty((*array.channels, *box.shape), array.array.dtype) for array in self.arrays]
+        for made, array, source, rule in zip(values, self.arrays, finer.arrays, finer.rules, strict=True):
+            for part in Blocks(box, array.chunk):
+                seen = part.write.refine(self.step).intersect(finer.blocks.region)
+                with watch.phase("read"), blamed(f"{seen} of a level of {self.path} cannot be read", MEND):
+                    voxels = source.read(seen)
+                with watch.phase("stitch"):
+                    made[(..., *part.write.relative_to(box.start).slices())] = coarsened(voxels, self.step, rule)
+        return values
+
+
+def remove_unfounded(levels: Sequence[Level]) -> NDArray[np.bool_]:
+    """Removes each write unit of a coarser level that is made of one which is not there: it will be built again.
+
+    Files that a killed writer has left half-written are removed, too; only who holds the lease may ask for that. Which write
+    units of the finest level there are, ``(z, y, x) bool``.
+
+    Raises
+    ------
+    OutputError
+        If the disk refuses.
+    """
+    founded = finest = levels[0].done(tidy=True)
+    for level in levels[1:]:
+        there, ready = level.done(tidy=True), level.ready(founded)
+        for index in np.flatnonzero(there & ~ready):
+            level.remove(level.blocks.block(int(index)).write)
+        founded = there & ready
+    return finest
+

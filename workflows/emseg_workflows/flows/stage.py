@@ -1,0 +1,89 @@
+"""What follows once all blocks are segmented: stage after stage, with the same workers, and levels upon levels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.grid.blocks import Blocks
+from emseg.grid.order import Strand, strands_in_order
+from emseg.store.lease import Lease
+from emseg.store.level import Level
+from emseg_workflows.bench import Work
+from emseg_workflows.coarsening import CoarsenWork
+from emseg_workflows.dispatch import Policy
+from emseg_workflows.events import BlockEnded, BlockRetried, Noticed, Observer, RunEnded, RunStarted
+from emseg_workflows.placement import Executor
+from emseg_workflows.report import Report, Tally
+from emseg_workflows.stop import Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Runs stages under a lease, each for the blocks that are left of it."""
+
+    output: Path
+    executor: Executor
+    lease: Lease
+    policy: Policy
+    stop: Stop
+    notify: Observer
+
+    def run(self, work: Work, name: str, blocks: Blocks, done: NDArray[np.bool_], strands: Iterator[Strand]) -> Report:
+        """The report of one stage.
+
+        Parameters
+        ----------
+        name
+            What the user is told that is done.
+        done
+            Blocks that an earlier run has done, ``(block,) bool``.
+        strands
+            The others.
+        """
+        tally, start = Tally(blocks, int(done.sum())), perf_counter()
+        executor = self.executor
+        self.notify(RunStarted(self.output, blocks, int(done.sum()), executor.workers, executor.dashboard, stage=name))
+        with closing(executor.run(work, strands, self.policy, self.stop)) as events:
+            for event in events:
+                match event:
+                    case BlockEnded(outcome):
+                        tally.count(outcome)
+                    case BlockRetried(block, cause):
+                        tally.retry(block, cause)
+                self.notify(event)
+                if self.lease.lost and not self.stop.asked:
+                    self.notify(Noticed(f"another run has taken over {self.output}: this one ends"))
+                    self.stop.ask()
+        report = tally.report(perf_counter() - start, self.stop.number)
+        self.notify(RunEnded(report))
+        return report
+
+    def build(self, levels: Sequence[Level], there: NDArray[np.bool_]) -> int:
+        """Builds of each coarser level what is not there yet, as far as that can be; how many of its units are still missing.
+
+        Parameters
+        ----------
+        levels
+            The finest first.
+        there
+            Which blocks of the finest level are as they will be, ``(z, y, x) bool``.
+        """
+        missing = 0
+        for number, (finer, level) in enumerate(itertools.pairwise(levels), 1):
+            done, ready = level.done(), level.ready(there)
+            left = (ready & ~done).ravel()
+            if left.any() and not self.stop.asked:
+                strands = strands_in_order(level.blocks, left)
+                self.run(CoarsenWork(finer, level), f"level {number}", level.blocks, done.ravel(), strands)
+                done = level.done()
+            missing += int((~done).sum())
+            there = ready & done
+        return missing
