@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from emseg.box import Box, Triple
 from emseg.canary import batch_is_free
 from emseg.errors import BlockError, Fault, MemoryShortageError
-from emseg.grid.mirror import reflect
 from emseg.grid.blocks import Block
+from emseg.grid.mirror import reflect
 from emseg.grid.stitch import NOT_COMPUTED, Canvas, classify, finite, quantise, softmax
 from emseg.grid.tiles import Tile, hull_of, tiles_of
 from emseg.normalise import Normalisation, normalised, refuse_nonfinite

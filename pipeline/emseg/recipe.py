@@ -53,7 +53,7 @@ class Recipe:
                 yield f"{name}: {_short(mine.get(name))} / {_short(theirs.get(name))}"
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values; ``tta`` and ``levels`` only where there are any: fingerprints from before they were known hold."""
+        """The fields as JSON values; ``tta`` and ``levels`` only where used: older fingerprints hold."""
         return {
             "volume": self.volume.to_json(),
             "volume_digest": self.volume_digest,

@@ -52,10 +52,8 @@ class Cost:
         return {**asdict(self), "bytes_read_per_needed": self.bytes_read / self.bytes_needed}
 
 
-def cost_of(
-    plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = False, steps: Sequence[Triple] = ()
-) -> Cost:
-    """What a plan costs on a volume, with or without stored probabilities, test-time augmentation, and levels of these steps."""
+def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = False, steps: Sequence[Triple] = ()) -> Cost:
+    """What a plan costs on a volume; `steps` are those of its output's coarser levels."""
     model, region = plan.model, plan.region
     tiles = 1
     for axis in range(3):

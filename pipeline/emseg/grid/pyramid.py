@@ -95,12 +95,14 @@ def coarsened(values: NDArray[Any], step: Triple, rule: Rule) -> NDArray[Any]:
 def _mean(parts: NDArray[Any]) -> NDArray[Any]:
     """The rounded mean along the first axis."""
     total = parts.sum(axis=0, dtype=np.promote_types(parts.dtype, np.uint32))
-    return ((total + len(parts) // 2) // len(parts)).astype(parts.dtype)
+    mean: NDArray[Any] = ((total + len(parts) // 2) // len(parts)).astype(parts.dtype)
+    return mean
 
 
 def _mode(parts: NDArray[Any]) -> NDArray[Any]:
     """The most frequent value along the first axis, the smallest of those that are equally frequent."""
-    best, most = parts[0].copy(), np.zeros(parts.shape[1:], np.uint8)
+    best: NDArray[Any] = parts[0].copy()
+    most = np.zeros(parts.shape[1:], np.uint8)
     for candidate in parts:
         count = (parts == candidate).sum(axis=0, dtype=np.uint8)
         better = (count > most) | ((count == most) & (candidate < best))

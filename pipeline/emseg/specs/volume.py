@@ -91,7 +91,10 @@ class VolumeSpec:
     def proportions(self) -> tuple[float, float, float]:
         """Size (z, y, x) of a voxel in one unit, which is nanometres if each axis has a unit of length, else not known."""
         sizes = self.unit_sizes
-        z, y, x = (size * (unit or 1) if None not in sizes[-self.rank :] else size for size, unit in zip(self.scale, sizes, strict=True))
+        z, y, x = (
+            size * (unit or 1) if None not in sizes[-self.rank :] else size
+            for size, unit in zip(self.scale, sizes, strict=True)
+        )
         return (z, y, x)
 
     def crop(self, region: Box) -> tuple[float, float, float]:

@@ -177,4 +177,3 @@ def remove_unfounded(levels: Sequence[Level]) -> NDArray[np.bool_]:
             level.remove(level.blocks.block(int(index)).write)
         founded = there & ready
     return finest
-

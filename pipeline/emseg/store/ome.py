@@ -124,7 +124,9 @@ def multiscales(levels: Sequence[tuple[str, Space]], name: str) -> list[dict[str
 
 def levels_at(prefix: str, finest: Space, steps: Sequence[Sequence[int]]) -> list[tuple[str, Space]]:
     """Path and place of each level, for `multiscales`: ``PREFIX0``, ``PREFIX1``, ... with these steps from each to the next."""
-    factors = itertools.accumulate(steps, lambda factor, step: [f * s for f, s in zip(factor, step, strict=True)], initial=[1, 1, 1])
+    factors = itertools.accumulate(
+        steps, lambda factor, step: [f * s for f, s in zip(factor, step, strict=True)], initial=[1, 1, 1]
+    )
     return [(f"{prefix}{level}", finest.coarser(factor)) for level, factor in enumerate(factors)]
 
 

@@ -132,8 +132,8 @@ class Form:
         create_group(root, generation.labels, {"ome": self._labels()})
         if self.probabilities:
             create_group(root, generation.probabilities, {"ome": self._image("", "")})
-        for level, shape in enumerate(level_shapes(self.region.shape, self.steps)):
-            shape = shape[-self.volume.rank :]
+        for level, three in enumerate(level_shapes(self.region.shape, self.steps)):
+            shape = three[-self.volume.rank :]
             _create_array(root, f"{generation.labels}/{level}", self.space, shape, shard, inner)
             if self.probabilities:
                 count, space, name = (len(self.classes),), self.space.with_channels(), f"{generation.probabilities}/{level}"
@@ -234,13 +234,14 @@ def open_output(path: str | Path, token: Token | None = None) -> Output:
         start, stop = described["region"]
         region, classes = Box(triple(start), triple(stop)), tuple(map(str, described["classes"]))
         names = Generation(int(described["generation"]))
-        images = [(names.probabilities, len(classes), "mean")] if described["probabilities"] else []
+        images: list[tuple[str, int, Rule]] = []
+        if described["probabilities"]:
+            images.append((names.probabilities, len(classes), "mean"))
+        images.append((names.labels, 0, "mode"))
         steps = [triple(step) for step in described.get("levels", ())]
         levels = tuple(
-            _open_level(node.path, level, step, shape, [*images, (names.labels, 0, "mode")], permit)
-            for level, (step, shape) in enumerate(
-                zip([(1, 1, 1), *steps], level_shapes(region.shape, steps), strict=True)
-            )
+            _open_level(node.path, level, step, shape, images, permit)
+            for level, (step, shape) in enumerate(zip([(1, 1, 1), *steps], level_shapes(region.shape, steps), strict=True))
         )
         if len({array.unit for level in levels for array in level.arrays}) > 1:
             raise ValueError("the arrays have write units of different shapes")

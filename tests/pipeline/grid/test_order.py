@@ -17,10 +17,10 @@ from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
 from emseg.box import Box, Triple
 from emseg.grid import order, reading
+from emseg.grid.blocks import Block
 from emseg.grid.layout import plan_volume
 from emseg.grid.mirror import reflect
 from emseg.grid.order import strands_of
-from emseg.grid.blocks import Block
 from emseg.grid.plan import Plan
 from emseg.grid.reading import reading_of
 from emseg.specs.model import ModelSpec

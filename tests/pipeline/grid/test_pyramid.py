@@ -31,7 +31,11 @@ def by_voxel(values: NDArray[np.integer], step: Triple, rule: Rule) -> NDArray[n
 
 
 @given(
-    npst.arrays(st.sampled_from([np.uint8, np.uint64]), npst.array_shapes(min_dims=3, max_dims=3, max_side=7), elements=st.integers(0, 4)),
+    npst.arrays(
+        st.sampled_from([np.uint8, np.uint64]),
+        npst.array_shapes(min_dims=3, max_dims=3, max_side=7),
+        elements=st.integers(0, 4),
+    ),
     STEPS,
     st.sampled_from(["mode", "mean"]),
 )

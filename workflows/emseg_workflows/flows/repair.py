@@ -81,7 +81,6 @@ class Soundness:
             ]
         )
 
-
     def _coarser(self) -> Iterator[str]:
         """What is told of coarser levels, if there are any."""
         if not self.units:
