@@ -11,7 +11,7 @@ from emseg.box import Box, Triple, triple
 from emseg.errors import BlockError
 from emseg.normalise import Normalisation
 from emseg.ports import Predictor, VolumeReader
-from emseg.specs.model import ModelSpec
+from emseg.specs.network import NetworkSpec
 from emseg.specs.numerics import Accuracy
 
 BOXES = 4
@@ -45,7 +45,7 @@ def accuracy_of(fast: Predictor, exact: Predictor, volume: VolumeReader, normali
     return Accuracy(same / voxels, largest, voxels) if voxels else Accuracy(0.0, 1.0, 0)
 
 
-def sample_boxes(model: ModelSpec, region: Box, seed: int = 0) -> Iterator[Box]:
+def sample_boxes(model: NetworkSpec, region: Box, seed: int = 0) -> Iterator[Box]:
     """Boxes inside a region, drawn from the seed; where there is room they start on the lattice, so that one tile has each."""
     rng = np.random.default_rng(seed)
     most = PLANAR_BOX if model.planar else CUBIC_BOX

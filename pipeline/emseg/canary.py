@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from emseg.box import Triple, triple
 from emseg.errors import MemoryShortageError
 from emseg.ports import Predictor
-from emseg.specs.model import ModelSpec
+from emseg.specs.network import NetworkSpec
 
 TARGET = 32
 """Length in voxels of the canary's output along each axis where a tile of the run is longer: enough for each kernel."""
@@ -50,7 +50,7 @@ def batch_is_free(predictor: Predictor, batch: int) -> bool:
         return False
 
 
-def _shape(model: ModelSpec, tile: Triple) -> Triple:
+def _shape(model: NetworkSpec, tile: Triple) -> Triple:
     """Shape of the canary: a tile with a short output, or the run's own if that is smaller."""
     return triple(min(tile[axis], model.next_valid(axis, TARGET + 2 * model.context[axis])) for axis in range(3))
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.box import Box
-from emseg.specs.model import ModelSpec
+from emseg.specs.network import NetworkSpec
 from emseg.specs.volume import VolumeSpec
 
 
@@ -39,7 +39,7 @@ class Predictor(Protocol):
     """A network with its weights, ready on a device. One thread predicts at a time."""
 
     @property
-    def spec(self) -> ModelSpec:
+    def spec(self) -> NetworkSpec:
         """What the network is."""
         ...
 

@@ -19,17 +19,18 @@ from emseg.grid.blocks import Block
 from emseg.grid.reading import CACHE_BYTES
 from emseg.grid.symmetry import SymmetricPredictor
 from emseg.model.device import Device
+from emseg.model.foreign import ForeignModel
 from emseg.normalise import Normalisation
 from emseg.outcome import Outcome
 from emseg.ports import Predictor
 from emseg.recipe import Recipe
+from emseg.specs.network import NetworkSpec
 from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
 from emseg.store.lease import Token
 
 if TYPE_CHECKING:
+    from emseg.model.backend import SomePredictor
     from emseg.model.file import ModelFile
-    from emseg.model.openvino_predictor import OpenVinoPredictor
-    from emseg.model.predictor import TorchPredictor
 
 MALLOPT = {-1: 2**24, -3: 2**20}
 """Parameters of glibc: bytes at the heap's end that go back to the kernel, and of a buffer that gets pages of its own."""
@@ -114,13 +115,13 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
         If this process cannot compute on the run's device.
     """
     from emseg.model.backend import open_predictor  # noqa: PLC0415  torch takes seconds to import
-    from emseg.model.file import load_model  # noqa: PLC0415
+    from emseg.model.source import load  # noqa: PLC0415
     from emseg.store.output import open_output  # noqa: PLC0415
     from emseg.store.volume import open_volume  # noqa: PLC0415
 
     keep_small_buffers()
     recipe = job.recipe
-    model = load_model(job.model)
+    model = load(job.model, recipe.plan.model)
     if model.digest != recipe.model_digest:
         raise ModelError(
             f"the model {job.model} has the digest {model.digest[:12]}, but the run began with {recipe.model_digest[:12]}: "
@@ -168,6 +169,8 @@ class Trial:
 
     volume: Path
     model: Path
+    spec: NetworkSpec
+    """Of the model."""
     normalisation: Normalisation
     tile: Triple
     """Shape (z, y, x) in voxels of the run's tiles."""
@@ -204,15 +207,15 @@ def try_out(trial: Trial) -> Choice:
         If the device or the precision is not to be had.
     """
     from emseg.model.backend import low_precisions, open_predictor  # noqa: PLC0415
-    from emseg.model.file import load_model  # noqa: PLC0415
+    from emseg.model.source import load  # noqa: PLC0415
     from emseg.store.volume import open_volume  # noqa: PLC0415
 
-    model = load_model(trial.model)
+    model = load(trial.model, trial.spec)
 
-    def opened(precision: Precision) -> TorchPredictor | OpenVinoPredictor:
+    def opened(precision: Precision) -> SomePredictor:
         return open_predictor(model, trial.backend, precision, trial.threads, trial.device)
 
-    def choice(predictor: TorchPredictor | OpenVinoPredictor, precision: Precision, accuracy: Accuracy | None = None) -> Choice:
+    def choice(predictor: SomePredictor, precision: Precision, accuracy: Accuracy | None = None) -> Choice:
         numerics = _numerics(model, predictor, trial.tile, trial.threads, precision, trial.device)
         return Choice(numerics, speed_of(predictor, trial.tile), accuracy, tuple(refused))
 
@@ -220,7 +223,8 @@ def try_out(trial: Trial) -> Choice:
     if trial.precision == "float32" or (trial.precision is not None and trial.measured):
         return choice(opened(trial.precision), trial.precision)
     exact, volume = opened("float32"), open_volume(trial.volume)
-    for precision in (trial.precision,) if trial.precision is not None else low_precisions(trial.device):
+    tried = () if isinstance(model, ForeignModel) else low_precisions(trial.device)
+    for precision in (trial.precision,) if trial.precision is not None else tried:
         fast = opened(precision)
         accuracy = accuracy_of(fast, exact, volume, trial.normalisation)
         if trial.precision is not None or accuracy.agreement >= ENOUGH:
@@ -235,8 +239,8 @@ a tile."""
 
 
 def _numerics(
-    model: ModelFile,
-    predictor: TorchPredictor | OpenVinoPredictor,
+    model: ModelFile | ForeignModel,
+    predictor: SomePredictor,
     tile: Triple,
     threads: int,
     precision: Precision,

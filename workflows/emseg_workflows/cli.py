@@ -785,17 +785,17 @@ def show(model: str, as_json: bool) -> None:
 
 
 def _tell_models(paths: Mapping[str, Path], as_json: bool) -> None:
-    from emseg.model.header import read_header  # noqa: PLC0415
+    from emseg.model.source import describe  # noqa: PLC0415
 
-    known = {name: read_header(path) for name, path in paths.items()}
+    known = {name: describe(path) for name, path in paths.items()}
     if as_json:
         click.echo(json.dumps({name: {"spec": spec.to_json(), "card": card} for name, (spec, card) in known.items()}, indent=2))
         return
     for name, (spec, card) in known.items():
         context, lattice = (" x ".join(map(str, sizes)) for sizes in (spec.context, spec.lattice))
-        click.echo(f"{name}: classes {', '.join(spec.classes)}, {spec.output}; {spec.parameters} parameters")
+        click.echo(f"{name}: classes {', '.join(spec.classes)}, {spec.gives}; {spec.parameters} parameters")
         click.echo(f"    sees: {context} voxels (z, y, x) beyond each side of what it labels, on a lattice of {lattice}")
-        for key, value in card.items():
+        for key, value in (*spec.remarks(), *card.items()):
             click.echo(f"    {key}: {value}")
 
 

@@ -17,7 +17,7 @@ from emseg.box import Box, Triple, triple
 from emseg.errors import ModelError, PlanError
 from emseg.grid.plan import Plan
 from emseg.grid.reading import reading_of
-from emseg.specs.model import ModelSpec
+from emseg.specs.network import NetworkSpec
 from emseg.specs.volume import VolumeSpec
 
 BLOCKS_WANTED = 32
@@ -101,7 +101,7 @@ class Cut:
 
 def plan_volume(
     volume: VolumeSpec,
-    model: ModelSpec,
+    model: NetworkSpec,
     region: Box | None = None,
     tile: Triple | None = None,
     limits: Limits | None = None,
@@ -122,13 +122,13 @@ def plan_volume(
     return plan_with(layouts_of(volume, model, region, tile, limits)[0], volume, model, region)
 
 
-def plan_with(layout: Layout, volume: VolumeSpec, model: ModelSpec, region: Box) -> Plan:
+def plan_with(layout: Layout, volume: VolumeSpec, model: NetworkSpec, region: Box) -> Plan:
     """The plan that cuts a region of a volume as one of its layouts says."""
     return Plan(region, layout.unit, volume.shape, model, layout.tile, 1, _chunk(layout.unit))
 
 
 def layouts_of(
-    volume: VolumeSpec, model: ModelSpec, region: Box, tile: Triple | None = None, limits: Limits | None = None
+    volume: VolumeSpec, model: NetworkSpec, region: Box, tile: Triple | None = None, limits: Limits | None = None
 ) -> list[Layout]:
     """All layouts of a region that are to be considered, the cheapest first; there is at least one.
 
@@ -168,7 +168,7 @@ def layouts_of(
     return sorted(layouts, key=lambda layout: layout.price)
 
 
-def _cuts(model: ModelSpec, region: Box, tile: Triple | None, limits: Limits, largest: int) -> Iterator[tuple[Cut, ...]]:
+def _cuts(model: NetworkSpec, region: Box, tile: Triple | None, limits: Limits, largest: int) -> Iterator[tuple[Cut, ...]]:
     """Every combination of write units that is neither too large nor too small, with each choice of tiles that suits it."""
     lengths = [_unit_lengths(model, region, axis, tile) for axis in range(3)]
     least = triple(axis[0] for axis in lengths)
@@ -186,7 +186,7 @@ def _cuts(model: ModelSpec, region: Box, tile: Triple | None, limits: Limits, la
                 yield cuts
 
 
-def _unit_lengths(model: ModelSpec, region: Box, axis: int, tile: Triple | None) -> list[int]:
+def _unit_lengths(model: NetworkSpec, region: Box, axis: int, tile: Triple | None) -> list[int]:
     """Lengths to try for a write unit along one axis, the last one not below the region's.
 
     With a given tile they are multiples of its step, less one lattice cell if the region starts off the lattice: its
@@ -202,7 +202,7 @@ def _unit_lengths(model: ModelSpec, region: Box, axis: int, tile: Triple | None)
     return lengths
 
 
-def _fitted(model: ModelSpec, region: Box, units: Triple, most: int) -> Iterator[tuple[Cut, ...]]:
+def _fitted(model: NetworkSpec, region: Box, units: Triple, most: int) -> Iterator[tuple[Cut, ...]]:
     """The cuts of these units into few tiles whose activations take at most so many bytes: fewest first, to `SMALL_TILE`."""
     cuts = tuple(_cut(model, region, axis, unit, parts=1) for axis, unit in enumerate(units))
     while True:
@@ -226,7 +226,7 @@ def _fitted(model: ModelSpec, region: Box, units: Triple, most: int) -> Iterator
         cuts = min(finer, key=lambda tried: _flops(model, tried))
 
 
-def _cut(model: ModelSpec, region: Box, axis: int, unit: int, *, parts: int = 0, tile: int = 0) -> Cut:
+def _cut(model: NetworkSpec, region: Box, axis: int, unit: int, *, parts: int = 0, tile: int = 0) -> Cut:
     """The cut of one axis into units of this length, and those into `parts` tiles or tiles of length `tile`."""
     length, lattice = region.shape[axis], model.lattice[axis]
     ahead = region.start[axis] % lattice  # the first tile starts on the lattice, up to this many voxels early
@@ -240,7 +240,7 @@ def _cut(model: ModelSpec, region: Box, axis: int, unit: int, *, parts: int = 0,
     return Cut(unit, parts, tile, units, tiles)
 
 
-def _layout(volume: VolumeSpec, model: ModelSpec, region: Box, cuts: tuple[Cut, ...]) -> Layout:
+def _layout(volume: VolumeSpec, model: NetworkSpec, region: Box, cuts: tuple[Cut, ...]) -> Layout:
     """These cuts with what they cost."""
     unit, tile = triple(cut.unit for cut in cuts), triple(cut.tile for cut in cuts)
     reading, flops, needed = reading_of(volume, region, model, unit, tile), _flops(model, cuts), model.activation_bytes(tile)
@@ -256,7 +256,7 @@ def shared_out(blocks: int) -> float:
     return sum(workers * -(-blocks // workers) for workers in CREWS) / (len(CREWS) * blocks)
 
 
-def _flops(model: ModelSpec, cuts: tuple[Cut, ...]) -> int:
+def _flops(model: NetworkSpec, cuts: tuple[Cut, ...]) -> int:
     return math.prod(cut.tiles for cut in cuts) * model.flops(triple(cut.tile for cut in cuts))
 
 

@@ -9,7 +9,9 @@ from typing import Any, Self
 from emseg.box import Box, Triple, triple
 from emseg.grid.blocks import Block, Blocks
 from emseg.grid.tiles import Tile, hull_of, tiles_of
+from emseg.specs.contract import Contract
 from emseg.specs.model import ModelSpec
+from emseg.specs.network import NetworkSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Plan(Blocks):
 
     shape: Triple
     """Shape (z, y, x) of the volume, in voxels."""
-    model: ModelSpec
+    model: NetworkSpec
     """The network."""
     tile: Triple
     """Shape (z, y, x) of one network input, in voxels."""
@@ -57,9 +59,20 @@ class Plan(Blocks):
         return cls(
             shape=triple(data["shape"]),
             region=Box(start, stop),
-            model=ModelSpec.from_json(data["model"]),
+            model=network_from_json(data["model"]),
             tile=triple(data["tile"]),
             batch=int(data["batch"]),
             unit=triple(data["unit"]),
             chunk=triple(data["chunk"]),
         )
+
+
+def network_from_json(data: Mapping[str, Any]) -> NetworkSpec:
+    """The description of a network that its `to_json` wrote.
+
+    Raises
+    ------
+    ModelError
+        If it is none.
+    """
+    return Contract.from_json(data) if "contract" in data else ModelSpec.from_json(data)

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.box import Box, Triple
-from emseg.specs.model import ModelSpec
+from emseg.specs.network import NetworkSpec
 from emseg.specs.volume import VolumeSpec
 
 CACHE_BYTES = 2**28
@@ -71,7 +71,7 @@ class Reading:
     """Voxels that it would decompress if it kept nothing."""
 
 
-def reading_of(volume: VolumeSpec, region: Box, model: ModelSpec, unit: Triple, tile: Triple) -> Reading:
+def reading_of(volume: VolumeSpec, region: Box, model: NetworkSpec, unit: Triple, tile: Triple) -> Reading:
     """What is read in those strands that share most, for write units and tiles of these shapes (z, y, x) in voxels."""
     z, y, x = (_axis(volume, region, model, axis, unit[axis], tile[axis]) for axis in range(3))
     room = CACHE_BYTES // volume.itemsize
@@ -104,7 +104,7 @@ def groups(volume: VolumeSpec, region: Box, axis: int, unit: int, length: int) -
 
 
 @lru_cache(maxsize=512)
-def _axis(volume: VolumeSpec, region: Box, model: ModelSpec, axis: int, unit: int, tile: int) -> Axis:
+def _axis(volume: VolumeSpec, region: Box, model: NetworkSpec, axis: int, unit: int, tile: int) -> Axis:
     first, end = _spans(volume, region, model, axis, unit, tile)
     width, whole = end - first, int(end.max() - first.min())
     single, unshared = int(width.max()), 0
@@ -133,7 +133,7 @@ def _origin(volume: VolumeSpec, region: Box, axis: int, unit: int) -> int:
 
 
 def _spans(
-    volume: VolumeSpec, region: Box, model: ModelSpec, axis: int, unit: int, tile: int
+    volume: VolumeSpec, region: Box, model: NetworkSpec, axis: int, unit: int, tile: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where the chunks that each block reads along an axis start, and where they end.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from emseg.errors import PlanError
 from emseg.grid.stitch import softmax
 from emseg.ports import Predictor
-from emseg.specs.model import ModelSpec
+from emseg.specs.network import NetworkSpec
 
 SYMMETRIES = tuple(itertools.product((0, 2, 1, 3), (False, True)))
 """Quarter turns in the plane (y, x), and whether x is mirrored then: all eight; those that exchange y and x come last."""
@@ -25,7 +25,7 @@ PLANE = (-2, -1)
 class SymmetricPredictor:
     """Predicts the mean of the probabilities that another predictor gives over all `SYMMETRIES`.
 
-    Tiled is untiled still: tiles begin on the lattice, and their lengths are congruent modulo it (`ModelSpec.next_valid`), so
+    Tiled is untiled still: tiles begin on the lattice, and their lengths are congruent modulo it (`NetworkSpec.next_valid`), so
     they end on it as well. Pooling windows counted from the far end are thus the same voxels of the volume for every tile.
 
     Raises
@@ -36,7 +36,7 @@ class SymmetricPredictor:
 
     def __init__(self, predictor: Predictor) -> None:
         check_symmetric(predictor.spec)
-        self.spec: ModelSpec = predictor.spec
+        self.spec: NetworkSpec = predictor.spec
         self._predictor = predictor
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -59,7 +59,7 @@ class SymmetricPredictor:
         return np.rot90(probabilities[..., ::-1] if mirrored else probabilities, -turns, PLANE)
 
 
-def check_symmetric(spec: ModelSpec) -> None:
+def check_symmetric(spec: NetworkSpec) -> None:
     """Refuse a network that does not treat y and x alike.
 
     Raises
@@ -67,10 +67,9 @@ def check_symmetric(spec: ModelSpec) -> None:
     PlanError
         If a kernel or a pooling factor differs between them.
     """
-    for kind, sizes in (("kernel", spec.kernels), ("pooling", spec.pooling)):
-        for level, (_, y, x) in enumerate(sizes):
-            if y != x:
-                raise PlanError(
-                    f"test-time augmentation turns tiles by 90 degrees, but the network's {kind} at level {level} is {y} in y "
-                    f"and {x} in x: leave out --tta, or use a network that treats y and x alike"
-                )
+    for what, (_, y, x) in spec.planes():
+        if y != x:
+            raise PlanError(
+                f"test-time augmentation turns tiles by 90 degrees, but the network's {what} is {y} in y and {x} in x: leave out "
+                "--tta, or use a network that treats y and x alike"
+            )

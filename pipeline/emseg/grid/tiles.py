@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from emseg.box import Box, Triple, triple
-from emseg.specs.model import ModelSpec
+from emseg.specs.network import NetworkSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Tile:
     """All of its output: `source` less the context."""
 
 
-def tiles_of(box: Box, tile: Triple, model: ModelSpec, lead: Triple = (0, 0, 0)) -> Iterator[Tile]:
+def tiles_of(box: Box, tile: Triple, model: NetworkSpec, lead: Triple = (0, 0, 0)) -> Iterator[Tile]:
     """Tiles of shape `tile` (z, y, x) whose targets cover `box` exactly once.
 
     Parameters
@@ -47,6 +47,7 @@ def tiles_of(box: Box, tile: Triple, model: ModelSpec, lead: Triple = (0, 0, 0))
 
     Examples
     --------
+    >>> from emseg.specs.model import ModelSpec
     >>> model = ModelSpec.unet(width=1, depth=1)
     >>> [str(tile.target) for tile in tiles_of(Box((0, 0, 0), (1, 2, 7)), (1, 20, 20), model)]
     ['0:1,0:2,0:4', '0:1,0:2,4:7']
@@ -59,7 +60,7 @@ def tiles_of(box: Box, tile: Triple, model: ModelSpec, lead: Triple = (0, 0, 0))
         yield Tile(source, kept.intersect(box), source.grow(triple(-c for c in context)))
 
 
-def hull_of(box: Box, tile: Triple, model: ModelSpec, lead: Triple = (0, 0, 0)) -> Box:
+def hull_of(box: Box, tile: Triple, model: NetworkSpec, lead: Triple = (0, 0, 0)) -> Box:
     """The read box of `box`: everything that its tiles see, in the volume's coordinates."""
     origins, context = _origins(box, tile, model, lead), model.context
     start = triple(axis[0] - c for axis, c in zip(origins, context, strict=True))
@@ -67,7 +68,7 @@ def hull_of(box: Box, tile: Triple, model: ModelSpec, lead: Triple = (0, 0, 0)) 
     return Box(start, stop)
 
 
-def _origins(box: Box, tile: Triple, model: ModelSpec, lead: Triple) -> tuple[range, range, range]:
+def _origins(box: Box, tile: Triple, model: NetworkSpec, lead: Triple) -> tuple[range, range, range]:
     """Where the outputs of the tiles start on each axis (z, y, x)."""
     z, y, x = (
         range(start // lattice * lattice - ahead // lattice * lattice, stop, step)

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emseg.errors import DeviceError
 from emseg.model.device import Device, check_device
+from emseg.model.foreign import ForeignModel, Kind, contract_of, is_foreign, open_onnx, read_foreign
 from emseg.specs.numerics import Backend, Precision
 
 if TYPE_CHECKING:
+    from emseg.model.adapted import AdaptedNetwork
     from emseg.model.file import ModelFile
+    from emseg.model.onnx import OnnxPredictor
     from emseg.model.openvino_predictor import OpenVinoPredictor
     from emseg.model.predictor import TorchPredictor
+    from emseg.model.unet import UNet
+
+    SomePredictor = TorchPredictor | OpenVinoPredictor | OnnxPredictor
+
+LIBRARIES: dict[Kind, Backend] = {"onnx": "openvino", "exported": "torch"}
+"""What computes networks that emseg has not made."""
 
 
 def default_backend(device: Device) -> Backend:
@@ -41,16 +51,23 @@ def low_precisions(device: Device) -> tuple[Precision, ...]:
     return ("bfloat16",) if has.get("amx_bf16") or has.get("avx512_bf16") else ()
 
 
+def backend_of(path: Path, device: Device) -> Backend:
+    """The library that computes a model, if none is asked for."""
+    return LIBRARIES[read_foreign(path).kind] if is_foreign(path) else default_backend(device)
+
+
 def open_predictor(
-    model: ModelFile, backend: Backend, precision: Precision, threads: int, device: Device
-) -> TorchPredictor | OpenVinoPredictor:
-    """A predictor with the weights of a model file.
+    model: ModelFile | ForeignModel, backend: Backend, precision: Precision, threads: int, device: Device
+) -> SomePredictor:
+    """A predictor with the weights of a model.
 
     Raises
     ------
     DeviceError
         If the library is not installed here, or does not compute on the device, or that not in this precision.
     """
+    if isinstance(model, ForeignModel):
+        return _open_foreign(model, backend, precision, threads, device)
     if backend == "openvino" and device != "cpu":
         raise DeviceError(f"OpenVINO computes on CPUs, not on {device}: use --backend torch, or --device cpu")
     if precision != "float32" and precision not in (able := low_precisions(device)):
@@ -59,10 +76,7 @@ def open_predictor(
             f"{' and '.join(('float32', *able))} alone: use --precision float32, or other hardware"
         )
     if backend == "torch":
-        from emseg.model.predictor import TYPES, CudaPredictor, TorchPredictor  # noqa: PLC0415  takes seconds to import
-
-        network = model.network().to(TYPES[precision])
-        return CudaPredictor(network, threads) if device == "cuda" else TorchPredictor(network, threads, device)
+        return _in_torch(model.network(), precision, threads, device)
     try:
         from emseg.model.openvino_predictor import OpenVinoPredictor  # noqa: PLC0415
     except ImportError as error:
@@ -71,3 +85,31 @@ def open_predictor(
             "another output with --backend torch"
         ) from error
     return OpenVinoPredictor(model, threads, precision)
+
+
+def _in_torch(network: UNet | AdaptedNetwork, precision: Precision, threads: int, device: Device) -> TorchPredictor:
+    from emseg.model.predictor import TYPES, CudaPredictor, TorchPredictor  # noqa: PLC0415  takes seconds to import
+
+    network = network.to(TYPES[precision])
+    return CudaPredictor(network, threads) if device == "cuda" else TorchPredictor(network, threads, device)
+
+
+def _open_foreign(
+    model: ForeignModel, backend: Backend, precision: Precision, threads: int, device: Device
+) -> TorchPredictor | OnnxPredictor:
+    """A predictor of a network that emseg has not made: each kind is computed by one library, in float32."""
+    library, spec = LIBRARIES[model.kind], contract_of(model)
+    if backend != library:
+        raise DeviceError(f"{model.path} is computed by {library}, not by {backend}: leave out --backend, or begin another output")
+    if precision != "float32":
+        raise DeviceError(f"{model.path} is computed in float32 alone, not in {precision}: leave out --precision")
+    if model.kind == "exported":
+        from emseg.model.adapted import AdaptedNetwork  # noqa: PLC0415
+        from emseg.model.exported import read_exported  # noqa: PLC0415
+
+        return _in_torch(AdaptedNetwork(read_exported(model.data, model.path)[0], spec), precision, threads, device)
+    if device != "cpu":
+        raise DeviceError(f"{model.path} is ONNX, which OpenVINO computes on CPUs, not on {device}: export it with torch.export")
+    from emseg.model.onnx import OnnxPredictor  # noqa: PLC0415
+
+    return OnnxPredictor(open_onnx(model, threads), spec, threads)

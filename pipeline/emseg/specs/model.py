@@ -24,6 +24,7 @@ from typing import Any, Literal, Self, get_args
 
 from emseg.box import Triple, triple
 from emseg.errors import ModelError
+from emseg.specs.network import Tiled
 
 OutputKind = Literal["softmax"]
 """How logits become probabilities: ``softmax`` for classes that exclude one another."""
@@ -63,7 +64,7 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSpec:
+class ModelSpec(Tiled):
     """The facts about a U-Net that planning needs; all else follows from them.
 
     Raises
@@ -153,6 +154,16 @@ class ModelSpec:
         return all(kernel[0] == 1 for kernel in self.kernels) and all(factor[0] == 1 for factor in self.pooling)
 
     @property
+    def gives(self) -> str:
+        """What its output is."""
+        return self.output
+
+    @property
+    def only_tile(self) -> Triple | None:
+        """The only shape of tiles that the network takes: it takes many."""
+        return None
+
+    @property
     def lattice(self) -> Triple:
         """Product of the pooling factors (z, y, x): the network commutes only with shifts by multiples of it."""
         return triple(math.prod(factor[axis] for factor in self.pooling) for axis in range(3))
@@ -162,22 +173,6 @@ class ModelSpec:
         """Voxels (z, y, x) that valid convolutions take off each side of a tile."""
         return triple(self._loss(axis) // 2 for axis in range(3))
 
-    def output_shape(self, tile: Triple) -> Triple:
-        """Shape (z, y, x) in voxels that the network makes of a tile of this shape.
-
-        Raises
-        ------
-        ModelError
-            If a tile of this shape cannot go through the network.
-        """
-        for axis, length in enumerate(tile):
-            if not self._fits(axis, length):
-                raise ModelError(
-                    f"a tile of shape {tile} does not fit the network on axis {'zyx'[axis]}: "
-                    f"{length} is not valid, the next valid size is {self.next_valid(axis, length)}"
-                )
-        return triple(length - 2 * c for length, c in zip(tile, self.context, strict=True))
-
     def next_valid(self, axis: int, length: int) -> int:
         """Smallest tile length on `axis`, in voxels, that is at least `length` and goes through the network."""
         length = max(length, 2 * self.context[axis] + 1)
@@ -186,33 +181,14 @@ class ModelSpec:
             taken = factor[axis] * taken + 2 * (kernel[axis] - 1)
         return length + (taken - length) % self.lattice[axis]
 
-    def tile_for(self, target: Triple) -> Triple:
-        """Shape (z, y, x) in voxels of the smallest tile whose output holds a box of shape `target`."""
-        return triple(
-            self.next_valid(axis, length + 2 * c) for axis, (length, c) in enumerate(zip(target, self.context, strict=True))
-        )
-
-    def step(self, tile: Triple) -> Triple:
-        """Shift (z, y, x) in voxels between neighbouring tiles: the most that the output covers, on the lattice.
-
-        Raises
-        ------
-        ModelError
-            If the tile does not fit the network, or its output is smaller than the lattice.
-        """
-        output = self.output_shape(tile)
-        step = triple(length // s * s for length, s in zip(output, self.lattice, strict=True))
-        if 0 in step:
-            raise ModelError(f"a tile of shape {tile} gives {output}, less than the lattice {self.lattice}: use a larger tile")
-        return step
-
     def _loss(self, axis: int, level: int = 0) -> int:
         taken = self.kernels[level][axis] - 1
         if level == self.depth:
             return 2 * taken
         return 4 * taken + self.pooling[level][axis] * self._loss(axis, level + 1)
 
-    def _fits(self, axis: int, length: int) -> bool:
+    def fits(self, axis: int, length: int) -> bool:
+        """Whether tiles of this length on `axis`, in voxels, go through the network."""
         for level in range(self.depth):
             length -= 2 * (self.kernels[level][axis] - 1)
             if length <= 0 or length % self.pooling[level][axis]:
@@ -224,6 +200,15 @@ class ModelSpec:
                 return False
             length = length * self.pooling[level][axis] - 2 * (self.kernels[level][axis] - 1)
         return length > 0
+
+    def planes(self) -> Iterator[tuple[str, Triple]]:
+        """What must be the same in y and x if tiles are to be turned: its name, and its sizes (z, y, x)."""
+        for kind, sizes in (("kernel", self.kernels), ("pooling", self.pooling)):
+            yield from ((f"{kind} at level {level}", size) for level, size in enumerate(sizes))
+
+    def remarks(self) -> Iterator[tuple[str, str]]:
+        """Nothing: all is known of it."""
+        yield from ()
 
     # -- cost ---------------------------------------------------------------------------------------------------
 

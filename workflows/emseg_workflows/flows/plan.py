@@ -12,7 +12,7 @@ from emseg.grid.pyramid import steps_of
 from emseg.grid.symmetry import SYMMETRIES, check_symmetric
 from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
-from emseg.model.header import read_header
+from emseg.model.source import describe
 from emseg.specs.region import parse_region
 from emseg.specs.volume import VolumeSpec
 from emseg.store.volume import open_volume
@@ -49,12 +49,12 @@ def plan_run(
         As `segment`.
     """
     source, placement = open_volume(Path(volume)), placement or Placement()
-    spec, _ = read_header(resolve_model(model))
+    spec, _ = describe(resolve_model(model))
     if tta:
         check_symmetric(spec)
     box = (parse_region(region, source.spec) if isinstance(region, str) else region) or source.spec.box
     limits = limits_of(placement, threads, device or placement.default_device, tta)
-    layouts = layouts_of(source.spec, spec, box, tile, limits)
+    layouts = layouts_of(source.spec, spec, box, tile or spec.only_tile, limits)
     return Planned(plan_with(layouts[0], source.spec, spec, box), source.spec, layouts)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from emseg.errors import BlockError, OutputError
 from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
-from emseg.model.header import model_digest
+from emseg.model.source import digest_of
 from emseg.normalise import survey
 from emseg.recipe import Recipe
 from emseg.store.lease import Token, take_lease
@@ -239,7 +239,7 @@ def _inputs(stored: Output, recipe: Recipe, volume: str | Path | None, model: st
     source = volume_of(stored, volume)
     weights = input_of(stored, "model", resolve_model(model) if model is not None else None)
     _, digest = survey(source, recipe.normalisation.scope)
-    found = replace(recipe, volume_digest=digest, model_digest=model_digest(weights))
+    found = replace(recipe, volume_digest=digest, model_digest=digest_of(weights))
     if differences := "; ".join(recipe.differences(found)):
         raise OutputError(
             f"{stored.path} was made from another volume or model than {source.path} and {weights} (there / now): "

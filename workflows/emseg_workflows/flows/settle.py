@@ -12,13 +12,15 @@ from emseg.grid.cost import Cost, cost_of
 from emseg.grid.layout import BLOCK_FLOPS, Limits, plan_volume
 from emseg.grid.plan import Plan
 from emseg.grid.symmetry import check_symmetric
-from emseg.model.backend import default_backend
+from emseg.model.backend import backend_of
 from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
-from emseg.model.header import model_digest, read_header
+from emseg.model.foreign import read_foreign
+from emseg.model.source import describe, digest_of
 from emseg.normalise import Normalisation, Scope, survey
 from emseg.recipe import Recipe
-from emseg.specs.model import ModelSpec
+from emseg.specs.contract import Contract
+from emseg.specs.network import NetworkSpec
 from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
 from emseg.specs.region import parse_region
 from emseg.specs.volume import VolumeSpec
@@ -47,7 +49,7 @@ class Draft:
     volume_digest: str
     normalisation: Normalisation
     model_path: Path
-    model: ModelSpec
+    model: NetworkSpec
     model_digest: str
     card: dict[str, str]
     """Of the model."""
@@ -97,13 +99,15 @@ def draft_run(
         If volume, model and options do not fit together.
     """
     model_path, source = resolve_model(model), open_volume(volume)
-    spec, card = read_header(model_path)
+    spec, card, known = _described(model_path, begun)
     if tta:
         check_symmetric(spec)
     box = parse_region(region, source.spec) if isinstance(region, str) else region
+    tile = tile or spec.only_tile
     plan = _plan(source.spec, spec, box, tile, begun, limits)
     check_chunks(source.spec, volume)
     normalisation, digest = survey(source, normalise or _trained_with(card))
+    normalisation = normalisation if normalise else _told(card) or normalisation
     return Draft(
         path=volume,
         volume=source.spec,
@@ -111,7 +115,7 @@ def draft_run(
         normalisation=normalisation,
         model_path=model_path,
         model=spec,
-        model_digest=model_digest(model_path),
+        model_digest=known,
         card=card,
         region=box,
         tile=tile,
@@ -150,11 +154,12 @@ def settle(draft: Draft, executor: Executor, device: Device, backend: Backend | 
     trial = Trial(
         volume=draft.path.absolute(),
         model=draft.model_path.absolute(),
+        spec=draft.model,
         normalisation=draft.normalisation,
         tile=draft.plan.tile,
         threads=draft.threads,
         device=device,
-        backend=backend or default_backend(device),
+        backend=backend or backend_of(draft.model_path, device),
         precision=precision,
         measured=begun is not None,
     )
@@ -169,13 +174,26 @@ def settle(draft: Draft, executor: Executor, device: Device, backend: Backend | 
     return Settled(recipe, (*notices, *_doubts(draft), *_chosen(choice)))
 
 
+def _described(path: Path, begun: Recipe | None) -> tuple[NetworkSpec, dict[str, str], str]:
+    """What a model is, its card and its digest; of one that was begun with, experiments are not made again."""
+    digest = digest_of(path)
+    if begun is not None and digest == begun.model_digest and isinstance(begun.plan.model, Contract):
+        return begun.plan.model, read_foreign(path).card, digest
+    return *describe(path), digest
+
+
+def _told(card: Mapping[str, str]) -> Normalisation | None:
+    """The numbers that a model was trained with, if it says so."""
+    return Normalisation("volume", (float(card["mean"]),), (float(card["deviation"]),)) if "mean" in card else None
+
+
 def _trained_with(card: Mapping[str, str]) -> Scope:
     """What shared one mean and deviation when a model was trained."""
     return "slice" if card.get("normalise") == "slice" else "volume"
 
 
 def _plan(
-    volume: VolumeSpec, model: ModelSpec, box: Box | None, tile: Triple | None, begun: Recipe | None, limits: Limits
+    volume: VolumeSpec, model: NetworkSpec, box: Box | None, tile: Triple | None, begun: Recipe | None, limits: Limits
 ) -> Plan:
     """The stored plan of a run that has begun, where it answers what is asked for; else a new one."""
     if begun is not None:
@@ -201,6 +219,8 @@ def _in_time(cost: Cost, choice: Choice, limits: Limits) -> Limits:
 def _doubts(draft: Draft) -> Iterator[str]:
     """What the user should know before a run that can still go on."""
     volume = draft.volume
+    if isinstance(draft.model, Contract) and not draft.model.local:
+        yield "the network sees more of a tile than its context: labels depend on tiles, and may have seams"
     if not draft.model.planar and volume.shape[0] == 1:
         yield "the model is three-dimensional, the volume has a single slice: mirroring repeats it along z"
     trained = draft.card.get("voxel_size", "")

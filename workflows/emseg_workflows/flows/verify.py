@@ -20,10 +20,10 @@ from emseg.box import Box, Triple, triple
 from emseg.errors import BlockError, ModelError, OutputError
 from emseg.grid.plan import Plan
 from emseg.grid.stitch import NOT_COMPUTED, QUANTA, quantise
-from emseg.model.backend import default_backend, low_precisions, open_predictor
+from emseg.model.backend import backend_of, low_precisions, open_predictor
 from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
-from emseg.model.file import load_model
+from emseg.model.source import load
 from emseg.normalise import survey
 from emseg.outcome import Stopwatch
 from emseg.ports import Predictor, VolumeReader
@@ -142,10 +142,10 @@ def verify(
     source = volume_of(stored, volume)
     _check_same_voxels(source, recipe)
     weights = input_of(stored, "model", resolve_model(model) if model is not None else None)
-    loaded = load_model(weights)
+    loaded = load(weights, recipe.plan.model)
     if loaded.digest != recipe.model_digest:
         raise ModelError(f"{weights} has digest {loaded.digest[:12]}, the run's model {recipe.model_digest[:12]}: give --model")
-    installed = default_backend(device)
+    installed = backend_of(weights, device)
     backend = recipe.numerics.library if installed == "openvino" else installed
     precision = recipe.numerics.precision if recipe.numerics.precision in low_precisions(device) else "float32"
     predictor = open_predictor(loaded, backend, precision, recipe.numerics.threads, device)

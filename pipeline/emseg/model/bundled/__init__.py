@@ -29,6 +29,6 @@ def resolve_model(name_or_path: str | Path | None = None) -> Path:
     wanted = str(DEFAULT if name_or_path is None else name_or_path)
     if wanted in bundled:
         return bundled[wanted]
-    if Path(wanted).is_file():
+    if Path(wanted).exists():
         return Path(wanted)
     raise ModelError(f"{wanted!r} is no model file and no bundled model: give a path, or one of {', '.join(bundled)}")

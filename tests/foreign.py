@@ -1,0 +1,119 @@
+"""Networks as others would bring them: exported by torch, in ONNX, or in a package of BioImage.IO."""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from networks import random_network
+from torch import Tensor, nn
+
+from emseg.box import Triple
+from emseg.specs.model import ModelSpec
+
+
+class Bare(nn.Module):
+    """A U-Net as a network of images ``(1, 1, y, x)`` or ``(1, 1, z, y, x)``, with something behind it."""
+
+    def __init__(self, spec: ModelSpec, last: Callable[[Tensor], Tensor] = nn.Identity(), seed: int = 3) -> None:
+        super().__init__()
+        self.network, self.last, self.planar = random_network(spec, seed, torch.float32), last, spec.planar
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the network gives."""
+        return self.last(self.network(x[:, :, None])[:, :, 0] if self.planar else self.network(x))
+
+
+class Padded(nn.Module):
+    """A U-Net that pads, with a pooling by two, and batch normalisation whose statistics are known."""
+
+    def __init__(self, channels: int = 2) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)
+        self.norm, self.up, self.last = nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 4, 2, 2), nn.Conv2d(8, channels, 3, padding=1)
+        self.norm.running_mean.normal_()  # type: ignore[union-attr]
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, as long as the image."""
+        fine = torch.relu(self.first(x))
+        coarse = torch.relu_(self.norm(self.second(torch.max_pool2d(fine, 2))))
+        given: Tensor = self.last(torch.cat([fine, self.up(coarse)], 1))
+        return given
+
+
+def save_exported(path: Path, network: nn.Module, shape: tuple[int, ...], *, fixed: bool = False) -> Path:
+    """The program of a network for images of any shape, or of this alone."""
+    any_length = {axis: torch.export.Dim.AUTO for axis in range(2, len(shape))}
+    program = torch.export.export(network.eval(), (torch.randn(shape),), dynamic_shapes=None if fixed else (any_length,))
+    torch.export.save(program, path)
+    return path
+
+
+def save_onnx(path: Path, network: nn.Module, shape: tuple[int, ...]) -> Path:
+    """A network for images of any shape in ONNX."""
+    lengths = {"x": {axis: f"axis{axis}" for axis in range(2, len(shape))}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this way of exporting needs one package less, and is on its way out
+        torch.onnx.export(
+            network.eval(), (torch.randn(shape),), path, dynamo=False, input_names=["x"], output_names=["y"], dynamic_axes=lengths
+        )
+    return path
+
+
+def save_package(path: Path, files: dict[str, bytes], **described: Any) -> Path:
+    """A package of BioImage.IO, format 0.5, with these files."""
+    text = {
+        "type": "model",
+        "format_version": "0.5.3",
+        "name": "somebody's network",
+        "inputs": [{"id": "raw", "preprocessing": [{"id": "zero_mean_unit_variance", "kwargs": {"axes": ["y", "x"]}}]}],
+        "outputs": [
+            {"id": "out", "axes": [{"type": "batch"}, {"type": "channel", "channel_names": ["inside", "membrane"]}, {"type": "space", "id": "y"}]}
+        ],
+        **described,
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("rdf.yaml", yaml.safe_dump(text))
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def tile_of(spec: ModelSpec) -> tuple[int, ...]:
+    """Shape of a tile as an image of one channel."""
+    shape: Triple = spec.tile_for((1, 24, 24) if spec.planar else (9, 9, 9))
+    return (1, 1, *shape[spec.planar :])
+
+
+def rewritten(path: Path, change: Callable[[str, bytes], bytes | None], **added: bytes) -> Path:
+    """A copy of an exported program with its files changed, left out, or others added."""
+    copy = path.with_name(f"changed-{path.name}")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as other:
+        for name in archive.namelist():
+            data = change(name, archive.read(name))
+            if data is not None:
+                other.writestr(name, data)
+        for name, data in added.items():
+            other.writestr(name, data)
+    return copy
+
+
+def with_program(path: Path, change: Callable[[Any], None]) -> Path:
+    """A copy of an exported program whose document is changed."""
+
+    def act(name: str, data: bytes) -> bytes:
+        if not name.endswith("models/model.json"):
+            return data
+        program = json.loads(data)
+        change(program)
+        return json.dumps(program).encode()
+
+    return rewritten(path, act)
