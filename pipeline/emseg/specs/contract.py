@@ -64,6 +64,11 @@ class Contract(Tiled):
         if min(sizes) < 1 or min(*self.context, *self.crop) < 0:
             raise ModelError(f"the sizes of the contract {self} are out of range")
 
+    @property
+    def channels(self) -> int:
+        """Channels of the input; a network with others has no contract."""
+        return 1
+
     def fits(self, axis: int, length: int) -> bool:
         """Whether tiles of this length on `axis`, in voxels, go through the network."""
         return length == self.next_valid(axis, length)

@@ -22,6 +22,11 @@ class NetworkSpec(Protocol):
         ...
 
     @property
+    def channels(self) -> int:
+        """Channels of the input; a volume has one."""
+        ...
+
+    @property
     def planar(self) -> bool:
         """Whether the network never looks along z: a 2-D network, run slice by slice."""
         ...

@@ -1,0 +1,102 @@
+"""Runs with networks of others: the labels of the same network as emseg's own, and the promises that come with these."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+from foreign import Bare, Padded, save_exported, save_onnx, save_package, tile_of
+from runs import PLANAR, assert_same_labels, bytes_of, one_pass, save_random_model, save_volume, shards, texture
+from torch import nn
+
+import emseg.model.source
+from emseg_workflows import segment
+from emseg_workflows.cli import cli
+from emseg_workflows.events import Event, Noticed
+from emseg_workflows.flows.repair import repair
+from emseg_workflows.flows.verify import verify
+
+SHAPE = (6, 61, 77)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume, and one network in all forms."""
+    folder = tmp_path_factory.mktemp("inputs")
+    save_volume(folder / "v.zarr", texture(SHAPE))
+    save_random_model(folder / "native.safetensors", PLANAR)
+    network = Bare(PLANAR)
+    save_exported(folder / "exported.pt2", network, tile_of(PLANAR))
+    one = save_onnx(folder / "n.onnx", network, tile_of(PLANAR))
+    save_package(folder / "package.zip", {"n.onnx": one.read_bytes()}, weights={"onnx": {"source": "n.onnx"}})
+    save_exported(folder / "padded.pt2", Padded(), (1, 1, 32, 32))
+    return folder
+
+
+def labels(output: Path) -> np.ndarray:
+    return np.asarray(zarr.open_array(output / "labels" / "classes" / "0", mode="r")[...])
+
+
+@pytest.mark.parametrize("name", ["exported.pt2", "n.onnx", "package.zip"])
+def test_labels_are_those_of_the_native_network(folder: Path, tmp_path: Path, name: str) -> None:
+    output = tmp_path / "o.zarr"
+    assert segment(folder / "v.zarr", output, model=folder / name, workers=0).exit_code == 0
+    assert_same_labels(labels(output), one_pass(texture(SHAPE), folder / "native.safetensors"))
+    assert verify(output, boxes=3).holds
+
+
+def test_workers_and_repairs_do_not_experiment_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found out is part of the recipe; a network that pads gives the same bytes with any tiles' places."""
+    output = tmp_path / "o.zarr"
+    asked = {"model": folder / "padded.pt2", "tile": (1, 40, 40)}
+    assert segment(folder / "v.zarr", output, workers=2, **asked).exit_code == 0
+    monkeypatch.setattr(emseg.model.source, "contract_of", None)
+    sound = bytes_of(output)
+    shards(output)[0].unlink()
+    assert repair(output, workers=0).holds
+    shards(output)[1].unlink()
+    assert segment(folder / "v.zarr", output, workers=0, **asked).done == 1
+    assert bytes_of(output) == sound
+    assert verify(output, boxes=4).holds
+
+
+def test_a_network_that_sees_whole_tiles_runs_and_is_told_of(folder: Path, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.Conv2d(4, 2, 1))
+    save_exported(tmp_path / "n.pt2", network, (1, 1, 32, 32))
+    told: list[Event] = []
+    report = segment(folder / "v.zarr", tmp_path / "o.zarr", model=tmp_path / "n.pt2", workers=0, on_event=told.append)
+    assert report.exit_code == 0
+    notes = [event.message for event in told if isinstance(event, Noticed)]
+    assert any("labels depend on tiles, and may have seams" in note for note in notes), notes
+
+
+def test_intensities_are_taken_as_the_network_wants_them(folder: Path, tmp_path: Path) -> None:
+    """A mean and a deviation that are told hold, unless the user asks for others."""
+    path = tmp_path / "n.pt2"
+    path.write_bytes((folder / "padded.pt2").read_bytes())
+    path.with_name("n.pt2.toml").write_text('mean = 10.0\ndeviation = 51\nclasses = ["inside", "edge"]\n')
+    for name, asked in (("told", None), ("asked", "volume")):
+        assert segment(folder / "v.zarr", tmp_path / name, model=path, workers=0, normalise=asked).exit_code == 0  # type: ignore[arg-type]
+    recipes = [json.loads((tmp_path / name / "zarr.json").read_text())["attributes"]["emseg"] for name in ("told", "asked")]
+    assert recipes[0]["recipe"]["normalisation"] == {"scope": "volume", "mean": [10.0], "deviation": [51.0]}
+    assert recipes[1]["recipe"]["normalisation"]["mean"] != [10.0]
+    assert recipes[0]["output"]["classes"] == ["inside", "edge"]
+
+
+def test_what_was_found_out_is_shown(folder: Path) -> None:
+    def shown(*words: Any) -> str:
+        result = CliRunner().invoke(cli, ["models", "show", *map(str, words)])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    padded = shown(folder / "padded.pt2")
+    assert "classes class 0, class 1, logits" in padded
+    assert "padding: 0 x 6 x 6 voxels beside it are cropped from each side of its output" in padded
+    assert "exact: found by experiment" in padded
+    assert "padding" not in shown(folder / "n.onnx")
+    assert json.loads(shown(folder / "n.onnx", "--json")).popitem()[1]["spec"]["contract"]["context"] == [0, *PLANAR.context[1:]]
