@@ -51,7 +51,7 @@ class Padded(nn.Module):
 
 def save_exported(path: Path, network: nn.Module, shape: tuple[int, ...], *, fixed: bool = False) -> Path:
     """The program of a network for images of any shape, or of this alone."""
-    any_length = {axis: torch.export.Dim.AUTO for axis in range(2, len(shape))}
+    any_length = dict.fromkeys(range(2, len(shape)), torch.export.Dim.AUTO)
     program = torch.export.export(network.eval(), (torch.randn(shape),), dynamic_shapes=None if fixed else (any_length,))
     torch.export.save(program, path)
     return path
@@ -63,7 +63,13 @@ def save_onnx(path: Path, network: nn.Module, shape: tuple[int, ...]) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # this way of exporting needs one package less, and is on its way out
         torch.onnx.export(
-            network.eval(), (torch.randn(shape),), path, dynamo=False, input_names=["x"], output_names=["y"], dynamic_axes=lengths
+            network.eval(),
+            (torch.randn(shape),),
+            path,
+            dynamo=False,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_axes=lengths,
         )
     return path
 
@@ -76,7 +82,14 @@ def save_package(path: Path, files: dict[str, bytes], **described: Any) -> Path:
         "name": "somebody's network",
         "inputs": [{"id": "raw", "preprocessing": [{"id": "zero_mean_unit_variance", "kwargs": {"axes": ["y", "x"]}}]}],
         "outputs": [
-            {"id": "out", "axes": [{"type": "batch"}, {"type": "channel", "channel_names": ["inside", "membrane"]}, {"type": "space", "id": "y"}]}
+            {
+                "id": "out",
+                "axes": [
+                    {"type": "batch"},
+                    {"type": "channel", "channel_names": ["inside", "membrane"]},
+                    {"type": "space", "id": "y"},
+                ],
+            }
         ],
         **described,
     }

@@ -79,8 +79,8 @@ def probe(run: Run, *, planar: bool, hint: Triple | None = None) -> Found:
         base = only_tile = hint
     if base is None:
         raise ModelError(
-            f"the network takes no tile of {SIDES[0]} to {SIDES[-1]} voxels along each axis that was tried: it wants one channel "
-            "(n, 1, z, y, x) or (n, 1, y, x)"
+            f"the network takes no tile of {SIDES[0]} to {SIDES[-1]} voxels along each axis that was tried: it wants one "
+            "channel, (n, 1, z, y, x) or (n, 1, y, x)"
         )
     output = _noise_through(run, base)
     axes = [_Axis(run, base, axis, planar, fixed=only_tile is not None).found() for axis in range(3)]
@@ -106,7 +106,7 @@ def _smallest(run: Run, planar: bool) -> Triple | None:
         shape = (1 if planar else side, side, side)
         try:
             output = _noise_through(run, shape)
-        except Exception:  # noqa: PERF203, S112  whatever a network raises, it does not take such a tile
+        except Exception:
             continue
         if output.size:
             return shape
@@ -129,7 +129,8 @@ def _noise(shape: Triple, draw: int = 0) -> NDArray[np.float32]:
         for axis, length in enumerate(shape):
             coarse = np.repeat(coarse, size, axis=axis).take(range(length), axis=axis)
         noise += coarse
-    return noise / noise.std()
+    unit: NDArray[np.float32] = noise / noise.std()
+    return unit
 
 
 def _same(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:

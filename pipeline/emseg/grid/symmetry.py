@@ -70,6 +70,6 @@ def check_symmetric(spec: NetworkSpec) -> None:
     for what, (_, y, x) in spec.planes():
         if y != x:
             raise PlanError(
-                f"test-time augmentation turns tiles by 90 degrees, but the network's {what} is {y} in y and {x} in x: leave out "
-                "--tta, or use a network that treats y and x alike"
+                f"test-time augmentation turns tiles by 90 degrees, but the network's {what} is {y} in y and {x} in x: "
+                "leave out --tta, or use a network that treats y and x alike"
             )

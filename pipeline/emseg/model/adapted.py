@@ -33,9 +33,9 @@ def through(network: Callable[[Tensor], Tensor], tiles: Tensor, *, planar: bool)
 
 
 def logits_of(given: Tensor, spec: Contract) -> Tensor:
-    """Logits ``(n, classes, z', y', x')`` of what a network gives, ``(n, channels, z', y', x')``, cropped as its contract says."""
-    inner = tuple(slice(c, length - c) for c, length in zip(spec.crop, given.shape[2:], strict=True))
-    given = given[(..., *inner)]
+    """Logits ``(n, classes, z', y', x')`` of what a network gives, ``(n, channels, z', y', x')``, less its crop."""
+    z, y, x = (slice(c, length - c) for c, length in zip(spec.crop, given.shape[2:], strict=True))
+    given = given[..., z, y, x]
     if spec.channel is not None:
         given = given[:, spec.channel : spec.channel + 1]
     tiny = torch.finfo(torch.float32).tiny

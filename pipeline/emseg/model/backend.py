@@ -100,7 +100,9 @@ def _open_foreign(
     """A predictor of a network that emseg has not made: each kind is computed by one library, in float32."""
     library, spec = LIBRARIES[model.kind], contract_of(model)
     if backend != library:
-        raise DeviceError(f"{model.path} is computed by {library}, not by {backend}: leave out --backend, or begin another output")
+        raise DeviceError(
+            f"{model.path} is computed by {library}, not by {backend}: leave out --backend, or begin another output"
+        )
     if precision != "float32":
         raise DeviceError(f"{model.path} is computed in float32 alone, not in {precision}: leave out --precision")
     if model.kind == "exported":
@@ -109,7 +111,9 @@ def _open_foreign(
 
         return _in_torch(AdaptedNetwork(read_exported(model.data, model.path)[0], spec), precision, threads, device)
     if device != "cpu":
-        raise DeviceError(f"{model.path} is ONNX, which OpenVINO computes on CPUs, not on {device}: export it with torch.export")
+        raise DeviceError(
+            f"{model.path} is ONNX, which OpenVINO computes on CPUs, not on {device}: export it with torch.export"
+        )
     from emseg.model.onnx import OnnxPredictor  # noqa: PLC0415
 
     return OnnxPredictor(open_onnx(model, threads), spec, threads)

@@ -21,25 +21,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from emseg.box import Triple
 from emseg.errors import ModelError
 
 OPERATIONS = frozenset(
-    """
-    conv2d conv3d convolution conv_transpose2d conv_transpose3d linear addmm mm bmm matmul
-    relu relu_ leaky_relu leaky_relu_ elu elu_ gelu silu silu_ hardtanh hardtanh_ hardswish hardsigmoid mish prelu selu softplus
-    sigmoid sigmoid_ tanh softmax _softmax log_softmax _log_softmax exp log sqrt rsqrt abs neg pow clamp clamp_min clamp_max
-    max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool2d avg_pool3d
-    adaptive_avg_pool2d adaptive_avg_pool3d mean sum var amax amin max min
-    upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_trilinear3d pixel_shuffle
-    batch_norm _native_batch_norm_legit_no_training instance_norm group_norm native_group_norm layer_norm native_layer_norm
-    add add_ sub sub_ mul mul_ div div_ rsub minimum maximum where eq ne lt le gt ge
-    cat stack slice select view reshape _unsafe_view flatten unflatten permute transpose t squeeze unsqueeze expand contiguous
-    clone alias split split_with_sizes chunk pad constant_pad_nd reflection_pad2d reflection_pad3d replication_pad2d
-    replication_pad3d narrow index_select roll flip repeat
-    dropout dropout_ feature_dropout detach detach_ to _to_copy _assert_tensor_metadata zeros_like ones_like full_like
-    sym_size size sym_numel
-    """.split()
+    " ".join(
+        (
+            "conv2d conv3d convolution conv_transpose2d conv_transpose3d linear addmm mm bmm matmul relu relu_ leaky_relu",
+            "leaky_relu_ elu elu_ gelu silu silu_ hardtanh hardtanh_ hardswish hardsigmoid mish prelu selu softplus",
+            "sigmoid sigmoid_ tanh softmax _softmax log_softmax _log_softmax exp log sqrt rsqrt abs neg pow clamp",
+            "clamp_min clamp_max max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool2d",
+            "avg_pool3d adaptive_avg_pool2d adaptive_avg_pool3d mean sum var amax amin max min upsample_nearest2d",
+            "upsample_nearest3d upsample_bilinear2d upsample_trilinear3d pixel_shuffle batch_norm",
+            "_native_batch_norm_legit_no_training instance_norm group_norm native_group_norm layer_norm native_layer_norm",
+            "add add_ sub sub_ mul mul_ div div_ rsub minimum maximum where eq ne lt le gt ge cat stack slice select view",
+            "reshape _unsafe_view flatten unflatten permute transpose t squeeze unsqueeze expand contiguous clone alias",
+            "split split_with_sizes chunk pad constant_pad_nd reflection_pad2d reflection_pad3d replication_pad2d",
+            "replication_pad3d narrow index_select roll flip repeat dropout dropout_ feature_dropout detach detach_ to",
+            "_to_copy _assert_tensor_metadata zeros_like ones_like full_like sym_size size sym_numel",
+        )
+    ).split()
 )
 """Names of operations of ``torch.ops.aten`` that a node may call: arithmetic on tensors, no files, no devices."""
 ON_NUMBERS: dict[str, Callable[..., Any]] = {
@@ -50,8 +50,16 @@ ON_NUMBERS: dict[str, Callable[..., Any]] = {
 PLAIN = ("as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools", "as_string")
 """Arguments that are numbers or words."""
 TYPES = {
-    **{1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16, 7: torch.float32},
-    **{8: torch.float64, 12: torch.bool, 13: torch.bfloat16},
+    1: torch.uint8,
+    2: torch.int8,
+    3: torch.int16,
+    4: torch.int32,
+    5: torch.int64,
+    6: torch.float16,
+    7: torch.float32,
+    8: torch.float64,
+    12: torch.bool,
+    13: torch.bfloat16,
 }
 LAYOUTS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d, 4: torch.preserve_format}
 AGAIN = "export it again with torch.export.save(torch.export.export(network.eval(), ...), FILE)"
@@ -82,9 +90,7 @@ class ExportedNetwork(nn.Module):
     def __init__(self, nodes: list[Node], weights: Mapping[str, Tensor], source: str, result: str) -> None:
         super().__init__()
         self._names = list(weights)
-        self.weights = nn.ParameterList(
-            nn.Parameter(weight, requires_grad=False) for weight in weights.values()
-        )
+        self.weights = nn.ParameterList(nn.Parameter(weight, requires_grad=False) for weight in weights.values())
         self._nodes, self._source, self._result = nodes, source, result
         self._last = _last_uses(nodes, result)
         self.peak = 0
@@ -138,7 +144,9 @@ def read_exported(data: bytes, path: str) -> tuple[ExportedNetwork, tuple[int | 
         if len(graph["nodes"]) > MOST_NODES:
             archive.refuse(f"it has {len(graph['nodes'])} nodes")
         nodes = [_node(node, archive) for node in graph["nodes"]]
-        outputs = [spec["user_output"]["arg"]["as_tensor"]["name"] for spec in signature["output_specs"] if "user_output" in spec]
+        outputs = [
+            spec["user_output"]["arg"]["as_tensor"]["name"] for spec in signature["output_specs"] if "user_output" in spec
+        ]
         if len(outputs) != len(signature["output_specs"]):
             archive.refuse("it was exported in training mode, and changes its own weights")
         shape = tuple(size.get("as_int") for size in graph["tensor_values"][source]["sizes"])
@@ -146,7 +154,9 @@ def read_exported(data: bytes, path: str) -> tuple[ExportedNetwork, tuple[int | 
     except ModelError:
         raise
     except Exception as error:  # what is damaged may raise anything
-        raise ModelError(f"{path} is not an exported program that can be read ({type(error).__name__}: {error}): {AGAIN}") from error
+        raise ModelError(
+            f"{path} is not an exported program that can be read ({type(error).__name__}: {error}): {AGAIN}"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +197,11 @@ class _Archive:
         return found
 
     def refuse(self, why: str) -> NoReturn:
-        raise ModelError(f"{self.path} is not taken as a network: {why}; {AGAIN}")
+        raise self.refusal(why)
+
+    def refusal(self, why: str) -> ModelError:
+        """Why the file is not taken."""
+        return ModelError(f"{self.path} is not taken as a network: {why}; {AGAIN}")
 
 
 def _tensor(data: bytes, meta: Mapping[str, Any]) -> Tensor:
@@ -269,7 +283,8 @@ def _argument(argument: Mapping[str, Any], archive: _Archive) -> Any:
             return LAYOUTS[value]
         case "as_device" | "as_layout":
             return None  # where the input is
-    archive.refuse(f"an argument is of the kind {str(kind)[:40]!r}")
+        case _:
+            raise archive.refusal(f"an argument is of the kind {str(kind)[:40]!r}")
 
 
 def _results(output: Mapping[str, Any], archive: _Archive) -> list[str]:
@@ -283,7 +298,8 @@ def _results(output: Mapping[str, Any], archive: _Archive) -> list[str]:
             return [value["as_name"]]
         case "as_none":
             return []
-    archive.refuse(f"a result is of the kind {str(kind)[:40]!r}")
+        case _:
+            raise archive.refusal(f"a result is of the kind {str(kind)[:40]!r}")
 
 
 def _filled(argument: Any, values: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:

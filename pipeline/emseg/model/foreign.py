@@ -15,7 +15,6 @@ What a file does not say lies beside it, in ``FILE.toml``, or is found by experi
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import tomllib
 import zipfile
@@ -24,18 +23,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 
-import yaml
-
 from emseg.box import Triple, triple
 from emseg.errors import ModelError
+from emseg.model.package import DESCRIPTIONS, read_package
 from emseg.specs.contract import Activation, Contract
 
 Kind = Literal["onnx", "exported"]
 
 KINDS: dict[str, Kind] = {".onnx": "onnx", ".pt2": "exported"}
 """Suffixes of files with a network."""
-PACKAGE = ("rdf.yaml", "bioimageio.yaml")
-"""Names of the description in a package of BioImage.IO."""
 SETTINGS = ("classes", "activation", "channel", "normalise", "mean", "deviation", "voxel_size", "only_tile")
 """What may be told beside a file."""
 FLOAT32_BYTES = 4
@@ -60,12 +56,15 @@ class ForeignModel:
     def card(self) -> dict[str, str]:
         """Where it comes from, and how intensities are normalised."""
         told = {name: self.settings[name] for name in ("normalise", "mean", "deviation", "voxel_size") if name in self.settings}
-        return {"origin": f"{PurePosixPath(self.path).name}, not of emseg", **{name: str(value) for name, value in told.items()}}
+        return {
+            "origin": f"{PurePosixPath(self.path).name}, not of emseg",
+            **{name: str(value) for name, value in told.items()},
+        }
 
 
 def is_foreign(path: Path) -> bool:
     """Whether a path leads to a network that was not written by emseg."""
-    return path.suffix.lower() in (*KINDS, ".zip") or path.name in PACKAGE or path.is_dir()
+    return path.suffix.lower() in (*KINDS, ".zip") or path.name in DESCRIPTIONS or path.is_dir()
 
 
 def read_foreign(path: Path, told: Contract | None = None) -> ForeignModel:
@@ -84,11 +83,13 @@ def read_foreign(path: Path, told: Contract | None = None) -> ForeignModel:
             settings = _checked(tomllib.loads(text.decode()), beside)
             kind = KINDS[path.suffix.lower()]
         else:
-            kind, data, text, settings = _packaged(path)
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError, yaml.YAMLError) as error:
+            name, data, text, settings = read_package(path)
+            kind = KINDS[PurePosixPath(name).suffix.lower()]
+    except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"the model {path} cannot be read ({type(error).__name__}: {error}): check it, or fetch it again") from error
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelError(f"the model {path} cannot be read ({said}): check it, or fetch it again") from error
     digest = hashlib.sha256(hashlib.sha256(data).digest() + hashlib.sha256(text).digest()).hexdigest()
     return ForeignModel(kind, str(path), digest, data, settings, told)
 
@@ -96,7 +97,9 @@ def read_foreign(path: Path, told: Contract | None = None) -> ForeignModel:
 def _checked(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Settings of the right types."""
     kinds: dict[str, tuple[type, ...]] = {"classes": (list,), "channel": (int,), "only_tile": (list,)}
-    kinds |= dict.fromkeys(("activation", "normalise", "voxel_size"), (str,)) | dict.fromkeys(("mean", "deviation"), (int, float))
+    kinds |= dict.fromkeys(("activation", "normalise", "voxel_size"), (str,)) | dict.fromkeys(
+        ("mean", "deviation"), (int, float)
+    )
     for name, value in settings.items():
         if name not in SETTINGS:
             raise ModelError(f"{path} has the key {name!r}, but known are {', '.join(SETTINGS)}: correct it")
@@ -107,100 +110,6 @@ def _checked(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if ("mean" in settings) != ("deviation" in settings) or not settings.get("deviation", 1) > 0:
         raise ModelError(f"{path} tells one of mean and deviation, or a deviation that is not positive: tell both, or neither")
     return dict(settings)
-
-
-# -- BioImage.IO ----------------------------------------------------------------------------------------------------
-
-
-def _packaged(path: Path) -> tuple[Kind, bytes, bytes, dict[str, Any]]:
-    """Kind and bytes of the weights of a package, its description, and what that tells."""
-    folder = path.parent if path.name in PACKAGE else path
-    if folder.is_dir():
-        names = [name for name in PACKAGE if (folder / name).is_file()]
-        read = lambda name: _inside(folder, name).read_bytes()  # noqa: E731
-    else:
-        archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
-        names = [name for name in PACKAGE if name in archive.namelist()]
-        read = archive.read
-    if not names:
-        raise ModelError(f"{path} is no package of BioImage.IO: it has no {' or '.join(PACKAGE)}")
-    text = read(names[0])
-    described = yaml.safe_load(text)
-    weights = described["weights"]
-    for name, kind in (("onnx", "onnx"), ("pytorch_exported", "exported")):
-        if name in weights:
-            return cast("Kind", kind), read(_local(weights[name]["source"])), text, _told(described)
-    raise ModelError(
-        f"the package {path} has weights as {', '.join(weights)}, which run code when they are loaded: of a package only onnx is "
-        "taken. Convert it with bioimageio.core (`bioimageio add-weights PACKAGE OUT onnx`), or export the network with torch.export"
-    )
-
-
-def _local(source: Any) -> str:
-    """Name of a file within a package."""
-    name = str(source.get("path", "") if isinstance(source, Mapping) else source)
-    if "://" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise ModelError(f"the weights of the package are at {name!r}, not in it: download the whole package")
-    return name
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """A file of a folder, not one that a link leads to outside."""
-    file = (folder / name).resolve()
-    if not file.is_relative_to(folder.resolve()):
-        raise ModelError(f"{folder / name} leads out of the package: download the whole package")
-    return file
-
-
-def _told(described: Mapping[str, Any]) -> dict[str, Any]:
-    """What the description of a package tells, of formats 0.4 and 0.5."""
-    told: dict[str, Any] = {}
-    source, output = described["inputs"][0], described["outputs"][0]
-    if len(described["inputs"]) != 1:
-        raise ModelError(f"the network of the package has {len(described['inputs'])} inputs, but a volume is one")
-    for step in source.get("preprocessing") or ():
-        told |= _normalised(str(step.get("id", step.get("name"))), step.get("kwargs") or {})
-    names = _channel_names(output)
-    if names and len(names) > 1:
-        told["classes"] = names
-    elif names:
-        told["classes"] = ["background", names[0]]
-    return told
-
-
-def _channel_names(output: Mapping[str, Any]) -> list[str]:
-    """Names of the channels of an output; numbered ones are left out."""
-    for axis in output.get("axes") or ():
-        if isinstance(axis, Mapping) and axis.get("type") == "channel":
-            names = axis.get("channel_names") or []
-            numbered = all(str(name).removeprefix("channel").isdecimal() for name in names)
-            return [] if isinstance(names, str) or numbered else [str(name) for name in names]
-    return []
-
-
-def _normalised(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a step before the network does to intensities."""
-    fixed = settings.get("mean"), settings.get("std")
-    match name:
-        case "zero_mean_unit_variance" | "fixed_zero_mean_unit_variance" if None not in fixed:
-            return {"mean": float(_one(fixed[0])), "deviation": float(_one(fixed[1]))}
-        case "zero_mean_unit_variance" | "ensure_dtype":
-            return {}
-        case "scale_linear":
-            gain, offset = float(_one(settings.get("gain", 1.0))), float(_one(settings.get("offset", 0.0)))
-            return {"mean": -offset / gain, "deviation": 1 / gain}
-    raise ModelError(
-        f"the package prepares images by {name!r}, which is not known here: take the network out of it, and tell how it was trained "
-        "in a file beside, with normalise, or mean and deviation"
-    )
-
-
-def _one(value: Any) -> Any:
-    """A number, or the one in a list of one."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-# -- contract -------------------------------------------------------------------------------------------------------
 
 
 def contract_of(model: ForeignModel, threads: int = 1) -> Contract:
@@ -288,7 +197,9 @@ def _classes(
     """What a network gives, and the names of its classes: as told, else as its output looks."""
     channel = model.settings.get("channel")
     if channel is not None and not 0 <= channel < channels:
-        raise ModelError(f"{model.path} has {channels} channels, counted from 0, and no channel {channel}: correct its settings")
+        raise ModelError(
+            f"{model.path} has {channels} channels, counted from 0, and no channel {channel}: correct its settings"
+        )
     single, shares = channels == 1 or channel is not None, values[0] >= 0 and values[1] <= 1
     if single:
         looks = "sigmoid" if shares else "sigmoid logits"

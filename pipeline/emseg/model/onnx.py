@@ -97,7 +97,7 @@ class OnnxNetwork:
         except RuntimeError as error:
             said = " ".join(str(error).split())[-300:]
             raise ModelError(
-                f"OpenVINO cannot read {self._path} ({said}): export it as one ONNX file, its weights inside, of standard operations"
+                f"OpenVINO cannot read {self._path} ({said}): export it as one file, its weights inside, of standard operations"
             ) from error
 
     def _shaped(self, shape: tuple[int, ...]) -> openvino.Model:
@@ -134,4 +134,3 @@ class OnnxPredictor:
             raise
         logits: NDArray[np.float32] = logits_of(given, self.spec).numpy()
         return logits
-

@@ -17,10 +17,11 @@ from emseg.box import Triple
 from emseg.canary import canary_of
 from emseg.errors import BlockError, DeviceError, MemoryShortageError
 from emseg.grid.stitch import NOT_COMPUTED, QUANTA
+from emseg.model.adapted import AdaptedNetwork
 from emseg.model.device import Device, check_device
 from emseg.model.unet import UNet
 from emseg.ports import Batch
-from emseg.specs.model import ModelSpec
+from emseg.specs.network import NetworkSpec
 from emseg.specs.numerics import Numerics, Precision
 
 # Activations are hundreds of megabytes that come and go: in small pages, the system would spend a fifth of the time on them.
@@ -44,7 +45,7 @@ class TorchPredictor:
         If torch cannot compute on the device here, or the network does not fit it.
     """
 
-    def __init__(self, network: UNet, threads: int, device: Device = "cpu") -> None:
+    def __init__(self, network: UNet | AdaptedNetwork, threads: int, device: Device = "cpu") -> None:
         check_device(device)
         if device == "cuda":  # else convolutions round to 10 bits, and their algorithms are picked by a race
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -52,7 +53,7 @@ class TorchPredictor:
             # cuDNN takes the algorithm that its workspace has room for, so without a bound of ours the last bits would
             # depend on what else is on the GPU
             torch.cuda.set_per_process_memory_fraction(SHARE)
-        self.spec: ModelSpec = network.spec
+        self.spec: NetworkSpec = network.spec
         self._threads = threads
         self._device = device
         layout = torch.channels_last if network.spec.planar else torch.channels_last_3d
@@ -103,7 +104,7 @@ class CudaPredictor(TorchPredictor):
     GPU busy, as little as its threads that read and write leave it.
     """
 
-    def __init__(self, network: UNet, threads: int) -> None:
+    def __init__(self, network: UNet | AdaptedNetwork, threads: int) -> None:
         super().__init__(network, threads, "cuda")
         self._recordings: OrderedDict[tuple[Any, ...], Recording] = OrderedDict()
 

@@ -111,7 +111,10 @@ class Contract(Tiled):
         if any(self.crop):
             yield "padding", f"{' x '.join(map(str, self.crop))} voxels beside it are cropped from each side of its output"
         if self.local:
-            yield "exact", "found by experiment: no voxel that is kept saw where its tile ends, so labels do not depend on tiles"
+            yield (
+                "exact",
+                "found by experiment: no voxel that is kept saw where its tile ends, so labels do not depend on tiles",
+            )
         else:
             yield "exact", "NOT: its voxels see the whole tile (as with instance normalisation), so labels depend on tiles"
 
@@ -130,8 +133,10 @@ class Contract(Tiled):
         """
         try:
             fields = dict(data["contract"])
-            shapes = {name: triple(fields.pop(name)) for name in ("context", "lattice", "least", "crop")}
-            only = fields.pop("only_tile", None)
-            return cls(classes=tuple(fields.pop("classes")), only_tile=None if only is None else triple(only), **shapes, **fields)
+            fields |= {name: triple(fields[name]) for name in ("context", "lattice", "least", "crop")}
+            fields["classes"] = tuple(fields["classes"])
+            if fields.get("only_tile") is not None:
+                fields["only_tile"] = triple(fields["only_tile"])
+            return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"the model's contract is not valid: {error}") from error

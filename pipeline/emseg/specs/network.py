@@ -1,15 +1,15 @@
-"""What planning asks of a network, whatever it is made of: which tiles it takes, what it gives for them, and what that costs."""
+"""What planning asks of a network, whatever it is made of: which tiles it takes, what it gives for them, what that costs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, Protocol
 
 from emseg.box import Triple, triple
 from emseg.errors import ModelError
 
 
-class NetworkSpec(Protocol):
+class NetworkSpec(Hashable, Protocol):
     """The facts about a network that planning needs.
 
     On each axis the lengths of tiles that fit are alike modulo the lattice; the output is shorter by the context on each side,

@@ -34,7 +34,9 @@ class Varied(nn.Module):
         super().__init__()
         torch.manual_seed(4)
         self.first = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.GroupNorm(2, 8), nn.SiLU(), nn.AvgPool2d(2))
-        self.second = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(8, 16, 3, groups=2), nn.InstanceNorm2d(16), nn.LeakyReLU(0.1))
+        self.second = nn.Sequential(
+            nn.ReflectionPad2d(1), nn.Conv2d(8, 16, 3, groups=2), nn.InstanceNorm2d(16), nn.LeakyReLU(0.1)
+        )
         self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 16, 1), nn.Sigmoid())
         self.last = nn.Conv2d(24, 3, 1)
         self.register_buffer("shift", torch.randn(1, 8, 1, 1))
@@ -47,7 +49,9 @@ class Varied(nn.Module):
         return torch.softmax(self.last(up), dim=1)[..., : x.shape[-1]]
 
 
-@pytest.mark.parametrize("network", [Bare(SPECS[0]), Bare(SPECS[1]), Padded(), Varied()], ids=["planar", "cubic", "padded", "varied"])
+@pytest.mark.parametrize(
+    "network", [Bare(SPECS[0]), Bare(SPECS[1]), Padded(), Varied()], ids=["planar", "cubic", "padded", "varied"]
+)
 def test_a_program_computes_what_its_network_does(tmp_path: Path, network: nn.Module) -> None:
     """Also for other shapes than the one it was exported with; its pooled maxima and skips are let go of on the way."""
     shape = tile_of(network.network.spec) if isinstance(network, Bare) else (1, 1, 32, 48)

@@ -74,7 +74,12 @@ def test_a_cubic_network_predicts_what_it_is(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("last", "channels", "gives"),
-    [(nn.Softmax(dim=1), 2, "softmax"), (nn.Sigmoid(), 1, "sigmoid"), (nn.Identity(), 1, "sigmoid logits"), (nn.Identity(), 2, "logits")],
+    [
+        (nn.Softmax(dim=1), 2, "softmax"),
+        (nn.Sigmoid(), 1, "sigmoid"),
+        (nn.Identity(), 1, "sigmoid logits"),
+        (nn.Identity(), 2, "logits"),
+    ],
     ids=["softmax", "sigmoid", "sigmoid logits", "logits"],
 )
 def test_whatever_it_gives_becomes_the_same_probabilities(tmp_path: Path, last: nn.Module, channels: int, gives: str) -> None:

@@ -99,4 +99,7 @@ def test_what_was_found_out_is_shown(folder: Path) -> None:
     assert "padding: 0 x 6 x 6 voxels beside it are cropped from each side of its output" in padded
     assert "exact: found by experiment" in padded
     assert "padding" not in shown(folder / "n.onnx")
-    assert json.loads(shown(folder / "n.onnx", "--json")).popitem()[1]["spec"]["contract"]["context"] == [0, *PLANAR.context[1:]]
+    assert json.loads(shown(folder / "n.onnx", "--json")).popitem()[1]["spec"]["contract"]["context"] == [
+        0,
+        *PLANAR.context[1:],
+    ]
