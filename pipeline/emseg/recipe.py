@@ -39,6 +39,8 @@ class Recipe:
     """Test-time augmentation: whether probabilities are means over the symmetries of the image plane."""
     steps: tuple[Triple, ...] = ()
     """Step (z, y, x) of each coarser level, in voxels of the next finer one."""
+    mask: str | None = None
+    """SHA-256 of which blocks a mask leaves out; None without one."""
 
     @property
     def fingerprint(self) -> str:
@@ -53,7 +55,7 @@ class Recipe:
                 yield f"{name}: {_short(mine.get(name))} / {_short(theirs.get(name))}"
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values; ``tta`` and ``levels`` only where used: older fingerprints hold."""
+        """The fields as JSON values; some only where they are used: older fingerprints hold."""
         return {
             "volume": self.volume.to_json(),
             "volume_digest": self.volume_digest,
@@ -65,6 +67,7 @@ class Recipe:
             **({} if self.accuracy is None else {"accuracy": asdict(self.accuracy)}),
             **({"tta": True} if self.tta else {}),
             **({"levels": [list(step) for step in self.steps]} if self.steps else {}),
+            **({} if self.mask is None else {"mask": self.mask}),
         }
 
     @classmethod
@@ -81,6 +84,7 @@ class Recipe:
             accuracy=Accuracy.from_json(data["accuracy"]) if "accuracy" in data else None,
             tta=bool(data.get("tta", False)),
             steps=tuple(triple(step) for step in data.get("levels", ())),
+            mask=data.get("mask"),
         )
 
 

@@ -139,6 +139,9 @@ pyramid_option = click.option(
     default=None,
     help="Whether viewers get coarser levels of what is larger than they can show at once; by default as begun, else yes.",
 )
+mask_option = click.option(
+    "--mask", type=click.Path(path_type=Path), help="A Zarr of any voxel size: blocks where it is 0 throughout are left out."
+)
 adapt_option = click.option(
     "--adapt", type=Bounds(), help="Least and most workers: as many as there are blocks for, instead of --workers."
 )
@@ -212,6 +215,7 @@ def ingest(
 @probabilities_option
 @tta_option
 @pyramid_option
+@mask_option
 @device_option
 @threads_option
 @click.option("--explain", is_flag=True, help="Show the layouts that were considered, and what each would cost.")
@@ -225,6 +229,7 @@ def plan(
     probabilities: bool,
     tta: bool,
     pyramid: bool | None,
+    mask: Path | None,
     device: Literal["cpu", "cuda"] | None,
     threads: int,
     explain: bool,
@@ -232,18 +237,24 @@ def plan(
 ) -> None:
     """Say what a run on VOLUME would do and cost, and stop there."""
     from emseg.grid.cost import cost_of  # noqa: PLC0415
-    from emseg_workflows.flows.plan import levels_for, plan_run  # noqa: PLC0415
+    from emseg_workflows.flows.plan import levels_for, outside_of, plan_run  # noqa: PLC0415
 
     planned = plan_run(_of_level(volume, level), model=model, region=roi, tile=tile, tta=tta, device=device, threads=threads)
     made = planned.plan
     cost = cost_of(made, planned.volume, probabilities, tta, levels_for(planned.volume, made.region, pyramid))
+    left_out = outside_of(mask, made, planned.volume)
+    outside = 0 if left_out is None else int(left_out.sum())
     if as_json:
         layouts = {"layouts": [asdict(layout) for layout in planned.layouts]} if explain else {}
-        click.echo(json.dumps({"plan": made.to_json(), "cost": cost.to_json(), **layouts}, indent=2))
+        click.echo(json.dumps({"plan": made.to_json(), "cost": cost.to_json(), "outside": outside, **layouts}, indent=2))
         return
     for name, value in (
         ("region", str(made.region)),
-        ("blocks", f"{cost.blocks} of {' x '.join(map(str, made.unit))} voxels (z, y, x)"),
+        (
+            "blocks",
+            f"{cost.blocks} of {' x '.join(map(str, made.unit))} voxels (z, y, x)"
+            + (f"; {outside} lie outside the mask" if outside else ""),
+        ),
         ("tiles", f"{cost.tiles} of {' x '.join(map(str, made.tile))} voxels"),
         ("arithmetic", f"{cost.flops / 1e12:.3g} TFLOP, {cost.flops / made.region.voxels / 1e3:.0f} kFLOP per voxel"),
         ("reading", f"{_size(cost.bytes_read)}, {cost.bytes_read / cost.bytes_needed:.2f} times what is needed"),
@@ -312,6 +323,7 @@ def _explain(layouts: list[Layout], needed: int) -> None:
 @click.option("--instances", is_flag=True, help="Label instances at the end, as `emseg label` does.")
 @tta_option
 @pyramid_option
+@mask_option
 @click.option(
     "--normalise",
     type=click.Choice(["volume", "slice"]),
@@ -369,6 +381,7 @@ def run(
     instances: bool,
     tta: bool,
     pyramid: bool | None,
+    mask: Path | None,
     normalise: Literal["volume", "slice"] | None,
     tile: Triple | None,
     threads: int,
@@ -403,6 +416,7 @@ def run(
                     probabilities=probabilities or instances,
                     tta=tta,
                     pyramid=pyramid,
+                    mask=mask,
                     normalise=normalise,
                     tile=tile,
                     threads=threads,

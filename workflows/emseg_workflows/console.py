@@ -74,8 +74,10 @@ class RunConsole:
             tiles = f" in tiles of {' x '.join(map(str, blocks.tile))}" if isinstance(blocks, Plan) else ""
             self._console.print(f"output     {event.output}", markup=False)
             self._console.print(f"plan       {what}{tiles}, on {where}")
-        if event.already_done:
-            self._console.print(f"resuming   {event.already_done} blocks are already written")
+        if event.outside:
+            self._console.print(f"outside    {event.outside} blocks lie outside the mask")
+        if event.already_done > event.outside:
+            self._console.print(f"resuming   {event.already_done - event.outside} blocks are already written")
         if event.dashboard and not event.stage:
             self._console.print(f"dashboard  {event.dashboard}", markup=False)
         if event.map:

@@ -27,13 +27,15 @@ class RunStarted:
     blocks: Blocks
     """A plan, or what a later stage works on."""
     already_done: int
-    """Blocks that an earlier run has written."""
+    """Blocks that an earlier run has written, and those that a mask leaves out."""
     workers: int
     """Worker processes; 0 if this process does the work itself."""
     dashboard: str | None
     """Address of the Dask dashboard, if there is one."""
     map: str | None = None
     """Address of the live map of blocks, if there is one."""
+    outside: int = 0
+    """Blocks that a mask leaves out; they count as done."""
     stage: str = ""
     """What is done to the blocks, where that is not to segment them."""
 

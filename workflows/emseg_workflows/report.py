@@ -66,6 +66,8 @@ class Report:
     """Largest memory of a worker process."""
     workers: int
     """Processes that blocks have ended in."""
+    outside: int = 0
+    """Blocks that a mask leaves out."""
     unbuilt: int = 0
     """Write units of coarser levels that are not there."""
 
@@ -87,7 +89,7 @@ class Report:
     @property
     def left(self) -> int:
         """Blocks that nobody has tried yet."""
-        return self.blocks - self.skipped - self.done - self.failed
+        return self.blocks - self.outside - self.skipped - self.done - self.failed
 
     @property
     def exit_code(self) -> int:
@@ -110,9 +112,9 @@ class Report:
 class Tally:
     """Counts outcomes as they come."""
 
-    def __init__(self, blocks: Blocks, skipped: int) -> None:
+    def __init__(self, blocks: Blocks, skipped: int, outside: int = 0) -> None:
         self._blocks = blocks
-        self._skipped = skipped
+        self._skipped, self._outside = skipped, outside
         self._done = self._failed = self._voxels = self._peak = self._retried = 0
         self._failures: list[Failure] = []
         self._retries: list[Retry] = []
@@ -168,4 +170,5 @@ class Tally:
             phases=Seconds(**self._phases),
             worker_peak_bytes=self._peak,
             workers=len(self._workers),
+            outside=self._outside,
         )

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.box import Triple, triple
+from emseg.grid.stitch import NOT_COMPUTED
 
 Rule = Literal["mode", "mean"]
 """What a voxel holds of those that it stands for: of numbers that name something the most frequent, of amounts the mean."""
@@ -74,7 +75,8 @@ def coarser_shape(shape: Triple, step: Triple) -> Triple:
 def coarsened(values: NDArray[Any], step: Triple, rule: Rule) -> NDArray[Any]:
     """The voxels of the next level, ``(..., ceil(z / step), ceil(y / step), ceil(x / step))`` in the type of `values`.
 
-    Of equally frequent values the smallest is taken; means are rounded, halves up. Both are integers' arithmetic alone.
+    Of equally frequent values the smallest is taken; means are rounded, halves up, and of the amounts that are there:
+    `NOT_COMPUTED` is none. All is integers' arithmetic.
 
     Parameters
     ----------
@@ -93,9 +95,12 @@ def coarsened(values: NDArray[Any], step: Triple, rule: Rule) -> NDArray[Any]:
 
 
 def _mean(parts: NDArray[Any]) -> NDArray[Any]:
-    """The rounded mean along the first axis."""
-    total = parts.sum(axis=0, dtype=np.promote_types(parts.dtype, np.uint32))
-    mean: NDArray[Any] = ((total + len(parts) // 2) // len(parts)).astype(parts.dtype)
+    """The rounded mean along the first axis, of what is computed."""
+    there = parts != NOT_COMPUTED
+    count = there.sum(axis=0, dtype=np.uint32)
+    total = np.where(there, parts, 0).sum(axis=0, dtype=np.uint32)
+    rounded = (total + count // 2) // np.maximum(count, 1)
+    mean: NDArray[Any] = np.where(count > 0, rounded, NOT_COMPUTED).astype(parts.dtype)
     return mean
 
 

@@ -15,6 +15,8 @@ DTYPES = ("uint8", "uint16", "float32")
 """Types that a volume may have that is to be segmented."""
 TRUTH_DTYPES = (*DTYPES, "int8", "int16", "int32", "int64", "uint32", "uint64")
 """Types that truth may have."""
+MASK_DTYPES = (*TRUTH_DTYPES, "bool")
+"""Types that a mask may have."""
 
 LONGEST_AXIS = 2**24
 """Most voxels along an axis, 67 mm at 4 nm: metadata that say more are damaged."""
@@ -35,7 +37,7 @@ class VolumeSpec:
     shape: Triple
     """Shape (z, y, x) in voxels."""
     dtype: str
-    """Name of the NumPy type, one of `TRUTH_DTYPES`."""
+    """Name of the NumPy type, one of `MASK_DTYPES`."""
     chunk: Triple
     """Shape (z, y, x) in voxels of what is read and decompressed at once: the chunk, inside a shard if sharded."""
     rank: Literal[2, 3] = 3
@@ -58,8 +60,8 @@ class VolumeSpec:
                     f"the {name} shape {reprlib.repr(shape)}, but no volume has more than {LONGEST_AXIS} voxels on an axis: "
                     "its metadata are damaged, restore them"
                 )
-        if self.dtype not in TRUTH_DTYPES:
-            raise VolumeError(f"the volume is {self.dtype}, but emseg reads {', '.join(TRUTH_DTYPES)}: convert it first")
+        if self.dtype not in MASK_DTYPES:
+            raise VolumeError(f"the volume is {self.dtype}, but emseg reads {', '.join(MASK_DTYPES)}: convert it first")
 
     @property
     def box(self) -> Box:
@@ -74,7 +76,7 @@ class VolumeSpec:
     @property
     def itemsize(self) -> int:
         """Bytes of one voxel."""
-        return int("".join(filter(str.isdecimal, self.dtype))) // 8
+        return int("".join(filter(str.isdecimal, self.dtype)) or 8) // 8  # bool has no number in its name
 
     @property
     def chunk_bytes(self) -> int:

@@ -63,6 +63,12 @@ class Output:
         return self.path / "emseg"
 
     @property
+    def outside(self) -> NDArray[np.bool_]:
+        """Blocks that a mask leaves out, ``(z, y, x) bool`` on the grid of write units."""
+        found = self.levels[0].outside
+        return np.zeros(self._labels.grid, bool) if found is None else found
+
+    @property
     def keeps_probabilities(self) -> bool:
         """Whether probabilities are stored beside the labels."""
         return self._probabilities is not None
@@ -101,7 +107,7 @@ class Output:
         return self.levels[0].is_done(box.relative_to(self.region.start))
 
     def done_units(self, *, tidy: bool = False) -> NDArray[np.bool_]:
-        """Whether each write unit exists in each array, ``(z, y, x) bool`` on the grid of write units.
+        """Whether each write unit exists in each array or lies outside, ``(z, y, x) bool`` on the grid of write units.
 
         It lists each folder once, which is far quicker than to ask for one unit after the other. With `tidy`, files
         that a killed writer has left half-written are removed; only who holds the lease may ask for that.

@@ -39,6 +39,8 @@ class Level:
     """What the next level holds of each."""
     step: Triple = (1, 1, 1)
     """Voxels (z, y, x) of the next finer level in one of this one."""
+    outside: NDArray[np.bool_] | None = None
+    """Write units that a mask leaves out, ``(z, y, x) bool`` on their grid: there is nothing to be done."""
 
     @property
     def blocks(self) -> Blocks:
@@ -61,7 +63,7 @@ class Level:
         return all(array.has(index) for array, index in itertools.product(self.arrays, self.indices(box)))
 
     def done(self, *, tidy: bool = False) -> NDArray[np.bool_]:
-        """Whether each write unit exists in each array, ``(z, y, x) bool`` on the grid of write units.
+        """Whether each write unit exists in each array or lies outside, ``(z, y, x) bool`` on the grid of write units.
 
         With `tidy`, files that a killed writer has left half-written are removed.
 
@@ -75,7 +77,17 @@ class Level:
             done &= array.stored(tidy=tidy)
         if not all(array.exists for array in self.arrays):
             raise OutputError(f"the output {self.path} is not there any more: mount or restore it, and run again to go on")
-        return done
+        return done if self.outside is None else done | self.outside
+
+    def written(self) -> NDArray[np.bool_]:
+        """Whether each write unit exists in each array, ``(z, y, x) bool``, and is not left out.
+
+        Raises
+        ------
+        OutputError
+            If the arrays are not there any more.
+        """
+        return self.done() if self.outside is None else self.done() & ~self.outside
 
     def check(self, box: Box, name: str) -> None:
         """Reads every byte of a box in each array, so that each checksum is proven.
@@ -93,7 +105,7 @@ class Level:
         for array in self.arrays:
             with blamed(f"{name} of {self.path} cannot be read", "compute it again"):
                 highest = int(array.read(box).max())
-            if highest == array.array.fill_value:
+            if highest == array.array.fill_value and (self.outside is None or self.step == (1, 1, 1)):  # else part is outside
                 raise BlockError(f"{name} of {self.path} has voxels that were not computed: compute it again")
 
     def remove(self, box: Box) -> None:
@@ -119,9 +131,7 @@ class Level:
         finer
             Whether each write unit of the next finer level is there, ``(z, y, x) bool``.
         """
-        for axis, step in enumerate(self.step):
-            finer = np.logical_and.reduceat(finer, range(0, finer.shape[axis], step), axis=axis)
-        return finer
+        return above(finer, self.step)
 
     def build(self, finer: Level, block: Block, watch: Stopwatch) -> None:
         """Makes a write unit, and stores it.
@@ -157,6 +167,13 @@ class Level:
                 with watch.phase("stitch"):
                     made[(..., *part.write.relative_to(box.start).slices())] = coarsened(voxels, self.step, rule)
         return values
+
+
+def above(units: NDArray[np.bool_], step: Triple) -> NDArray[np.bool_]:
+    """Which write units of the next level consist of such units alone, ``(z, y, x) bool``."""
+    for axis, length in enumerate(step):
+        units = np.logical_and.reduceat(units, range(0, units.shape[axis], length), axis=axis)
+    return units
 
 
 def remove_unfounded(levels: Sequence[Level]) -> NDArray[np.bool_]:

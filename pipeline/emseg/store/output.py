@@ -4,7 +4,7 @@
     OUT/labels/classes/0  (z, y, x) uint8, the class of each voxel, 255 = not computed
     OUT/probabilities/0   (c, z, y, x) uint8, 0 to 254 for 0 to 1, 255 = not computed
     OUT/.../1, 2, ...     the coarser levels of each, see `emseg.grid.pyramid`
-    OUT/emseg             leases and records of the runs, as JSON files
+    OUT/emseg             leases and records of the runs, as JSON files; outside.npy, the blocks that a mask leaves out
 
 A 2-D volume gives (y, x) and (c, y, x). The arrays start at the corner of the region that the output covers.
 
@@ -17,12 +17,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from emseg.box import AXES, Box, Triple, triple
 from emseg.errors import OutputError, VolumeError
@@ -33,7 +37,7 @@ from emseg.store.classes import image_label, omero
 from emseg.store.instances import list_labels, remove_instances
 from emseg.store.lease import Token
 from emseg.store.ledger import NOT_COMPUTED, Output
-from emseg.store.level import Level
+from emseg.store.level import Level, above
 from emseg.store.nodes import Node, read_node, reason
 from emseg.store.ome import VERSION, Space, levels_at, multiscales
 from emseg.store.staging import PARTIAL, output_error, output_path, staged, write_json
@@ -60,6 +64,11 @@ class Generation:
     def labels(self) -> str:
         """Path of the image of classes."""
         return f"labels/{self.classes}"
+
+    @property
+    def outside(self) -> str:
+        """Path of the file that says which write units a mask leaves out: a bit for each, x fastest."""
+        return f"emseg/{self._numbered('outside')}.npy"
 
     @property
     def probabilities(self) -> str:
@@ -96,6 +105,8 @@ class Form:
     """JSON values to keep, later found as `Output.attributes`; the key ``output`` is taken."""
     steps: tuple[Triple, ...] = ()
     """Step (z, y, x) of each coarser level, in voxels of the next finer one."""
+    outside: NDArray[np.bool_] | None = None
+    """Write units that a mask leaves out, ``(z, y, x) bool`` on their grid."""
 
     def __post_init__(self) -> None:
         if not self.volume.box.contains(self.region):
@@ -122,12 +133,15 @@ class Form:
             "classes": self.classes,
             "probabilities": self.probabilities,
             **({"levels": self.steps} if self.steps else {}),
+            **({} if self.outside is None else {"masked": True}),
         }
         own = json.loads(json.dumps({**self.attributes, SELF: described}))
         return {"ome": self._image(f"{generation.probabilities}/", f"{generation.labels}/"), "emseg": own}
 
     def make_arrays(self, root: Path, generation: Generation) -> None:
-        """Makes the empty arrays of a generation; nothing refers to them yet."""
+        """Makes the empty arrays of a generation, and keeps what is left out of them; nothing refers to them yet."""
+        if self.outside is not None:
+            np.save(root / generation.outside, np.packbits(self.outside))
         shard, inner = self.unit[-self.volume.rank :], self.chunk[-self.volume.rank :]
         create_group(root, generation.labels, {"ome": self._labels()})
         if self.probabilities:
@@ -239,10 +253,14 @@ def open_output(path: str | Path, token: Token | None = None) -> Output:
             images.append((names.probabilities, len(classes), "mean"))
         images.append((names.labels, 0, "mode"))
         steps = [triple(step) for step in described.get("levels", ())]
-        levels = tuple(
-            _open_level(node.path, level, step, shape, images, permit)
-            for level, (step, shape) in enumerate(zip([(1, 1, 1), *steps], level_shapes(region.shape, steps), strict=True))
-        )
+        levels: list[Level] = []
+        for step, shape in zip([(1, 1, 1), *steps], level_shapes(region.shape, steps), strict=True):
+            level = _open_level(node.path, len(levels), step, shape, images, permit)
+            if described.get("masked"):
+                finer = levels[-1].outside if levels else None
+                left_out = _left_out(node.path / names.outside, level.blocks.grid) if finer is None else above(finer, step)
+                level = replace(level, outside=left_out)
+            levels.append(level)
         if len({array.unit for level in levels for array in level.arrays}) > 1:
             raise ValueError("the arrays have write units of different shapes")
     except OutputError:
@@ -250,7 +268,13 @@ def open_output(path: str | Path, token: Token | None = None) -> Output:
     except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
         raise OutputError(f"the output {path} is damaged ({reason(error)}): remove it, and compute it again") from error
     attributes = {key: value for key, value in node.attributes["emseg"].items() if key != SELF}
-    return Output(node.path, names.number, region, classes, attributes, levels)
+    return Output(node.path, names.number, region, classes, attributes, tuple(levels))
+
+
+def _left_out(file: Path, grid: Triple) -> NDArray[np.bool_]:
+    """Write units that a mask leaves out, ``(z, y, x) bool``."""
+    bits = np.unpackbits(np.load(file))[: math.prod(grid)]
+    return bits.astype(bool).reshape(grid)
 
 
 def is_output(path: str | Path) -> bool:

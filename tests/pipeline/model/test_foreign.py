@@ -146,7 +146,7 @@ def graph(*nodes: onnx.NodeProto, constants: list[TensorProto] | None = None) ->
 def test_an_operation_of_ones_own_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "n.onnx"
     path.write_bytes(graph(helper.make_node("RunCode", ["x"], ["y"], domain="mine")).SerializeToString())
-    with pytest.raises(ModelError, match=r"OpenVINO cannot read .*n.onnx .* export it as one ONNX file"):
+    with pytest.raises(ModelError, match=r"OpenVINO cannot read .*n.onnx .* export it as one file"):
         describe(path)
 
 

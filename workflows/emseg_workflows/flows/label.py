@@ -158,7 +158,9 @@ def label(
         scratch = Scratch(stored.records / folder, token.check)
         remove_scratch(stored.records, name, folder)
         stages = Stages(place, executor, lease, policy, stop, notify)
-        return _Labeller(stored, recipe, labelling, described, done, name, scratch, token, stages).label()
+        return _Labeller(
+            stored, recipe, labelling, described, done & ~stored.outside.ravel(), name, scratch, token, stages
+        ).label()
 
 
 @dataclass(frozen=True, slots=True)

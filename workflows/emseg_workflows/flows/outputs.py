@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from emseg.errors import OutputError
 from emseg.recipe import Recipe
 from emseg.store.lease import Lease, take_lease
@@ -53,8 +56,13 @@ def check_same(place: Path, begun: Recipe, asked: Recipe) -> None:
         )
 
 
-def prepare_output(place: Path, recipe: Recipe, card: dict[str, str], overwrite: bool) -> None:
-    """Make the output, or begin it anew, or tidy up what a killed run has left in it; one that is there must be leased."""
+def prepare_output(
+    place: Path, recipe: Recipe, outside: NDArray[np.bool_] | None, card: dict[str, str], overwrite: bool
+) -> None:
+    """Make the output, or begin it anew, or tidy up what a killed run has left in it; one that is there must be leased.
+
+    `outside` are the blocks that a mask leaves out, ``(z, y, x) bool`` on the grid of the plan.
+    """
     form = Form(
         volume=recipe.volume,
         region=recipe.plan.region,
@@ -64,6 +72,7 @@ def prepare_output(place: Path, recipe: Recipe, card: dict[str, str], overwrite:
         probabilities=recipe.probabilities,
         attributes={"recipe": recipe.to_json(), "fingerprint": recipe.fingerprint, "model": card},
         steps=recipe.steps,
+        outside=outside,
     )
     if not place.exists():
         create_output(place, form)

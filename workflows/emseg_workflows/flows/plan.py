@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from emseg.box import Box, Triple
+from emseg.errors import BlockError, VolumeError
 from emseg.grid.layout import BLOCK_FLOPS, Layout, Limits, layouts_of, plan_with
+from emseg.grid.mask import outside
 from emseg.grid.plan import Plan
 from emseg.grid.pyramid import steps_of
 from emseg.grid.symmetry import SYMMETRIES, check_symmetric
@@ -14,7 +19,7 @@ from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
 from emseg.model.source import describe
 from emseg.specs.region import parse_region
-from emseg.specs.volume import VolumeSpec
+from emseg.specs.volume import MASK_DTYPES, VolumeSpec
 from emseg.store.volume import open_volume
 from emseg_workflows.launch import tile_budget
 from emseg_workflows.placement import Placement
@@ -61,6 +66,22 @@ def plan_run(
 def levels_for(volume: VolumeSpec, region: Box, pyramid: bool | None = None) -> tuple[Triple, ...]:
     """Step of each coarser level of a region's output; there are none if `pyramid` says so, or where it is small."""
     return () if pyramid is False else steps_of(region.shape, volume.proportions)
+
+
+def outside_of(mask: Path | None, plan: Plan, volume: VolumeSpec) -> NDArray[np.bool_] | None:
+    """Blocks of a plan that a mask leaves out, ``(z, y, x) bool``; None without a mask.
+
+    Raises
+    ------
+    VolumeError
+        If the mask cannot be read, or leaves out all.
+    """
+    if mask is None:
+        return None
+    try:
+        return outside(plan, volume, open_volume(mask, dtypes=MASK_DTYPES))
+    except BlockError as error:
+        raise VolumeError(f"the mask {mask} cannot be read: {error}") from error
 
 
 def limits_of(placement: Placement, threads: int, device: Device, tta: bool) -> Limits:

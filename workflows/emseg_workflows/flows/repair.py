@@ -193,7 +193,7 @@ def _examine(stored: Output, stop: Stop, again: Sequence[Iterable[int]] | None =
     found: list[_Found] = []
     for number, level in enumerate(stored.levels):
         done, damage = level.done().ravel(), {}
-        for index in np.flatnonzero(done) if again is None else filter(done.__getitem__, again[number]):
+        for index in np.flatnonzero(level.written()) if again is None else filter(done.__getitem__, again[number]):
             if stop.number:
                 raise StoppedError(stop.number)
             try:
@@ -213,7 +213,7 @@ def _soundness(stored: Output, before: list[_Found], now: list[_Found]) -> Sound
     repaired = [then.spoilt - found.spoilt for then, found in zip(before, now, strict=True)]
     return Soundness(
         blocks=now[0].done.size,
-        checked=int(before[0].done.sum()),
+        checked=int(before[0].done.sum()) - int(stored.outside.sum()),
         damaged=damaged[0],
         missing=now[0].missing,
         repaired=repaired[0],

@@ -50,6 +50,7 @@ def segment(
     probabilities: bool = False,
     tta: bool = False,
     pyramid: bool | None = None,
+    mask: str | Path | None = None,
     normalise: Scope | None = None,
     tile: Triple | None = None,
     threads: int = 1,
@@ -92,6 +93,9 @@ def segment(
         plane, which takes eight times the arithmetic.
     pyramid
         Whether labels and probabilities get coarser levels, for viewers; None for as the output was begun, else yes.
+    mask
+        A Zarr array or OME-Zarr image of any voxel size: blocks that no voxel of it touches which is not 0 are left out, and
+        stay *not computed*. None for as the output was begun.
     normalise
         Measure mean and deviation of the intensities once per ``volume``, or per z ``slice``; None for what the model was
         trained with.
@@ -157,6 +161,7 @@ def segment(
         probabilities=probabilities,
         tta=tta,
         pyramid=pyramid,
+        mask=Path(mask) if mask is not None else None,
         threads=threads,
         limits=limits_of(placement, threads, device, tta),
         begun=begun,
@@ -177,7 +182,7 @@ def segment(
         recipe = begun or settled.recipe
         if stop.asked:
             raise StoppedError(stop.number)
-        prepare_output(place, recipe, draft.card, overwrite)
+        prepare_output(place, recipe, settled.outside, draft.card, overwrite)
         for notice in settled.notices:
             notify(Noticed(notice))
         with claim.held() as lease:
@@ -213,7 +218,8 @@ class _Run:
         output = open_output(job.output, job.token)
         record = RunRecord(output, job, self.executor.workers, lambda message: self.notify(Noticed(message)))
         done = remove_unfounded(output.levels).ravel()
-        tally, start = Tally(job.recipe.plan, int(done.sum())), perf_counter()
+        outside = int(output.outside.sum())
+        tally, start = Tally(job.recipe.plan, int(done.sum()) - outside, outside), perf_counter()
         report = tally.report(0.0)
         try:
             try:
@@ -232,7 +238,12 @@ class _Run:
         """Hand out the blocks that are left, and count how they end."""
         job, plan, executor, told = self.job, self.job.recipe.plan, self.executor, self._told(record)
         with open_watch(executor, job, done, self.notify) as watch:
-            told(RunStarted(job.output, plan, int(done.sum()), executor.workers, executor.dashboard, watch.address))
+            told(
+                RunStarted(
+                    *(job.output, plan, int(done.sum()), executor.workers, executor.dashboard, watch.address),
+                    outside=int(output.outside.sum()),
+                )
+            )
             left = ~done
             while left.any():
                 strands = strands_of(plan, job.recipe.volume, left)
@@ -267,7 +278,8 @@ class _Run:
 
 def _nothing_left(place: Path, recipe: Recipe, notify: Observer) -> Report:
     """The report of a run that finds all blocks written."""
-    report = Tally(recipe.plan, len(recipe.plan)).report(0.0)
+    outside = int(open_output(place).outside.sum())
+    report = Tally(recipe.plan, len(recipe.plan) - outside, outside).report(0.0)
     notify(RunStarted(place.absolute(), recipe.plan, len(recipe.plan), 0, None))
     notify(RunEnded(report))
     return report

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from emseg.box import Box, Triple
 from emseg.grid.cost import Cost, cost_of
@@ -27,7 +31,7 @@ from emseg.specs.volume import VolumeSpec
 from emseg.store.volume import open_volume
 from emseg_workflows.bench import Choice, Trial
 from emseg_workflows.flows.limits import check_chunks
-from emseg_workflows.flows.plan import levels_for
+from emseg_workflows.flows.plan import levels_for, outside_of
 from emseg_workflows.placement import Executor
 
 TRIED = 2**37
@@ -62,6 +66,9 @@ class Draft:
     tta: bool
     steps: tuple[Triple, ...]
     """Of the output's coarser levels."""
+    outside: NDArray[np.bool_] | None
+    """Blocks that a mask leaves out, ``(z, y, x) bool`` on the plan's grid; None without one, or where it is as begun."""
+    mask_path: Path | None
     threads: int
     begun: Recipe | None
     """Of the run that is gone on with."""
@@ -71,9 +78,20 @@ class Draft:
         """What the plan takes."""
         return cost_of(self.plan, self.volume, self.probabilities, self.tta, self.steps)
 
+    @property
+    def mask(self) -> str | None:
+        """SHA-256 of which blocks are left out."""
+        if self.outside is not None:
+            return hashlib.sha256(np.packbits(self.outside).tobytes()).hexdigest()
+        return self.begun.mask if self.begun is not None else None
+
+    def with_plan(self, plan: Plan) -> Draft:
+        """The same run by another plan."""
+        return replace(self, plan=plan, outside=outside_of(self.mask_path, plan, self.volume))
+
     def recipe(self, numerics: Numerics, accuracy: Accuracy | None) -> Recipe:
         """What decides the output's bytes, if predictors compute so."""
-        settings = (self.plan, numerics, self.probabilities, accuracy, self.tta, self.steps)
+        settings = (self.plan, numerics, self.probabilities, accuracy, self.tta, self.steps, self.mask)
         return Recipe(self.volume, self.volume_digest, self.model_digest, self.normalisation, *settings)
 
 
@@ -87,6 +105,7 @@ def draft_run(
     probabilities: bool,
     tta: bool,
     pyramid: bool | None,
+    mask: Path | None,
     threads: int,
     limits: Limits,
     begun: Recipe | None,
@@ -123,6 +142,8 @@ def draft_run(
         plan=plan,
         probabilities=probabilities,
         tta=tta,
+        outside=outside_of(mask, plan, source.spec),
+        mask_path=mask,
         steps=begun.steps if begun is not None and pyramid is None else levels_for(source.spec, plan.region, pyramid),
         threads=threads,
         begun=begun,
@@ -134,6 +155,8 @@ class Settled:
     """What a run computes, or would compute if it had not begun in another way."""
 
     recipe: Recipe
+    outside: NDArray[np.bool_] | None
+    """Blocks that a mask leaves out."""
     notices: tuple[str, ...]
     """What the user should know about it."""
 
@@ -167,11 +190,11 @@ def settle(draft: Draft, executor: Executor, device: Device, backend: Backend | 
     notices: list[str] = []
     if begun is None and (slower := _in_time(cost, choice, draft.limits)) != draft.limits:
         notices.append(f"a predictor does {choice.flops_per_second / 1e9:.1f} GFLOP/s here: blocks are made smaller")
-        draft = replace(draft, plan=plan_volume(draft.volume, draft.model, draft.region, draft.tile, slower))
+        draft = draft.with_plan(plan_volume(draft.volume, draft.model, draft.region, draft.tile, slower))
         known = replace(trial, tile=draft.plan.tile, precision=choice.numerics.precision, measured=True)
         choice = replace(choice, numerics=executor.try_out(known).numerics)
     recipe = draft.recipe(choice.numerics, begun.accuracy if begun else choice.accuracy)
-    return Settled(recipe, (*notices, *_doubts(draft), *_chosen(choice)))
+    return Settled(recipe, draft.outside, (*notices, *_doubts(draft), *_chosen(choice)))
 
 
 def _described(path: Path, begun: Recipe | None) -> tuple[NetworkSpec, dict[str, str], str]:

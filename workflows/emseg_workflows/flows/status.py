@@ -62,6 +62,8 @@ class Status:
     """Speed over the last minutes of the run that goes on; None if there is none, or nothing to tell it by."""
     seconds_left: float | None
     """Until all blocks are written at that speed; None without a speed."""
+    outside: int = 0
+    """Blocks that a mask leaves out."""
     units: int = 0
     """Write units of all coarser levels."""
     built: int = 0
@@ -72,7 +74,7 @@ class Status:
     @property
     def left(self) -> int:
         """Blocks that are not written and have not failed."""
-        return self.blocks - self.done - len(self.failed)
+        return self.blocks - self.outside - self.done - len(self.failed)
 
     @property
     def running(self) -> bool:
@@ -82,7 +84,7 @@ class Status:
     @property
     def exit_code(self) -> int:
         """0 if every block is written, and each coarser level, else 3."""
-        return 0 if (self.done, self.built) == (self.blocks, self.units) else 3
+        return 0 if (self.done + self.outside, self.built) == (self.blocks, self.units) else 3
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -93,7 +95,8 @@ class Status:
         running = {"held": who, "dead": f"no: {who}, has died", "released": "no"}[self.state]
         lines = [
             f"output     {self.output}",
-            f"blocks     {self.done} of {self.blocks} done, {len(self.failed)} failed, {self.left} left",
+            f"blocks     {self.done} of {self.blocks} done, {len(self.failed)} failed, {self.left} left"
+            + (f", {self.outside} outside" if self.outside else ""),
             *(f"levels     {self.built} of {self.units} units of coarser levels done" for _ in range(bool(self.units))),
             f"running    {running}",
             *(f"slurm      {self.job}" for _ in range(bool(self.job))),
@@ -125,6 +128,7 @@ def status(output: str | Path) -> Status:
     lease = tenure(records)
     history = _History(stored, lease.run)
     done = stored.done_units().ravel()
+    outside = int(stored.outside.sum())
     coarser = [level.done() for level in stored.levels[1:]]
     failures = sorted((block, why) for block, why in history.failed.items() if block < len(plan) and not done[block])
     speed = history.speed if lease.state == "held" else None
@@ -132,7 +136,8 @@ def status(output: str | Path) -> Status:
     return Status(
         output=str(stored.path),
         blocks=len(plan),
-        done=int(np.count_nonzero(done)),
+        done=int(np.count_nonzero(done)) - outside,
+        outside=outside,
         failed=tuple(Failure(block, str(plan.block(block).write), why) for block, why in failures),
         run=lease.run,
         state=lease.state,
