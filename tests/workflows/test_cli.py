@@ -64,6 +64,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "damaged.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node')
 
     tifffile.imwrite(folder / "stack.tif", good)
+    (folder / "gap").mkdir()
+    for number in (0, 2):
+        tifffile.imwrite(folder / "gap" / f"g{number}.tif", good[number])
     (folder / "text.txt").write_text("text")
     (folder / "nothing").mkdir()
     (folder / "theirs").mkdir()
@@ -199,6 +202,7 @@ REFUSED = {
     "evaluate out.zarr --seams --json missing/found.json": "missing/found.json cannot be written",
     "evaluate good.zarr --seams": "not an output",
     "ingest missing.tif new.zarr": "missing.tif",
+    "ingest gap new.zarr": "slice 1 is missing.*between g0.tif and g2.tif.*--allow-missing",
     "ingest text.txt new.zarr": "TIFF",
     "ingest theirs new.zarr": "no file .tif",
     "ingest stack.tif good.zarr": "already exists",

@@ -191,16 +191,25 @@ def cli() -> None:
 @click.argument("volume", type=click.Path(path_type=Path))
 @click.option("--dataset", metavar="PATH", help="Of an HDF5 file; by default the only one.")
 @click.option("--voxel-size", type=float, nargs=3, metavar="Z Y X", help="Size of a voxel, in nanometres.")
+@click.option("--allow-missing", is_flag=True, help="Fill slices of a folder that are missing with 0, and list them.")
 @click.option("--overwrite", is_flag=True, help="Replace a volume that is already there.")
 def ingest(
-    source: Path, volume: Path, dataset: str | None, voxel_size: tuple[float, float, float] | None, overwrite: bool
+    source: Path,
+    volume: Path,
+    dataset: str | None,
+    voxel_size: tuple[float, float, float] | None,
+    allow_missing: bool,
+    overwrite: bool,
 ) -> None:
     """Make the Zarr volume VOLUME from SOURCE: a multi-page TIFF, MRC or HDF5 file, or a folder of TIFF or PNG slices."""
     from emseg_workflows.flows.ingest import ingest as flow  # noqa: PLC0415
 
-    made = flow(source, volume, dataset=dataset, voxel_size=voxel_size, overwrite=overwrite)
+    options = {"allow_missing": allow_missing, "overwrite": overwrite}
+    made = flow(source, volume, dataset=dataset, voxel_size=voxel_size, **options)
     spec = made.spec
     click.echo(f"{volume}: {' x '.join(map(str, spec.shape))} {spec.dtype}, {_voxel_size(spec.scale, spec.units)}")
+    if made.missing:
+        click.echo(f"missing, and filled with 0: z = {', '.join(map(str, made.missing))}")
 
 
 @cli.command()

@@ -14,13 +14,17 @@ from emseg.store.stack import Stack
 from emseg.store.tiff import open_tiff
 
 
-def open_stack(source: str | Path, dataset: str | None = None) -> AbstractContextManager[Stack]:
+def open_stack(
+    source: str | Path, dataset: str | None = None, *, allow_missing: bool = False
+) -> AbstractContextManager[Stack]:
     """The stack in a TIFF, MRC or HDF5 file, or in a folder of TIFF or PNG slices, for as long as the ``with`` lasts.
 
     Parameters
     ----------
     dataset
         Path of the dataset in an HDF5 file; None if there is only one.
+    allow_missing
+        Whether slices of a folder may be missing; they are 0.
 
     Raises
     ------
@@ -35,7 +39,9 @@ def open_stack(source: str | Path, dataset: str | None = None) -> AbstractContex
         raise VolumeError(f"{path} has no datasets, as it is no HDF5 file ({', '.join(HDF5_SUFFIXES)}): leave --dataset out")
     if suffix in MRC_SUFFIXES:
         return open_mrc(path)
-    return nullcontext(PngFolder(path)) if path.is_dir() and _of_png(path) else open_tiff(source)
+    if path.is_dir() and _of_png(path):
+        return nullcontext(PngFolder(path, allow_missing=allow_missing))
+    return open_tiff(source, allow_missing=allow_missing)
 
 
 def _of_png(folder: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ CHUNKS_PER_SHARD = 4
 
 MARK = {"volume": 1}
 """Attribute ``emseg`` of the volumes written here: what may be overwritten."""
+MISSING = "missing_slices"
+"""Key beside it: z of each slice that was missing, and is 0; not there if none was."""
 
 
 def slab_layout(shape: Triple, dtype: str) -> tuple[Triple, Triple]:
@@ -75,10 +77,13 @@ class SlabWriter:
 
 
 @contextmanager
-def new_volume(path: str | Path, spec: VolumeSpec, shard: Triple, *, replace: bool = False) -> Iterator[SlabWriter]:
+def new_volume(
+    path: str | Path, spec: VolumeSpec, shard: Triple, *, missing: Sequence[int] = (), replace: bool = False
+) -> Iterator[SlabWriter]:
     """A new volume to be filled by slabs; it gets its name when the ``with`` ends, and is gone if that fails.
 
-    With `replace` it takes the place of a volume that was made here before.
+    With `replace` it takes the place of a volume that was made here before. z of each slice that is `missing` is recorded in
+    the attributes.
 
     Raises
     ------
@@ -90,8 +95,8 @@ def new_volume(path: str | Path, spec: VolumeSpec, shard: Triple, *, replace: bo
         _refuse_foreign(target)
     with staged(target, replace=replace) as work:
         space = Space(AXES, spec.scale, spec.translation, spec.units)
-        image = {"version": VERSION, "multiscales": multiscales("0", space, "volume")}
-        create_group(work, "", {"ome": image, "emseg": MARK})
+        image = {"version": VERSION, "multiscales": multiscales([("0", space)], "volume")}
+        create_group(work, "", {"ome": image, "emseg": MARK | ({MISSING: list(missing)} if missing else {})})
         create_array(work, "0", shape=spec.shape, shard=shard, chunk=spec.chunk, dtype=spec.dtype, fill_value=0, axes=AXES)
         yield SlabWriter(open_shards(work, "0", 0))
 
@@ -100,8 +105,13 @@ def _refuse_foreign(path: Path) -> None:
     """Only what was surely written here, and nothing that somebody has put inside, may be replaced."""
     try:
         node = read_node(path)
-        ours = node.attributes.get("emseg") == MARK and {entry.name for entry in path.iterdir()} == {"zarr.json", "0"}
+        ours = _marked(node.attributes.get("emseg")) and {entry.name for entry in path.iterdir()} == {"zarr.json", "0"}
     except (VolumeError, OSError):
         ours = False
     if path.is_symlink() or not ours:
         raise OutputError(f"{path} is not a volume that emseg has ingested and nothing else: choose another name, or remove it")
+
+
+def _marked(own: Any) -> bool:
+    """Whether attributes ``emseg`` are those of a volume that was written here."""
+    return isinstance(own, dict) and {key: value for key, value in own.items() if key != MISSING} == MARK

@@ -33,6 +33,8 @@ class Stack(Protocol):
     """Name of the NumPy type, one of `emseg.specs.volume.DTYPES`."""
     stated: Stated | None
     """The voxel size that the files state."""
+    missing: tuple[int, ...]
+    """z of each slice that is missing, and reads as 0."""
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Slices from `start` to before `stop`, ``(z, y, x)`` in the machine's byte order.

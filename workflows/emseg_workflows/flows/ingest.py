@@ -26,6 +26,8 @@ class Ingested:
     """What it is."""
     size_from: str
     """Where its voxel size comes from, in words."""
+    missing: tuple[int, ...] = ()
+    """z of each slice that was missing, and is 0."""
 
 
 def ingest(
@@ -35,6 +37,7 @@ def ingest(
     dataset: str | None = None,
     voxel_size: tuple[float, float, float] | None = None,
     unit: str = "nanometer",
+    allow_missing: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ingested:
@@ -52,6 +55,8 @@ def ingest(
         Size (z, y, x) of a voxel in `unit`; None for what the source states, else 1 with no unit.
     unit
         Unit of length of `voxel_size`, as OME-Zarr spells it.
+    allow_missing
+        Whether slices of a folder may be missing; they are 0, and listed in the volume's attributes.
     overwrite
         Whether to replace a volume that was ingested before.
     progress
@@ -66,19 +71,19 @@ def ingest(
     """
     given = None if voxel_size is None else _given(voxel_size, unit)
     target = output_path(volume_path)
-    with open_stack(source, dataset) as stack:
+    with open_stack(source, dataset, allow_missing=allow_missing) as stack:
         _refuse_overlap(Path(source), target)
         size = given or stack.stated or NOT_STATED
         shard, chunk = slab_layout(stack.shape, stack.dtype)
         spec = VolumeSpec(stack.shape, stack.dtype, chunk, 3, size.scale, size.translation, size.units)
         slices = stack.shape[0]
-        with new_volume(target, spec, shard, replace=overwrite) as volume:
+        with new_volume(target, spec, shard, missing=stack.missing, replace=overwrite) as volume:
             for start in range(0, slices, shard[0]):
                 stop = min(start + shard[0], slices)
                 volume.write(start, stack.read(start, stop))
                 if progress is not None:
                     progress(stop, slices)
-    return Ingested(spec, size.source)
+    return Ingested(spec, size.source, stack.missing)
 
 
 def _given(voxel_size: tuple[float, float, float], unit: str) -> Stated:
