@@ -29,6 +29,7 @@ from emseg_workflows.stop import Stop, StoppedError
 
 if TYPE_CHECKING:
     from emseg.grid.layout import Layout
+    from emseg_workflows.flows.export import FileFormat
     from emseg_workflows.flows.repair import Soundness
     from emseg_workflows.flows.verify import Verdict
 
@@ -750,7 +751,7 @@ def preview(output: Path, picture: Path | None, z: int | None, volume: Path | No
 
 @cli.command()
 @click.argument("output", type=click.Path(path_type=Path))
-@click.argument("tiff", metavar="FILE.tif", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
 @click.option(
     "--instances",
     is_flag=False,
@@ -759,16 +760,28 @@ def preview(output: Path, picture: Path | None, z: int | None, volume: Path | No
     help="Export instance labels of `emseg label`, those called instances if no name is given.",
 )
 @click.option("--probability", metavar="CLASS", help="Export the probability of a class, 0 to 254 for 0 to 1.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["tiff", "ome-zarr-0.4", "ome-zarr-0.5"]),
+    help="What to write; by default what TARGET ends with: .tif a TIFF, .zarr OME-Zarr 0.5.",
+)
 @click.option("--allow-incomplete", is_flag=True, help="Export what there is; the rest is 255, of instances 0.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")
+@click.option("--overwrite", is_flag=True, help="Replace an export that is already there.")
 def export(
-    output: Path, tiff: Path, instances: str | None, probability: str | None, allow_incomplete: bool, overwrite: bool
+    output: Path,
+    target: Path,
+    instances: str | None,
+    probability: str | None,
+    file_format: FileFormat | None,
+    allow_incomplete: bool,
+    overwrite: bool,
 ) -> None:
-    """Write the classes in OUTPUT as a TIFF stack with their voxel size, or instances, or a probability."""
+    """Write the classes in OUTPUT, or instances, or a probability, as TARGET: a TIFF stack, or OME-Zarr with all levels."""
     from emseg_workflows.flows.export import export as flow  # noqa: PLC0415
 
     options = {"instances": instances, "probability": probability}
-    click.echo(flow(output, tiff, **options, allow_incomplete=allow_incomplete, overwrite=overwrite))
+    click.echo(flow(output, target, **options, file_format=file_format, allow_incomplete=allow_incomplete, overwrite=overwrite))
 
 
 @cli.group(invoke_without_command=True)

@@ -7,6 +7,10 @@
     new_volume   writes a volume slab by slab          new_volume
     tiff         reads TIFF stacks                     open_tiff
     source       reads slices of TIFF or Zarr          open_slices
+    formats      reads stacks, whatever holds them     open_stack
+    exported     an image of an output, to be exported image_of
+    ome_export   writes it as OME-Zarr                 write_ome
+    tiff_export  writes it as TIFF                     write_tiff
 
 They stand on `nodes` (a path becomes a Zarr node), `ome` and `plain` (where voxels lie, as OME-Zarr or a plain array says
 it), `classes` (what viewers are told about classes), `arrays` (how emseg lays out an array), `shard` (the bytes of a part

@@ -14,9 +14,7 @@ from emseg.store.stack import Stack
 from emseg.store.tiff import open_tiff
 
 
-def open_stack(
-    source: str | Path, dataset: str | None = None, *, allow_missing: bool = False
-) -> AbstractContextManager[Stack]:
+def open_stack(source: str | Path, dataset: str | None = None, *, allow_missing: bool = False) -> AbstractContextManager[Stack]:
     """The stack in a TIFF, MRC or HDF5 file, or in a folder of TIFF or PNG slices, for as long as the ``with`` lasts.
 
     Parameters
