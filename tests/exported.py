@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,21 +27,29 @@ WHAT: dict[str, dict[str, Any]] = {
 """Options of an export, by what it is of."""
 
 
-def make_output(folder: Path, unit: str | None = "nanometer") -> Path:
+def make_output(folder: Path) -> Path:
     """An output with probabilities and instances, of a part of a volume, with two coarser levels."""
-    name, model = unit or "none", save_random_model(folder / "m.safetensors", PLANAR)
-    axes = [{"name": axis, "type": "space", **({"unit": unit} if unit else {})} for axis in "zyx"]
+    model = save_random_model(folder / "m.safetensors", PLANAR)
+    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
     steps = [{"type": "scale", "scale": list(SIZE)}, {"type": "translation", "translation": list(FIRST)}]
     described = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": steps}]}
     ome = {"version": "0.5", "multiscales": [described]}
-    group = zarr.create_group(folder / f"{name}.zarr", attributes={"ome": ome})
+    group = zarr.create_group(folder / "raw.zarr", attributes={"ome": ome})
     group.create_array("0", data=texture((6, 90, 118)), chunks=(5, 16, 16))
     with patch("emseg.grid.pyramid.SMALL", 32):
         options = {"model": model, "probabilities": True, "workers": 0, "region": "1:5,:,8:"}
-        segment(folder / f"{name}.zarr", folder / f"{name}.out", **options)  # type: ignore[arg-type]
-        label(folder / f"{name}.out", workers=0)
-    assert [level.step for level in open_output(folder / f"{name}.out").levels] == [(1, 1, 1), (1, 2, 2), (1, 2, 2)]
-    return folder / f"{name}.out"
+        segment(folder / "raw.zarr", folder / "raw.out", **options)  # type: ignore[arg-type]
+        label(folder / "raw.out", workers=0)
+    assert [level.step for level in open_output(folder / "raw.out").levels] == [(1, 1, 1), (1, 2, 2), (1, 2, 2)]
+    return folder / "raw.out"
+
+
+def in_unit(output: Path, place: Path, unit: str | None) -> Path:
+    """The output as if its volume's unit were another one, or not stated."""
+    shutil.copytree(output, place)
+    for file in place.rglob("*.json"):
+        file.write_text(file.read_text().replace('"nanometer"', json.dumps(unit)))
+    return place
 
 
 def levels_in(output: Path, what: str) -> list[NDArray[Any]]:

@@ -208,6 +208,13 @@ REFUSED = {
     "ingest stack.tif good.zarr": "already exists",
     "ingest stack.tif new.zarr --voxel-size 0 1 1": "positive",
     "ingest stack.tif missing/new.zarr": "not a folder",
+    "export out.zarr new": "end the name with .tif or .zarr, or choose with --format",
+    "export out.zarr new.zarr --format n5": "--format",
+    "export out.zarr good.zarr": "already exists.*--overwrite",
+    "export out.zarr good.zarr --overwrite": "is not what emseg has exported",
+    "export out.zarr good.zarr --overwrite --format precomputed": "is not what emseg has exported",
+    "export out.zarr out.zarr/new.zarr": "lies in the output",
+    "export good.zarr new.zarr": "not an output",
     "train missing.toml": "no configuration missing.toml",
 }
 

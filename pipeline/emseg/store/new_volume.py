@@ -57,13 +57,24 @@ def slab_layout(shape: Triple, dtype: str) -> tuple[Triple, Triple]:
     return (depth, CHUNKS_PER_SHARD * side, CHUNKS_PER_SHARD * side), (thickness, side, side)
 
 
+def brick_layout(depth: int, dtype: str) -> tuple[Triple, Triple]:
+    """Shapes (z, y, x) in voxels of shards, and of the chunks inside, for a volume of that depth that comes shard by shard.
+
+    Examples
+    --------
+    >>> brick_layout(1000, "float32")
+    ((256, 256, 256), (64, 64, 64))
+    """
+    return slab_layout((depth, CHUNKS_PER_SHARD * SIDE, CHUNKS_PER_SHARD * SIDE), dtype)
+
+
 def _power_of_two(number: int) -> int:
     """The largest power of two that is not above a positive number."""
     return 1 << number.bit_length() - 1
 
 
 class SlabWriter:
-    """A volume that is being written, in slabs as deep as a shard."""
+    """A volume that is being written, in slabs as deep as a shard, or shard by shard."""
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
@@ -71,9 +82,11 @@ class SlabWriter:
     def write(self, start: int, slab: NDArray[Any]) -> None:
         """Stores slices ``(z, y, x)`` from slice `start` on; only the last slab may be less deep than a shard."""
         depth, height, width = slab.shape
-        box = Box((start, 0, 0), (start + depth, height, width))
-        self._shards.indices(box)
-        self._shards.write(box, slab)
+        self.write_box(Box((start, 0, 0), (start + depth, height, width)), slab)
+
+    def write_box(self, box: Box, voxels: NDArray[Any]) -> None:
+        """Stores ``(z, y, x)``; `box` must be whole shards."""
+        self._shards.write(box, voxels)
 
 
 @contextmanager

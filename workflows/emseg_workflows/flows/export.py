@@ -1,7 +1,8 @@
-"""`emseg export`: what an output holds as a TIFF stack or as OME-Zarr, streaming."""
+"""`emseg export`: what an output holds as a TIFF stack, as OME-Zarr or as Neuroglancer precomputed, streaming."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +11,11 @@ from emseg.store.exported import ExportImage, image_of
 from emseg.store.ledger import Output
 from emseg.store.ome_export import write_ome
 from emseg.store.output import open_output
+from emseg.store.precomputed_export import write_precomputed
 from emseg.store.tiff_export import write_tiff
 from emseg_workflows.flows.record import recipe_of
 
-FileFormat = Literal["tiff", "ome-zarr-0.4", "ome-zarr-0.5"]
+FileFormat = Literal["tiff", "ome-zarr-0.4", "ome-zarr-0.5", "precomputed"]
 BY_SUFFIX: dict[str, FileFormat] = {".tif": "tiff", ".tiff": "tiff", ".zarr": "ome-zarr-0.5"}
 
 
@@ -26,11 +28,13 @@ def export(
     file_format: FileFormat | None = None,
     allow_incomplete: bool = False,
     overwrite: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """What was made of an output's classes, or of something else in it; voxel size and units are kept.
 
-    Instance labels are stored in the smallest of ``uint8``, ``uint16``, ``uint32`` and ``uint64`` that holds their number. All
-    formats but TIFF keep the place of the first voxel, and the coarser levels of an output that has them.
+    Instance labels are stored in the smallest of ``uint8``, ``uint16``, ``uint32`` and ``uint64`` that holds their number, in
+    precomputed in one of the last two. All formats but TIFF keep the place of the first voxel, and the coarser levels of an
+    output that has them.
 
     Parameters
     ----------
@@ -48,6 +52,8 @@ def export(
         Take what there is; 255, or for instances 0, is *not computed*.
     overwrite
         Replace an export that is already there.
+    tell
+        Called with a line for each thing that the format cannot say.
 
     Raises
     ------
@@ -61,6 +67,8 @@ def export(
         _refuse_incomplete(stored, image, coarser=kind != "tiff")
     if kind == "tiff":
         return _tiff(target, image, overwrite)
+    if kind == "precomputed":
+        return write_precomputed(target, image, tell, overwrite=overwrite)
     return write_ome(target, image, "0.4" if kind == "ome-zarr-0.4" else "0.5", overwrite=overwrite)
 
 
