@@ -6,6 +6,7 @@ lies ``voxel_offset`` voxels from the origin.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from emseg.store.tensor import Tensor, open_tensor
 INFO = "info"
 DRIVER = "neuroglancer_precomputed"
 NAMES = ("x", "y", "z", "channel")
+PACKED = (".gz", ".br", ".zstd", ".xz", ".bz2")
+"""How the names of files end that CloudVolume has compressed, for a server to send them as they are."""
 
 
 def is_precomputed(path: Path) -> bool:
@@ -47,6 +50,7 @@ def open_precomputed(path: Path, *, allow_missing: bool = False) -> Tensor:
         stated = _stated(info)
     except (ValueError, LookupError, TypeError) as error:
         raise VolumeError(f"{path / INFO} describes no volume ({reason(error)}): restore it from a copy") from error
+    _refuse_packed(path / str(info["scales"][0].get("key", "")))
     array = open_tensor(DRIVER, path, allow_missing=allow_missing, scale_index=0)
     return Tensor(path, array, NAMES, TRUTH_DTYPES if info.get("type") == "segmentation" else DTYPES, stated)
 
@@ -59,3 +63,16 @@ def _stated(info: dict[str, Any]) -> Stated:
         raise ValueError(f"the resolution is {(x, y, z)}, which must be positive")
     first, second, third = numbers(finest.get("voxel_offset", [0, 0, 0]), 3, "the voxel_offset")
     return Stated((z, y, x), ("nanometer",) * 3, "the info of the volume", (z * third, y * second, x * first))
+
+
+def _refuse_packed(scale: Path) -> None:
+    """Refuses chunks under other names, which tensorstore would take for missing."""
+    try:
+        with os.scandir(scale) as entries:
+            packed = next((entry.name for entry in entries if entry.name.endswith(PACKED)), None)
+    except OSError as error:
+        raise VolumeError(f"the chunks in {scale} cannot be listed ({reason(error)}): copy the volume again") from error
+    if packed is not None:
+        raise VolumeError(
+            f"{scale / packed} is a compressed file of a chunk: decompress all of these, with `gunzip -r {scale}` say"
+        )

@@ -157,7 +157,8 @@ def _offsets(image: ExportImage, tell: Callable[[str], None]) -> list[Triple]:
         if any(abs(place - whole) > EXACT for place, whole in zip(exact, found[-1], strict=True)):
             moved.append(number)
     if moved:
-        tell(f"precomputed knows whole voxels alone: level {', '.join(map(str, moved))} is moved by up to half of its own")
+        levels = ", ".join(map(str, moved))
+        tell(f"precomputed counts whole voxels alone: level {levels} is moved, by half a voxel of its own at most")
     return found
 
 

@@ -130,7 +130,7 @@ def test_each_level_is_what_and_where_it_is_in_the_output(output: Path, tmp_path
         np.testing.assert_array_equal(tensorstore.open(spec).result().read().result()[..., 0].transpose(), expected)
     assert len(info["scales"]) == len(STEPS)
     assert len(list((made / "0").iterdir())) > 1
-    assert said == ["precomputed knows whole voxels alone: level 2 is moved by up to half of its own"]
+    assert said == ["precomputed counts whole voxels alone: level 2 is moved, by half a voxel of its own at most"]
     before = snapshot(tmp_path)
     export(output, made, file_format="precomputed", overwrite=True, **WHAT[what])
     assert snapshot(tmp_path) == before
@@ -223,4 +223,4 @@ def test_without_the_library(output: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_the_command(output: Path, tmp_path: Path) -> None:
     done = emseg("export", output, tmp_path / "made", "--format", "precomputed", "--instances")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'made'}\n"), done.stderr
-    assert done.stderr == "precomputed knows whole voxels alone: level 2 is moved by up to half of its own\n"
+    assert done.stderr == "precomputed counts whole voxels alone: level 2 is moved, by half a voxel of its own at most\n"

@@ -248,11 +248,15 @@ def test_precomputed_that_cannot_be_read(tmp_path: Path) -> None:
     expected = voxels()
     expected[:8, :16, :32] = 0
     check(tmp_path / "v", expected, (30, 8, 4.5), (90, 800, -31.5), NM)
+    chunk.with_name(f"{chunk.name}.gz").touch()
+    assert "gz is a compressed file of a chunk: decompress all of these" in refused(tmp_path, source, allow_missing=True)
+    chunk.with_name(f"{chunk.name}.gz").unlink()
     info = json.loads((source / "info").read_text())
     for change, message in (
         ({"resolution": [4, 4]}, "describes no volume .*not 3 numbers"),
         ({"resolution": [0, 4, 4]}, "must be positive"),
         ({"encoding": "mpeg"}, "cannot be opened"),
+        ({"key": "gone"}, "the chunks in .*gone cannot be listed"),
         ({"size": [50, 40, 0]}, "cannot be opened|holds no voxel"),
     ):
         (source / "info").write_text(json.dumps({**info, "scales": [{**info["scales"][0], **change}]}))
