@@ -21,7 +21,7 @@ from emseg.store.arrays import Shards, open_shards
 from emseg.store.instances import open_instances, space_of, stored_instances
 from emseg.store.ledger import Output
 from emseg.store.level import MEND
-from emseg.store.nodes import METADATA, blamed, read_node
+from emseg.store.nodes import METADATA, blamed, read_node, reason
 from emseg.store.ome import Space, levels, multiscales_of
 from emseg.store.staging import output_path
 
@@ -153,7 +153,7 @@ def _instances(stored: Output, name: str) -> tuple[list[Shards], int]:
         arrays = [finest, *(open_shards(folder, inside, 0) for inside in paths[1:])]
         return arrays, int((stored_instances(stored.path, name) or {})["segments"])
     except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
-        raise OutputError(f"{folder} is damaged ({error}): label again") from error
+        raise OutputError(f"{folder} is damaged ({reason(error)}): label again") from error
 
 
 def _levels(stored: Output, arrays: list[Shards], channel: int | None) -> tuple[ExportLevel, ...]:

@@ -25,8 +25,14 @@ PACKED = (".gz", ".br", ".zstd", ".xz", ".bz2")
 
 
 def is_precomputed(path: Path) -> bool:
-    """Whether a folder holds a precomputed volume, by its file ``info``."""
-    return path.is_dir() and (path / INFO).is_file()
+    """Whether a folder holds a precomputed volume, by its file ``info``, which is an object of JSON."""
+    if not (path / INFO).is_file():
+        return False
+    try:
+        with (path / INFO).open("rb") as file:
+            return file.read(100).lstrip().startswith(b"{")
+    except OSError:
+        return True  # it will be said what is wrong with it
 
 
 def open_precomputed(path: Path, *, allow_missing: bool = False) -> Tensor:

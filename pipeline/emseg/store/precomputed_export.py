@@ -54,7 +54,7 @@ def write_precomputed(path: str | Path, image: ExportImage, tell: Callable[[str]
     """
     target = export_folder(path, overwrite=overwrite)
     tensorstore = load_extra(LIBRARY, LIBRARY, target, "written")
-    size, offsets = _nanometres(target, image, tell), _offsets(image, tell)
+    size, offsets = _nanometres(target, image, tell), offsets_of(image, tell)
     with staged(target, replace=overwrite) as work:
         for number, (level, offset) in enumerate(zip(image.levels, offsets, strict=True)):
             resolution = [length * factor for length, factor in zip(size, level.factor, strict=True)]
@@ -63,6 +63,21 @@ def write_precomputed(path: str | Path, image: ExportImage, tell: Callable[[str]
         _describe(work, image)
         sync_tree(work)
     return target
+
+
+def offsets_of(image: ExportImage, tell: Callable[[str], None]) -> list[Triple]:
+    """Place (z, y, x) of each level, in whole voxels of its own; `tell` is told which of them lie elsewhere."""
+    first = [place / size for place, size in zip(image.volume.crop(image.region), image.volume.scale, strict=True)]
+    found, moved = [], []
+    for number, level in enumerate(image.levels):
+        exact = [place / factor for place, factor in zip(first, level.factor, strict=True)]
+        found.append(triple(math.floor(place + 0.5) for place in exact))
+        if any(abs(place - whole) > EXACT for place, whole in zip(exact, found[-1], strict=True)):
+            moved.append(number)
+    if moved:
+        levels = ", ".join(map(str, moved))
+        tell(f"precomputed counts whole voxels alone: level {levels} is moved, by half a voxel of its own at most")
+    return found
 
 
 def _write_scale(
@@ -145,21 +160,6 @@ def _nanometres(target: Path, image: ExportImage, tell: Callable[[str], None]) -
     if None in volume.units[-volume.rank :]:
         tell("the volume states no unit of length, precomputed always does: its voxel size is written as nanometres")
     return tuple(size * (known or 1) for size, known in zip(volume.scale, volume.unit_sizes, strict=True))
-
-
-def _offsets(image: ExportImage, tell: Callable[[str], None]) -> list[Triple]:
-    """Place (z, y, x) of each level, in whole voxels of its own."""
-    first = [place / size for place, size in zip(image.volume.crop(image.region), image.volume.scale, strict=True)]
-    found, moved = [], []
-    for number, level in enumerate(image.levels):
-        exact = [place / factor for place, factor in zip(first, level.factor, strict=True)]
-        found.append(triple(math.floor(place + 0.5) for place in exact))
-        if any(abs(place - whole) > EXACT for place, whole in zip(exact, found[-1], strict=True)):
-            moved.append(number)
-    if moved:
-        levels = ", ".join(map(str, moved))
-        tell(f"precomputed counts whole voxels alone: level {levels} is moved, by half a voxel of its own at most")
-    return found
 
 
 def _not_written(target: Path, error: Exception) -> OutputError:

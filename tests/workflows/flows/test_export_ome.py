@@ -131,6 +131,7 @@ def test_refusals(output: Path, tmp_path: Path) -> None:
     for target, options, message in (
         (tmp_path / "made", {}, r"end the name with .tif or .zarr, or choose with --format"),
         (tmp_path / "no" / "made.zarr", {}, "is not a folder"),
+        (tmp_path / "a\0b.zarr", {}, "no file name can have"),
         (output / "made.zarr", {}, "lies in the output"),
         (output, {"file_format": "ome-zarr-0.5", "overwrite": True}, "lies in the output"),
     ):

@@ -12,6 +12,7 @@ from emseg.store.ledger import Output
 from emseg.store.ome_export import write_ome
 from emseg.store.output import open_output
 from emseg.store.precomputed_export import write_precomputed
+from emseg.store.staging import output_path
 from emseg.store.tiff_export import write_tiff
 from emseg_workflows.flows.record import recipe_of
 
@@ -61,7 +62,7 @@ def export(
         If the output has no such thing or is not complete, or the target cannot be written.
     """
     stored, kind = open_output(output), file_format or _by_name(Path(target))
-    _refuse_inside(stored.path, Path(target))
+    _refuse_inside(stored.path, output_path(target))
     image = image_of(stored, recipe_of(stored).volume, instances, probability)
     if not allow_incomplete:
         _refuse_incomplete(stored, image, coarser=kind != "tiff")
