@@ -76,8 +76,8 @@ def _refuse_packed(scale: Path) -> None:
     try:
         with os.scandir(scale) as entries:
             packed = next((entry.name for entry in entries if entry.name.endswith(PACKED)), None)
-    except OSError as error:
-        raise VolumeError(f"the chunks in {scale} cannot be listed ({reason(error)}): copy the volume again") from error
+    except (OSError, ValueError) as error:  # a name that no folder can have
+        raise VolumeError(f"the chunks in {str(scale)!r} cannot be listed ({reason(error)}): copy the volume again") from error
     if packed is not None:
         raise VolumeError(
             f"{scale / packed} is a compressed file of a chunk: decompress all of these, with `gunzip -r {scale}` say"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ LIBRARY = "tensorstore"
 """Name of the library, and of the extra that installs it."""
 MISSING_DATA = "NOT_FOUND"
 """How tensorstore begins where a chunk has no file."""
+
+MOST_BYTES = 2**31
+"""Most bytes of a chunk: tensorstore takes memory for as many as metadata say, and ends the process where there are none."""
 
 
 def open_tensor(driver: str, path: Path, *, allow_missing: bool, **spec: Any) -> Any:
@@ -69,6 +73,11 @@ class Tensor:
         self.shape = triple(lengths.get(axis, 1) for axis in AXES)
         if min(self.shape) < 1:
             raise VolumeError(f"{path} has shape {self.shape}, which holds no voxel: copy it again")
+        chunk = array.chunk_layout.read_chunk.shape or ()
+        if math.prod(map(int, chunk)) * array.dtype.numpy_dtype.itemsize > MOST_BYTES:
+            raise VolumeError(
+                f"{path} says that its chunks have shape {chunk}, which no memory holds: it is damaged, copy it again"
+            )
         self._array = array.transpose([axes.index(axis) for axis in (*rest, *spatial)])
         self._axes = len(spatial)
 

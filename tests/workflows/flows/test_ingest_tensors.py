@@ -256,7 +256,9 @@ def test_precomputed_that_cannot_be_read(tmp_path: Path) -> None:
         ({"resolution": [4, 4]}, "describes no volume .*not 3 numbers"),
         ({"resolution": [0, 4, 4]}, "must be positive"),
         ({"encoding": "mpeg"}, "cannot be opened"),
-        ({"key": "gone"}, "the chunks in .*gone cannot be listed"),
+        ({"chunk_sizes": [[2**31, 16, 8]]}, "which no memory holds"),
+        ({"key": "\0"}, "the chunks in .* cannot be listed .*null byte"),
+        ({"key": "gone"}, "the chunks in .*gone' cannot be listed"),
         ({"size": [50, 40, 0]}, "cannot be opened|holds no voxel"),
     ):
         (source / "info").write_text(json.dumps({**info, "scales": [{**info["scales"][0], **change}]}))
