@@ -64,6 +64,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "damaged.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node')
 
     tifffile.imwrite(folder / "stack.tif", good)
+    (folder / "gap").mkdir()
+    for number in (0, 2):
+        tifffile.imwrite(folder / "gap" / f"g{number}.tif", good[number])
     (folder / "text.txt").write_text("text")
     (folder / "nothing").mkdir()
     (folder / "theirs").mkdir()
@@ -199,11 +202,19 @@ REFUSED = {
     "evaluate out.zarr --seams --json missing/found.json": "missing/found.json cannot be written",
     "evaluate good.zarr --seams": "not an output",
     "ingest missing.tif new.zarr": "missing.tif",
+    "ingest gap new.zarr": "slice 1 is missing.*between g0.tif and g2.tif.*--allow-missing",
     "ingest text.txt new.zarr": "TIFF",
     "ingest theirs new.zarr": "no file .tif",
     "ingest stack.tif good.zarr": "already exists",
     "ingest stack.tif new.zarr --voxel-size 0 1 1": "positive",
     "ingest stack.tif missing/new.zarr": "not a folder",
+    "export out.zarr new": "end the name with .tif or .zarr, or choose with --format",
+    "export out.zarr new.zarr --format n5": "--format",
+    "export out.zarr good.zarr": "already exists.*--overwrite",
+    "export out.zarr good.zarr --overwrite": "is not what emseg has exported",
+    "export out.zarr good.zarr --overwrite --format precomputed": "is not what emseg has exported",
+    "export out.zarr out.zarr/new.zarr": "lies in the output",
+    "export good.zarr new.zarr": "not an output",
     "train missing.toml": "no configuration missing.toml",
 }
 

@@ -29,6 +29,7 @@ from emseg_workflows.stop import Stop, StoppedError
 
 if TYPE_CHECKING:
     from emseg.grid.layout import Layout
+    from emseg_workflows.flows.export import FileFormat
     from emseg_workflows.flows.repair import Soundness
     from emseg_workflows.flows.verify import Verdict
 
@@ -192,18 +193,33 @@ def cli() -> None:
 @cli.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("volume", type=click.Path(path_type=Path))
-@click.option("--dataset", metavar="PATH", help="Of an HDF5 file; by default the only one.")
+@click.option("--dataset", metavar="PATH", help="Of an HDF5 file or an N5 container; by default the only one.")
 @click.option("--voxel-size", type=float, nargs=3, metavar="Z Y X", help="Size of a voxel, in nanometres.")
+@click.option(
+    "--allow-missing",
+    is_flag=True,
+    help="Fill slices that are missing in a folder with 0, and list them; in N5 and precomputed, chunks.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a volume that is already there.")
 def ingest(
-    source: Path, volume: Path, dataset: str | None, voxel_size: tuple[float, float, float] | None, overwrite: bool
+    source: Path,
+    volume: Path,
+    dataset: str | None,
+    voxel_size: tuple[float, float, float] | None,
+    allow_missing: bool,
+    overwrite: bool,
 ) -> None:
-    """Make the Zarr volume VOLUME from SOURCE: a multi-page TIFF, MRC or HDF5 file, or a folder of TIFF or PNG slices."""
+    """Make the Zarr volume VOLUME from SOURCE.
+
+    SOURCE is a multi-page TIFF, MRC or HDF5 file, a folder of TIFF or PNG slices, N5, or Neuroglancer precomputed.
+    """
     from emseg_workflows.flows.ingest import ingest as flow  # noqa: PLC0415
 
-    made = flow(source, volume, dataset=dataset, voxel_size=voxel_size, overwrite=overwrite)
+    made = flow(source, volume, dataset=dataset, voxel_size=voxel_size, allow_missing=allow_missing, overwrite=overwrite)
     spec = made.spec
     click.echo(f"{volume}: {' x '.join(map(str, spec.shape))} {spec.dtype}, {_voxel_size(spec.scale, spec.units)}")
+    if made.missing:
+        click.echo(f"missing, and filled with 0: z = {', '.join(map(str, made.missing))}")
 
 
 @cli.command()
@@ -755,7 +771,7 @@ def preview(output: Path, picture: Path | None, z: int | None, volume: Path | No
 
 @cli.command()
 @click.argument("output", type=click.Path(path_type=Path))
-@click.argument("tiff", metavar="FILE.tif", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
 @click.option(
     "--instances",
     is_flag=False,
@@ -764,16 +780,40 @@ def preview(output: Path, picture: Path | None, z: int | None, volume: Path | No
     help="Export instance labels of `emseg label`, those called instances if no name is given.",
 )
 @click.option("--probability", metavar="CLASS", help="Export the probability of a class, 0 to 254 for 0 to 1.")
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["tiff", "ome-zarr-0.4", "ome-zarr-0.5", "precomputed"]),
+    help="What to write; by default what TARGET ends with: .tif a TIFF, .zarr OME-Zarr 0.5.",
+)
 @click.option("--allow-incomplete", is_flag=True, help="Export what there is; the rest is 255, of instances 0.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")
+@click.option("--overwrite", is_flag=True, help="Replace an export that is already there.")
 def export(
-    output: Path, tiff: Path, instances: str | None, probability: str | None, allow_incomplete: bool, overwrite: bool
+    output: Path,
+    target: Path,
+    instances: str | None,
+    probability: str | None,
+    file_format: FileFormat | None,
+    allow_incomplete: bool,
+    overwrite: bool,
 ) -> None:
-    """Write the classes in OUTPUT as a TIFF stack with their voxel size, or instances, or a probability."""
+    """Write the classes in OUTPUT, or instances, or a probability, as TARGET.
+
+    That is a TIFF stack, or with all levels OME-Zarr or Neuroglancer precomputed.
+    """
     from emseg_workflows.flows.export import export as flow  # noqa: PLC0415
 
-    options = {"instances": instances, "probability": probability}
-    click.echo(flow(output, tiff, **options, allow_incomplete=allow_incomplete, overwrite=overwrite))
+    made = flow(
+        output,
+        target,
+        instances=instances,
+        probability=probability,
+        file_format=file_format,
+        allow_incomplete=allow_incomplete,
+        overwrite=overwrite,
+        tell=lambda line: click.echo(line, err=True),
+    )
+    click.echo(made)
 
 
 @cli.group(invoke_without_command=True)
@@ -946,9 +986,10 @@ def _stopped(number: int) -> str:
 
 
 def _voxel_size(scale: tuple[float, ...], units: tuple[str | None, ...]) -> str:
-    if None in units:
-        return "voxel size not stated"
-    return f"voxels of {' x '.join(f'{length:g}' for length in scale)} {units[-1]}"
+    size = f"voxels of {' x '.join(f'{length:g}' for length in scale)}"
+    if None not in units:
+        return f"{size} {units[-1]}"
+    return "voxel size not stated" if any(units) or set(scale) == {1.0} else f"{size}, unit not stated"
 
 
 def _size(count: int) -> str:

@@ -15,12 +15,12 @@ def colour(index: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def image_label(classes: tuple[str, ...], image: str) -> dict[str, Any]:
-    """OME-Zarr metadata ``image-label``; `image` is the path from the labels to the image they belong to."""
+def image_label(classes: tuple[str, ...], image: str | None = None) -> dict[str, Any]:
+    """OME-Zarr metadata ``image-label``; `image` is the path from the labels to the image they belong to, if they do."""
     return {
         "colors": [{"label-value": index, "rgba": [*colour(index), 255]} for index in range(len(classes))],
         "properties": [{"label-value": index, "name": name} for index, name in enumerate(classes)],
-        "source": {"image": image},
+        **({"source": {"image": image}} if image is not None else {}),
     }
 
 

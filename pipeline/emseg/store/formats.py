@@ -8,19 +8,25 @@ from pathlib import Path
 from emseg.errors import VolumeError
 from emseg.store.hdf5 import HDF5_SUFFIXES, open_hdf5
 from emseg.store.mrc import MRC_SUFFIXES, open_mrc
+from emseg.store.n5 import is_n5, open_n5
 from emseg.store.nodes import PNG_SUFFIXES, TIFF_SUFFIXES, local
 from emseg.store.png import PngFolder
+from emseg.store.precomputed import is_precomputed, open_precomputed
 from emseg.store.stack import Stack
 from emseg.store.tiff import open_tiff
 
 
-def open_stack(source: str | Path, dataset: str | None = None) -> AbstractContextManager[Stack]:
-    """The stack in a TIFF, MRC or HDF5 file, or in a folder of TIFF or PNG slices, for as long as the ``with`` lasts.
+def open_stack(source: str | Path, dataset: str | None = None, *, allow_missing: bool = False) -> AbstractContextManager[Stack]:
+    """The stack in a TIFF, MRC or HDF5 file, of N5 or Neuroglancer precomputed, or in a folder of TIFF or PNG slices.
+
+    It is open for as long as the ``with`` lasts.
 
     Parameters
     ----------
     dataset
-        Path of the dataset in an HDF5 file; None if there is only one.
+        Path of the dataset in an HDF5 file or an N5 container; None if there is only one.
+    allow_missing
+        Whether slices of a folder, or chunks of N5 and precomputed, may be missing; they are 0.
 
     Raises
     ------
@@ -31,11 +37,19 @@ def open_stack(source: str | Path, dataset: str | None = None) -> AbstractContex
     suffix = path.suffix.lower() if path.is_file() else ""
     if suffix in HDF5_SUFFIXES:
         return open_hdf5(path, dataset)
+    if is_n5(path):
+        return nullcontext(open_n5(path, dataset, allow_missing=allow_missing))
     if dataset is not None:
-        raise VolumeError(f"{path} has no datasets, as it is no HDF5 file ({', '.join(HDF5_SUFFIXES)}): leave --dataset out")
+        raise VolumeError(
+            f"{path} has no datasets, as it is no HDF5 file ({', '.join(HDF5_SUFFIXES)}) and no N5: leave --dataset out"
+        )
+    if is_precomputed(path):
+        return nullcontext(open_precomputed(path, allow_missing=allow_missing))
     if suffix in MRC_SUFFIXES:
         return open_mrc(path)
-    return nullcontext(PngFolder(path)) if path.is_dir() and _of_png(path) else open_tiff(source)
+    if path.is_dir() and _of_png(path):
+        return nullcontext(PngFolder(path, allow_missing=allow_missing))
+    return open_tiff(source, allow_missing=allow_missing)
 
 
 def _of_png(folder: Path) -> bool:

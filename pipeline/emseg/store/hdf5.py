@@ -52,6 +52,8 @@ def open_hdf5(path: Path, dataset: str | None) -> Iterator[Stack]:
 class _Dataset:
     """A dataset of an open file."""
 
+    missing: tuple[int, ...] = ()
+
     def __init__(self, path: Path, stored: h5py.Dataset) -> None:
         self._name = f"{stored.name} of {path}"
         self._stored = stored

@@ -46,6 +46,8 @@ def open_mrc(path: Path) -> Iterator[Stack]:
 class _Mrc:
     """A file whose voxels are (z, y, x), behind a header and an extension of it."""
 
+    missing: tuple[int, ...] = ()
+
     def __init__(self, path: Path, header: np.recarray[Any, Any], size: np.recarray[Any, Any], stored: np.dtype[Any]) -> None:
         self._path, self._stored = path, stored
         self._offset = header.nbytes + int(header.nsymbt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ CHUNKS_PER_SHARD = 4
 
 MARK = {"volume": 1}
 """Attribute ``emseg`` of the volumes written here: what may be overwritten."""
+MISSING = "missing_slices"
+"""Key beside it: z of each slice that was missing, and is 0; not there if none was."""
 
 
 def slab_layout(shape: Triple, dtype: str) -> tuple[Triple, Triple]:
@@ -55,13 +57,24 @@ def slab_layout(shape: Triple, dtype: str) -> tuple[Triple, Triple]:
     return (depth, CHUNKS_PER_SHARD * side, CHUNKS_PER_SHARD * side), (thickness, side, side)
 
 
+def brick_layout(depth: int, dtype: str) -> tuple[Triple, Triple]:
+    """Shapes (z, y, x) in voxels of shards, and of the chunks inside, for a volume of that depth that comes shard by shard.
+
+    Examples
+    --------
+    >>> brick_layout(1000, "float32")
+    ((256, 256, 256), (64, 64, 64))
+    """
+    return slab_layout((depth, CHUNKS_PER_SHARD * SIDE, CHUNKS_PER_SHARD * SIDE), dtype)
+
+
 def _power_of_two(number: int) -> int:
     """The largest power of two that is not above a positive number."""
     return 1 << number.bit_length() - 1
 
 
 class SlabWriter:
-    """A volume that is being written, in slabs as deep as a shard."""
+    """A volume that is being written, in slabs as deep as a shard, or shard by shard."""
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
@@ -69,16 +82,21 @@ class SlabWriter:
     def write(self, start: int, slab: NDArray[Any]) -> None:
         """Stores slices ``(z, y, x)`` from slice `start` on; only the last slab may be less deep than a shard."""
         depth, height, width = slab.shape
-        box = Box((start, 0, 0), (start + depth, height, width))
-        self._shards.indices(box)
-        self._shards.write(box, slab)
+        self.write_box(Box((start, 0, 0), (start + depth, height, width)), slab)
+
+    def write_box(self, box: Box, voxels: NDArray[Any]) -> None:
+        """Stores ``(z, y, x)``; `box` must be whole shards."""
+        self._shards.write(box, voxels)
 
 
 @contextmanager
-def new_volume(path: str | Path, spec: VolumeSpec, shard: Triple, *, replace: bool = False) -> Iterator[SlabWriter]:
+def new_volume(
+    path: str | Path, spec: VolumeSpec, shard: Triple, *, missing: Sequence[int] = (), replace: bool = False
+) -> Iterator[SlabWriter]:
     """A new volume to be filled by slabs; it gets its name when the ``with`` ends, and is gone if that fails.
 
-    With `replace` it takes the place of a volume that was made here before.
+    With `replace` it takes the place of a volume that was made here before. z of each slice that is `missing` is recorded in
+    the attributes.
 
     Raises
     ------
@@ -91,7 +109,7 @@ def new_volume(path: str | Path, spec: VolumeSpec, shard: Triple, *, replace: bo
     with staged(target, replace=replace) as work:
         space = Space(AXES, spec.scale, spec.translation, spec.units)
         image = {"version": VERSION, "multiscales": multiscales([("0", space)], "volume")}
-        create_group(work, "", {"ome": image, "emseg": MARK})
+        create_group(work, "", {"ome": image, "emseg": MARK | ({MISSING: list(missing)} if missing else {})})
         create_array(work, "0", shape=spec.shape, shard=shard, chunk=spec.chunk, dtype=spec.dtype, fill_value=0, axes=AXES)
         yield SlabWriter(open_shards(work, "0", 0))
 
@@ -100,8 +118,13 @@ def _refuse_foreign(path: Path) -> None:
     """Only what was surely written here, and nothing that somebody has put inside, may be replaced."""
     try:
         node = read_node(path)
-        ours = node.attributes.get("emseg") == MARK and {entry.name for entry in path.iterdir()} == {"zarr.json", "0"}
+        ours = _marked(node.attributes.get("emseg")) and {entry.name for entry in path.iterdir()} == {"zarr.json", "0"}
     except (VolumeError, OSError):
         ours = False
     if path.is_symlink() or not ours:
         raise OutputError(f"{path} is not a volume that emseg has ingested and nothing else: choose another name, or remove it")
+
+
+def _marked(own: Any) -> bool:
+    """Whether attributes ``emseg`` are those of a volume that was written here."""
+    return isinstance(own, dict) and {key: value for key, value in own.items() if key != MISSING} == MARK

@@ -154,13 +154,13 @@ def open_array(node: Node) -> zarr.Array[Any]:
 
 
 def _parse(folder: Path, name: str) -> Node:
-    document = _read_json(folder / name)
+    document = read_json(folder / name)
     _refuse_pickles(folder / name, {key: value for key, value in document.items() if key != "attributes"})
     if name == "zarr.json":
         kind, attributes = document.get("node_type"), document.get("attributes", {})
     else:
         kind = "array" if name == ".zarray" else "group"
-        attributes = _read_json(folder / ".zattrs") if (folder / ".zattrs").is_file() else {}
+        attributes = read_json(folder / ".zattrs") if (folder / ".zattrs").is_file() else {}
     if kind not in ("array", "group"):
         found = reprlib.repr(kind)
         raise VolumeError(f"{folder / name} says node_type {found}, not 'array' or 'group': restore it, or write it again")
@@ -169,7 +169,16 @@ def _parse(folder: Path, name: str) -> Node:
     return Node(folder, kind, 3 if name == "zarr.json" else 2, attributes)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises
+    ------
+    VolumeError
+        If it is damaged.
+    OSError
+        If it cannot be read.
+    """
     try:
         document = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:

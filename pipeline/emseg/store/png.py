@@ -35,26 +35,28 @@ class PngFolder:
     stated: Stated | None = None
     """PNG states a resolution for paper at most."""
 
-    def __init__(self, folder: Path) -> None:
-        self._files = slice_files(folder, PNG_SUFFIXES)
+    def __init__(self, folder: Path, *, allow_missing: bool = False) -> None:
+        self._slices = slice_files(folder, PNG_SUFFIXES, allow_missing=allow_missing)
+        first = self._slices.files[0]
         kinds = []
-        for file in self._files:
+        for file in self._slices.files:
             with _opened(file) as image:
                 kinds.append((image.height, image.width, GREY[image.mode]))
             if kinds[-1] != kinds[0]:
                 one, other = (f"{height} x {width} {dtype}" for height, width, dtype in (kinds[0], kinds[-1]))
                 raise VolumeError(
-                    f"{self._files[0].name} is {one}, but {file.name} is {other}: give all slices in {folder} one size and type"
+                    f"{first.name} is {one}, but {file.name} is {other}: give all slices in {folder} one size and type"
                 )
         height, width, self.dtype = kinds[0]
-        self.shape = triple((len(self._files), height, width))
+        self.shape = triple((self._slices.depth, height, width))
+        self.missing = self._slices.missing
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Slices from `start` to before `stop`, ``(z, y, x)``."""
-        voxels = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        for pixels, file in zip(voxels, self._files[start:stop], strict=True):
+        """Slices from `start` to before `stop`, ``(z, y, x)``, 0 where one is missing."""
+        voxels = np.zeros((stop - start, *self.shape[1:]), self.dtype)
+        for place, file in self._slices.within(start, stop):
             with _opened(file) as image:
-                pixels[:] = np.asarray(image)
+                voxels[place] = np.asarray(image)
         return voxels
 
 

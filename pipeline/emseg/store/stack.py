@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from emseg.box import Triple
+from emseg.box import Box, Triple
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class Stack(Protocol):
     """Name of the NumPy type, one of `emseg.specs.volume.DTYPES`."""
     stated: Stated | None
     """The voxel size that the files state."""
+    missing: tuple[int, ...]
+    """z of each slice that is missing, and reads as 0."""
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Slices from `start` to before `stop`, ``(z, y, x)`` in the machine's byte order.
@@ -41,5 +43,20 @@ class Stack(Protocol):
         ------
         VolumeError
             If a slice is damaged.
+        """
+        ...
+
+
+@runtime_checkable
+class ChunkedStack(Stack, Protocol):
+    """A stack whose slices are stored in chunks, many slices deep: box by box, each is decompressed once."""
+
+    def read_box(self, box: Box) -> NDArray[Any]:
+        """The voxels of a box, ``(z, y, x)`` in the machine's byte order.
+
+        Raises
+        ------
+        VolumeError
+            If a chunk is damaged or, unless that is allowed, missing.
         """
         ...

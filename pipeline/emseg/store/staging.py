@@ -141,8 +141,16 @@ def make_folders(folder: Path, root: Path) -> None:
     sync_folder(folder.parent)
 
 
+def sync_tree(root: Path) -> None:
+    """Waits until all below a folder is on the disk, for libraries that do not."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            sync_folder(Path(folder, name))
+        sync_folder(Path(folder))
+
+
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
+    """Waits until the names in a folder, or the bytes of a file, are on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

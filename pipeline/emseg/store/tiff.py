@@ -32,7 +32,7 @@ BLACK_IS_ZERO = 1
 
 
 @contextmanager
-def open_tiff(source: str | Path, dtypes: tuple[str, ...] = DTYPES) -> Iterator[Stack]:
+def open_tiff(source: str | Path, dtypes: tuple[str, ...] = DTYPES, *, allow_missing: bool = False) -> Iterator[Stack]:
     """The stack in a TIFF file or in a folder of TIFF slices, for as long as the ``with`` lasts.
 
     All headers are read at once, voxels only when they are asked for.
@@ -41,6 +41,8 @@ def open_tiff(source: str | Path, dtypes: tuple[str, ...] = DTYPES) -> Iterator[
     ----------
     dtypes
         Names of the NumPy types that will do.
+    allow_missing
+        Whether slices of a folder may be missing; they are 0.
 
     Raises
     ------
@@ -53,7 +55,7 @@ def open_tiff(source: str | Path, dtypes: tuple[str, ...] = DTYPES) -> Iterator[
     except (OSError, ValueError) as error:
         raise VolumeError(f"{str(source)!r} cannot be read ({reason(error)}): check the spelling of the path") from error
     if path.is_dir():
-        yield _Folder(path, dtypes)
+        yield _Folder(path, dtypes, allow_missing)
     else:
         with _open(path) as tif:
             yield _File(path, tif, dtypes)
@@ -61,6 +63,8 @@ def open_tiff(source: str | Path, dtypes: tuple[str, ...] = DTYPES) -> Iterator[
 
 class _File:
     """A file of many pages."""
+
+    missing: tuple[int, ...] = ()
 
     def __init__(self, path: Path, tif: TiffFile, dtypes: tuple[str, ...]) -> None:
         self._path = path
@@ -105,10 +109,10 @@ class _File:
 class _Folder:
     """A folder of files with one page each."""
 
-    def __init__(self, path: Path, dtypes: tuple[str, ...]) -> None:
-        self._files = slice_files(path)
-        stated = set()
-        for file in self._files:
+    def __init__(self, path: Path, dtypes: tuple[str, ...], allow_missing: bool) -> None:
+        self._slices = slice_files(path, allow_missing=allow_missing)
+        stated, files = set(), self._slices.files
+        for file in files:
             with _open(file) as tif, _damage(f"the TIFF file {file}"):
                 if len(tif.pages) != 1:
                     raise VolumeError(
@@ -116,23 +120,25 @@ class _Folder:
                     )
                 page = tif.pages.first
                 found = (page.shape, _grey(file, page, dtypes))
-                stated.add(stated_size(tif, len(self._files)))
-            if file == self._files[0]:
+                stated.add(stated_size(tif, self._slices.depth))
+            if file == files[0]:
                 first = found
             if found != first:
                 raise VolumeError(
-                    f"{self._files[0].name} is {first[0]} {first[1]}, but {file.name} is {found[0]} {found[1]}: "
+                    f"{files[0].name} is {first[0]} {first[1]}, but {file.name} is {found[0]} {found[1]}: "
                     f"give all slices in {path} one size and type"
                 )
         shape, self.dtype = first
-        self.shape = _checked(path, (len(self._files), *shape))
+        self.shape = _checked(path, (self._slices.depth, *shape))
+        self.missing = self._slices.missing
         self.stated = stated.pop() if len(stated) == 1 else None
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         voxels = _room((stop - start, *self.shape[1:]), self.dtype)
-        for voxel_slice, file in zip(voxels, self._files[start:stop], strict=True):
+        voxels[[place - start for place in self.missing if start <= place < stop]] = 0
+        for place, file in self._slices.within(start, stop):
             with _open(file) as tif, _damage(f"the TIFF file {file}"):
-                voxel_slice[:] = _whole(tif.pages.first, voxel_slice.shape)
+                voxels[place] = _whole(tif.pages.first, self.shape[1:])
         return voxels
 
 

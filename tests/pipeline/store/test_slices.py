@@ -1,3 +1,5 @@
+"""Which file of a folder is which slice, and which are missing."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -17,7 +19,7 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def order(folder: Path) -> list[str]:
-    return [file.name for file in slice_files(folder)]
+    return [file.name for file in slice_files(folder).files]
 
 
 def error(folder: Path) -> str:
@@ -68,8 +70,10 @@ def test_a_single_slice_needs_no_number(tmp_path: Path, name: str) -> None:
         ([], "holds no file .tif or .tiff"),
         (["a.txt"], "holds no file .tif or .tiff"),
         (["a1.tif", "a2.tif", "a4.tif"], "slice 3 is missing in {} between a2.tif and a4.tif"),
-        (["a8.tif", "a9.tif", "a11.tif", "a13.tif"], "slice 10 is missing in {} between a9.tif and a11.tif"),
-        (["a0.tif", "a10.tif", "a20.tif"], "slice 1 is missing in {} between a0.tif and a10.tif"),
+        (["a8.tif", "a9.tif", "a11.tif", "a13.tif"], "slices 10, 12 are missing in {} between a9.tif and a13.tif"),
+        (["a0.tif", "a10.tif", "a20.tif"], "slices 1 to 9, 11 to 19 are missing in {} between a0.tif and a20.tif"),
+        ([f"a{number:07d}.tif" for number in range(0, 40, 2)], "slices 1, 3, 5, 7, 9, 11, 13, 15, ... are missing in {}"),
+        (["a1.tif", "a9000000000.tif"], "slices 2 to 10001 are missing"),
         (["x5_1.tif", "x9_2.tif", "x1_4.tif"], "slice 3 is missing in {} between x9_2.tif and x1_4.tif"),
         (["a1.tif", "a01.tif"], "a01.tif and a1.tif in {} both have slice number 1: keep one of them"),
         (["a1.tif", "a1.tiff"], "a1.tif and a1.tiff in {} both have slice number 1: keep one of them"),
@@ -81,3 +85,22 @@ def test_a_single_slice_needs_no_number(tmp_path: Path, name: str) -> None:
 )
 def test_what_is_not_a_stack(tmp_path: Path, names: list[str], message: str) -> None:
     assert message.format(tmp_path) in error(touch(tmp_path, *names))
+
+
+@settings(max_examples=50)
+@given(first=st.integers(0, 2000), there=st.sets(st.integers(0, 30), min_size=2, max_size=31))
+def test_gaps_are_filled_if_they_are_allowed(tmp_path_factory: pytest.TempPathFactory, first: int, there: set[int]) -> None:
+    folder, start = tmp_path_factory.mktemp("slices"), min(there)
+    touch(folder, *(f"em2_{first + place}.tif" for place in there))
+    missing = set(range(start, max(there))) - there
+    if missing:
+        assert "--allow-missing" in error(folder)
+    if len(missing) >= len(there):
+        with pytest.raises(VolumeError, match="number the files by slice"):
+            slice_files(folder, allow_missing=True)
+        return
+    found = slice_files(folder, allow_missing=True)
+    assert [file.name for file in found.files] == [f"em2_{first + place}.tif" for place in sorted(there)]
+    assert (set(found.places), set(found.missing)) == ({z - start for z in there}, {z - start for z in missing})
+    assert found.depth == max(there) - start + 1
+    assert found.within(1, 4) == [(z - 1, f) for z, f in zip(found.places, found.files, strict=True) if 1 <= z < 4]

@@ -133,6 +133,24 @@ def test_a_missing_slice_is_named(tmp_path: Path) -> None:
     assert "slice 11 is missing" in refused(VolumeError, slices(tmp_path / "s", [8, 9, 10, 12, 13]), tmp_path / "v")
 
 
+@pytest.mark.usefixtures("small_slabs")
+def test_missing_slices_are_filled_if_that_is_asked_for(tmp_path: Path) -> None:
+    numbers = [8, 9, 11, 12, 13, 17, 18]
+    source, expected = slices(tmp_path / "s", numbers), np.zeros(SHAPE, np.uint8)
+    assert "slices 10, 14 to 16 are missing" in refused(VolumeError, source, tmp_path / "v")
+    expected[[number - 8 for number in numbers]] = voxels()[: len(numbers)]
+    for _ in range(2):
+        made = ingest(source, tmp_path / "v", allow_missing=True, overwrite=True)
+        assert made.missing == (2, 6, 7, 8)
+        np.testing.assert_array_equal(open_volume(tmp_path / "v").read(made.spec.box), expected)
+        assert zarr.open_group(tmp_path / "v", mode="r").attrs["emseg"] == {"volume": 1, "missing_slices": [2, 6, 7, 8]}
+    (source / "em_14.tif").write_bytes(b"damaged")
+    assert "em_14.tif cannot be opened" in refused(VolumeError, source, tmp_path / "w", allow_missing=True)
+    whole = ingest(slices(tmp_path / "whole"), tmp_path / "v", allow_missing=True, overwrite=True)
+    assert whole.missing == ()
+    assert zarr.open_group(tmp_path / "v", mode="r").attrs["emseg"] == {"volume": 1}
+
+
 def test_places_that_do_not_do(tmp_path: Path) -> None:
     source = slices(tmp_path / "s")
     file = stack(tmp_path / "s.tif")

@@ -160,10 +160,18 @@ def test_png(tmp_path: Path, dtype: str) -> None:
     check(tmp_path / "v", data, (50, 4, 4), (0, 0, 0), NM)
 
 
+def test_png_slices_that_are_missing(tmp_path: Path) -> None:
+    source, expected = save_png(tmp_path / "s", voxels()), voxels()
+    (source / "em_12.png").unlink()
+    expected[4] = 0
+    assert ingest(source, tmp_path / "v", allow_missing=True).missing == (4,)
+    check(tmp_path / "v", expected, (1, 1, 1), (0, 0, 0), (None,) * 3)
+
+
 def test_png_that_cannot_be_read(tmp_path: Path) -> None:
     missing = save_png(tmp_path / "missing", voxels())
     (missing / "em_12.png").unlink()
-    assert "12" in refused(tmp_path, missing)
+    assert "slice 12 is missing" in refused(tmp_path, missing)
     mixed = save_png(tmp_path / "mixed", voxels())
     Image.fromarray(voxels("uint16")[0] * 257).save(mixed / "em_9.png")
     assert "em_8.png is 40 x 50 uint8, but em_9.png is 40 x 50 uint16" in refused(tmp_path, mixed)

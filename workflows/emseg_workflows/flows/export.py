@@ -1,94 +1,103 @@
-"""`emseg export`: what an output holds as a TIFF stack, streaming."""
+"""`emseg export`: what an output holds as a TIFF stack, as OME-Zarr or as Neuroglancer precomputed, streaming."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from emseg.box import Box
 from emseg.errors import InputError, OutputError
-from emseg.store.instances import open_instances, stored_instances
+from emseg.store.exported import ExportImage, image_of
 from emseg.store.ledger import Output
+from emseg.store.ome_export import write_ome
 from emseg.store.output import open_output
+from emseg.store.precomputed_export import write_precomputed
+from emseg.store.staging import output_path
 from emseg.store.tiff_export import write_tiff
 from emseg_workflows.flows.record import recipe_of
 
-Read = Callable[[Box], NDArray[Any]]
+FileFormat = Literal["tiff", "ome-zarr-0.4", "ome-zarr-0.5", "precomputed"]
+BY_SUFFIX: dict[str, FileFormat] = {".tif": "tiff", ".tiff": "tiff", ".zarr": "ome-zarr-0.5"}
 
 
 def export(
     output: str | Path,
-    tiff: str | Path,
+    target: str | Path,
     *,
     instances: str | None = None,
     probability: str | None = None,
+    file_format: FileFormat | None = None,
     allow_incomplete: bool = False,
     overwrite: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """The TIFF stack made of an output's classes, or of something else in it; voxel size and units are kept.
+    """What was made of an output's classes, or of something else in it; voxel size and units are kept.
 
-    Instance labels are stored in the smallest of ``uint8``, ``uint16`` and ``uint32`` that holds their number.
+    Instance labels are stored in the smallest of ``uint8``, ``uint16``, ``uint32`` and ``uint64`` that holds their number, in
+    precomputed in one of the last two. All formats but TIFF keep the place of the first voxel, and the coarser levels of an
+    output that has them.
 
     Parameters
     ----------
     output
         What a run has written.
-    tiff
-        The file to make.
+    target
+        The file or folder to make.
     instances
         Name of instance labels to take, as `label` has made them.
     probability
         Class whose probability to take, 0 to 254 for 0 to 1.
+    file_format
+        What to make; None for what the end of the target's name says: ``.tif`` a TIFF, ``.zarr`` OME-Zarr 0.5.
     allow_incomplete
         Take what there is; 255, or for instances 0, is *not computed*.
     overwrite
-        Replace a file that is already there.
+        Replace an export that is already there.
+    tell
+        Called with a line for each thing that the format cannot say.
 
     Raises
     ------
     InputError
-        If the output has no such thing or is not complete, or the file cannot be written.
+        If the output has no such thing or is not complete, or the target cannot be written.
     """
-    stored = open_output(output)
-    if instances is not None and probability is not None:
-        raise InputError(f"either instances {instances!r} or the probability of {probability!r} are exported: ask for one")
-    read, dtype, name = _source(stored, instances, probability)
+    stored, kind = open_output(output), file_format or _by_name(Path(target))
+    _refuse_inside(stored.path, output_path(target))
+    image = image_of(stored, recipe_of(stored).volume, instances, probability)
+    if not allow_incomplete:
+        _refuse_incomplete(stored, image, coarser=kind != "tiff")
+    if kind == "tiff":
+        return _tiff(target, image, overwrite)
+    if kind == "precomputed":
+        return write_precomputed(target, image, tell, overwrite=overwrite)
+    return write_ome(target, image, "0.4" if kind == "ome-zarr-0.4" else "0.5", overwrite=overwrite)
+
+
+def _tiff(target: str | Path, image: ExportImage, overwrite: bool) -> Path:
+    if image.dtype == "uint64":
+        raise OutputError(f"{image.name} are more segments than TIFF readers count: export OME-Zarr")
+    shape, volume = image.region.shape, image.volume
+    return write_tiff(target, image.slices(), shape, image.dtype, volume, image.name, overwrite=overwrite)
+
+
+def _by_name(target: Path) -> FileFormat:
+    """The format that the end of a name says."""
+    if target.suffix.lower() not in BY_SUFFIX:
+        raise InputError(f"{target} does not say its format: end the name with .tif or .zarr, or choose with --format")
+    return BY_SUFFIX[target.suffix.lower()]
+
+
+def _refuse_inside(output: Path, target: Path) -> None:
+    if target.resolve().is_relative_to(output.resolve()):
+        raise OutputError(f"{target} lies in the output {output}: choose another place")
+
+
+def _refuse_incomplete(stored: Output, image: ExportImage, *, coarser: bool) -> None:
+    """Refuses an output that lacks blocks of its finest level or, if these are exported, write units of coarser ones."""
+    remedy = "finish it with the same `emseg run`, or take what there is with --allow-incomplete"
     done = stored.done_units()
-    if not done.all() and not allow_incomplete:
-        raise OutputError(
-            f"{stored.path} lacks {int((~done).sum())} of {done.size} blocks: finish it with the same `emseg run`, "
-            "or take what there is with --allow-incomplete"
-        )
-    volume, shape = recipe_of(stored).volume, stored.region.shape
-    return write_tiff(tiff, _slices(stored, read), shape, dtype, volume, name, overwrite=overwrite)
-
-
-def _source(stored: Output, instances: str | None, probability: str | None) -> tuple[Read, str, str]:
-    """What reads a box of what was asked for, its type, and what it is called."""
-    if instances is not None:
-        labels = open_instances(stored.path, instances)
-        count = int((stored_instances(stored.path, instances) or {})["segments"])
-        fitting = [kind for kind in ("uint8", "uint16", "uint32") if count <= np.iinfo(kind).max]
-        if not fitting:
-            raise OutputError(f"{instances} of {stored.path} are {count} segments, more than TIFF readers count: use the Zarr")
-        return lambda box: labels.read(box.relative_to(stored.region.start)), fitting[0], instances
-    if probability is None:
-        return stored.read_labels, "uint8", "classes"
-    if probability not in stored.classes:
-        raise InputError(f"{stored.path} has no class {probability!r}, but {', '.join(stored.classes)}: choose one of these")
-    if not stored.keeps_probabilities:
-        raise OutputError(f"{stored.path} keeps labels alone: run again with --probabilities --overwrite")
-    channel = stored.classes.index(probability)
-    return lambda box: stored.read_probabilities(box)[channel], "uint8", probability
-
-
-def _slices(stored: Output, read: Read) -> Iterator[NDArray[Any]]:
-    """All slices ``(y, x)``; those of one layer of chunks are in memory together."""
-    whole = stored.region
-    for first in range(whole.start[0], whole.stop[0], stored.chunk[0]):
-        stop = min(first + stored.chunk[0], whole.stop[0])
-        yield from read(Box((first, *whole.start[1:]), (stop, *whole.stop[1:])))
+    if not done.all():
+        raise OutputError(f"{stored.path} lacks {int((~done).sum())} of {done.size} blocks: {remedy}")
+    for number, level in enumerate(image.levels[1:] if coarser else (), 1):
+        if missing := level.missing:
+            raise OutputError(f"level {number} of {stored.path} lacks {missing} of {len(level.blocks)} parts: {remedy}")

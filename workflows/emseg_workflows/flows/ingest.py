@@ -6,13 +6,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from numpy.typing import NDArray
+
+from emseg.box import Box, Triple
 from emseg.errors import OutputError, VolumeError
+from emseg.grid.blocks import Blocks
 from emseg.specs.volume import VolumeSpec
 from emseg.store.formats import open_stack
-from emseg.store.new_volume import new_volume, slab_layout
+from emseg.store.new_volume import brick_layout, new_volume, slab_layout
 from emseg.store.ome import LENGTH_UNITS
-from emseg.store.stack import Stated
+from emseg.store.stack import ChunkedStack, Stack, Stated
 from emseg.store.staging import output_path
 
 NOT_STATED = Stated((1.0, 1.0, 1.0), (None, None, None), "nowhere: it is not stated")
@@ -26,6 +31,8 @@ class Ingested:
     """What it is."""
     size_from: str
     """Where its voxel size comes from, in words."""
+    missing: tuple[int, ...] = ()
+    """z of each slice that was missing, and is 0."""
 
 
 def ingest(
@@ -35,6 +42,7 @@ def ingest(
     dataset: str | None = None,
     voxel_size: tuple[float, float, float] | None = None,
     unit: str = "nanometer",
+    allow_missing: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ingested:
@@ -43,19 +51,23 @@ def ingest(
     Parameters
     ----------
     source
-        A TIFF file of many pages, an MRC or HDF5 file, or a folder of PNG or one-page TIFF files, numbered in their names.
+        A TIFF file of many pages, an MRC or HDF5 file, a folder of PNG or one-page TIFF files, numbered in their names, an N5
+        container or dataset, or a Neuroglancer precomputed volume.
     volume_path
         Where to make the volume, an OME-Zarr image.
     dataset
-        Path of the dataset in an HDF5 file; None if there is only one.
+        Path of the dataset in an HDF5 file or an N5 container; None if there is only one.
     voxel_size
         Size (z, y, x) of a voxel in `unit`; None for what the source states, else 1 with no unit.
     unit
         Unit of length of `voxel_size`, as OME-Zarr spells it.
+    allow_missing
+        Whether slices of a folder may be missing; they are 0, and listed in the volume's attributes. Chunks of N5 and
+        precomputed may be missing, too, as their writers may leave out what is 0.
     overwrite
         Whether to replace a volume that was ingested before.
     progress
-        Called with the number of slices done, and of all slices.
+        Called with the number of slices done, and of all slices, whenever it has grown.
 
     Raises
     ------
@@ -66,19 +78,26 @@ def ingest(
     """
     given = None if voxel_size is None else _given(voxel_size, unit)
     target = output_path(volume_path)
-    with open_stack(source, dataset) as stack:
+    with open_stack(source, dataset, allow_missing=allow_missing) as stack:
         _refuse_overlap(Path(source), target)
         size = given or stack.stated or NOT_STATED
-        shard, chunk = slab_layout(stack.shape, stack.dtype)
+        shard, chunk, part, read = _layout(stack)
         spec = VolumeSpec(stack.shape, stack.dtype, chunk, 3, size.scale, size.translation, size.units)
-        slices = stack.shape[0]
-        with new_volume(target, spec, shard, replace=overwrite) as volume:
-            for start in range(0, slices, shard[0]):
-                stop = min(start + shard[0], slices)
-                volume.write(start, stack.read(start, stop))
-                if progress is not None:
-                    progress(stop, slices)
-    return Ingested(spec, size.source)
+        with new_volume(target, spec, shard, missing=stack.missing, replace=overwrite) as volume:
+            for block in Blocks(spec.box, part):
+                volume.write_box(block.write, read(block.write))
+                if progress is not None and block.write.stop[1:] == spec.shape[1:]:
+                    progress(block.write.stop[0], spec.shape[0])
+    return Ingested(spec, size.source, stack.missing)
+
+
+def _layout(stack: Stack) -> tuple[Triple, Triple, Triple, Callable[[Box], NDArray[Any]]]:
+    """Shapes (z, y, x) of shards, of chunks, and of what is in memory at once; and what reads that."""
+    if isinstance(stack, ChunkedStack):
+        shard, chunk = brick_layout(stack.shape[0], stack.dtype)
+        return shard, chunk, shard, stack.read_box
+    shard, chunk = slab_layout(stack.shape, stack.dtype)
+    return shard, chunk, (shard[0], *stack.shape[1:]), lambda box: stack.read(box.start[0], box.stop[0])
 
 
 def _given(voxel_size: tuple[float, float, float], unit: str) -> Stated:

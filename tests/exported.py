@@ -1,0 +1,67 @@
+"""An output to be exported, with levels, at a place of its own, and what is in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from runs import PLANAR, save_random_model, texture
+
+from emseg.store.output import open_output
+from emseg_workflows import label, segment
+
+SIZE, FIRST, REGION = (30.0, 4.5, 4.0), (90.0, 0.0, -8.0), (1, 0, 8)
+STEPS = [(1, 1, 1), (1, 2, 2), (1, 4, 4)]
+"""Voxels of the finest level in one of each level, where voxels are thick."""
+WHAT: dict[str, dict[str, Any]] = {
+    "classes": {},
+    "instances": {"instances": "instances"},
+    "inside": {"probability": "inside"},
+}
+"""Options of an export, by what it is of."""
+
+
+def make_output(folder: Path) -> Path:
+    """An output with probabilities and instances, of a part of a volume, with two coarser levels."""
+    model = save_random_model(folder / "m.safetensors", PLANAR)
+    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
+    steps = [{"type": "scale", "scale": list(SIZE)}, {"type": "translation", "translation": list(FIRST)}]
+    described = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": steps}]}
+    ome = {"version": "0.5", "multiscales": [described]}
+    group = zarr.create_group(folder / "raw.zarr", attributes={"ome": ome})
+    group.create_array("0", data=texture((6, 90, 118)), chunks=(5, 16, 16))
+    with patch("emseg.grid.pyramid.SMALL", 32):
+        options = {"model": model, "probabilities": True, "workers": 0, "region": "1:5,:,8:"}
+        segment(folder / "raw.zarr", folder / "raw.out", **options)  # type: ignore[arg-type]
+        label(folder / "raw.out", workers=0)
+    assert [level.step for level in open_output(folder / "raw.out").levels] == [(1, 1, 1), (1, 2, 2), (1, 2, 2)]
+    return folder / "raw.out"
+
+
+def in_unit(output: Path, place: Path, unit: str | None) -> Path:
+    """The output as if its volume's unit were another one, or not stated."""
+    shutil.copytree(output, place)
+    for file in place.rglob("*.json"):
+        file.write_text(file.read_text().replace('"nanometer"', json.dumps(unit)))
+    return place
+
+
+def levels_in(output: Path, what: str) -> list[NDArray[Any]]:
+    """The voxels ``(z, y, x)`` of each level of what is exported."""
+    path = {"classes": "labels/classes", "instances": "labels/instances", "inside": "probabilities"}[what]
+    found = [np.asarray(zarr.open_array(output / path / str(level), mode="r")) for level in range(len(STEPS))]
+    return [level[open_output(output).classes.index("inside")] for level in found] if what == "inside" else found
+
+
+def place_of(factor: tuple[int, ...]) -> tuple[list[float], list[float]]:
+    """Size, and place of the first voxel's centre, of a level of the output."""
+    first = [t + s * o for t, s, o in zip(FIRST, SIZE, REGION, strict=True)]
+    return [s * f for s, f in zip(SIZE, factor, strict=True)], [
+        t + s * (f - 1) / 2 for t, s, f in zip(first, SIZE, factor, strict=True)
+    ]
