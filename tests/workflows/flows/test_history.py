@@ -114,11 +114,11 @@ def test_runs_follow_one_another_without_the_time_between(output: Path) -> None:
 @pytest.mark.parametrize(
     ("report", "words"),
     [
-        ({"failed": 2, "left": 1}, "2 blocks failed, 1 blocks left"),
-        ({"left": 3, "signal": 15}, "stopped by SIGTERM: 3 blocks left"),
+        ({"failed": 2, "left": 1}, "2 failed, 1 left"),
+        ({"left": 3, "signal": 15}, "stopped by SIGTERM: 3 left"),
         ({"unbuilt": 4, "signal": 2}, "stopped by SIGINT: 4 units of coarser levels left"),
         ({"signal": 2}, "all blocks done"),
-        ({"left": 1, "signal": 99}, "stopped by 99: 1 blocks left"),
+        ({"left": 1, "signal": 99}, "stopped by 99: 1 left"),
     ],
 )
 def test_how_a_run_ended(output: Path, report: dict[str, int], words: str) -> None:

@@ -111,7 +111,7 @@ class History:
 def read_history(stored: Output, blocks: Blocks) -> History:
     """What the records of an output tell; memory grows neither with the blocks nor with the time.
 
-    Records that are damaged tell less, and how many lines are lost.
+    Of a record that is damaged, it says how many lines are lost.
     """
     book = _Book(blocks)
     runs = []
@@ -160,6 +160,7 @@ class _Book:
             self._workers_seconds += run.work.seconds * run.work.workers
 
     def history(self, runs: list[RunFacts]) -> History:
+        """All of it."""
         work = self.work.report(self._seconds)
         idle = max(0.0, 1 - work.phases.predict / self._workers_seconds) if self._workers_seconds else None
         slowest = tuple(entry[-1] for entry in sorted(self._slowest, reverse=True))
@@ -203,13 +204,7 @@ class _Page:
                 self._start = line
                 self._ours = line.get("fingerprint") == self._fingerprint
             case "block" if self._ours:
-                outcome = Outcome.from_json({key: value for key, value in line.items() if key not in ("event", "at")})
-                if not 0 <= outcome.block < len(self._blocks):
-                    raise ValueError("no block of this plan")
-                self._work.count(outcome)
-                self.span = max(self.span, (at - self._began).total_seconds())
-                stop = max(0.0, (at - self._began).total_seconds())
-                book.add(self._number, max(0.0, stop - outcome.seconds.total), stop, outcome)
+                self._count(line, max(0.0, (at - self._began).total_seconds()), book)
             case "retried" if self._ours:
                 for tally in (self._work, book.work):
                     tally.retry(int(line["block"]), str(line["cause"]))
@@ -219,7 +214,17 @@ class _Page:
                 report = dict(line["report"])
                 self._end, self._seconds = _how_it_ended(report), _sound(report["seconds"])
 
+    def _count(self, line: dict[str, Any], seconds: float, book: _Book) -> None:
+        """Count a block that has ended so many seconds after the run began."""
+        outcome = Outcome.from_json(line)
+        if outcome.block >= len(self._blocks):
+            raise ValueError("no block of this plan")
+        self._work.count(outcome)
+        self.span = max(self.span, seconds)
+        book.add(self._number, max(0.0, seconds - outcome.seconds.total), seconds, outcome)
+
     def facts(self) -> RunFacts:
+        """All of it."""
         return RunFacts(
             number=self._number,
             ours=self._ours,
@@ -245,7 +250,7 @@ def _how_it_ended(report: dict[str, Any]) -> str:
     failed, left, unbuilt, number = (int(report.get(name) or 0) for name in ("failed", "left", "unbuilt", "signal"))
     missing = [
         f"{count} {what}"
-        for count, what in ((failed, "blocks failed"), (left, "blocks left"), (unbuilt, "units of coarser levels left"))
+        for count, what in ((failed, "failed"), (left, "left"), (unbuilt, "units of coarser levels left"))
         if count
     ]
     if number and (left or unbuilt):
