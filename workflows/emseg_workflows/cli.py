@@ -742,7 +742,11 @@ def preview(output: Path, picture: Path | None, z: int | None, volume: Path | No
 @cli.command()
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--page", type=click.Path(path_type=Path), metavar="FILE.html", help="By default OUTPUT.report.html beside it."
+    "-o",
+    "--page",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="By default OUTPUT.report.html beside the output.",
 )
 @click.option("--volume", type=click.Path(path_type=Path), help="The volume, if it was moved since the run.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that no `emseg report` has made.")
