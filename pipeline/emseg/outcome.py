@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, Self, get_args
 
 from emseg.errors import Fault
 
@@ -26,6 +27,25 @@ class Seconds:
     write: float = 0.0
     stitch: float = 0.0
     """Normalising tiles, making labels of logits, and putting the tiles together."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.read + self.wait + self.predict + self.write + self.stitch
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The seconds that `dataclasses.asdict` made.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are not; there is no time below 0.
+        """
+        seconds = {name: float(spent) for name, spent in dict(data).items()}
+        if not all(math.isfinite(spent) and spent >= 0 for spent in seconds.values()):
+            raise ValueError(f"no seconds: {seconds}")
+        return cls(**seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +70,32 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The outcome that `to_json` wrote.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If a field is missing or wrong.
+        """
+        fault = data["fault"]
+        if data["status"] not in get_args(Status) or fault not in (None, *get_args(Fault)):
+            raise ValueError(f"no outcome: {data['status']}, {fault}")
+        block, voxels, peak = (int(data[name]) for name in ("block", "voxels", "peak_bytes"))
+        if min(block, voxels, peak) < 0:
+            raise ValueError(f"no outcome: block {block}, {voxels} voxels, {peak} bytes")
+        return cls(
+            block=block,
+            status=data["status"],
+            voxels=voxels,
+            seconds=Seconds.from_json(data["seconds"]),
+            cause=None if data["cause"] is None else str(data["cause"]),
+            worker=str(data["worker"]),
+            peak_bytes=peak,
+            fault=fault,
+        )
 
 
 class Stopwatch:

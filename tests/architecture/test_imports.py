@@ -55,6 +55,7 @@ def test_public_names() -> None:
         "plan_run",
         "preview",
         "repair",
+        "report_page",
         "seams",
         "segment",
         "status",

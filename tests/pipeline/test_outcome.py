@@ -24,6 +24,42 @@ def test_json_names_everything() -> None:
     }
 
 
+OUTCOME = Outcome(3, "failed", 512, Seconds(1.0, 2.0, 3.0, 4.0), "disk full", "host:1", 2**30, "store")
+
+
+@pytest.mark.parametrize("outcome", [OUTCOME, Outcome(0, "done", 8)])
+def test_json_and_back(outcome: Outcome) -> None:
+    assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"block": -1},
+        {"block": "three"},
+        {"status": "skipped"},
+        {"voxels": None},
+        {"seconds": None},
+        {"seconds": {"dream": 1.0}},
+        {"seconds": {"read": -1.0}},
+        {"seconds": {"read": float("nan")}},
+        {"peak_bytes": -1},
+        {"fault": "mine"},
+    ],
+)
+def test_what_is_no_outcome(change: dict[str, object]) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Outcome.from_json({**OUTCOME.to_json(), **change})
+    incomplete = OUTCOME.to_json()
+    del incomplete[next(iter(change))]
+    with pytest.raises(KeyError):
+        Outcome.from_json(incomplete)
+
+
+def test_all_of_the_time() -> None:
+    assert Seconds(1, 2, 4, 8, 16).total == 31
+
+
 def test_phases_add_up_also_those_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(emseg.outcome, "perf_counter", lambda: now[0])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from emseg_workflows.flows.preview import preview as preview
     from emseg_workflows.flows.repair import check as check
     from emseg_workflows.flows.repair import repair as repair
+    from emseg_workflows.flows.report import report_page as report_page
     from emseg_workflows.flows.seams import seams as seams
     from emseg_workflows.flows.segment import segment as segment
     from emseg_workflows.flows.status import status as status
@@ -34,6 +35,7 @@ _FLOWS = {
     "plan_run": "plan",
     "preview": "preview",
     "repair": "repair",
+    "report_page": "report",
     "seams": "seams",
     "segment": "segment",
     "status": "status",
@@ -52,6 +54,7 @@ __all__ = [
     "plan_run",
     "preview",
     "repair",
+    "report_page",
     "seams",
     "segment",
     "status",

@@ -771,6 +771,24 @@ def preview(output: Path, picture: Path | None, z: int | None, volume: Path | No
 
 @cli.command()
 @click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--page",
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="By default OUTPUT.report.html beside the output.",
+)
+@click.option("--volume", type=click.Path(path_type=Path), help="The volume, if it was moved since the run.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that no `emseg report` has made.")
+def report(output: Path, page: Path | None, volume: Path | None, overwrite: bool) -> None:
+    """Write a page about OUTPUT, finished or not: settings, progress, slices, speed. One HTML file, without a network."""
+    from emseg_workflows.flows.report import report_page  # noqa: PLC0415
+
+    click.echo(report_page(output, page, volume=volume, overwrite=overwrite))
+
+
+@cli.command()
+@click.argument("output", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option(
     "--instances",

@@ -80,11 +80,7 @@ class Report:
     @property
     def bottleneck(self) -> str:
         """What to make faster: the stage that predictors waited for most, or these themselves; empty if no block has ended."""
-        if self.idle is None:
-            return ""
-        if self.idle < BUSY:
-            return "predict"
-        return max(("read", "stitch", "write"), key=lambda stage: getattr(self.phases, stage))
+        return bottleneck_of(self.phases, self.idle)
 
     @property
     def left(self) -> int:
@@ -107,6 +103,15 @@ class Report:
         """The fields as JSON values."""
         found = {name: getattr(self, name) for name in ("left", "megavoxels_per_second", "idle", "bottleneck")}
         return {**asdict(self), **found}
+
+
+def bottleneck_of(phases: Seconds, idle: float | None) -> str:
+    """The stage that holds a run up, given the idle share of its predictors; empty if that is not known."""
+    if idle is None:
+        return ""
+    if idle < BUSY:
+        return "predict"
+    return max(("read", "stitch", "write"), key=lambda stage: getattr(phases, stage))
 
 
 class Tally:

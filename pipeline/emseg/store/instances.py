@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ def stored_instances(output: Path, name: str) -> dict[str, Any] | None:
     if not isinstance(described, dict):
         raise OutputError(f"{file.parent} is there already, and no instance labels of emseg: choose another --name")
     return described
+
+
+def instance_names(output: Path) -> list[str]:
+    """Names of all instance labels, sorted; what cannot be read is left out."""
+    found = []
+    for file in sorted((output / "labels").glob("*/zarr.json")):
+        with suppress(OutputError):  # the image of classes says nothing of that kind
+            if stored_instances(output, file.parent.name) is not None:
+                found.append(file.parent.name)
+    return found
 
 
 def open_instances(output: Path, name: str) -> Shards:

@@ -110,6 +110,11 @@ class RunRecord:
 
 def lines_of(output: Output, run: int) -> Iterator[dict[str, Any]]:
     """Each line of a run's record, in order; lines that cannot be read are left out."""
+    return (line for line in all_lines_of(output, run) if line is not None)
+
+
+def all_lines_of(output: Output, run: int) -> Iterator[dict[str, Any] | None]:
+    """Each line of a run's record, in order; None for one that cannot be read."""
     records = FolderRecords(output.records)
     for name in records.names(f"run-{run:04d}/"):
         if not name.endswith(".jsonl"):
@@ -118,9 +123,8 @@ def lines_of(output: Output, run: int) -> Iterator[dict[str, Any]]:
             try:
                 read = json.loads(line)
             except (ValueError, RecursionError):
-                continue
-            if isinstance(read, dict):
-                yield read
+                read = None
+            yield read if isinstance(read, dict) else None
 
 
 def fruitless_runs(output: Output) -> int:
@@ -192,6 +196,14 @@ def _newest_start(output: Output) -> dict[str, Any]:
             if line.get("event") == "started":
                 return line
     return {}
+
+
+def time_of(line: dict[str, Any]) -> datetime | None:
+    """When a line was written; None if it is damaged."""
+    try:
+        return datetime.fromisoformat(line["at"]).astimezone(UTC)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
 
 
 def _segment(run: int, number: int) -> str:

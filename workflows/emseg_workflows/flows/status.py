@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -18,7 +18,7 @@ from emseg.store.lease import State, tenure
 from emseg.store.ledger import Output
 from emseg.store.output import open_output
 from emseg.store.records import FolderRecords
-from emseg_workflows.flows.record import lines_of, recipe_of
+from emseg_workflows.flows.record import lines_of, recipe_of, time_of
 from emseg_workflows.report import Failure
 from emseg_workflows.site import logs_of, submitted_job
 from emseg_workflows.slurm_job import SlurmJob
@@ -205,7 +205,7 @@ class _History:
             self._recent.clear()
             ours = True
             for line in lines_of(stored, run):
-                at = _time_of(line)
+                at = time_of(line)
                 self.last = max(self.last or at, at) if at else self.last
                 if line.get("event") == "started":
                     # An output that was begun anew keeps the records of its former self: its blocks were others.
@@ -238,14 +238,6 @@ class _History:
         self._recent.append((at, voxels))
         while self._recent[0][0] < at - RECENT:
             self._recent.popleft()
-
-
-def _time_of(line: dict[str, Any]) -> datetime | None:
-    """When a line was written; None if it is damaged."""
-    try:
-        return datetime.fromisoformat(line["at"]).astimezone(UTC)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
 
 
 class _ReadableRecords(FolderRecords):

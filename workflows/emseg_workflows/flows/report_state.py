@@ -1,0 +1,193 @@
+"""The parts of a report that tell what was run, how far it is, and who ran it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from emseg.recipe import Recipe
+from emseg.store.ledger import Output
+from emseg_workflows.charts import BLUE, PALE, RED, Share, divided
+from emseg_workflows.flows.history import History, RunFacts
+from emseg_workflows.flows.status import Status
+from emseg_workflows.markup import Markup, joined, tag
+from emseg_workflows.pace import clock
+from emseg_workflows.pages import Column, amount, facts, paragraph, product, table
+
+LISTED = 200
+"""Blocks that failed, blocks that were tried again, and runs, of which each is named."""
+
+
+def what_was_run(stored: Output, recipe: Recipe, found: Status) -> Iterator[Markup]:
+    """Volume, model and settings of the output."""
+    volume, plan, numerics = recipe.volume, recipe.plan, recipe.numerics
+    yield tag("h3", "Volume and region")
+    yield facts(
+        [
+            ("volume", tag("code", found.volume) if found.volume else "not recorded"),
+            ("shape", f"{product(volume.shape)} voxels (z, y, x), {volume.dtype}, in chunks of {product(volume.chunk)}"),
+            ("voxel size", _voxel_size(recipe)),
+            (
+                "region",
+                joined([tag("code", plan.region), f", {product(plan.region.shape)} voxels: {amount(plan.region.voxels)}"]),
+            ),
+            ("output", tag("code", stored.path)),
+        ]
+    )
+    yield tag("h3", "Model")
+    model = plan.model
+    yield facts(
+        [
+            *_card(stored.attributes.get("model")),
+            ("file", tag("code", found.model) if found.model else "not recorded"),
+            ("SHA-256", tag("code", recipe.model_digest)),
+            ("classes", ", ".join(stored.classes)),
+            (
+                "network",
+                f"{'2-D' if model.planar else '3-D'} U-Net of width {model.width} and depth {model.depth}, {model.output}; "
+                f"it sees {product(model.context)} voxels (z, y, x) beyond each side of what it labels",
+            ),
+        ]
+    )
+    yield tag("h3", "Settings")
+    yield facts(
+        [
+            ("block", f"{product(plan.unit)} voxels, in chunks of {product(plan.chunk)}"),
+            ("tile", f"{product(plan.tile)} voxels, {plan.batch} in one call of the network"),
+            ("precision", numerics.precision + (f": {recipe.accuracy}" if recipe.accuracy else "")),
+            ("numerics", str(numerics)),
+            ("normalisation", _normalisation(recipe)),
+            ("probabilities", "kept beside the labels" if recipe.probabilities else "not kept"),
+            ("test-time augmentation", "mean over 8 rotations and flips of the image plane" if recipe.tta else "no"),
+            ("coarser levels", ", ".join(f"by {product(step)}" for step in recipe.steps) or "none"),
+            ("fingerprint", tag("code", recipe.fingerprint)),
+        ]
+    )
+
+
+def _card(card: Any) -> list[tuple[str, str]]:
+    """What is known of a model, its name first."""
+    known = {str(key): str(value) for key, value in card.items()} if isinstance(card, dict) else {}
+    return sorted(known.items(), key=lambda item: item[0] != "name")
+
+
+def _voxel_size(recipe: Recipe) -> str:
+    units = recipe.volume.units[-recipe.volume.rank :]
+    if None in units:
+        return "not stated"
+    return f"{' x '.join(f'{size:g}' for size in recipe.volume.scale)} {recipe.volume.units[-1]} (z, y, x)"
+
+
+def _normalisation(recipe: Recipe) -> str:
+    used = recipe.normalisation
+    if used.scope == "slice":
+        return "once per z slice"
+    return f"once per volume: mean {used.mean[0]:.6g}, deviation {used.deviation[0]:.6g}"
+
+
+def how_far_it_is(stored: Output, found: Status, history: History) -> Iterator[Markup]:
+    """Blocks done, failed and left; each that failed, and each that took several tries."""
+    yield divided(
+        [
+            Share("done", found.done / found.blocks, BLUE),
+            Share("failed", len(found.failed) / found.blocks, RED),
+            Share("left", found.left / found.blocks, PALE),
+        ]
+    )
+    who = f"run {found.run}, {found.holder or 'process not known'}, seen {found.seen:.0f} s before"
+    speed = f"{found.megavoxels_per_second:.3g} Mvoxel/s" if found.megavoxels_per_second is not None else None
+    yield facts(
+        [
+            ("blocks", f"{found.done:,} of {found.blocks:,} done, {len(found.failed):,} failed, {found.left:,} left"),
+            ("coarser levels", f"{found.built:,} of {found.units:,} write units done" if found.units else None),
+            ("running", {"held": who, "dead": f"no: {who}, has died", "released": "no"}[found.state]),
+            ("speed now", speed),
+            ("time left", clock(found.seconds_left) if found.seconds_left is not None else None),
+            ("SLURM", found.job or None),
+            ("tries made again", f"{history.work.retried:,}"),
+        ]
+    )
+    yield from _failures(found)
+    yield from _retries(stored, history)
+
+
+def _failures(found: Status) -> Iterator[Markup]:
+    if not found.failed:
+        return
+    yield tag("h3", "Blocks that failed")
+    rows = [(f"{each.block:,}", tag("code", each.box), each.cause) for each in found.failed[:LISTED]]
+    yield table([Column("block", number=True), *map(Column, ("voxels (z, y, x)", "cause"))], rows)
+    yield from _more(len(found.failed), "`emseg status --json` names all")
+
+
+def _retries(stored: Output, history: History) -> Iterator[Markup]:
+    tries = history.work.retries
+    if not tries:
+        return
+    yield tag("h3", "Blocks that took more than one try")
+    rows = [(f"{each.block:,}", tag("code", each.box), each.cause, each.worker) for each in tries[:LISTED]]
+    headings = ("voxels (z, y, x)", "why the last try in vain ended", "done by")
+    yield table([Column("block", number=True), *map(Column, headings)], rows)
+    yield from _more(len(tries), f"see the run records in {stored.records}")
+
+
+def _more(count: int, where: str) -> Iterator[Markup]:
+    if count > LISTED:
+        yield paragraph(f"And {count - LISTED:,} more: {where}.", kind="small")
+
+
+def runs(found: Status, history: History) -> Iterator[Markup]:
+    """When each run was, where, how it ended, and what it made a note of."""
+    newest = history.runs[-LISTED:]
+    if not newest:
+        yield paragraph("The run records are lost, so nothing is known of who ran it, and when.", kind="note")
+        return
+    yield table(
+        [
+            *(Column("run", number=True), Column("began (UTC)"), Column("last heard of"), Column("ended")),
+            *(Column("blocks done", number=True), Column("failed", number=True), Column("tried again", number=True)),
+            *(Column("Mvoxel/s", number=True), Column("idle", number=True)),
+        ],
+        [
+            (
+                *(run.number, utc(run.began), utc(run.last), _end(run, found)),
+                *(f"{run.work.done:,}", f"{run.work.failed:,}", f"{run.work.retried:,}"),
+                *(f"{run.work.megavoxels_per_second:.3g}", "" if run.work.idle is None else f"{run.work.idle:.0%}"),
+            )
+            for run in newest
+        ],
+    )
+    yield table(
+        [Column("run", number=True), *map(Column, ("emseg", "Python", "host", "workers"))],
+        [(run.number, *(_said(run, name) for name in ("emseg", "python", "host")), _workers(run)) for run in newest],
+    )
+    yield from _more(len(history.runs), f"see the run records in {found.output}")
+    for run in newest:
+        if run.lost:
+            yield paragraph(f"{run.lost:,} lines of the record of run {run.number} cannot be read.", kind="note")
+    notices = [tag("li", f"run {run.number}: {notice}") for run in newest for notice in run.notices]
+    if notices:
+        yield tag("h3", "Notices")
+        yield tag("ul", *notices)
+
+
+def _end(run: RunFacts, found: Status) -> str:
+    if not run.ours:
+        return f"{run.end or 'not recorded'}; the output was begun anew since"
+    if run.end is None and run.number == found.run:
+        return {"held": "goes on", "dead": "its process has died", "released": "not recorded"}[found.state]
+    return run.end or "not recorded: killed, or its record is lost"
+
+
+def _said(run: RunFacts, name: str) -> Any:
+    return run.start.get(name, "not recorded")
+
+
+def _workers(run: RunFacts) -> Any:
+    return "none but itself" if run.start.get("workers") == 0 else _said(run, "workers")
+
+
+def utc(time: datetime | None) -> str:
+    """A time as it is written, in UTC."""
+    return "not recorded" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
