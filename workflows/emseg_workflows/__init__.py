@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from emseg_workflows.flows.status import status as status
     from emseg_workflows.flows.train import train as train
     from emseg_workflows.flows.verify import verify as verify
+    from emseg_workflows.flows.view import view as view
 
 _FLOWS = {
     "check": "repair",
@@ -39,6 +40,7 @@ _FLOWS = {
     "status": "status",
     "train": "train",
     "verify": "verify",
+    "view": "view",
 }
 """Public function, and the module of `emseg_workflows.flows` that it lives in."""
 
@@ -57,6 +59,7 @@ __all__ = [
     "status",
     "train",
     "verify",
+    "view",
 ]
 
 

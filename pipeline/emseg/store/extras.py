@@ -9,8 +9,8 @@ from typing import Any
 from emseg.errors import VolumeError
 
 
-def load_extra(library: str, extra: str, path: Path) -> Any:
-    """The module that reads a file, of the extra of emseg that installs it.
+def load_extra(library: str, extra: str, path: Path, use: str = "read") -> Any:
+    """The module with which a file is read, or used otherwise, of the extra of emseg that installs it.
 
     Raises
     ------
@@ -20,4 +20,4 @@ def load_extra(library: str, extra: str, path: Path) -> Any:
     try:
         return import_module(library)
     except ImportError as error:
-        raise VolumeError(f"{path} is read with {library}, which is not installed: pip install 'emseg[{extra}]'") from error
+        raise VolumeError(f"{path} is {use} with {library}, which is not installed: pip install 'emseg[{extra}]'") from error

@@ -62,6 +62,12 @@ def stored_instances(output: Path, name: str) -> dict[str, Any] | None:
     return described
 
 
+def instance_names(output: Path) -> tuple[str, ...]:
+    """Name of each image of instance labels in an output, `INSTANCES` first."""
+    names = (image.name for image in _images(output))
+    return tuple(sorted(names, key=lambda name: (name != INSTANCES, name)))
+
+
 def open_instances(output: Path, name: str) -> Shards:
     """Instance labels of this name, uint64, to read; boxes count from the output's first voxel.
 

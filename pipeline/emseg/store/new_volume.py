@@ -90,7 +90,7 @@ def new_volume(path: str | Path, spec: VolumeSpec, shard: Triple, *, replace: bo
         _refuse_foreign(target)
     with staged(target, replace=replace) as work:
         space = Space(AXES, spec.scale, spec.translation, spec.units)
-        image = {"version": VERSION, "multiscales": multiscales("0", space, "volume")}
+        image = {"version": VERSION, "multiscales": multiscales([("0", space)], "volume")}
         create_group(work, "", {"ome": image, "emseg": MARK})
         create_array(work, "0", shape=spec.shape, shard=shard, chunk=spec.chunk, dtype=spec.dtype, fill_value=0, axes=AXES)
         yield SlabWriter(open_shards(work, "0", 0))
