@@ -13,15 +13,17 @@ is listed, and what a link leads to outside its folder is not served.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import socket
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from typing import Self
 
 from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandler
 
 from emseg.errors import InputError
@@ -48,22 +50,19 @@ class ViewServer:
             If the port is taken, or this user may not have it.
         """
         try:
-            self._sockets = bind_sockets(port, LOOPBACK)
+            self._socket = socket.create_server((LOOPBACK, port))
         except OSError as error:
-            cause = (error.strerror or str(error)).lower()
+            cause = os.strerror(error.errno or 0).lower()
             raise InputError(f"port {port} of {LOOPBACK} cannot be had ({cause}): choose another with --port") from error
+        self._socket.setblocking(False)
+        self.port = int(self._socket.getsockname()[1])
+        """The port that is served at."""
         self._client = client
         self._token = secrets.token_urlsafe(24)
         self._tickets: set[str] = set()
-        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="emseg view", daemon=True)
-        self._started: Future[None] = Future()
+        self._started: Future[asyncio.AbstractEventLoop] = Future()
         self._app = Application(log_function=lambda _: None)
-
-    @property
-    def port(self) -> int:
-        """The port that is served at."""
-        return int(self._sockets[0].getsockname()[1])
 
     @property
     def url(self) -> str:
@@ -109,7 +108,7 @@ class ViewServer:
             ],
         )
         self._thread.start()
-        self._started.result()
+        self._loop = self._started.result()
 
     def wait(self) -> None:
         """Until the server is stopped, or a signal's handler raises."""
@@ -121,8 +120,7 @@ class ViewServer:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-        for socket in self._sockets:
-            socket.close()
+        self._socket.close()
 
     def __enter__(self) -> Self:
         return self
@@ -131,16 +129,16 @@ class ViewServer:
         self.stop()
 
     def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._listen())
-        self._loop.run_forever()
-        self._loop.run_until_complete(self._close())
-        self._loop.close()
+        with closing(asyncio.new_event_loop()) as loop:
+            asyncio.set_event_loop(loop)
+            loop.run_until_complete(self._listen())
+            loop.run_forever()
+            loop.run_until_complete(self._close())
 
     async def _listen(self) -> None:
         self._http = HTTPServer(self._app)
-        self._http.add_sockets(self._sockets)
-        self._started.set_result(None)
+        self._http.add_socket(self._socket)
+        self._started.set_result(asyncio.get_running_loop())
 
     async def _close(self) -> None:
         self._http.stop()
@@ -224,9 +222,15 @@ class _Files(StaticFileHandler):
 
     def validate_absolute_path(self, root: str, absolute_path: str) -> str:
         """The file, if it is one, and within the folder even when links are followed."""
-        file = Path(absolute_path).resolve()
-        if not file.is_relative_to(root) or not file.is_file():
+        try:
+            file = Path(absolute_path).resolve()
+            found = file.is_relative_to(root) and file.is_file()
+        except (OSError, ValueError) as error:  # no file can have such a name, or this user may not look
+            raise HTTPError(404) from error
+        if not found:
             raise HTTPError(404)
+        if not os.access(file, os.R_OK):
+            raise HTTPError(403)
         return str(file)
 
 

@@ -134,7 +134,7 @@ def _probability(source: str, index: int, name: str) -> dict[str, Any]:
     red, green, blue = (value / 255 for value in colour(index))
     shader = (
         "void main() {\n"
-        "  float quanta = toRaw(getDataValue());\n"
+        "  float quanta = float(toRaw(getDataValue()));\n"
         f"  if (quanta > {QUANTA}.0) {{ emitTransparent(); return; }}\n"
         f"  emitRGB(vec3({red:.3f}, {green:.3f}, {blue:.3f}) * quanta / {QUANTA}.0);\n"
         "}\n"
