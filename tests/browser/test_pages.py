@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,45 +12,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from chromium import PLAIN, needs_chromium, started, watched_page
 from distributed import Client
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from runs import emseg, emseg_process, save_volume, slowed
 
 from emseg_workflows.clusters.local import LOOPBACK
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "fib25-sample" / "raw.tif"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ALONE = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic", "--no-first-run")
-"""A browser that asks nobody anything of its own accord."""
 PAUSE = 1.5
 """Seconds that each prediction takes longer."""
 IN_FLIGHT = 8
 """Blocks that may be written while the page does not know yet."""
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="tests/browser/setup was not run: no Chromium")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", *ALONE]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=arguments)
+    with started(*PLAIN) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page that must log no error, and ask for nothing from elsewhere."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    wrong: list[str] = []
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda asked: None if LOOPBACK in asked.url or ":" not in asked.url[:6] else wrong.append(asked.url))
-    yield page
-    page.close()
-    assert wrong == []
+    with watched_page(browser) as page:
+        yield page
 
 
 @pytest.fixture(scope="module")
