@@ -162,6 +162,17 @@ def test_the_port_is_free_after_the_end_even_of_one_who_still_listens(folder: Pa
     ViewServer(folder / "client", server.port).stop()
 
 
+def test_it_ends_however_soon(folder: Path) -> None:
+    """Right after it was started, or while somebody asks for events."""
+    for number in range(60):
+        with ViewServer(folder / "client") as server:
+            server.start("state", {}, {})
+            listener = http.client.HTTPConnection(LOOPBACK, server.port, timeout=20)
+            if number % 2:
+                listener.request("GET", f"{urlsplit(server.url).path}events/emseg")
+        listener.close()
+
+
 def test_each_server_has_a_token_of_its_own(folder: Path) -> None:
     tokens = set()
     for _ in range(3):

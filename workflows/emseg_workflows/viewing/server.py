@@ -17,13 +17,14 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from tornado.httpserver import HTTPServer
+from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandler
 
 from emseg.errors import InputError
@@ -60,8 +61,9 @@ class ViewServer:
         self._client = client
         self._token = secrets.token_urlsafe(24)
         self._tickets: set[str] = set()
-        self._thread = threading.Thread(target=self._serve, name="emseg view", daemon=True)
-        self._started: Future[asyncio.AbstractEventLoop] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="emseg view", daemon=True)
+        self._started: Future[Callable[[], object]] = Future()
+        """What ends the thread, once it serves."""
         self._app = Application(log_function=lambda _: None)
 
     @property
@@ -108,7 +110,7 @@ class ViewServer:
             ],
         )
         self._thread.start()
-        self._loop = self._started.result()
+        self._started.result()
 
     def wait(self) -> None:
         """Until the server is stopped, or a signal's handler raises."""
@@ -118,7 +120,7 @@ class ViewServer:
     def stop(self) -> None:
         """End it, and the connections that are open."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._started.result()()
             self._thread.join()
         self._socket.close()
 
@@ -128,25 +130,15 @@ class ViewServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _serve(self) -> None:
-        with closing(asyncio.new_event_loop()) as loop:
-            asyncio.set_event_loop(loop)
-            loop.run_until_complete(self._listen())
-            loop.run_forever()
-            loop.run_until_complete(self._close())
-
-    async def _listen(self) -> None:
-        self._http = HTTPServer(self._app)
-        self._http.add_socket(self._socket)
-        self._started.set_result(asyncio.get_running_loop())
-
-    async def _close(self) -> None:
-        self._http.stop()
-        await self._http.close_all_connections()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+    async def _serve(self) -> None:
+        over = asyncio.Event()
+        http = HTTPServer(self._app)
+        http.add_socket(self._socket)
+        loop = asyncio.get_running_loop()
+        self._started.set_result(lambda: loop.call_soon_threadsafe(over.set))
+        await over.wait()
+        http.stop()
+        await http.close_all_connections()
 
 
 class _NoIcon(RequestHandler):
@@ -185,8 +177,9 @@ class _Events(RequestHandler):
     async def get(self) -> None:
         self._over = asyncio.Event()
         self.set_header("Content-Type", "text/event-stream")
-        await self.flush()
-        await self._over.wait()
+        with suppress(StreamClosedError):
+            await self.flush()
+            await self._over.wait()
 
     def on_connection_close(self) -> None:
         self._over.set()
