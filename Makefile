@@ -16,7 +16,7 @@ slurm: .venv/test
 	tests/slurm/setup
 	$(BIN)/pytest tests/slurm
 
-# A browser that looks at the dashboard, and several hosts on one machine, one of which is cut off. Both install Debian's
+# A browser that looks at the dashboard and at `emseg view`, and several hosts on one machine, one of which is cut off. Both install Debian's
 # packages, so they must be root. `make test` has these tests too, and skips them without.
 browser hosts: .venv/test
 	tests/$@/setup
@@ -57,7 +57,7 @@ bench: .venv/test
 	touch $@
 
 .venv/test: .venv/demo
-	$(INSTALL) -e '.[bench,cuda,dev,hdf5,mrc,openvino,slurm,tensorstore]'
+	$(INSTALL) -e '.[bench,cuda,dev,hdf5,mrc,openvino,slurm,tensorstore,view]'
 	touch $@
 
 clean:

@@ -61,6 +61,7 @@ def test_public_names() -> None:
         "status",
         "train",
         "verify",
+        "view",
     ]
     assert all(callable(getattr(emseg_workflows, name)) for name in emseg_workflows.__all__)
 

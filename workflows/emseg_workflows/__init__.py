@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from emseg_workflows.flows.status import status as status
     from emseg_workflows.flows.train import train as train
     from emseg_workflows.flows.verify import verify as verify
+    from emseg_workflows.flows.view import view as view
 
 _FLOWS = {
     "check": "repair",
@@ -41,6 +42,7 @@ _FLOWS = {
     "status": "status",
     "train": "train",
     "verify": "verify",
+    "view": "view",
 }
 """Public function, and the module of `emseg_workflows.flows` that it lives in."""
 
@@ -60,6 +62,7 @@ __all__ = [
     "status",
     "train",
     "verify",
+    "view",
 ]
 
 

@@ -20,10 +20,17 @@ Pixels = NDArray[np.uint8]
 def contrast(raw: NDArray[Any]) -> Pixels:
     """Intensities ``(y, x)`` as grey pixels; the darkest and brightest half per cent are cut off, what is NaN is black."""
     finite = np.isfinite(raw)
-    low, high = np.percentile(raw[finite], (0.5, 99.5)) if finite.any() else (0, 0)
+    low, high = contrast_range(raw)
     scaled = (np.where(finite, raw, low).astype(np.float64) - low) / ((high - low) or 1)
     grey = (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
+
+
+def contrast_range(raw: NDArray[Any]) -> tuple[float, float]:
+    """The values that are black and white, but for half a per cent of all at either end; both 0 where all is NaN."""
+    finite = raw[np.isfinite(raw)]
+    low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0, 0)
+    return float(low), float(high)
 
 
 def coloured(labels: NDArray[np.uint8], classes: int) -> Pixels:

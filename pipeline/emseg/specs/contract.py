@@ -97,6 +97,11 @@ class Contract(Tiled):
         yield "smallest tile", self.least
 
     @property
+    def kind(self) -> str:
+        """What sort of network it is."""
+        return f"{'2-D' if self.planar else '3-D'} network that was not trained with emseg"
+
+    @property
     def gives(self) -> str:
         """What its output is."""
         return self.activation if self.channel is None else f"{self.activation} in channel {self.channel}"

@@ -154,6 +154,11 @@ class ModelSpec(Tiled):
         return all(kernel[0] == 1 for kernel in self.kernels) and all(factor[0] == 1 for factor in self.pooling)
 
     @property
+    def kind(self) -> str:
+        """What sort of network it is."""
+        return f"{'2-D' if self.planar else '3-D'} U-Net of width {self.width} and depth {self.depth}"
+
+    @property
     def gives(self) -> str:
         """What its output is."""
         return self.output

@@ -47,6 +47,11 @@ class NetworkSpec(Hashable, Protocol):
         ...
 
     @property
+    def kind(self) -> str:
+        """What sort of network it is, in a few words."""
+        ...
+
+    @property
     def gives(self) -> str:
         """What its output is, in a word or two."""
         ...

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from emseg.errors import VolumeError
 
 
-def load_extra(library: str, extra: str, path: Path, verb: Literal["read", "written"] = "read") -> Any:
-    """The module with which a file is read or written, of the extra of emseg that installs it.
+def load_extra(library: str, extra: str, path: Path, use: str = "read") -> Any:
+    """The module with which a file is read, or used otherwise, of the extra of emseg that installs it.
 
     Raises
     ------
@@ -20,4 +20,4 @@ def load_extra(library: str, extra: str, path: Path, verb: Literal["read", "writ
     try:
         return import_module(library)
     except ImportError as error:
-        raise VolumeError(f"{path} is {verb} with {library}, which is not installed: pip install 'emseg[{extra}]'") from error
+        raise VolumeError(f"{path} is {use} with {library}, which is not installed: pip install 'emseg[{extra}]'") from error

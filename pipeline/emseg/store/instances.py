@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +62,10 @@ def stored_instances(output: Path, name: str) -> dict[str, Any] | None:
     return described
 
 
-def instance_names(output: Path) -> list[str]:
-    """Names of all instance labels, sorted; what cannot be read is left out."""
-    found = []
-    for file in sorted((output / "labels").glob("*/zarr.json")):
-        with suppress(OutputError):  # the image of classes says nothing of that kind
-            if stored_instances(output, file.parent.name) is not None:
-                found.append(file.parent.name)
-    return found
+def instance_names(output: Path) -> tuple[str, ...]:
+    """Name of each image of instance labels in an output, `INSTANCES` first."""
+    names = (image.name for image in _images(output))
+    return tuple(sorted(names, key=lambda name: (name != INSTANCES, name)))
 
 
 def open_instances(output: Path, name: str) -> Shards:

@@ -105,11 +105,22 @@ def open_volume(path: str | Path, cache_bytes: int = 0, dtypes: tuple[str, ...] 
         If there is no such volume, or one that emseg cannot read; the message says why and what helps.
     """
     node = read_node(path)
-    array, space = _open_image(node) if node.kind == "group" else _open_plain(node)
+    array, space = array_and_space(node)
     try:
         return ZarrVolume(node.path, array, _spec(array, space, dtypes), cache_bytes, dtypes)
     except VolumeError as error:
         raise VolumeError(f"{path}: {error}") from error
+
+
+def array_and_space(node: Node) -> tuple[zarr.Array[Any], Space]:
+    """The array of a node, of an image its finest level, and where the voxels lie.
+
+    Raises
+    ------
+    VolumeError
+        If there is no such array, or its metadata are wrong.
+    """
+    return _open_image(node) if node.kind == "group" else _open_plain(node)
 
 
 def level_path(path: str | Path, number: int) -> Path:

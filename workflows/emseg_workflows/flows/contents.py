@@ -65,7 +65,7 @@ def count_classes(stored: Output) -> ClassShares:
 
     Not on a coarser level, which keeps the most frequent of some voxels: what is thin is rarer there.
     """
-    done, rng = np.flatnonzero(stored.done_units().ravel()), np.random.default_rng(0)
+    done, rng = np.flatnonzero(stored.levels[0].written()), np.random.default_rng(0)
     chosen = np.sort(rng.permutation(done)[:MOST_CHUNKS])
     blocks, most = Blocks(stored.region, stored.unit), MOST_CHUNKS // max(1, len(chosen))
     everything, seen, unreadable = len(chosen) == len(done), 0, 0

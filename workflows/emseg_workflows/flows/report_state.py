@@ -45,7 +45,7 @@ def what_was_run(stored: Output, recipe: Recipe, found: Status) -> Iterator[Mark
             ("classes", ", ".join(stored.classes)),
             (
                 "network",
-                f"{'2-D' if model.planar else '3-D'} U-Net of width {model.width} and depth {model.depth}, {model.output}; "
+                f"{model.kind}, {model.gives}; "
                 f"it sees {product(model.context)} voxels (z, y, x) beyond each side of what it labels",
             ),
         ]
@@ -99,7 +99,11 @@ def how_far_it_is(stored: Output, found: Status, history: History) -> Iterator[M
     speed = f"{found.megavoxels_per_second:.3g} Mvoxel/s" if found.megavoxels_per_second is not None else None
     yield facts(
         [
-            ("blocks", f"{found.done:,} of {found.blocks:,} done, {len(found.failed):,} failed, {found.left:,} left"),
+            (
+                "blocks",
+                f"{found.done:,} of {found.blocks:,} done, {len(found.failed):,} failed, {found.left:,} left"
+                + (f", {found.outside:,} outside the mask" if found.outside else ""),
+            ),
             ("coarser levels", f"{found.built:,} of {found.units:,} write units done" if found.units else None),
             ("running", {"held": who, "dead": f"no: {who}, has died", "released": "no"}[found.state]),
             ("speed now", speed),

@@ -1,0 +1,174 @@
+"""A browser shows each voxel of an output where it is, in the colour that it should have."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import zarr
+from chromium import DRAWING, needs_chromium, started, watched_page
+from numpy.typing import NDArray
+from PIL import Image
+from playwright.sync_api import Browser, Page
+from runs import PLANAR, save_random_model, texture
+
+from emseg.box import Box
+from emseg.grid.stitch import NOT_COMPUTED, QUANTA
+from emseg.store.classes import colour
+from emseg.store.instances import open_instances
+from emseg.store.output import open_output
+from emseg_workflows import label, segment, view
+from emseg_workflows.flows.view import View
+from emseg_workflows.viewing.state import fragment
+
+SHAPE = (8, 110, 330)
+SIZE = (30.0, 8.0, 4.0)
+REGION = Box((2, 10, 20), (7, 100, 320))
+Z = 4
+"""The slice that is looked at, in the volume's coordinates."""
+ZOOM = 3
+"""Pixels along x in a voxel, and half of those along y."""
+BACKGROUND = (128, 128, 128)
+CLOSE = 3
+"""Steps of 255 by which a colour may be rounded."""
+
+pytestmark = needs_chromium
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with started(*DRAWING) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a part of a volume as users have them, with all that there can be, and one block missing."""
+    folder = tmp_path_factory.mktemp("seen")
+    placed = {"voxel_size": SIZE, "offset": (90, 800, -40), "units": "nm"}
+    zarr.create_array(folder / "v.zarr", data=texture(SHAPE), chunks=(3, 64, 64), zarr_format=2, order="F", attributes=placed)
+    model = save_random_model(folder / "m.safetensors", PLANAR)
+    segment(folder / "v.zarr", folder / "o.zarr", model=model, region=str(REGION), probabilities=True, workers=0)
+    label(folder / "o.zarr", class_name="membrane", smallest=40, workers=0)
+    corner = Box((Z, *REGION.start[1:]), (Z + 1, *(first + 1 for first in REGION.start[1:]))).relative_to(REGION.start)
+    for level in reversed(open_output(folder / "o.zarr").levels):
+        blocks = (level.blocks.block(number).write for number in range(len(level.blocks)))
+        level.remove(next(box for box in blocks if box.contains(corner)))
+    return folder / "o.zarr"
+
+
+def state_of(shown: View) -> dict[str, Any]:
+    return json.loads(unquote(shown.link.partition("#!")[2]))
+
+
+def settle(page: Page) -> None:
+    """Wait until all is drawn, and nothing was in the way of it."""
+    page.wait_for_function("() => window.viewer && viewer.isReady()", timeout=60_000)
+    page.wait_for_timeout(500)
+    page.wait_for_function("() => viewer.isReady()", timeout=60_000)
+    problems = page.evaluate(
+        """() => viewer.layerManager.managedLayers.flatMap(({layer}) => [
+            ...layer.dataSources.map(source => source.loadState?.error?.message),
+            layer.fragmentMain && layer.shaderError?.value?.message,
+        ]).filter(Boolean)"""
+    )
+    assert problems == []
+
+
+def seen(page: Page, shown: View, layer: str, scale: float, **changed: Any) -> NDArray[np.uint8]:
+    """Pixels ``(y, x, 3) uint8`` of a panel that shows one layer alone; its middle is the middle of the view."""
+    state = state_of(shown)
+    state |= {"layout": "xy", "crossSectionScale": scale, "showAxisLines": False, "showScaleBar": False, "selectedLayer": {}}
+    state["position"][2] = 90 / SIZE[0] + Z
+    for one in state["layers"]:
+        one["visible"] = False
+        if one["name"] == layer:
+            one.update(visible=True, **changed)
+    page.goto(shown.server.viewer(fragment(state)), wait_until="domcontentloaded")
+    settle(page)
+    (panel,) = page.locator(".neuroglancer-rendered-data-panel").all()
+    place = panel.bounding_box()
+    assert place is not None
+    pixels = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+    left, top, width, height = (round(place[key]) for key in ("x", "y", "width", "height"))
+    return pixels[top : top + height, left : left + width]
+
+
+def at_voxels(pixels: NDArray[np.uint8], state: dict[str, Any], box: Box) -> NDArray[np.uint8]:
+    """The colour in the middle of each voxel of a slice, ``(y, x, 3) uint8``."""
+    x, y, _ = state["position"]
+    rows = pixels.shape[0] / 2 + (800 / SIZE[1] + np.arange(box.start[1], box.stop[1]) - y) * 2 * ZOOM
+    columns = pixels.shape[1] / 2 + (-40 / SIZE[2] + np.arange(box.start[2], box.stop[2]) - x) * ZOOM
+    return pixels[np.floor(rows).astype(int)][:, np.floor(columns).astype(int)]
+
+
+def assert_close(found: NDArray[np.uint8], wanted: NDArray[Any]) -> None:
+    wrong = np.abs(found.astype(int) - wanted.astype(int)).max(axis=-1) > CLOSE
+    assert wrong.mean() == 0, f"{wrong.mean():.1%} of the voxels, such as {np.argwhere(wrong)[:3]}"
+
+
+def test_each_voxel_is_where_it_is_in_its_colour(browser: Browser, output: Path) -> None:
+    stored = open_output(output)
+    box = Box((Z, *REGION.start[1:]), (Z + 1, *REGION.stop[1:]))
+    labels = stored.read_labels(box)[0]
+    missing = labels == NOT_COMPUTED
+    assert 0 < missing.mean() < 1
+    with view(output) as shown, watched_page(browser, expected="/raw/.zarray") as page:
+        state = state_of(shown)
+
+        found = seen(page, shown, "classes", 1 / ZOOM, selectedAlpha=1, segments=["0", "1"])
+        colours = np.array([colour(0), colour(1), *[BACKGROUND] * 254])
+        assert_close(at_voxels(found, state, box), colours[labels])
+
+        found = seen(page, shown, "classes", 1 / ZOOM, selectedAlpha=1)
+        colours[0] = BACKGROUND
+        assert_close(at_voxels(found, state, box), colours[labels])
+
+        found = seen(page, shown, "probability of membrane", 1 / ZOOM)
+        amounts = stored.read_probabilities(box)[1, 0][..., None] / QUANTA
+        wanted = np.where(missing[..., None], BACKGROUND, np.array(colour(1)) * amounts)
+        assert_close(at_voxels(found, state, box), wanted)
+
+        found = seen(page, shown, "raw", 1 / ZOOM)
+        low, high = state["layers"][0]["shaderControls"]["normalized"]["range"]
+        around = Box((Z, 5, 10), (Z + 1, 105, 325))
+        grey = np.clip((texture(SHAPE)[around.slices()][0] - low) / (high - low), 0, 1) * 255
+        assert_close(at_voxels(found, state, around), np.repeat(grey[..., None], 3, axis=-1))
+
+        found = at_voxels(seen(page, shown, "instances", 1 / ZOOM, selectedAlpha=1), state, box)
+        ids = open_instances(output, "instances").read(box.relative_to(REGION.start))[0]
+        assert_close(found[ids == 0], np.broadcast_to(BACKGROUND, found[ids == 0].shape))
+        pairs = np.unique(np.column_stack([ids[ids > 0], found[ids > 0]]), axis=0)
+        assert len(pairs) == len(np.unique(ids[ids > 0])), "an instance has more than one colour"
+        assert len(np.unique(pairs[:, 1:], axis=0)) > len(pairs) / 2, "instances have the same colours"
+
+
+def test_what_a_user_sees_first(browser: Browser, output: Path, tmp_path: Path) -> None:
+    """By the address that a browser is given: all layers in one, with names, and from afar no more than a coarser level."""
+    with view(output) as shown, watched_page(browser, expected="/raw/.zarray") as page:
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(shown.server.ticket(), wait_until="domcontentloaded")
+        settle(page)
+        page.screenshot(path=tmp_path / "first.png")
+        pixels = np.asarray(Image.open(tmp_path / "first.png").convert("RGB"))
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500
+        for name in ("inside", "membrane", "not computed"):
+            assert page.get_by_text(name, exact=True).count() > 0
+        assert page.url.startswith(f"{shown.url}v/emseg/#!")
+        assert any("/classes/0/c/" in url for url in asked)
+
+        asked.clear()
+        far = state_of(shown) | {"crossSectionScale": 3, "layout": "xy"}
+        page.goto("about:blank")
+        page.goto(shown.server.viewer(fragment(far)), wait_until="domcontentloaded")
+        settle(page)
+        chunks = [url for url in asked if "/classes/" in url and "/c/" in url]
+        assert chunks
+        assert all("/classes/1/c/" in url for url in chunks)

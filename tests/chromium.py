@@ -1,0 +1,59 @@
+"""A browser without a screen, whose pages must log no error and ask for nothing from elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+from emseg_workflows.clusters.local import LOOPBACK
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ALONE = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic", "--no-first-run")
+"""A browser that asks nobody anything of its own accord."""
+PLAIN = ("--disable-gpu",)
+DRAWING = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
+"""WebGL without a GPU."""
+
+HERE = ("data:", "file:", "blob:")
+"""How addresses begin that need no network."""
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="tests/browser/setup was not run: no Chromium")
+
+
+@contextmanager
+def started(*flags: str) -> Iterator[Browser]:
+    """The browser."""
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", *flags, *ALONE]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=arguments)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def watched_page(browser: Browser, expected: str | None = None) -> Iterator[Page]:
+    """A page of it.
+
+    Parameters
+    ----------
+    expected
+        End of an address whose absence is no error.
+    """
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    wrong: list[str] = []
+
+    def look(message: ConsoleMessage) -> None:
+        where = message.location.get("url", "")
+        if message.type == "error" and not (expected and where.endswith(expected)):
+            wrong.append(f"{where}: {message.text}")
+
+    page.on("console", look)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda asked: None if LOOPBACK in asked.url or asked.url.startswith(HERE) else wrong.append(asked.url))
+    yield page
+    page.close()
+    assert wrong == []

@@ -1,0 +1,182 @@
+"""The server gives away the files that it was told to, or parts of them, to those who know the address; and nothing else."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+from runs import own_address
+
+from emseg.errors import InputError
+from emseg_workflows.viewing.server import LOOPBACK, ViewServer
+
+CONTENT = bytes(range(256)) * 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is served, one that is not, and links between the two."""
+    folder = tmp_path_factory.mktemp("served")
+    for name in ("image/c", "secret", "client"):
+        (folder / name).mkdir(parents=True)
+    (folder / "image" / "c" / "0").write_bytes(CONTENT)
+    (folder / "image" / ".zattrs").write_bytes(b"{}")
+    (folder / "secret" / "key").write_bytes(b"secret")
+    (folder / "image" / "out").symlink_to(folder / "secret")
+    (folder / "image" / "within").symlink_to("c")
+    (folder / "link").symlink_to("image")
+    (folder / "client" / "index.html").write_bytes(b"<html>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[ViewServer]:
+    with ViewServer(folder / "client") as server:
+        server.start("state", {"image/0": folder / "image", "linked/0": folder / "link"}, {"image/zarr.json": b"[1]"})
+        yield server
+
+
+def ask(
+    server: ViewServer, path: str, method: str = "GET", headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of what is answered for a path behind the token, exactly as it is written."""
+    place = urlsplit(server.url)
+    connection = http.client.HTTPConnection(place.netloc, timeout=20)
+    try:
+        connection.request(method, path if path.startswith("/") else place.path + path, headers=headers or {})
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def test_a_whole_file(server: ViewServer) -> None:
+    status, headers, body = ask(server, "data/image/0/c/0")
+    assert (status, body) == (200, CONTENT)
+    assert headers["access-control-allow-origin"] == "*"
+    assert headers["content-type"] == "application/octet-stream"
+    assert ask(server, "data/image/0/.zattrs")[2] == b"{}"
+    assert ask(server, "data/image/0/within/0")[2] == CONTENT
+    assert ask(server, "data/linked/0/c/0")[2] == CONTENT
+    assert ask(server, "data/image/zarr.json")[2] == b"[1]"
+
+
+@pytest.mark.parametrize(
+    ("asked", "got"),
+    [("0-0", CONTENT[:1]), ("100-299", CONTENT[100:300]), ("-20", CONTENT[-20:]), ("2000-", CONTENT[2000:])],
+)
+def test_parts_of_a_file(asked: str, got: bytes, server: ViewServer) -> None:
+    status, headers, body = ask(server, "data/image/0/c/0", headers={"Range": f"bytes={asked}"})
+    assert (status, body) == (206, got)
+    assert headers["content-range"].endswith(f"/{len(CONTENT)}")
+
+
+@pytest.mark.parametrize(("path", "length"), [("data/image/0/c/0", len(CONTENT)), ("data/image/zarr.json", 3)])
+def test_how_long_a_file_is(path: str, length: int, server: ViewServer) -> None:
+    status, headers, body = ask(server, path, "HEAD")
+    assert (status, int(headers["content-length"]), body) == (200, length, b"")
+
+
+def test_a_file_that_was_written_anew(server: ViewServer, folder: Path) -> None:
+    """As blocks are while a run goes on: no older content is told, and none kept by the browser unasked."""
+    changing = folder / "image" / "c" / "1"
+    for content in (b"one", b"another"):
+        changing.write_bytes(content)
+        status, headers, body = ask(server, "data/image/0/c/1")
+        assert (status, body, headers["cache-control"]) == (200, content, "no-cache")
+        assert "etag" not in headers
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("data/image/0/c/9", "data/image/0/c", "data/image/0/", "data/image/", "data/", "data/secret/key", "data/image/1/c/0"),
+        *("data/image/0/../secret/key", "data/image/0/../../secret/key", "data/image/0/..%2Fsecret%2Fkey"),
+        *("data/image/0/%2e%2e/secret/key", "data/image/0//etc/passwd", "data/image/0/%2Fetc%2Fpasswd"),
+        *("data/image/0/out/key", "data/image/0/%00", "/", "/data/image/0/c/0", "/v/emseg/"),
+        *("/wrong/", "/wrong/data/image/0/c/0", "/wrong/v/emseg/", "/wrong/events/emseg", "../data/image/0/c/0"),
+    ],
+)
+def test_there_is_nothing_else(path: str, server: ViewServer) -> None:
+    status, _, body = ask(server, path)
+    assert status in (403, 404)
+    assert b"secret" not in body
+    assert b"root:" not in body
+
+
+@pytest.mark.parametrize("path", ["v/emseg/../secret/key", "v/emseg/%2e%2e/secret/key", "v/emseg//etc/passwd"])
+def test_the_client_is_alone_in_its_place(path: str, server: ViewServer) -> None:
+    assert ask(server, path)[0] in (403, 404)
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+@pytest.mark.parametrize(
+    "path", ["", "data/image/0/c/0", "data/image/0/new", "data/image/zarr.json", "v/emseg/", "events/emseg"]
+)
+def test_nothing_is_written(method: str, path: str, server: ViewServer, folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    assert ask(server, path, method)[0] == 405
+    assert sorted(folder.rglob("*")) == before
+    assert (folder / "image" / "c" / "0").read_bytes() == CONTENT
+
+
+def test_the_address_leads_to_the_viewer_with_its_state(server: ViewServer) -> None:
+    status, headers, _ = ask(server, "")
+    assert (status, headers["location"]) == (302, server.viewer("state"))
+    assert ask(server, "v/emseg/")[2] == b"<html>"
+
+
+def test_a_ticket_is_good_once(server: ViewServer) -> None:
+    path = urlsplit(server.ticket()).path
+    status, headers, _ = ask(server, path)
+    assert (status, headers["location"]) == (302, server.url)
+    assert ask(server, path)[0] == 404
+
+
+def test_only_this_machine_is_listened_to(server: ViewServer) -> None:
+    found = [at.laddr for at in psutil.Process().net_connections("inet") if at.status == psutil.CONN_LISTEN]
+    assert [place.ip for place in found if place.port == server.port] == [LOOPBACK]
+    if (address := own_address()) != LOOPBACK:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((address, server.port), timeout=5)
+
+
+def test_a_port_that_is_taken(server: ViewServer, folder: Path) -> None:
+    with pytest.raises(InputError, match=rf"port {server.port} of 127\.0\.0\.1 .*in use.*--port"):
+        ViewServer(folder / "client", server.port)
+
+
+def test_the_port_is_free_after_the_end_even_of_one_who_still_listens(folder: Path) -> None:
+    with ViewServer(folder / "client") as server:
+        server.start("state", {}, {})
+        place = urlsplit(server.url)
+        listener = http.client.HTTPConnection(place.netloc, timeout=20)
+        listener.request("GET", f"{place.path}events/emseg")
+        assert listener.getresponse().status == 200
+    listener.close()
+    ViewServer(folder / "client", server.port).stop()
+
+
+def test_it_ends_however_soon(folder: Path) -> None:
+    """Right after it was started, or while somebody asks for events."""
+    for number in range(60):
+        with ViewServer(folder / "client") as server:
+            server.start("state", {}, {})
+            listener = http.client.HTTPConnection(LOOPBACK, server.port, timeout=20)
+            if number % 2:
+                listener.request("GET", f"{urlsplit(server.url).path}events/emseg")
+        listener.close()
+
+
+def test_each_server_has_a_token_of_its_own(folder: Path) -> None:
+    tokens = set()
+    for _ in range(3):
+        with ViewServer(folder / "client") as server:
+            tokens.add(urlsplit(server.url).path)
+    assert len(tokens) == 3
+    assert min(map(len, tokens)) >= 32

@@ -1,0 +1,155 @@
+"""What the viewer is told to show: Neuroglancer's state, as plain dictionaries.
+
+Its axes are x, y, z, since it draws the first one from left to right and the second one downwards. Its coordinates count
+voxels from the origin of the volume's space; a voxel reaches from half before to half behind its centre.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from emseg.box import AXES, Box
+from emseg.grid.stitch import NOT_COMPUTED, QUANTA
+from emseg.specs.volume import NANOMETRES, VolumeSpec
+from emseg.store.classes import colour
+from emseg_workflows.pictures import NOT_COMPUTED_COLOUR
+
+Contrast = tuple[float, float]
+"""Raw values that are black and white."""
+
+PANEL = 400
+"""Pixels that the region fills of a panel, at least."""
+FARTHEST = 4.0
+"""Most voxels that a pixel stands for at first: images without coarser levels would else be loaded in whole."""
+OPACITY = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The address of each image, a Zarr group."""
+
+    classes: str
+    names: str
+    """Where the names of classes are, in Neuroglancer's own format."""
+    raw: str | None = None
+    probabilities: str | None = None
+    instances: Mapping[str, str] = field(default_factory=dict)
+    """By the name of the instance labels."""
+
+
+def viewer_state(
+    volume: VolumeSpec, region: Box, classes: tuple[str, ...], sources: Sources, contrast: Contrast | None
+) -> dict[str, Any]:
+    """The state, JSON values: all layers, seen from the middle of the region.
+
+    Parameters
+    ----------
+    volume
+        The volume: gives axes, voxel size and units.
+    region
+        What the output covers, in the volume's coordinates.
+    classes
+        Name of each class.
+    contrast
+        None lets the viewer choose.
+    """
+    rank = volume.rank
+    sizes = volume.proportions
+    extents = [length * size / min(sizes[-rank:]) for length, size in zip(region.shape, sizes, strict=True)][-rank:]
+    return {
+        "dimensions": _dimensions(volume),
+        "position": _middle(volume, region),
+        "crossSectionScale": min(max(extents[-2:]) / PANEL, FARTHEST),
+        "projectionScale": max(extents),
+        "layers": _layers(classes, sources, contrast),
+        "selectedLayer": {"layer": "classes", "visible": True},
+        "layout": "4panel" if region.shape[0] > 1 else "xy",
+        "showDefaultAnnotations": False,
+    }
+
+
+def fragment(state: Mapping[str, Any]) -> str:
+    """A state as the part of the viewer's address behind ``#!``."""
+    return quote(json.dumps(state, separators=(",", ":")), safe=":,/'")
+
+
+def class_names(classes: tuple[str, ...]) -> dict[str, Any]:
+    """What Neuroglancer's format for properties of segments has at ``info``: the name of each class."""
+    named = {**dict(enumerate(classes)), NOT_COMPUTED: "not computed"}
+    labels = {"id": "label", "type": "label", "values": list(named.values())}
+    return {
+        "@type": "neuroglancer_segment_properties",
+        "inline": {"ids": [str(value) for value in named], "properties": [labels]},
+    }
+
+
+def _dimensions(volume: VolumeSpec) -> dict[str, list[Any]]:
+    """Voxel size and unit of each axis, x first; in metres, where the unit is one of length."""
+    found: dict[str, list[Any]] = {}
+    for axis, size, unit in reversed(list(zip(AXES, volume.scale, volume.units, strict=True))[-volume.rank :]):
+        metres = NANOMETRES.get(unit or "")
+        found[axis] = [size, ""] if metres is None else [size * metres * 1e-9, "m"]
+    return found
+
+
+def _middle(volume: VolumeSpec, region: Box) -> list[float]:
+    """The centre of the voxel in the middle of a region, x first, in voxels from the origin of the volume's space."""
+    places = [(first + stop) // 2 for first, stop in zip(region.start, region.stop, strict=True)]
+    centres = [t / s + place for t, s, place in zip(volume.translation, volume.scale, places, strict=True)]
+    return centres[-volume.rank :][::-1]
+
+
+def _layers(classes: tuple[str, ...], sources: Sources, contrast: Contrast | None) -> list[dict[str, Any]]:
+    """The layers, the lowest first."""
+    layers: list[dict[str, Any]] = []
+    if sources.raw:
+        controls = {"shaderControls": {"normalized": {"range": list(contrast)}}} if contrast else {}
+        layers.append({"type": "image", "name": "raw", "source": sources.raw, "opacity": 1, **controls})
+    if sources.probabilities:
+        layers += [_probability(sources.probabilities, index, name) for index, name in enumerate(classes)]
+    for name, source in sources.instances.items():
+        layers.append({"type": "segmentation", "name": name, "source": source, "selectedAlpha": OPACITY})
+    layers.append(
+        {
+            "type": "segmentation",
+            "name": "classes",
+            "source": [sources.classes, sources.names],
+            "segments": [str(value) for value in range(len(classes))][-max(1, len(classes) - 1) :],
+            "segmentColors": {str(value): _hex(colour(value)) for value in range(len(classes))}
+            | {str(NOT_COMPUTED): _hex(NOT_COMPUTED_COLOUR)},
+            "hideSegmentZero": False,
+            "selectedAlpha": OPACITY,
+            "tab": "segments",
+        }
+    )
+    return layers
+
+
+def _probability(source: str, index: int, name: str) -> dict[str, Any]:
+    """The probability of a class, brighter where it is higher, in the colour of the class."""
+    red, green, blue = (value / 255 for value in colour(index))
+    shader = (
+        "void main() {\n"
+        "  float quanta = float(toRaw(getDataValue()));\n"
+        f"  if (quanta > {QUANTA}.0) {{ emitTransparent(); return; }}\n"
+        f"  emitRGB(vec3({red:.3f}, {green:.3f}, {blue:.3f}) * quanta / {QUANTA}.0);\n"
+        "}\n"
+    )
+    return {
+        "type": "image",
+        "name": f"probability of {name}",
+        "source": source,
+        "localDimensions": {"c'": [1, ""]},
+        "localPosition": [index],
+        "shader": shader,
+        "opacity": 1,
+        "visible": False,
+    }
+
+
+def _hex(rgb: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*rgb)
