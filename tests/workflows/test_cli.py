@@ -120,7 +120,7 @@ REFUSED = {
     "models show missing": "no bundled model.*membrane-fib25",
     "models show truncated.safetensors": "truncated",
     "run good.zarr --model missing": "no bundled model.*membrane-fib25",
-    "run good.zarr --model theirs": "no bundled model",
+    "run good.zarr --model theirs": "no package of BioImage.IO",
     "run good.zarr --model rgb.safetensors": "3 channels, but a volume has 1",
     "run good.zarr --model oblong.safetensors --tta": "turns tiles by 90 degrees.* 3 in y and 5 in x: leave out --tta",
     "plan good.zarr --model oblong.safetensors --tta": "turns tiles by 90 degrees",

@@ -241,7 +241,8 @@ def test_checksums_need_no_volume_no_model_no_torch(output: Path) -> None:
     assert done.stderr == "False\n"
     assert done.returncode == 3
     found = json.loads(done.stdout)
-    assert found.keys() == {"blocks", "checked", "damaged", "missing", "repaired", "holds"}
+    units = {"units", "units_damaged", "units_missing", "units_repaired"}
+    assert found.keys() == {"blocks", "checked", "damaged", "missing", "repaired", "holds"} | units
     assert [failure.keys() for failure in found["damaged"]] == [{"block", "box", "cause"}]
 
 

@@ -276,6 +276,21 @@ def test_an_output_that_may_only_be_read(output: Path) -> None:
     assert (found["state"], found["run"]) == ("held", 2)
     assert 0 <= found["seen"] < 60
     assert found.keys() == {
-        *("output", "blocks", "done", "failed", "left", "run", "runs", "running", "state", "holder", "seen"),
+        *(
+            "output",
+            "built",
+            "outside",
+            "units",
+            "blocks",
+            "done",
+            "failed",
+            "left",
+            "run",
+            "runs",
+            "running",
+            "state",
+            "holder",
+            "seen",
+        ),
         *("last_activity", "volume", "model", "megavoxels_per_second", "seconds_left", "job"),
     }
