@@ -292,5 +292,5 @@ def test_an_output_that_may_only_be_read(output: Path) -> None:
             "holder",
             "seen",
         ),
-        *("last_activity", "volume", "model", "megavoxels_per_second", "seconds_left", "job"),
+        *("last_activity", "volume", "model", "megavoxels_per_second", "seconds_left", "job", "outside", "units", "built"),
     }
