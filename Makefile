@@ -9,15 +9,15 @@ demo: .venv/demo
 	$(BIN)/python examples/segment_sample.py demo
 
 test: lint
-	$(BIN)/pytest -n 2 --dist worksteal --ignore=tests/slurm
+	$(BIN)/pytest -n 2 --dist worksteal --ignore=tests/slurm --ignore=tests/browser --ignore=tests/hosts
 
 # A real SLURM cluster on this machine; installs it from Debian's packages, so it must be root.
 slurm: .venv/test
 	tests/slurm/setup
 	$(BIN)/pytest tests/slurm
 
-# A browser that looks at the dashboard and at `emseg view`, and several hosts on one machine, one of which is cut off. Both install Debian's
-# packages, so they must be root. `make test` has these tests too, and skips them without.
+# A browser that looks at the dashboard, at `emseg view` and at reports, and several hosts on one machine, one of which is cut off.
+# Both install Debian's packages, so they must be root.
 browser hosts: .venv/test
 	tests/$@/setup
 	$(BIN)/pytest tests/$@

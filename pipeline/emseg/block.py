@@ -22,12 +22,12 @@ from emseg.canary import batch_is_free
 from emseg.errors import BlockError, Fault, MemoryShortageError
 from emseg.grid.blocks import Block
 from emseg.grid.mirror import reflect
-from emseg.grid.stitch import NOT_COMPUTED, Canvas, classify, finite, quantise, softmax
+from emseg.grid.stitch import NOT_COMPUTED, QUANTA, Canvas, classify, finite, quantise, softmax
 from emseg.grid.tiles import Tile, hull_of, tiles_of
 from emseg.normalise import Normalisation, normalised, refuse_nonfinite
 from emseg.outcome import Outcome, Stopwatch
 from emseg.ports import Batch, Classifier, LabelWriter, Predictor, VolumeReader
-from emseg.recipe import Recipe
+from emseg.recipe import Empty, Recipe
 
 MOST_CAUSE = 400
 """Longest cause in an outcome, in characters: libraries may raise pages."""
@@ -77,6 +77,10 @@ def _segment(bench: Bench, block: Block, watch: Stopwatch) -> None:
     plan, model, box = bench.recipe.plan, bench.recipe.plan.model, block.write
     with watch.phase("read"):
         seen = read_seen(bench.volume, bench.recipe.normalisation, plan.read_box(block))
+    if bench.recipe.empty is not None and seen.shows_only(bench.recipe.empty.value):
+        with watch.phase("write"):
+            bench.labels.write(box, *declared(bench.recipe, bench.recipe.empty, box))
+        return
     labels: Canvas[np.uint8] = Canvas(box, np.uint8)
     probabilities: Canvas[np.uint8] | None = None
     if bench.recipe.probabilities:
@@ -151,6 +155,10 @@ class Seen:
     deviation: NDArray[np.float32]
     """Of each slice, ``(z)``."""
 
+    def shows_only(self, value: float) -> bool:
+        """Whether each voxel has this value."""
+        return bool((self.voxels == value).all())
+
     def batch(self, group: list[Tile]) -> Batch:
         """What these tiles see."""
         where = [tile.source.relative_to(self.box.start).slices() for tile in group]
@@ -158,6 +166,16 @@ class Seen:
         if len(where) == 1:  # a tile by itself is not copied: nobody writes to a batch
             return Batch(self.voxels[where[0]][None], mean, deviation)
         return Batch(np.stack([self.voxels[slices] for slices in where]), mean, deviation)
+
+
+def declared(recipe: Recipe, empty: Empty, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Labels ``(z, y, x)`` of a block that is not predicted, and probabilities ``(class, z, y, x)`` if the run keeps them."""
+    labels = np.full(box.shape, empty.label, np.uint8)
+    if not recipe.probabilities:
+        return labels, None
+    probabilities = np.zeros((len(recipe.plan.model.classes), *box.shape), np.uint8)
+    probabilities[empty.label] = QUANTA
+    return labels, probabilities
 
 
 def read_seen(volume: VolumeReader, normalisation: Normalisation, box: Box) -> Seen:

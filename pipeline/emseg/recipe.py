@@ -20,6 +20,16 @@ from emseg.specs.volume import VolumeSpec
 
 
 @dataclass(frozen=True, slots=True)
+class Empty:
+    """A declaration: where all that a block sees has one value, it is not predicted but gets one class."""
+
+    value: float
+    """In grey values."""
+    label: int
+    """The class, in the order of the label values from 0."""
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """Volume, model, normalisation, geometry and numerics of a run."""
 
@@ -41,6 +51,8 @@ class Recipe:
     """Step (z, y, x) of each coarser level, in voxels of the next finer one."""
     mask: str | None = None
     """SHA-256 of which blocks a mask leaves out; None without one."""
+    empty: Empty | None = None
+    """What is declared of blocks that see a single value; None if these are predicted as all others."""
 
     @property
     def fingerprint(self) -> str:
@@ -68,6 +80,7 @@ class Recipe:
             **({"tta": True} if self.tta else {}),
             **({"levels": [list(step) for step in self.steps]} if self.steps else {}),
             **({} if self.mask is None else {"mask": self.mask}),
+            **({} if self.empty is None else {"empty": asdict(self.empty)}),
         }
 
     @classmethod
@@ -85,6 +98,7 @@ class Recipe:
             tta=bool(data.get("tta", False)),
             steps=tuple(triple(step) for step in data.get("levels", ())),
             mask=data.get("mask"),
+            empty=Empty(float(data["empty"]["value"]), int(data["empty"]["label"])) if "empty" in data else None,
         )
 
 

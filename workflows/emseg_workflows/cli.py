@@ -96,6 +96,20 @@ class Span(click.ParamType[tuple[int, int]]):
         return first, stop
 
 
+class Declared(click.ParamType[tuple[float, str]]):
+    """A grey value and a class as they are typed after ``--empty``: ``0=inside``."""
+
+    name = "value=class"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, str]:
+        """Both."""
+        try:
+            number, name = value.split("=") if isinstance(value, str) else value
+            return float(number), name
+        except ValueError:
+            self.fail(f"{value!r} is not a grey value and a class, value=class", param, ctx)
+
+
 class Meaning(click.ParamType[dict[str, tuple[int, ...]]]):
     """The values that stand for each class, as they are typed after ``--labels``: ``membrane=0,inside=128+255``."""
 
@@ -336,6 +350,11 @@ def _explain(layouts: list[Layout], needed: int) -> None:
 @level_option
 @region_option
 @probabilities_option
+@click.option(
+    "--empty",
+    type=Declared(),
+    help="Blocks that see nothing but this grey value get this class, and are not predicted; by default all are.",
+)
 @click.option("--instances", is_flag=True, help="Label instances at the end, as `emseg label` does.")
 @tta_option
 @pyramid_option
@@ -394,6 +413,7 @@ def run(
     level: int | None,
     roi: str | None,
     probabilities: bool,
+    empty: tuple[float, str] | None,
     instances: bool,
     tta: bool,
     pyramid: bool | None,
@@ -433,6 +453,7 @@ def run(
                     tta=tta,
                     pyramid=pyramid,
                     mask=mask,
+                    empty=empty,
                     normalise=normalise,
                     tile=tile,
                     threads=threads,

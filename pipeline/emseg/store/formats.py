@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from emseg.errors import VolumeError
+from emseg.store.array_stack import Array, ArrayStack
 from emseg.store.hdf5 import HDF5_SUFFIXES, open_hdf5
 from emseg.store.mrc import MRC_SUFFIXES, open_mrc
 from emseg.store.n5 import is_n5, open_n5
@@ -16,8 +17,10 @@ from emseg.store.stack import Stack
 from emseg.store.tiff import open_tiff
 
 
-def open_stack(source: str | Path, dataset: str | None = None, *, allow_missing: bool = False) -> AbstractContextManager[Stack]:
-    """The stack in a TIFF, MRC or HDF5 file, of N5 or Neuroglancer precomputed, or in a folder of TIFF or PNG slices.
+def open_stack(
+    source: str | Path | Array, dataset: str | None = None, *, allow_missing: bool = False
+) -> AbstractContextManager[Stack]:
+    """The stack that an array is, or one in a file, a folder of slices, an N5 container or a precomputed volume.
 
     It is open for as long as the ``with`` lasts.
 
@@ -33,6 +36,8 @@ def open_stack(source: str | Path, dataset: str | None = None, *, allow_missing:
     VolumeError
         If there is no such stack, or one that emseg cannot read; the message says why and what helps.
     """
+    if not isinstance(source, str | Path):
+        return nullcontext(ArrayStack(source))
     path = local(source)
     suffix = path.suffix.lower() if path.is_file() else ""
     if suffix in HDF5_SUFFIXES:

@@ -14,6 +14,7 @@ from emseg.box import Box, Triple
 from emseg.errors import OutputError, VolumeError
 from emseg.grid.blocks import Blocks
 from emseg.specs.volume import VolumeSpec
+from emseg.store.array_stack import Array
 from emseg.store.formats import open_stack
 from emseg.store.new_volume import brick_layout, new_volume, slab_layout
 from emseg.store.ome import LENGTH_UNITS
@@ -36,7 +37,7 @@ class Ingested:
 
 
 def ingest(
-    source: str | Path,
+    source: str | Path | Array,
     volume_path: str | Path,
     *,
     dataset: str | None = None,
@@ -52,7 +53,8 @@ def ingest(
     ----------
     source
         A TIFF file of many pages, an MRC or HDF5 file, a folder of PNG or one-page TIFF files, numbered in their names, an N5
-        container or dataset, or a Neuroglancer precomputed volume.
+        container or dataset, or a Neuroglancer precomputed volume; or an array ``(z, y, x)`` or ``(y, x)`` of NumPy, Dask or
+        Zarr.
     volume_path
         Where to make the volume, an OME-Zarr image.
     dataset
@@ -79,7 +81,8 @@ def ingest(
     given = None if voxel_size is None else _given(voxel_size, unit)
     target = output_path(volume_path)
     with open_stack(source, dataset, allow_missing=allow_missing) as stack:
-        _refuse_overlap(Path(source), target)
+        if isinstance(source, str | Path):
+            _refuse_overlap(Path(source), target)
         size = given or stack.stated or NOT_STATED
         shard, chunk, part, read = _layout(stack)
         spec = VolumeSpec(stack.shape, stack.dtype, chunk, 3, size.scale, size.translation, size.units)

@@ -17,6 +17,7 @@ from emseg.model.device import Device
 from emseg.normalise import Scope
 from emseg.recipe import Recipe
 from emseg.specs.numerics import Backend, Precision
+from emseg.store.array_stack import Array
 from emseg.store.lease import Lease, Token
 from emseg.store.ledger import Output
 from emseg.store.level import remove_unfounded
@@ -24,6 +25,7 @@ from emseg.store.output import open_output
 from emseg_workflows.bench import Job
 from emseg_workflows.dispatch import Policy
 from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
+from emseg_workflows.flows.arrays import volume_at
 from emseg_workflows.flows.limits import check_chunks, check_gpus, check_memory, check_space
 from emseg_workflows.flows.outputs import begun_recipe, check_same, claimed, prepare_output
 from emseg_workflows.flows.places import check_output_place, default_output
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 
 def segment(
-    volume: str | Path,
+    volume: str | Path | Array,
     output: str | Path | None = None,
     *,
     model: str | Path | None = None,
@@ -51,6 +53,8 @@ def segment(
     tta: bool = False,
     pyramid: bool | None = None,
     mask: str | Path | None = None,
+    empty: tuple[float, str] | None = None,
+    voxel_size: tuple[float, float, float] | None = None,
     normalise: Scope | None = None,
     tile: Triple | None = None,
     threads: int = 1,
@@ -79,7 +83,8 @@ def segment(
     Parameters
     ----------
     volume
-        A Zarr array or OME-Zarr image, (z, y, x) or (y, x), of uint8, uint16 or float32.
+        A Zarr array or OME-Zarr image, (z, y, x) or (y, x), of uint8, uint16 or float32, by its path; or an array of NumPy,
+        Dask or Zarr, which is stored as ``NAME.volume.zarr`` beside the output, unless it is on a disk of this machine.
     output
         The OME-Zarr group to write; by default beside the volume, see `default_output`.
     model
@@ -96,6 +101,11 @@ def segment(
     mask
         A Zarr array or OME-Zarr image of any voxel size: blocks that no voxel of it touches which is not 0 are left out, and
         stay *not computed*. None for as the output was begun.
+    empty
+        A grey value and the name of a class: where all that a block sees has that value, it is not predicted but gets that
+        class, which is then not what one pass over the volume would have given. None for as the output was begun, else never.
+    voxel_size
+        Of an array: size (z, y, x) of a voxel in nanometres; None if it is not known.
     normalise
         Measure mean and deviation of the intensities once per ``volume``, or per z ``slice``; None for what the model was
         trained with.
@@ -152,7 +162,7 @@ def segment(
     placement = with_shared_gpus(
         Placement(workers, host, scheduler, client, cluster, gpus, workers_per_gpu, tls, site, report, adapt)
     )
-    device, volume = device or placement.default_device, Path(volume)
+    device, volume = device or placement.default_device, volume_at(volume, output, voxel_size)
     place = Path(output) if output is not None else default_output(volume)
     check_output_place(place, volume)
     begun = begun_recipe(place, overwrite)
@@ -162,6 +172,7 @@ def segment(
         tta=tta,
         pyramid=pyramid,
         mask=Path(mask) if mask is not None else None,
+        empty=empty,
         threads=threads,
         limits=limits_of(placement, threads, device, tta),
         begun=begun,

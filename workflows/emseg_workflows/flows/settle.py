@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.box import Box, Triple
+from emseg.errors import PlanError
 from emseg.grid.cost import Cost, cost_of
 from emseg.grid.layout import BLOCK_FLOPS, Limits, plan_volume
 from emseg.grid.plan import Plan
@@ -22,7 +23,7 @@ from emseg.model.device import Device
 from emseg.model.foreign import read_foreign
 from emseg.model.source import describe, digest_of
 from emseg.normalise import Normalisation, Scope, survey
-from emseg.recipe import Recipe
+from emseg.recipe import Empty, Recipe
 from emseg.specs.contract import Contract
 from emseg.specs.network import NetworkSpec
 from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
@@ -69,6 +70,7 @@ class Draft:
     outside: NDArray[np.bool_] | None
     """Blocks that a mask leaves out, ``(z, y, x) bool`` on the plan's grid; None without one, or where it is as begun."""
     mask_path: Path | None
+    empty: Empty | None
     threads: int
     begun: Recipe | None
     """Of the run that is gone on with."""
@@ -91,7 +93,7 @@ class Draft:
 
     def recipe(self, numerics: Numerics, accuracy: Accuracy | None) -> Recipe:
         """What decides the output's bytes, if predictors compute so."""
-        settings = (self.plan, numerics, self.probabilities, accuracy, self.tta, self.steps, self.mask)
+        settings = (self.plan, numerics, self.probabilities, accuracy, self.tta, self.steps, self.mask, self.empty)
         return Recipe(self.volume, self.volume_digest, self.model_digest, self.normalisation, *settings)
 
 
@@ -106,6 +108,7 @@ def draft_run(
     tta: bool,
     pyramid: bool | None,
     mask: Path | None,
+    empty: tuple[float, str] | None,
     threads: int,
     limits: Limits,
     begun: Recipe | None,
@@ -144,6 +147,7 @@ def draft_run(
         tta=tta,
         outside=outside_of(mask, plan, source.spec),
         mask_path=mask,
+        empty=begun.empty if begun is not None and empty is None else _declared(empty, spec),
         steps=begun.steps if begun is not None and pyramid is None else levels_for(source.spec, plan.region, pyramid),
         threads=threads,
         begun=begun,
@@ -203,6 +207,16 @@ def _described(path: Path, begun: Recipe | None) -> tuple[NetworkSpec, dict[str,
     if begun is not None and digest == begun.model_digest and isinstance(begun.plan.model, Contract):
         return begun.plan.model, read_foreign(path).card, digest
     return *describe(path), digest
+
+
+def _declared(empty: tuple[float, str] | None, spec: NetworkSpec) -> Empty | None:
+    """What is declared of blocks that see a single value, with the class by its number."""
+    if empty is None:
+        return None
+    value, name = empty
+    if name not in spec.classes:
+        raise PlanError(f"--empty names the class {name!r}, but the model has {', '.join(spec.classes)}: name one of these")
+    return Empty(value, spec.classes.index(name))
 
 
 def _told(card: Mapping[str, str]) -> Normalisation | None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from emseg.block import predict_box
+from emseg.block import predict_box, read_seen
 from emseg.box import Box, Triple, triple
 from emseg.errors import BlockError, ModelError, OutputError
 from emseg.grid.plan import Plan
@@ -177,6 +178,7 @@ def _compare(
     """Add what one box shows."""
     labels = stored.read_labels(box)
     computed = labels != NOT_COMPUTED
+    declared = _declared(source, recipe, box)
     verdict.not_computed += int(np.count_nonzero(~computed))
     if not computed.any():
         return
@@ -185,7 +187,11 @@ def _compare(
     ours = predict_box(source, predictor, recipe.normalisation, box, tile, lead)
     verdict.largest_difference = max(verdict.largest_difference, float(np.abs(theirs - ours).max()))
 
-    differs = computed & (labels != ours.argmax(axis=0))
+    expected = ours.argmax(axis=0)
+    if recipe.empty is not None:
+        expected[declared] = recipe.empty.label
+    differs = computed & (labels != expected)
+    computed &= ~declared  # whose probabilities are declared as well
     best = np.sort(ours, axis=0)
     tied = best[-1] - best[-2] <= verdict.tolerance if len(best) > 1 else np.zeros(box.shape, bool)
     verdict.ties += int(np.count_nonzero(differs & tied))
@@ -194,6 +200,21 @@ def _compare(
         allowed = max(1, math.ceil(QUANTA * verdict.tolerance))
         off = np.abs(stored.read_probabilities(box).astype(int) - quantise(ours).astype(int)) > allowed
         verdict.wrong_probabilities += int(np.count_nonzero(off & computed))
+
+
+def _declared(source: VolumeReader, recipe: Recipe, box: Box) -> NDArray[np.bool_]:
+    """Which voxels of a box ``(z, y, x)`` belong to blocks that were not predicted, as they see a single value."""
+    found = np.zeros(box.shape, bool)
+    if recipe.empty is None:
+        return found
+    plan = recipe.plan
+    inside = box.relative_to(plan.region.start)
+    places = (range(a // u, -(-b // u)) for a, b, u in zip(inside.start, inside.stop, plan.unit, strict=True))
+    for place in itertools.product(*places):
+        block = plan.block(int(np.ravel_multi_index(place, plan.grid)))
+        if read_seen(source, recipe.normalisation, plan.read_box(block)).shows_only(recipe.empty.value):
+            found[block.write.intersect(box).relative_to(box.start).slices()] = True
+    return found
 
 
 def _compare_levels(verdict: Verdict, stored: Output, most: int, seed: int) -> None:
