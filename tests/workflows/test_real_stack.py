@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorstore
+import yaozarrs
 import zarr
 from PIL import Image
 
@@ -27,7 +29,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_stack_to_picture(volume: Path) -> None:
-    """TIFF, ingest, run, preview; the voxel size goes through."""
+    """TIFF, ingest, run, preview; the voxel size goes through, and others read what was written."""
     report = segment(volume, workers=2, normalise="slice")
     assert report.exit_code == 0
     assert report.voxels == 24 * 512 * 512
@@ -42,6 +44,10 @@ def test_stack_to_picture(volume: Path) -> None:
         if step["type"] == "scale"
     ]
     assert scale == [50, 4, 4]
+    for image in (output, output / "labels" / "classes"):
+        assert yaozarrs.validate_zarr_store(image)
+    where = {"driver": "file", "path": str(output / "labels" / "classes" / "0")}
+    np.testing.assert_array_equal(tensorstore.open({"driver": "zarr3", "kvstore": where}).result().read().result(), labels)
     with Image.open(preview(output)) as picture:
         assert picture.size[0] > 3 * 512
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaozarrs
 import zarr
 from ome_zarr_models.v05 import Image
 from ome_zarr_models.v05.image_label import ImageLabel
@@ -97,6 +98,12 @@ def test_viewers_are_told_where_levels_lie(whole: Path) -> None:
         shifts = [dataset.coordinateTransformations[1].translation[-3:] for dataset in multiscale.datasets]
         assert scales == [[30, 4, 4], [30, 8, 8], [30, 16, 16]]
         assert shifts == [[90, 0, -8], [90, 2, -6], [90, 6, -2]]
+
+
+@pytest.mark.parametrize("image", ["", "labels/classes", "labels/instances", "probabilities"])
+def test_others_find_nothing_wrong(whole: Path, image: str) -> None:
+    """Metadata, and that the arrays are what these say."""
+    assert yaozarrs.validate_zarr_store(whole / image)
 
 
 @pytest.mark.parametrize("workers", [1, 4])
