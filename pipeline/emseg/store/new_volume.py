@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +87,10 @@ class SlabWriter:
         depth, height, width = slab.shape
         self.write_box(Box((start, 0, 0), (start + depth, height, width)), slab)
 
+    def has(self, box: Box) -> bool:
+        """Whether all shards of `box` are stored already; one of nothing but 0 never is."""
+        return all(self._shards.has(index) for index in self._shards.indices(box))
+
     def write_box(self, box: Box, voxels: NDArray[Any]) -> None:
         """Stores ``(z, y, x)``; `box` must be whole shards."""
         self._shards.write(box, voxels)
@@ -91,9 +98,12 @@ class SlabWriter:
 
 @contextmanager
 def new_volume(
-    path: str | Path, spec: VolumeSpec, shard: Triple, *, missing: Sequence[int] = (), replace: bool = False
+    path: str | Path, spec: VolumeSpec, shard: Triple, *, missing: Sequence[int] = (), replace: bool = False, source: str = ""
 ) -> Iterator[SlabWriter]:
     """A new volume to be filled by slabs; it gets its name when the ``with`` ends, and is gone if that fails.
+
+    Whoever was killed or stopped on the way is followed by the next who makes the same volume of the same `source`, any text
+    that tells it from others: what is stored is there still.
 
     With `replace` it takes the place of a volume that was made here before. z of each slice that is `missing` is recorded in
     the attributes.
@@ -106,12 +116,24 @@ def new_volume(
     target = output_path(path)
     if replace and os.path.lexists(target):
         _refuse_foreign(target)
-    with staged(target, replace=replace) as work:
-        space = Space(AXES, spec.scale, spec.translation, spec.units)
-        image = {"version": VERSION, "multiscales": multiscales([("0", space)], "volume")}
-        create_group(work, "", {"ome": image, "emseg": MARK | ({MISSING: list(missing)} if missing else {})})
-        create_array(work, "0", shape=spec.shape, shard=shard, chunk=spec.chunk, dtype=spec.dtype, fill_value=0, axes=AXES)
-        yield SlabWriter(open_shards(work, "0", 0))
+    facts = json.dumps([target.name, spec.to_json(), shard, list(missing), source])
+    key = hashlib.sha256(facts.encode()).hexdigest()[:12] if source else ""
+    with staged(target, replace=replace, key=key) as work:
+        if not (work / "0" / "zarr.json").exists():
+            _begin(work, spec, shard, missing)
+        shards = open_shards(work, "0", 0)
+        shards.stored(tidy=True)
+        yield SlabWriter(shards)
+
+
+def _begin(work: Path, spec: VolumeSpec, shard: Triple, missing: Sequence[int]) -> None:
+    """Make an empty volume in a folder, in the place of one that was begun no further."""
+    for left in work.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    space = Space(AXES, spec.scale, spec.translation, spec.units)
+    image = {"version": VERSION, "multiscales": multiscales([("0", space)], "volume")}
+    create_group(work, "", {"ome": image, "emseg": MARK | ({MISSING: list(missing)} if missing else {})})
+    create_array(work, "0", shape=spec.shape, shard=shard, chunk=spec.chunk, dtype=spec.dtype, fill_value=0, axes=AXES)
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -55,22 +55,29 @@ def output_path(path: str | Path) -> Path:
 
 
 @contextmanager
-def staged(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A new folder beside `path`, which gets that name when the body ends and is removed if the body fails.
+def staged(path: Path, *, replace: bool = False, key: str = "") -> Iterator[Path]:
+    """A folder beside `path`, which gets that name when the body ends and is removed if the body fails.
 
-    With `replace`, what `path` was until then is deleted after the renaming.
+    With `replace`, what `path` was until then is deleted after the renaming. With a `key` the folder is the one that an earlier
+    process with the same key was working in when it was killed or stopped, if there is one; else it is new.
 
     Raises
     ------
     OutputError
         If `path` exists and is not to be replaced, or an `OSError` stops the writing.
     """
-    work = _beside(path)
+    work, failed = _beside(path, key), True
     try:
         if os.path.lexists(path) and not replace:
             raise OutputError(f"{path} already exists: choose another name, or remove it first")
-        work.mkdir()
-        yield work
+        work.mkdir(exist_ok=bool(key))
+        try:
+            yield work
+        except Exception:
+            raise
+        except BaseException:  # stopped, not failed
+            failed = not key
+            raise
         if replace and os.path.lexists(path):
             _exchange(work, path)
         else:
@@ -80,7 +87,8 @@ def staged(path: Path, *, replace: bool = False) -> Iterator[Path]:
             raise OutputError(f"{path} was made by somebody else in the meantime: choose another name") from error
         raise output_error(path, error) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if failed:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def write_json(file: Path, document: Any) -> None:
@@ -158,9 +166,9 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _beside(path: Path) -> Path:
-    """A short name that nobody else uses, in the same folder."""
-    return path.parent / f".emseg-{secrets.token_hex(6)}"
+def _beside(path: Path, key: str = "") -> Path:
+    """A short name in the same folder: that of a key, or one that nobody else uses."""
+    return path.parent / f".emseg-{key or secrets.token_hex(6)}"
 
 
 def _exchange(work: Path, path: Path) -> None:

@@ -3,6 +3,10 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
+import signal
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,9 @@ import pytest
 import tifffile
 import zarr
 from ome_zarr_models.v05 import Image
+from runs import snapshot
 
+from emseg.box import Box
 from emseg.errors import InputError, OutputError, VolumeError
 from emseg.store import new_volume
 from emseg.store.volume import open_volume
@@ -214,3 +220,53 @@ def test_real_stack(tmp_path: Path) -> None:
     made = ingest(path, tmp_path / "v", voxel_size=(50, 4, 4))
     volume = open_volume(tmp_path / "v")
     np.testing.assert_array_equal(volume.read(made.spec.box), tifffile.imread(path))
+
+
+KILLED = """
+import os, signal, sys
+from emseg.store import new_volume, staging
+from emseg_workflows import ingest
+
+left, known = int(sys.argv[3]), os.fsync
+
+def fsync(handle):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    known(handle)
+
+os.fsync = fsync
+new_volume.SLAB_BYTES = 64 * 64
+ingest(sys.argv[1], sys.argv[2], voxel_size=(50, 4, 4))
+"""
+
+
+def test_what_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slabs that are stored are not read again, unless the source has changed; the volume is the same, and nothing is left."""
+    monkeypatch.setattr(new_volume, "SLAB_BYTES", 64 * 64)
+    values = np.random.default_rng(3).integers(1, 255, (12, 64, 64), np.uint8)
+    tifffile.imwrite(tmp_path / "s.tif", values, photometric="minisblack")
+    ingest(tmp_path / "s.tif", tmp_path / "whole.zarr", voxel_size=(50, 4, 4))
+    written: list[Box] = []
+    known = new_volume.SlabWriter.write_box
+
+    def write_box(self: new_volume.SlabWriter, box: Box, voxels: np.ndarray) -> None:
+        written.append(box)
+        known(self, box, voxels)
+
+    monkeypatch.setattr(new_volume.SlabWriter, "write_box", write_box)
+    for killed_at, changed in ((8, False), (8, True)):
+        words = [sys.executable, "-c", KILLED, tmp_path / "s.tif", tmp_path / "v.zarr", killed_at]
+        died = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+        assert died.returncode == -signal.SIGKILL, died.stderr
+        assert not (tmp_path / "v.zarr").exists()
+        if changed:
+            os.utime(tmp_path / "s.tif", ns=(0, 0))
+        written.clear()
+        ingest(tmp_path / "s.tif", tmp_path / "v.zarr", voxel_size=(50, 4, 4))
+        assert 0 < len(written) <= 12
+        assert (len(written) == 12) == changed
+        assert snapshot(tmp_path / "v.zarr") == snapshot(tmp_path / "whole.zarr")
+        shutil.rmtree(tmp_path / "v.zarr")
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".emseg-")} == {"s.tif", "whole.zarr"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ def ingest(
 ) -> Ingested:
     """The volume made of a stack of slices; it is there in whole, or not at all.
 
+    One that was killed or stopped goes on where it was when it is asked for again, if its source is as it was.
+
     Parameters
     ----------
     source
@@ -86,12 +89,21 @@ def ingest(
         size = given or stack.stated or NOT_STATED
         shard, chunk, part, read = _layout(stack)
         spec = VolumeSpec(stack.shape, stack.dtype, chunk, 3, size.scale, size.translation, size.units)
-        with new_volume(target, spec, shard, missing=stack.missing, replace=overwrite) as volume:
+        state = _state_of(Path(source), dataset) if isinstance(source, str | Path) else ""
+        with new_volume(target, spec, shard, missing=stack.missing, replace=overwrite, source=state) as volume:
             for block in Blocks(spec.box, part):
-                volume.write_box(block.write, read(block.write))
+                if not volume.has(block.write):
+                    volume.write_box(block.write, read(block.write))
                 if progress is not None and block.write.stop[1:] == spec.shape[1:]:
                     progress(block.write.stop[0], spec.shape[0])
     return Ingested(spec, size.source, stack.missing)
+
+
+def _state_of(source: Path, dataset: str | None) -> str:
+    """What tells a source from others, and from what it was: name, size and time of its file, or of what is in its folder."""
+    entries = sorted(source.iterdir()) if source.is_dir() else [source]
+    facts = [(entry.name, found.st_size, found.st_mtime_ns) for entry in entries for found in [entry.stat()]]
+    return json.dumps([str(source.absolute()), dataset, facts])
 
 
 def _layout(stack: Stack) -> tuple[Triple, Triple, Triple, Callable[[Box], NDArray[Any]]]:
