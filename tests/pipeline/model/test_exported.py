@@ -85,10 +85,18 @@ class Malice:
         return os.mkdir, (str(self.mark),)
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A file that is taken."""
-    return save_exported(tmp_path / "n.pt2", Padded(), (1, 1, 32, 32))
+    return save_exported(tmp_path_factory.mktemp("taken") / "n.pt2", Padded(), (1, 1, 32, 32)).read_bytes()
+
+
+@pytest.fixture
+def program(taken: bytes, tmp_path: Path) -> Path:
+    """Such a file of one's own."""
+    path = tmp_path / "n.pt2"
+    path.write_bytes(taken)
+    return path
 
 
 def test_the_pickle_of_sample_inputs_is_never_opened(program: Path, tmp_path: Path) -> None:

@@ -34,6 +34,14 @@ def predictor(path: Path) -> Any:
     return open_predictor(load(path, spec), backend_of(path, "cpu"), "float32", 1, "cpu")
 
 
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A network that pads, by the suffix of its file."""
+    folder = tmp_path_factory.mktemp("padded")
+    files = save_exported(folder / "n.pt2", Padded(), (1, 1, 32, 32)), save_onnx(folder / "n.onnx", Padded(), (1, 1, 32, 32))
+    return {path.suffix: path.read_bytes() for path in files}
+
+
 def save(folder: Path, kind: str, network: nn.Module, shape: tuple[int, ...] = SHAPE) -> Path:
     """A file of this kind."""
     if kind == "exported":
@@ -125,8 +133,9 @@ def test_one_channel_of_several_can_be_named(tmp_path: Path) -> None:
         ("only = [", "cannot be read"),
     ],
 )
-def test_wrong_settings_are_refused(tmp_path: Path, text: str, said: str) -> None:
-    path = save_exported(tmp_path / "n.pt2", Padded(), (1, 1, 32, 32))
+def test_wrong_settings_are_refused(padded: dict[str, bytes], tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "n.pt2"
+    path.write_bytes(padded[".pt2"])
     path.with_name("n.pt2.toml").write_text(text)
     with pytest.raises(ModelError, match=said) as refused:
         describe(path)
@@ -162,8 +171,8 @@ def test_weights_in_another_file_are_not_opened(tmp_path: Path) -> None:
         describe(path)
 
 
-def test_damaged_onnx_is_refused(tmp_path: Path) -> None:
-    whole = save_onnx(tmp_path / "n.onnx", Padded(), (1, 1, 32, 32)).read_bytes()
+def test_damaged_onnx_is_refused(padded: dict[str, bytes], tmp_path: Path) -> None:
+    whole = padded[".onnx"]
     for bad in (b"", b"\x08\x01 what is this", whole[: len(whole) // 2]):
         (tmp_path / "bad.onnx").write_bytes(bad)
         with pytest.raises(ModelError) as refused:
@@ -171,9 +180,10 @@ def test_damaged_onnx_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
 
 
-def test_each_kind_is_computed_by_one_library(tmp_path: Path) -> None:
-    for kind, library, other in (("onnx", "openvino", "torch"), ("exported", "torch", "openvino")):
-        path = save(tmp_path, kind, Padded(), (1, 1, 32, 32))
+def test_each_kind_is_computed_by_one_library(padded: dict[str, bytes], tmp_path: Path) -> None:
+    for suffix, library, other in ((".onnx", "openvino", "torch"), (".pt2", "torch", "openvino")):
+        path = tmp_path / f"n{suffix}"
+        path.write_bytes(padded[suffix])
         model = load(path, describe(path)[0])
         with pytest.raises(DeviceError, match=f"is computed by {library}, not by {other}"):
             open_predictor(model, other, "float32", 1, "cpu")  # type: ignore[arg-type]
@@ -184,8 +194,8 @@ def test_each_kind_is_computed_by_one_library(tmp_path: Path) -> None:
 # -- BioImage.IO ----------------------------------------------------------------------------------------------------
 
 
-def test_a_package_may_be_a_folder(tmp_path: Path) -> None:
-    package = save(tmp_path, "package", Padded(), (1, 1, 32, 32))
+def test_a_package_may_be_a_folder(padded: dict[str, bytes], tmp_path: Path) -> None:
+    package = save_package(tmp_path / "n.zip", {"w.onnx": padded[".onnx"]}, weights={"onnx": {"source": "w.onnx"}})
     with zipfile.ZipFile(package) as archive:
         archive.extractall(tmp_path / "folder")
     for path in (tmp_path / "folder", tmp_path / "folder" / "rdf.yaml"):
@@ -201,8 +211,8 @@ def test_weights_that_run_code_are_refused(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["../n.onnx", "/etc/passwd", "https://somewhere.org/n.onnx", "link"])
-def test_weights_outside_a_package_are_refused(tmp_path: Path, source: str) -> None:
-    save_onnx(tmp_path / "n.onnx", Padded(), (1, 1, 32, 32))
+def test_weights_outside_a_package_are_refused(padded: dict[str, bytes], tmp_path: Path, source: str) -> None:
+    (tmp_path / "n.onnx").write_bytes(padded[".onnx"])
     package = save_package(tmp_path / "n.zip", {}, weights={"onnx": {"source": source}})
     with zipfile.ZipFile(package) as archive:
         archive.extractall(tmp_path / "folder")
@@ -211,12 +221,12 @@ def test_weights_outside_a_package_are_refused(tmp_path: Path, source: str) -> N
         describe(tmp_path / "folder")
 
 
-def test_how_a_package_prepares_images_is_known_or_refused(tmp_path: Path) -> None:
-    one = save_onnx(tmp_path / "n.onnx", Padded(), (1, 1, 32, 32)).read_bytes()
-
+def test_how_a_package_prepares_images_is_known_or_refused(padded: dict[str, bytes], tmp_path: Path) -> None:
     def package(**step: Any) -> Path:
         inputs = [{"id": "raw", "preprocessing": [step]}]
-        return save_package(tmp_path / "n.zip", {"w.onnx": one}, weights={"onnx": {"source": "w.onnx"}}, inputs=inputs)
+        return save_package(
+            tmp_path / "n.zip", {"w.onnx": padded[".onnx"]}, weights={"onnx": {"source": "w.onnx"}}, inputs=inputs
+        )
 
     assert "mean" not in describe(package(id="zero_mean_unit_variance"))[1]
     card = describe(package(name="scale_linear", kwargs={"gain": [0.0078125], "offset": -1.0}))[1]
