@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from emseg.metrics.membrane import best_threshold, f1
+from emseg.model.foreign import SETTINGS, read_foreign
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "examples" / "fib25-sample" / "raw.tif"
@@ -61,6 +62,7 @@ def test_all_blocks_are_known() -> None:
         "make demo",
         "emseg ingest",
         "from emseg_workflows",
+        "classes =",
         "emseg label",
         "emseg run",
         "name =",
@@ -108,6 +110,12 @@ def test_a_number_for_each_neuron(tmp_path: Path) -> None:
     assert error < 0.06
     assert variation < 0.95
     assert (tmp_path / "neurons.emseg.zarr.png").stat().st_size > 1000
+
+
+def test_what_is_told_of_a_network_of_others_is_known(tmp_path: Path) -> None:
+    (tmp_path / "n.onnx").touch()
+    (tmp_path / "n.onnx.toml").write_text(block("README.md", "classes ="))
+    assert set(read_foreign(tmp_path / "n.onnx").settings) == set(SETTINGS)
 
 
 def test_five_annotated_slices_label_a_whole_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
