@@ -27,6 +27,7 @@ from emseg.recipe import Recipe
 from emseg.specs.network import NetworkSpec
 from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
 from emseg.store.lease import Token
+from emseg.store.place import Place
 
 if TYPE_CHECKING:
     from emseg.model.backend import SomePredictor
@@ -74,7 +75,7 @@ class Job:
     """The work of `emseg run`: segmenting blocks."""
 
     recipe: Recipe
-    volume: Path
+    volume: Place
     model: Path
     output: Path
     token: Token
@@ -167,7 +168,7 @@ def augmented(predictor: Predictor, recipe: Recipe) -> Predictor:
 class Trial:
     """What is tried out on a worker before a run begins."""
 
-    volume: Path
+    volume: Place
     model: Path
     spec: NetworkSpec
     """Of the model."""

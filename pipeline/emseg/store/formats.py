@@ -8,7 +8,8 @@ from pathlib import Path
 from emseg.errors import VolumeError
 from emseg.store.hdf5 import HDF5_SUFFIXES, open_hdf5
 from emseg.store.mrc import MRC_SUFFIXES, open_mrc
-from emseg.store.nodes import PNG_SUFFIXES, TIFF_SUFFIXES, local
+from emseg.store.nodes import PNG_SUFFIXES, TIFF_SUFFIXES
+from emseg.store.place import local
 from emseg.store.png import PngFolder
 from emseg.store.stack import Stack
 from emseg.store.tiff import open_tiff

@@ -36,6 +36,7 @@ from emseg.store.ledger import NOT_COMPUTED, Output
 from emseg.store.level import Level
 from emseg.store.nodes import Node, read_node, reason
 from emseg.store.ome import VERSION, Space, levels_at, multiscales
+from emseg.store.place import local
 from emseg.store.staging import PARTIAL, output_error, output_path, staged, write_json
 
 FORMAT = 2
@@ -223,7 +224,7 @@ def open_output(path: str | Path, token: Token | None = None) -> Output:
         If there is none, or it is damaged, or something else is there.
     """
     try:
-        node = read_node(path)
+        node = read_node(folder := local(path))
     except VolumeError as error:
         raise OutputError(str(error)) from error
     described = _described(node)
@@ -240,7 +241,7 @@ def open_output(path: str | Path, token: Token | None = None) -> Output:
         images.append((names.labels, 0, "mode"))
         steps = [triple(step) for step in described.get("levels", ())]
         levels = tuple(
-            _open_level(node.path, level, step, shape, images, permit)
+            _open_level(folder, level, step, shape, images, permit)
             for level, (step, shape) in enumerate(zip([(1, 1, 1), *steps], level_shapes(region.shape, steps), strict=True))
         )
         if len({array.unit for level in levels for array in level.arrays}) > 1:
@@ -250,13 +251,13 @@ def open_output(path: str | Path, token: Token | None = None) -> Output:
     except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
         raise OutputError(f"the output {path} is damaged ({reason(error)}): remove it, and compute it again") from error
     attributes = {key: value for key, value in node.attributes["emseg"].items() if key != SELF}
-    return Output(node.path, names.number, region, classes, attributes, levels)
+    return Output(folder, names.number, region, classes, attributes, levels)
 
 
 def is_output(path: str | Path) -> bool:
     """Whether a path leads to an output of emseg, damaged or not."""
     try:
-        node = read_node(path)
+        node = read_node(local(path))
     except VolumeError:
         return False
     own = node.attributes.get("emseg")

@@ -13,6 +13,7 @@ from emseg.grid.stitch import NOT_COMPUTED
 from emseg.recipe import Recipe
 from emseg.store.instances import INSTANCES, open_instances, stored_instances
 from emseg.store.output import open_output
+from emseg.store.place import Address
 from emseg_workflows.flows.record import recipe_of, volume_of
 from emseg_workflows.pictures import Pixels, coloured, contrast, overlay, overlay_instances
 
@@ -27,7 +28,7 @@ PAPER = (255, 255, 255)
 
 
 def preview(
-    output: str | Path, picture: str | Path | None = None, *, z: int | None = None, volume: str | Path | None = None
+    output: str | Path, picture: str | Path | None = None, *, z: int | None = None, volume: str | Path | Address | None = None
 ) -> Path:
     """The PNG that was drawn of one slice of an output.
 

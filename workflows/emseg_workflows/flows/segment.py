@@ -21,6 +21,7 @@ from emseg.store.lease import Lease, Token
 from emseg.store.ledger import Output
 from emseg.store.level import remove_unfounded
 from emseg.store.output import open_output
+from emseg.store.place import Address, place_of
 from emseg_workflows.bench import Job
 from emseg_workflows.dispatch import Policy
 from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def segment(
-    volume: str | Path,
+    volume: str | Path | Address,
     output: str | Path | None = None,
     *,
     model: str | Path | None = None,
@@ -78,7 +79,8 @@ def segment(
     Parameters
     ----------
     volume
-        A Zarr array or OME-Zarr image, (z, y, x) or (y, x), of uint8, uint16 or float32.
+        A Zarr array or OME-Zarr image, (z, y, x) or (y, x), of uint8, uint16 or float32; on a local path, or at an address
+        such as ``s3://bucket/key``.
     output
         The OME-Zarr group to write; by default beside the volume, see `default_output`.
     model
@@ -148,7 +150,7 @@ def segment(
     placement = with_shared_gpus(
         Placement(workers, host, scheduler, client, cluster, gpus, workers_per_gpu, tls, site, report, adapt)
     )
-    device, volume = device or placement.default_device, Path(volume)
+    device, volume = device or placement.default_device, place_of(volume)
     place = Path(output) if output is not None else default_output(volume)
     check_output_place(place, volume)
     begun = begun_recipe(place, overwrite)
@@ -182,7 +184,7 @@ def segment(
             notify(Noticed(notice))
         with claim.held() as lease:
             job = Job(
-                *(recipe, volume.absolute(), draft.model_path.absolute(), place.absolute()),
+                *(recipe, draft.path, draft.model_path.absolute(), place.absolute()),
                 *(Token(open_output(place).records.absolute(), lease.run), mixed_hardware, device, placement.most_per_gpu),
             )
             return _Run(job, lease, executor, policy, stop, notify).segment()
