@@ -46,6 +46,10 @@ class ObjectStore:
         """The address of what has this key."""
         return f"{self.url}/{BUCKET}/{key}" if scheme == "http" else f"{scheme}://{BUCKET}/{key}"
 
+    def willing(self) -> None:
+        """Refuse nothing from now on."""
+        self.refuse = lambda key, signed: ""
+
     @property
     def bucket(self) -> S3Store:
         """Its objects."""

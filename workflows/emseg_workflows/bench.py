@@ -118,7 +118,7 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
     from emseg.model.backend import open_predictor  # noqa: PLC0415  torch takes seconds to import
     from emseg.model.source import load  # noqa: PLC0415
     from emseg.store.output import open_output  # noqa: PLC0415
-    from emseg.store.volume import open_volume  # noqa: PLC0415
+    from emseg.store.volume import await_volume  # noqa: PLC0415
 
     keep_small_buffers()
     recipe = job.recipe
@@ -137,7 +137,7 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
             "run, or accept other last bits with --mixed-hardware"
         )
     output = open_output(job.output, job.token)
-    volume = open_volume(job.volume, CACHE_BYTES)
+    volume = await_volume(job.volume, CACHE_BYTES)
     yield Bench(recipe, volume, augmented(predictor, recipe), output, turn or nullcontext()), numerics
 
 

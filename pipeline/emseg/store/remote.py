@@ -147,9 +147,8 @@ def _explained(error: Exception) -> StoreError:
     if "redirect without LOCATION" in whole:
         return StoreError("the bucket is in another region", "set AWS_REGION to that")
     if "builder error" in whole:
-        return StoreError(
-            "the store is on http, not https", "if that is meant, set AWS_ALLOW_HTTP=true or GOOGLE_ALLOW_HTTP=true"
-        )
+        remedy = "if that is meant, set AWS_ALLOW_HTTP=true or GOOGLE_ALLOW_HTTP=true"
+        return StoreError("the store is on http, not https", remedy)
     system = re.findall(r'(?:message|error): "([^"]+)"', whole)
     timed_out = "it does not answer" if "kind: Timeout" in whole else ""
     cause = _status(whole) or timed_out or (system[-1] if system else _first_line(error))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from time import sleep
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 DEEPEST = 4
 """Most folders between an OME-Zarr image and the array of a level."""
+AWAY = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Seconds before each further look for a store that does not answer."""
 LISTED = 8
 """Most names that an error message lists."""
 
@@ -112,6 +115,24 @@ def open_volume(path: str | Path | Address, cache_bytes: int = 0, dtypes: tuple[
         return ZarrVolume(node.path, array, _spec(array, space, dtypes), cache_bytes, dtypes)
     except VolumeError as error:
         raise VolumeError(f"{path}: {error}") from error
+
+
+def await_volume(path: str | Path | Address, cache_bytes: int = 0) -> ZarrVolume:
+    """The volume as `open_volume` opens it, once its remote store answers, which may be away for a minute.
+
+    Raises
+    ------
+    VolumeError
+        If the store stays away, or the volume cannot be opened.
+    """
+    for pause in AWAY:
+        try:
+            return open_volume(path, cache_bytes)
+        except VolumeError as error:
+            if not isinstance(error.__cause__, StoreError) or error.__cause__.lasting:
+                raise
+        sleep(pause)
+    return open_volume(path, cache_bytes)
 
 
 def level_path(path: str | Path | Address, number: int) -> Place:

@@ -21,9 +21,9 @@ from runs import free_port, texture
 from emseg.box import Box
 from emseg.errors import BlockError, VolumeError
 from emseg.normalise import survey
-from emseg.store import remote
+from emseg.store import remote, volume
 from emseg.store.place import Address
-from emseg.store.volume import level_path, open_volume
+from emseg.store.volume import await_volume, level_path, open_volume
 
 SHAPE = (6, 24, 24)
 CHUNK = (3, 8, 8)
@@ -81,7 +81,7 @@ def store(folder: Path) -> Iterator[ObjectStore]:
 def _willing(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(remote.RETRIES["backoff"], "max_backoff", remote.RETRIES["backoff"]["init_backoff"])
     yield
-    store.refuse = lambda key, signed: ""
+    store.willing()
 
 
 def error(place: str | Path) -> str:
@@ -146,30 +146,30 @@ def test_a_chunk_that_was_never_written_is_the_fill_value(store: ObjectStore) ->
     """One look at the metadata proves, for all that are missing in a call, that the volume is still there."""
     store.put("sparse/zarr.json", store.get("em data/v3/zarr.json"))
     store.put("sparse/c/0/0/1", store.get("em data/v3/c/0/0/1"))
-    volume = open_volume(store.address("sparse"))
+    found = open_volume(store.address("sparse"))
     with store.counting() as asked:
-        voxels = volume.read(Box((0, 0, 0), (3, 16, 24)))
+        voxels = found.read(Box((0, 0, 0), (3, 16, 24)))
     assert len(asked) == 6 + 1
     assert asked[-1] == "GET sparse/zarr.json"
     np.testing.assert_array_equal(voxels[:, :8, 8:16], VALUES[:3, :8, 8:16])
     assert not voxels[:, 8:].any()
     store.remove("sparse/zarr.json")
     with pytest.raises(BlockError, match="not there any more") as caught:
-        volume.read(Box((0, 0, 0), (3, 16, 24)))
+        found.read(Box((0, 0, 0), (3, 16, 24)))
     assert caught.value.fault == "store"
 
 
 @pytest.mark.parametrize("status", ["503 Slow Down", "500 Internal Server Error", DENIED])
 @pytest.mark.parametrize("name", ["v2", "v3", "sharded"])
 def test_what_a_store_refuses_for_a_while_is_its_own_fault(name: str, status: str, store: ObjectStore) -> None:
-    volume = open_volume(store.address(f"em data/{name}"))
+    found = open_volume(store.address(f"em data/{name}"))
     store.refuse = lambda key, signed: status
     with pytest.raises(BlockError, match=f"of s3://{BUCKET}/em data/{name} cannot be read .{status[:3]}") as caught:
-        volume.read(PART)
+        found.read(PART)
     assert caught.value.fault == "store"
     assert len(str(caught.value).splitlines()) == 1
-    store.refuse = lambda key, signed: ""
-    np.testing.assert_array_equal(volume.read(PART), VALUES[PART.slices()])
+    store.willing()
+    np.testing.assert_array_equal(found.read(PART), VALUES[PART.slices()])
 
 
 @pytest.mark.parametrize("left", [0, 5, 100])
@@ -178,10 +178,10 @@ def test_an_object_that_was_cut_short_is_the_block_s_fault(name: str, key: str, 
     whole = store.get(f"em data/{name}/{key}")
     store.put("cut/zarr.json", store.get(f"em data/{name}/zarr.json"))
     store.put(f"cut/{key}", whole[:left])
-    volume = open_volume(store.address("cut"))
+    found = open_volume(store.address("cut"))
     for box in (Box((0, 0, 0), (2, 7, 7)), Box((0, 0, 0), (6, 16, 16))):
         with pytest.raises(BlockError, match="cannot be read") as caught:
-            volume.read(box)
+            found.read(box)
         assert caught.value.fault == "block"
 
 
@@ -222,8 +222,8 @@ def test_a_store_that_refuses_what_is_not_there(store: ObjectStore) -> None:
     """As S3 does for those who may not list; Zarr v2 and the folders above have names that are not there."""
     present = {f"em data/v2/{name}" for name in (".zarray", ".zattrs")}
     store.refuse = lambda key, signed: "" if key in present or "/v2/0" in key or "/v2/1" in key else DENIED
-    volume = open_volume(store.address("em data/v2"))
-    np.testing.assert_array_equal(volume.read(PART), VALUES[PART.slices()])
+    found = open_volume(store.address("em data/v2"))
+    np.testing.assert_array_equal(found.read(PART), VALUES[PART.slices()])
 
 
 def test_a_store_that_cannot_be_reached(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ def test_a_store_that_cannot_be_reached(store: ObjectStore, monkeypatch: pytest.
     assert "cannot be read (503 Service Unavailable)" in error(store.address("em data/v3"))
     monkeypatch.setattr(remote, "TIMEOUT", timedelta(milliseconds=100))
     hold = threading.Event()
-    store.refuse = lambda key, signed: "" if hold.wait(1) else ""
+    store.refuse = lambda key, signed: str(hold.wait(1) or "")
     assert "it does not answer" in error(store.address("em data/v3"))
 
 
@@ -249,6 +249,18 @@ def test_a_level_whose_image_cannot_be_reached_is_not_taken_for_a_plain_array(st
     """It would have another voxel size, and be another volume."""
     store.refuse = lambda key, signed: "503 Slow Down" if key == "em data/0.5/zarr.json" else ""
     assert "em data/0.5 cannot be read (503" in error(store.address("em data/0.5/s1"))
+
+
+def test_a_worker_waits_for_a_store_that_is_away(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volume, "AWAY", (0.1,) * 100)
+    store.refuse = lambda key, signed: "503 Slow Down"
+    back = threading.Timer(1.0, store.willing)
+    back.start()
+    assert await_volume(store.address("em data/v3")).spec.shape == SHAPE
+    with store.counting() as asked, pytest.raises(VolumeError, match="is no Zarr"):
+        await_volume(store.address("missing"))
+    assert len(asked) == 3
+    back.join()
 
 
 class Simple(SimpleHTTPRequestHandler):
