@@ -57,7 +57,7 @@ bench: .venv/test
 	touch $@
 
 .venv/test: .venv/demo
-	$(INSTALL) -e '.[bench,cuda,dev,hdf5,mrc,openvino,slurm]'
+	$(INSTALL) -e '.[bench,cuda,dev,hdf5,mrc,openvino,remote,slurm]'
 	touch $@
 
 clean:
