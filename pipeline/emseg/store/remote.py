@@ -6,13 +6,14 @@ anonymous, as obstore would else ask the machine for those of its role, and wait
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from zarr.abc.store import ByteRequest, RangeByteRequest
+from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import ObjectStore
 
@@ -46,6 +47,8 @@ RETRIES: RetryConfig = {
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
 }
 """For a hiccup; what lasts longer is left to the run, which tries its blocks again."""
+ENDS = 64
+"""Most shards whose index is kept."""
 TIMEOUT = timedelta(seconds=60)
 """For a whole request: as long as a large chunk needs on a slow line."""
 
@@ -65,6 +68,11 @@ class RemoteFiles(ObjectStore[Any]):
 
     missed = 0
     """How many that were asked for were not there."""
+
+    def __init__(self, store: Any, *, read_only: bool = True) -> None:
+        super().__init__(store, read_only=read_only)
+        self._ends: dict[str, asyncio.Task[Buffer | None]] = {}
+        """Of shards that were read a short while ago, the ends, which hold their indices; used in zarr's event loop alone."""
 
     def read(self, name: str) -> bytes | None:
         """A whole object; None if it is not there.
@@ -89,6 +97,29 @@ class RemoteFiles(ObjectStore[Any]):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
+        if isinstance(byte_range, SuffixByteRequest):
+            found = await self._end(key, prototype, byte_range)
+        else:
+            found = await self._get(key, prototype, byte_range)
+        if found is None:
+            self.missed += 1
+        return found
+
+    async def _end(self, key: str, prototype: BufferPrototype | None, byte_range: ByteRequest) -> Buffer | None:
+        """The end of an object, for all who ask for it at the same time or soon after."""
+        task = self._ends.pop(key, None) or asyncio.ensure_future(self._get(key, prototype, byte_range))
+        self._ends[key] = task
+        if len(self._ends) > ENDS:
+            del self._ends[next(iter(self._ends))]
+        found = None
+        try:
+            found = await asyncio.shield(task)
+        finally:
+            if found is None and self._ends.get(key) is task:
+                del self._ends[key]
+        return found
+
+    async def _get(self, key: str, prototype: BufferPrototype | None, byte_range: ByteRequest | None) -> Buffer | None:
         import obstore  # noqa: PLC0415
 
         try:
@@ -100,10 +131,10 @@ class RemoteFiles(ObjectStore[Any]):
                 raise ValueError(f"the object {key} is empty or too short, or its store gives no part of an object") from error
             raise _explained(error) from error
         if found is None:
-            self.missed += 1
-        elif len(found) == 0:
+            return None
+        if len(found) == 0:
             raise ValueError(f"the object {key} is empty")
-        elif isinstance(byte_range, RangeByteRequest) and len(found) < byte_range.end - byte_range.start:
+        if isinstance(byte_range, RangeByteRequest) and len(found) < byte_range.end - byte_range.start:
             raise ValueError(f"the object {key} ends before the byte {byte_range.end} that it should have")
         return found
 

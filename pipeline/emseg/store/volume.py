@@ -17,18 +17,19 @@ from numpy.typing import NDArray
 from emseg.box import AXES, Box, triple
 from emseg.errors import BlockError, VolumeError
 from emseg.specs.volume import DTYPES, VolumeSpec
+from emseg.store.at_once import read_at_once
 from emseg.store.chunk_cache import ChunkCache
 from emseg.store.nodes import METADATA_OF, Files, Node, fault_of, open_array, read_node, reason
 from emseg.store.ome import Space, level, levels, multiscales_of
 from emseg.store.place import Address, Place
 from emseg.store.plain import plain_space, spatial_names
-from emseg.store.remote import StoreError
+from emseg.store.remote import RemoteFiles, StoreError
 
 T = TypeVar("T")
 
 DEEPEST = 4
 """Most folders between an OME-Zarr image and the array of a level."""
-AWAY = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+AWAY = (1.0, 2.0, 4.0, *(8.0,) * 7)
 """Seconds before each further look for a store that does not answer."""
 LISTED = 8
 """Most names that an error message lists."""
@@ -79,7 +80,7 @@ class ZarrVolume:
             raise
         except Exception as error:  # a damaged chunk may raise anything, according to the codec that meets it
             fault = fault_of(error)
-            remedy = "restore them" if fault == "block" else "run again when they can be"
+            remedy = "restore them" if fault == "block" else "check the disk or the network"
             raise BlockError(f"the voxels {box} of {self.path} cannot be read ({reason(error)}): {remedy}", fault) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -158,14 +159,22 @@ def level_path(path: str | Path | Address, number: int) -> Place:
 
 def _load(path: Place, array: zarr.Array[Any], spec: VolumeSpec, box: Box) -> NDArray[Any]:
     """The voxels of a box, ``(z, y, x)``, from the store."""
-    selection = (0,) * (array.ndim - spec.rank) + box.slices()[-spec.rank :]
+
+    def read(part: Box) -> NDArray[Any]:
+        selection = (0,) * (array.ndim - spec.rank) + part.slices()[-spec.rank :]
+        return np.asarray(array[selection]).reshape(part.shape)
+
     files = cast("Files", array.store)
     missed = files.missed
-    voxels = np.asarray(array[selection])
+    if isinstance(files, RemoteFiles) and array.shards is not None:
+        shard = triple((1,) * (3 - spec.rank) + array.shards[-spec.rank :])
+        voxels = read_at_once(read, box, spec.chunk, shard, spec.dtype)
+    else:
+        voxels = read(box)
     # Zarr takes what is missing for what was never written
     if files.missed > missed and files.read(METADATA_OF[array.metadata.zarr_format][0]) is None:
         raise BlockError(f"the volume {path} is not there any more: mount or restore it", "store")
-    return np.ascontiguousarray(voxels, dtype=spec.dtype).reshape(box.shape)
+    return np.ascontiguousarray(voxels, dtype=spec.dtype)
 
 
 def _open_plain(node: Node) -> tuple[zarr.Array[Any], Space]:

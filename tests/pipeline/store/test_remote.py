@@ -134,12 +134,21 @@ def test_a_chunk_is_one_request_whole_or_within_a_shard(store: ObjectStore) -> N
     assert sorted(asked) == [f"GET em data/v3/c/0/{y}/{x}" for y in range(2) for x in range(3)]
     with store.counting() as asked:
         sharded.read(box)
+        sharded.read(box)
     ends = [request for request in asked if "bytes=-" in request]
-    assert (len(ends), len(asked)) == (2, 2 + 6)
+    assert (len(ends), len(asked)) == (2, 2 + 2 * 6)
     assert all("bytes=" in request for request in asked)
     with store.counting() as asked:
         sharded.read(Box((0, 0, 0), (6, 16, 16)))
     assert asked == ["GET em data/sharded/c/0/0/0"]
+
+
+def test_chunks_within_a_shard_are_asked_for_at_once(store: ObjectStore) -> None:
+    sharded = open_volume(store.address("em data/sharded"))
+    sharded.read(Box((0, 0, 0), (1, 1, 1)))
+    together = threading.Barrier(2, timeout=10)
+    store.refuse = lambda key, signed: "" * together.wait()
+    np.testing.assert_array_equal(sharded.read(Box((0, 0, 0), (3, 8, 16))), VALUES[:3, :8, :16])
 
 
 def test_a_chunk_that_was_never_written_is_the_fill_value(store: ObjectStore) -> None:
