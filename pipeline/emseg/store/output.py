@@ -224,7 +224,8 @@ def open_output(path: str | Path, token: Token | None = None) -> Output:
         If there is none, or it is damaged, or something else is there.
     """
     try:
-        node = read_node(folder := local(path))
+        folder = local(path)
+        node = read_node(path)
     except VolumeError as error:
         raise OutputError(str(error)) from error
     described = _described(node)
