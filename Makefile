@@ -57,7 +57,7 @@ bench: .venv/test
 	touch $@
 
 .venv/test: .venv/demo
-	$(INSTALL) -e '.[bench,cuda,dev,hdf5,mrc,openvino,slurm,tensorstore,view]'
+	$(INSTALL) -e '.[bench,cuda,dev,hdf5,mrc,openvino,remote,slurm,tensorstore,view]'
 	touch $@
 
 clean:

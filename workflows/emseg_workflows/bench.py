@@ -27,6 +27,7 @@ from emseg.recipe import Recipe
 from emseg.specs.network import NetworkSpec
 from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
 from emseg.store.lease import Token
+from emseg.store.place import Place
 
 if TYPE_CHECKING:
     from emseg.model.backend import SomePredictor
@@ -74,7 +75,7 @@ class Job:
     """The work of `emseg run`: segmenting blocks."""
 
     recipe: Recipe
-    volume: Path
+    volume: Place
     model: Path
     output: Path
     token: Token
@@ -117,7 +118,7 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
     from emseg.model.backend import open_predictor  # noqa: PLC0415  torch takes seconds to import
     from emseg.model.source import load  # noqa: PLC0415
     from emseg.store.output import open_output  # noqa: PLC0415
-    from emseg.store.volume import open_volume  # noqa: PLC0415
+    from emseg.store.volume import await_volume  # noqa: PLC0415
 
     keep_small_buffers()
     recipe = job.recipe
@@ -136,7 +137,7 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
             "run, or accept other last bits with --mixed-hardware"
         )
     output = open_output(job.output, job.token)
-    volume = open_volume(job.volume, CACHE_BYTES)
+    volume = await_volume(job.volume, CACHE_BYTES)
     yield Bench(recipe, volume, augmented(predictor, recipe), output, turn or nullcontext()), numerics
 
 
@@ -167,7 +168,7 @@ def augmented(predictor: Predictor, recipe: Recipe) -> Predictor:
 class Trial:
     """What is tried out on a worker before a run begins."""
 
-    volume: Path
+    volume: Place
     model: Path
     spec: NetworkSpec
     """Of the model."""

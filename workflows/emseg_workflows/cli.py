@@ -29,6 +29,7 @@ from emseg_workflows.stop import Stop, StoppedError
 
 if TYPE_CHECKING:
     from emseg.grid.layout import Layout
+    from emseg.store.place import Place
     from emseg_workflows.flows.export import FileFormat
     from emseg_workflows.flows.repair import Soundness
     from emseg_workflows.flows.verify import Verdict
@@ -40,6 +41,18 @@ CONNECTIVITY: dict[str, Literal[6, 18, 26]] = {"6": 6, "18": 18, "26": 26}
 """Neighbours of a voxel, as they are typed."""
 SHOWN = 8
 """Layouts that `emseg plan --explain` shows."""
+
+
+class Volume(click.ParamType["Place"]):
+    """A volume as it is typed: a path, or the address of a remote one, which a path would lose a slash of."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:  # noqa: ARG002
+        """Where it is."""
+        from emseg.store.place import place_of  # noqa: PLC0415
+
+        return place_of(value)
 
 
 class Numbers(click.ParamType[Triple]):
@@ -237,7 +250,7 @@ def ingest(
 
 
 @cli.command()
-@click.argument("volume", type=click.Path(path_type=Path))
+@click.argument("volume", type=Volume())
 @model_option
 @level_option
 @region_option
@@ -251,7 +264,7 @@ def ingest(
 @click.option("--explain", is_flag=True, help="Show the layouts that were considered, and what each would cost.")
 @json_option
 def plan(
-    volume: Path,
+    volume: Place,
     model: str | None,
     level: int | None,
     roi: str | None,
@@ -317,8 +330,13 @@ def _explain(layouts: list[Layout], needed: int) -> None:
 
 
 @cli.command()
-@click.argument("volume", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The output; by default VOLUME.emseg.zarr beside it.")
+@click.argument("volume", type=Volume())
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The output; by default VOLUME.emseg.zarr beside it, or of a remote one here.",
+)
 @click.option("--workers", type=click.IntRange(min=0), help="Worker processes; by default one per core. 0: no Dask.")
 @adapt_option
 @elsewhere_options
@@ -392,7 +410,7 @@ def _explain(layouts: list[Layout], needed: int) -> None:
 )
 @json_option
 def run(
-    volume: Path,
+    volume: Place,
     output: Path | None,
     workers: int | None,
     adapt: tuple[int, int] | None,
@@ -601,7 +619,7 @@ def status(output: Path, watch: float | None, as_json: bool) -> None:
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--boxes", type=click.IntRange(min=1), default=8, show_default=True, help="Random boxes to compute again.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed that the boxes are drawn from.")
-@click.option("--volume", type=click.Path(path_type=Path), help="The volume, if it was moved since the run.")
+@click.option("--volume", type=Volume(), help="The volume, if it was moved since the run.")
 @click.option("--model", metavar="NAME|FILE", help="The model, if it was moved since the run.")
 @click.option("--checksums", is_flag=True, help="Read each stored byte instead, and compute nothing.")
 @click.option("--repair", is_flag=True, help="As --checksums, and compute again what is damaged or missing.")
@@ -612,7 +630,7 @@ def verify(
     output: Path,
     boxes: int,
     seed: int,
-    volume: Path | None,
+    volume: Place | None,
     model: str | None,
     checksums: bool,
     repair: bool,
@@ -712,7 +730,7 @@ def label(
 
 @cli.command()
 @click.argument("output", type=click.Path(path_type=Path))
-@click.argument("truth", type=click.Path(path_type=Path), required=False)
+@click.argument("truth", type=Volume(), required=False)
 @click.option("--labels", type=Meaning(), help="The truth's values of each class: membrane=0,inside=255; several with +.")
 @click.option("--ids", is_flag=True, help="The truth is instance ids, 0 not labelled: membrane is where two of them touch.")
 @click.option("--planar", is_flag=True, help="With --ids: look at neighbours in the plane only, as in thick sections.")
@@ -726,7 +744,7 @@ def label(
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all that was found, as JSON.")
 def evaluate(
     output: Path,
-    truth: Path | None,
+    truth: Place | None,
     labels: dict[str, tuple[int, ...]] | None,
     ids: bool,
     planar: bool,
@@ -782,8 +800,8 @@ def evaluate(
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("-o", "--picture", type=click.Path(path_type=Path), help="The PNG to write; by default OUTPUT.png beside it.")
 @click.option("--slice", "z", type=int, help="z slice of the output; by default the middle one.")
-@click.option("--volume", type=click.Path(path_type=Path), help="The volume, if it was moved since the run.")
-def preview(output: Path, picture: Path | None, z: int | None, volume: Path | None) -> None:
+@click.option("--volume", type=Volume(), help="The volume, if it was moved since the run.")
+def preview(output: Path, picture: Path | None, z: int | None, volume: Place | None) -> None:
     """Draw one slice of OUTPUT as a PNG: raw, labels, and both in one."""
     from emseg_workflows.flows.preview import preview as flow  # noqa: PLC0415
 
@@ -980,7 +998,7 @@ def main() -> None:
         _leave(_stopped(stopped.number), 128 + stopped.number)
 
 
-def _of_level(volume: Path, level: int | None) -> Path:
+def _of_level(volume: Place, level: int | None) -> Place:
     """The volume, or the array of a level of its pyramid."""
     if level is None:
         return volume
@@ -997,14 +1015,14 @@ def _tls(authority: Path | None, certificate: Path | None, key: Path | None) -> 
     return None
 
 
-def _queue_again(volume: Path, output: Path | None) -> None:
+def _queue_again(volume: Place, output: Path | None) -> None:
     from emseg_workflows.flows.requeue import queue_again  # noqa: PLC0415
 
     queue_again(volume, output, lambda message: click.echo(message, err=True))
 
 
 def _repaired(
-    output: Path, volume: Path | None, model: str | None, workers: int | None, device: Literal["cpu", "cuda"]
+    output: Path, volume: Place | None, model: str | None, workers: int | None, device: Literal["cpu", "cuda"]
 ) -> Soundness:
     stop = Stop()
     with stop.on_signals():

@@ -63,7 +63,7 @@ class ChunkCache:
         Exception
             What `load` raises.
         """
-        places = _places(box, self._spec.chunk)
+        places = places_of(box, self._spec.chunk)
         if self._spec.chunk_bytes > self._limit:
             self._count(sum(self._box(place).voxels for place in places))
             return self._load(box)
@@ -173,7 +173,7 @@ def _follows(box: Box, other: Box, axis: int) -> bool:
     )
 
 
-def _places(box: Box, chunk: Triple) -> list[Triple]:
+def places_of(box: Box, chunk: Triple) -> list[Triple]:
     """Places (z, y, x) in the grid of chunks of those that a box touches."""
     spans = (range(a // length, -(-b // length)) for a, b, length in zip(box.start, box.stop, chunk, strict=True))
     return [triple(place) for place in itertools.product(*spans)]

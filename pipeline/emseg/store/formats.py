@@ -10,7 +10,8 @@ from emseg.store.array_stack import Array, ArrayStack
 from emseg.store.hdf5 import HDF5_SUFFIXES, open_hdf5
 from emseg.store.mrc import MRC_SUFFIXES, open_mrc
 from emseg.store.n5 import is_n5, open_n5
-from emseg.store.nodes import PNG_SUFFIXES, TIFF_SUFFIXES, local
+from emseg.store.nodes import PNG_SUFFIXES, TIFF_SUFFIXES
+from emseg.store.place import local
 from emseg.store.png import PngFolder
 from emseg.store.precomputed import is_precomputed, open_precomputed
 from emseg.store.stack import Stack

@@ -1,17 +1,15 @@
-"""From a path to a Zarr node: the one place that knows where Zarr lives and that Zarr may be damaged."""
+"""From a place to a Zarr node: the one place that knows where Zarr lives and that Zarr may be damaged."""
 
 from __future__ import annotations
 
 import errno
 import json
-import os
-import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import zarr
 from zarr.abc.store import ByteRequest, RangeByteRequest
@@ -20,25 +18,19 @@ from zarr.storage import LocalStore
 
 from emseg.errors import BlockError, Fault, OrphanError, VolumeError
 from emseg.store.blosc import use_whole_blosc
+from emseg.store.place import Address, Place, local, place_of
+from emseg.store.remote import RemoteFiles, StoreError, open_remote
 
 use_whole_blosc()
 
 METADATA = ("zarr.json", ".zarray", ".zgroup")
 """Files that make a folder a Zarr node, the newest format first."""
+METADATA_OF: dict[Literal[2, 3], tuple[str, ...]] = {3: METADATA[:1], 2: METADATA[1:]}
+"""Those of a format."""
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 PNG_SUFFIXES = (".png",)
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A Zarr array or group, known by its metadata alone."""
-
-    path: Path
-    kind: Literal["array", "group"]
-    format: Literal[2, 3]
-    attributes: dict[str, Any]
 
 
 def reason(error: BaseException) -> str:
@@ -74,54 +66,20 @@ def blamed(what: str, remedy: str) -> Iterator[None]:
         raise BlockError(f"{what} ({reason(error)}): {remedy}", fault_of(error)) from error
 
 
-def local(path: str | Path) -> Path:
-    """The absolute path of something on a local file system.
-
-    Raises
-    ------
-    VolumeError
-        If it is the address of a remote store, or holds what no file name can.
-    """
-    try:
-        possible = b"\0" not in os.fsencode(path)
-    except UnicodeEncodeError:
-        possible = False
-    if not possible:
-        raise VolumeError(f"{str(path)!r} has characters that no file name can have: check its spelling")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
-        raise VolumeError(f"{path} is the address of a remote store, but emseg reads local paths: copy or mount it first")
-    return Path(path).absolute()
-
-
-def read_node(path: str | Path) -> Node:
-    """The Zarr node at a path.
-
-    Raises
-    ------
-    VolumeError
-        If there is nothing, no Zarr, or a damaged one, or it may not be read.
-    """
-    folder = local(path)
-    try:
-        folder.stat()
-        if not folder.is_dir():
-            raise _not_zarr(folder)
-        found = [name for name in METADATA if (folder / name).is_file()]
-        if not found:
-            raise _not_zarr(folder)
-        return _parse(folder, found[0])
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise VolumeError(f"there is nothing at {path}: check the spelling of the path") from error
-    except OSError as error:
-        raise VolumeError(f"{path} cannot be read ({reason(error)}): check its permissions and its disk") from error
-
-
 class LocalFiles(LocalStore):
     """Local files, none of which is empty or ends within what is read of it.
 
     A power cut may leave a file empty. zarr 3.1 takes an empty shard for one that was never written, in silence. It also
     takes memory for as many bytes as metadata say that there are.
     """
+
+    missed = 0
+    """How many that were asked for were not there."""
+
+    def read(self, name: str) -> bytes | None:
+        """A whole file; None if it is not there."""
+        file = self.root / name
+        return file.read_bytes() if file.is_file() else None
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
@@ -130,9 +88,79 @@ class LocalFiles(LocalStore):
         if isinstance(byte_range, RangeByteRequest) and file.is_file() and (size := file.stat().st_size) < byte_range.end:
             raise ValueError(f"the file {key} has {size} bytes, but should have at least {byte_range.end}")
         found = await super().get(key, prototype, byte_range)
-        if found is not None and len(found) == 0:
+        if found is None:
+            self.missed += 1
+        elif len(found) == 0:
             raise ValueError(f"the file {key} is empty")
         return found
+
+
+Files: TypeAlias = LocalFiles | RemoteFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A Zarr array or group, known by its metadata alone."""
+
+    path: Place
+    files: Files
+    """What is below it."""
+    kind: Literal["array", "group"]
+    format: Literal[2, 3]
+    attributes: dict[str, Any]
+
+
+def read_node(path: str | Path | Address, names: Sequence[str] = METADATA) -> Node:
+    """The Zarr node at a path or an address.
+
+    Parameters
+    ----------
+    names
+        Of the metadata that it may have: on a remote store each that is looked for costs a request.
+
+    Raises
+    ------
+    VolumeError
+        If there is nothing, no Zarr, or a damaged one, or it may not be read.
+    """
+    place = place_of(path)
+    if isinstance(place, Address):
+        return _read_remote(place, names)
+    folder = local(place)
+    try:
+        folder.stat()
+        if not folder.is_dir():
+            raise _not_zarr(folder)
+        files = LocalFiles(folder, read_only=True)
+        found = next(((name, data) for name in names if (data := files.read(name)) is not None), None)
+        if found is None:
+            raise _not_zarr(folder)
+        return _parse(folder, files, *found)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise VolumeError(f"there is nothing at {path}: check the spelling of the path") from error
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be read ({reason(error)}): check its permissions and its disk") from error
+
+
+def _read_remote(address: Address, names: Sequence[str]) -> Node:
+    """The Zarr node at an address. Each name is asked for in turn: a list of what is there is slow, or not to be had."""
+    files, denial = open_remote(address), None
+    try:
+        for name in names:
+            try:
+                data = files.read(name)
+            except StoreError as error:
+                if not error.lasting:
+                    raise
+                denial = error
+                continue
+            if data is not None:
+                return _parse(address, files, name, data)
+        if denial is not None:
+            raise denial
+    except StoreError as error:
+        raise _unreachable(address, error) from error
+    raise VolumeError(f"there is none of {', '.join(names)} at {address}, so it is no Zarr: check the spelling of the address")
 
 
 def open_array(node: Node) -> zarr.Array[Any]:
@@ -146,27 +174,36 @@ def open_array(node: Node) -> zarr.Array[Any]:
     if node.kind != "array":
         raise VolumeError(f"{node.path} is a Zarr group, not an array: name an array inside")
     try:
-        return zarr.open_array(store=LocalFiles(node.path, read_only=True), mode="r", zarr_format=node.format)
+        return zarr.open_array(store=node.files, mode="r", zarr_format=node.format)
+    except StoreError as error:
+        raise _unreachable(node.path, error) from error
     except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
         raise VolumeError(
             f"the Zarr array {node.path} cannot be opened ({reason(error)}): restore its metadata, or write it again"
         ) from error
 
 
-def _parse(folder: Path, name: str) -> Node:
-    document = read_json(folder / name)
-    _refuse_pickles(folder / name, {key: value for key, value in document.items() if key != "attributes"})
+def _unreachable(place: Place, error: StoreError) -> VolumeError:
+    """The error for a store that does not give what it is asked for."""
+    return VolumeError(f"{place} cannot be read ({error.strerror}): {error.remedy}")
+
+
+def _parse(place: Place, files: Files, name: str, data: bytes) -> Node:
+    """The node that its metadata of that name tell of."""
+    document = _json(place / name, data)
+    _refuse_pickles(place / name, {key: value for key, value in document.items() if key != "attributes"})
     if name == "zarr.json":
         kind, attributes = document.get("node_type"), document.get("attributes", {})
     else:
         kind = "array" if name == ".zarray" else "group"
-        attributes = read_json(folder / ".zattrs") if (folder / ".zattrs").is_file() else {}
+        stored = files.read(".zattrs")
+        attributes = {} if stored is None else _json(place / ".zattrs", stored)
     if kind not in ("array", "group"):
         found = reprlib.repr(kind)
-        raise VolumeError(f"{folder / name} says node_type {found}, not 'array' or 'group': restore it, or write it again")
+        raise VolumeError(f"{place / name} says node_type {found}, not 'array' or 'group': restore it, or write it again")
     if not isinstance(attributes, dict):
-        raise VolumeError(f"the attributes of {folder} are {type(attributes).__name__}, not an object: restore {name}")
-    return Node(folder, kind, 3 if name == "zarr.json" else 2, attributes)
+        raise VolumeError(f"the attributes of {place} are {type(attributes).__name__}, not an object: restore {name}")
+    return Node(place, files, kind, 3 if name == "zarr.json" else 2, attributes)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -179,8 +216,12 @@ def read_json(file: Path) -> dict[str, Any]:
     OSError
         If it cannot be read.
     """
+    return _json(file, file.read_bytes())
+
+
+def _json(file: Place, data: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(file.read_bytes())
+        document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise VolumeError(f"{file} is damaged ({reason(error)}): restore it from a copy, or write the Zarr again") from error
     if not isinstance(document, dict):
@@ -188,7 +229,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return document
 
 
-def _refuse_pickles(file: Path, document: Any) -> None:
+def _refuse_pickles(file: Place, document: Any) -> None:
     """Zarr v2 may name the codec ``pickle``, and decoding a pickle runs whatever code it holds."""
     stack = [document]
     while stack:

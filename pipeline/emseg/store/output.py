@@ -40,6 +40,7 @@ from emseg.store.ledger import NOT_COMPUTED, Output
 from emseg.store.level import Level, above
 from emseg.store.nodes import Node, read_node, reason
 from emseg.store.ome import VERSION, Space, levels_at, multiscales
+from emseg.store.place import local
 from emseg.store.staging import PARTIAL, output_error, output_path, staged, write_json
 
 FORMAT = 2
@@ -237,6 +238,7 @@ def open_output(path: str | Path, token: Token | None = None) -> Output:
         If there is none, or it is damaged, or something else is there.
     """
     try:
+        folder = local(path)
         node = read_node(path)
     except VolumeError as error:
         raise OutputError(str(error)) from error
@@ -255,10 +257,10 @@ def open_output(path: str | Path, token: Token | None = None) -> Output:
         steps = [triple(step) for step in described.get("levels", ())]
         levels: list[Level] = []
         for step, shape in zip([(1, 1, 1), *steps], level_shapes(region.shape, steps), strict=True):
-            level = _open_level(node.path, len(levels), step, shape, images, permit)
+            level = _open_level(folder, len(levels), step, shape, images, permit)
             if described.get("masked"):
                 finer = levels[-1].outside if levels else None
-                left_out = _left_out(node.path / names.outside, level.blocks.grid) if finer is None else above(finer, step)
+                left_out = _left_out(folder / names.outside, level.blocks.grid) if finer is None else above(finer, step)
                 level = replace(level, outside=left_out)
             levels.append(level)
         if len({array.unit for level in levels for array in level.arrays}) > 1:
@@ -268,7 +270,7 @@ def open_output(path: str | Path, token: Token | None = None) -> Output:
     except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
         raise OutputError(f"the output {path} is damaged ({reason(error)}): remove it, and compute it again") from error
     attributes = {key: value for key, value in node.attributes["emseg"].items() if key != SELF}
-    return Output(node.path, names.number, region, classes, attributes, tuple(levels))
+    return Output(folder, names.number, region, classes, attributes, tuple(levels))
 
 
 def _left_out(file: Path, grid: Triple) -> NDArray[np.bool_]:
@@ -280,7 +282,7 @@ def _left_out(file: Path, grid: Triple) -> NDArray[np.bool_]:
 def is_output(path: str | Path) -> bool:
     """Whether a path leads to an output of emseg, damaged or not."""
     try:
-        node = read_node(path)
+        node = read_node(local(path))
     except VolumeError:
         return False
     own = node.attributes.get("emseg")

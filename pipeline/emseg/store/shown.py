@@ -19,6 +19,7 @@ from emseg.errors import VolumeError
 from emseg.specs.volume import NANOMETRES
 from emseg.store.nodes import open_array, read_node
 from emseg.store.ome import VERSION, Space, levels, multiscales, multiscales_of
+from emseg.store.place import Address, Place
 from emseg.store.volume import array_and_space
 
 V2_COMPRESSORS = {"blosc", "gzip", "zlib", "zstd"}
@@ -37,7 +38,7 @@ class ShownImage:
     """The files of the group, by name."""
 
 
-def shown_image(path: str | Path, most: int | None = None) -> ShownImage:
+def shown_image(path: str | Place, most: int | None = None) -> ShownImage:
     """How the image or array at a path is shown, with all its levels or no more than `most`.
 
     A coarser level that is damaged, or unlike the finest, ends the levels.
@@ -48,6 +49,8 @@ def shown_image(path: str | Path, most: int | None = None) -> ShownImage:
         If there is no such image, or browsers cannot decode it.
     """
     node = read_node(path)
+    if isinstance(node.path, Address):
+        raise VolumeError(f"{node.path} is not on this machine, whose files alone are served: copy it here to see it")
     array, space = array_and_space(node)
     _check_codecs(node.path, array)
     found = [(node.path, space)]

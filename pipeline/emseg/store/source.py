@@ -17,6 +17,7 @@ from emseg.grid.reading import CACHE_BYTES
 from emseg.ports import VolumeReader
 from emseg.specs.volume import TRUTH_DTYPES, VolumeSpec
 from emseg.store.nodes import METADATA, TIFF_SUFFIXES
+from emseg.store.place import Address, place_of
 from emseg.store.tiff import open_tiff
 from emseg.store.volume import ZarrVolume, open_volume
 
@@ -55,20 +56,21 @@ class _Slices:
 
 
 @contextmanager
-def open_slices(path: str | Path) -> Iterator[SliceSource]:
-    """The volume at a path, for as long as the ``with`` lasts.
+def open_slices(path: str | Path | Address) -> Iterator[SliceSource]:
+    """The volume at a path or an address, for as long as the ``with`` lasts.
 
     Raises
     ------
     VolumeError
         If there is no such volume, or one that emseg cannot read; the message says why and what helps.
     """
-    if is_tiff(Path(path)):
-        with open_tiff(path, TRUTH_DTYPES) as stack:
+    place = place_of(path)
+    if isinstance(place, Path) and is_tiff(place):
+        with open_tiff(place, TRUTH_DTYPES) as stack:
             yield stack
     else:
-        kept = _two_layers(open_volume(path, 0, TRUTH_DTYPES).spec)
-        yield _Slices(open_volume(path, kept, TRUTH_DTYPES))
+        kept = _two_layers(open_volume(place, 0, TRUTH_DTYPES).spec)
+        yield _Slices(open_volume(place, kept, TRUTH_DTYPES))
 
 
 def _two_layers(spec: VolumeSpec) -> int:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from emseg.errors import OutputError, VolumeError
-from emseg.store.nodes import local, reason
+from emseg.store.nodes import reason
+from emseg.store.place import local
 
 REMEDIES = {
     errno.ENOSPC: "free some space, or choose another disk",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from time import sleep
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import zarr
@@ -17,28 +17,33 @@ from numpy.typing import NDArray
 from emseg.box import AXES, Box, triple
 from emseg.errors import BlockError, VolumeError
 from emseg.specs.volume import DTYPES, VolumeSpec
+from emseg.store.at_once import read_at_once
 from emseg.store.chunk_cache import ChunkCache
-from emseg.store.nodes import METADATA, Node, fault_of, open_array, read_node, reason
+from emseg.store.nodes import METADATA_OF, Files, Node, fault_of, open_array, read_node, reason
 from emseg.store.ome import Space, level, levels, multiscales_of
+from emseg.store.place import Address, Place
 from emseg.store.plain import plain_space, spatial_names
+from emseg.store.remote import RemoteFiles, StoreError
 
 T = TypeVar("T")
 
 DEEPEST = 4
 """Most folders between an OME-Zarr image and the array of a level."""
+AWAY = (1.0, 2.0, 4.0, *(8.0,) * 7)
+"""Seconds before each further look for a store that does not answer."""
 LISTED = 8
 """Most names that an error message lists."""
 
 
 class ZarrVolume:
-    """An open volume on a local path; fulfils `emseg.ports.VolumeReader`.
+    """An open volume; fulfils `emseg.ports.VolumeReader`.
 
-    Threads may read at the same time, and share the chunks that are kept. Pickled it is its path, so another process
+    Threads may read at the same time, and share the chunks that are kept. Pickled it is its place, so another process
     opens it anew.
     """
 
     def __init__(
-        self, path: Path, array: zarr.Array[Any], spec: VolumeSpec, cache_bytes: int, dtypes: tuple[str, ...] = DTYPES
+        self, path: Place, array: zarr.Array[Any], spec: VolumeSpec, cache_bytes: int, dtypes: tuple[str, ...] = DTYPES
     ) -> None:
         self.path = path
         self._array = array
@@ -74,8 +79,9 @@ class ZarrVolume:
         except BlockError:
             raise
         except Exception as error:  # a damaged chunk may raise anything, according to the codec that meets it
-            cause = f"the voxels {box} of {self.path} cannot be read ({reason(error)}): restore them"
-            raise BlockError(cause, fault_of(error)) from error
+            fault = fault_of(error)
+            remedy = "restore them" if fault == "block" else "check the disk or the network"
+            raise BlockError(f"the voxels {box} of {self.path} cannot be read ({reason(error)}): {remedy}", fault) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_volume, (self.path, self._cache_bytes, self._dtypes)
@@ -84,8 +90,8 @@ class ZarrVolume:
         return f"ZarrVolume({str(self.path)!r})"
 
 
-def open_volume(path: str | Path, cache_bytes: int = 0, dtypes: tuple[str, ...] = DTYPES) -> ZarrVolume:
-    """The volume at a path: a Zarr array, or level 0 of an OME-Zarr image.
+def open_volume(path: str | Path | Address, cache_bytes: int = 0, dtypes: tuple[str, ...] = DTYPES) -> ZarrVolume:
+    """The volume at a path or an address: a Zarr array, or level 0 of an OME-Zarr image.
 
     Axes are (z, y, x) or (y, x); axes in front of these that hold one entry each, such as time and channel of an
     OME-Zarr image, are left out. The voxel size is that of the OME metadata, also where the array of a level is named by
@@ -123,8 +129,26 @@ def array_and_space(node: Node) -> tuple[zarr.Array[Any], Space]:
     return _open_image(node) if node.kind == "group" else _open_plain(node)
 
 
-def level_path(path: str | Path, number: int) -> Path:
-    """Path of the array of a level of an OME-Zarr image, level 0 the finest; what it leads to is a volume as well.
+def await_volume(path: str | Path | Address, cache_bytes: int = 0) -> ZarrVolume:
+    """The volume as `open_volume` opens it, once its remote store answers, which may be away for a minute.
+
+    Raises
+    ------
+    VolumeError
+        If the store stays away, or the volume cannot be opened.
+    """
+    for pause in AWAY:
+        try:
+            return open_volume(path, cache_bytes)
+        except VolumeError as error:
+            if not isinstance(error.__cause__, StoreError) or error.__cause__.lasting:
+                raise
+        sleep(pause)
+    return open_volume(path, cache_bytes)
+
+
+def level_path(path: str | Path | Address, number: int) -> Place:
+    """Where the array of a level is, of an OME-Zarr image, level 0 the finest; what it leads to is a volume as well.
 
     Raises
     ------
@@ -144,18 +168,29 @@ def level_path(path: str | Path, number: int) -> Path:
         raise VolumeError(f"the OME metadata of {path} are wrong, {error}: repair them, or name the array itself") from error
 
 
-def _load(path: Path, array: zarr.Array[Any], spec: VolumeSpec, box: Box) -> NDArray[Any]:
+def _load(path: Place, array: zarr.Array[Any], spec: VolumeSpec, box: Box) -> NDArray[Any]:
     """The voxels of a box, ``(z, y, x)``, from the store."""
-    selection = (0,) * (array.ndim - spec.rank) + box.slices()[-spec.rank :]
-    voxels = np.asarray(array[selection])
-    if not any((path / name).exists() for name in METADATA):  # Zarr takes each chunk for one never written then
+
+    def read(part: Box) -> NDArray[Any]:
+        selection = (0,) * (array.ndim - spec.rank) + part.slices()[-spec.rank :]
+        return np.asarray(array[selection]).reshape(part.shape)
+
+    files = cast("Files", array.store)
+    missed = files.missed
+    if isinstance(files, RemoteFiles) and array.shards is not None:
+        shard = triple((1,) * (3 - spec.rank) + array.shards[-spec.rank :])
+        voxels = read_at_once(read, box, spec.chunk, shard, spec.dtype)
+    else:
+        voxels = read(box)
+    # Zarr takes what is missing for what was never written
+    if files.missed > missed and files.read(METADATA_OF[array.metadata.zarr_format][0]) is None:
         raise BlockError(f"the volume {path} is not there any more: mount or restore it", "store")
-    return np.ascontiguousarray(voxels, dtype=spec.dtype).reshape(box.shape)
+    return np.ascontiguousarray(voxels, dtype=spec.dtype)
 
 
 def _open_plain(node: Node) -> tuple[zarr.Array[Any], Space]:
     array = open_array(node)
-    if (space := _space_of_level(node.path)) is not None and len(space.names) == array.ndim:
+    if (space := _space_of_level(node)) is not None and len(space.names) == array.ndim:
         return array, space
     try:
         return array, plain_space(node.attributes, array.ndim, _dimension_names(array))
@@ -163,29 +198,31 @@ def _open_plain(node: Node) -> tuple[zarr.Array[Any], Space]:
         raise VolumeError(f"the attributes of {node.path} are wrong, {error}: repair or remove them") from error
 
 
-def _space_of_level(array: Path) -> Space | None:
+def _space_of_level(array: Node) -> Space | None:
     """Where the voxels of an array lie that is a level of an OME-Zarr image; None if it is none, or none that is sound."""
-    for group in islice(array.parents, DEEPEST):
-        with suppress(VolumeError, ValueError):
-            found = levels(multiscales_of(read_node(group).attributes))
-            if space := next((space for inside, space in found if group / inside == array), None):
+    parents: Sequence[Place] = array.path.parents
+    for group in parents[:DEEPEST]:
+        try:
+            found = levels(multiscales_of(read_node(group, METADATA_OF[array.format][-1:]).attributes))
+            if space := next((space for inside, space in found if group / inside == array.path), None):
                 return space
+        except (VolumeError, ValueError) as error:
+            if isinstance(error.__cause__, StoreError) and not error.__cause__.lasting:
+                raise  # without its space the volume would be another one
     return None
 
 
 def _open_image(group: Node) -> tuple[zarr.Array[Any], Space]:
     multiscales = multiscales_of(group.attributes)
     if multiscales is None:
-        names = list(islice(_images_inside(group.path), LISTED + 1))
-        listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "") or "none"
-        raise VolumeError(f"{group.path} is a Zarr group without multiscales: name an array inside it; there are {listed}")
+        raise VolumeError(f"{group.path} is a Zarr group without multiscales: name an array inside it{_listed(group.path)}")
     repair = "repair them, or name the array itself"
     try:
         inside, space = level(multiscales, 0)
     except ValueError as error:
         raise VolumeError(f"the OME metadata of {group.path} are wrong, {error}: {repair}") from error
     try:
-        array = open_array(read_node(group.path / inside))
+        array = open_array(read_node(group.path / inside, METADATA_OF[group.format]))
     except VolumeError as error:
         raise VolumeError(f"the OME metadata of {group.path} name the array {inside!r}, but {error}") from error
     if array.ndim != len(space.names):
@@ -201,6 +238,14 @@ def _open_image(group: Node) -> tuple[zarr.Array[Any], Space]:
 def _dimension_names(array: zarr.Array[Any]) -> Any:
     """Names of the axes as Zarr v3 stores them; None in v2."""
     return getattr(array.metadata, "dimension_names", None)
+
+
+def _listed(group: Place) -> str:
+    """The images inside a group, for a message; nothing of a remote store, which may not list what it has."""
+    if isinstance(group, Address):
+        return ""
+    names = list(islice(_images_inside(group), LISTED + 1))
+    return f"; there are {', '.join(names[:LISTED]) + (', ...' if len(names) > LISTED else '') or 'none'}"
 
 
 def _images_inside(folder: Path) -> Iterator[str]:

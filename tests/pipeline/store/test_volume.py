@@ -265,11 +265,6 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert "so it is not a Zarr" in error(tmp_path)
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/v.zarr", "https://host/v.zarr", Path("gs://bucket/v.zarr")])
-def test_remote_addresses_are_refused(path: str | Path) -> None:
-    assert "address of a remote store" in error(path)
-
-
 @pytest.mark.parametrize("head", [b"II*\0", b"MM\0*", b"II+\0"])
 def test_tiff_is_sent_to_ingest(tmp_path: Path, head: bytes) -> None:
     (tmp_path / "slice0.TIF").write_bytes(head + b"rest")

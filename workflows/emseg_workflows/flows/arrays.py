@@ -9,15 +9,16 @@ import numpy as np
 from emseg.box import Box
 from emseg.errors import OutputError
 from emseg.store.array_stack import Array, ArrayStack, place_of_array
+from emseg.store.place import Address, Place, place_of
 from emseg.store.volume import open_volume
 from emseg_workflows.flows.ingest import ingest
 
 
 def volume_at(
-    volume: str | Path | Array,
+    volume: str | Path | Address | Array,
     output: str | Path | None,
     voxel_size: tuple[float, float, float] | None,
-) -> Path:
+) -> Place:
     """Where a volume is. An array is stored as ``NAME.volume.zarr`` beside its output, unless Zarr has it on a local disk.
 
     Parameters
@@ -32,10 +33,10 @@ def volume_at(
     InputError
         If the array cannot be a volume, has no place, or another one is there.
     """
-    if isinstance(volume, str | Path):
+    if isinstance(volume, str | Path | Address):
         if voxel_size is not None:
             raise OutputError(f"a voxel size is told of arrays, but {volume} is a path: state it in the volume, or ingest it")
-        return Path(volume)
+        return place_of(volume)
     if (place := place_of_array(volume)) is not None and voxel_size is None:
         return place
     if output is None:

@@ -14,6 +14,7 @@ from emseg.box import Box, Triple
 from emseg.errors import InputError, OutputError
 from emseg.store.ledger import Output
 from emseg.store.output import is_output, open_output
+from emseg.store.place import Place
 from emseg.store.source import SliceSource, open_slices
 from emseg.truth import CLASSES, IGNORE, check_meaning, class_truth, membrane_truth, whole_numbers
 from emseg_workflows.flows.record import recipe_of
@@ -88,7 +89,7 @@ class Truth:
 
     def __init__(
         self,
-        path: Path,
+        path: Place,
         source: SliceSource,
         labels: Mapping[str, tuple[int, ...]] | None,
         ids: bool,
@@ -155,7 +156,7 @@ class Truth:
 
 
 @contextmanager
-def _where(path: Path, start: int, stop: int) -> Iterator[None]:
+def _where(path: Place, start: int, stop: int) -> Iterator[None]:
     """Says in which slices of a volume there is a value that cannot be used."""
     try:
         yield

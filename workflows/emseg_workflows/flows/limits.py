@@ -14,6 +14,7 @@ from emseg.grid.cost import Cost
 from emseg.grid.plan import Plan
 from emseg.model.device import Device, Gpu, crowding
 from emseg.specs.volume import VolumeSpec
+from emseg.store.place import Place
 
 LEAST_SPACE = 0.02
 """Share of the uncompressed output that must be free on the disk: labels are seldom compressed further than this."""
@@ -38,7 +39,7 @@ def check_space(output: Path, output_bytes: int) -> None:
         )
 
 
-def check_chunks(volume: VolumeSpec, path: Path, budget: int | None = None) -> None:
+def check_chunks(volume: VolumeSpec, path: Place, budget: int | None = None) -> None:
     """Refuse a volume of which one chunk alone fills half the memory: chunks are decompressed whole.
 
     Parameters

@@ -12,6 +12,7 @@ from emseg.errors import InputError
 from emseg.metrics.instances import Blemish, Comparison, Contingency
 from emseg.store.instances import open_instances
 from emseg.store.output import open_output
+from emseg.store.place import Address, Place, place_of
 from emseg.store.source import open_slices
 from emseg.truth import whole_numbers
 
@@ -24,7 +25,7 @@ class Matching:
     """How well instance labels match the truth."""
 
     instances: Path
-    truth: Path
+    truth: Place
     comparison: Comparison
 
     def to_json(self) -> dict[str, Any]:
@@ -46,7 +47,7 @@ class Matching:
 
 
 def compare_instances(
-    output: str | Path, truth: str | Path, *, name: str = "instances", slices: tuple[int, int] | None = None
+    output: str | Path, truth: str | Path | Address, *, name: str = "instances", slices: tuple[int, int] | None = None
 ) -> Matching:
     """How well the instance labels of an output match true ones.
 
@@ -87,7 +88,7 @@ def compare_instances(
             values = whole_numbers(source.read(part.start[0] + z, part.start[0] + end))[:, rows, columns]
             table.add(found.read(Box((z, 0, 0), (end, *region.shape[1:]))), values)
     try:
-        return Matching(stored.path / "labels" / name, Path(truth), table.compared(WORST))
+        return Matching(stored.path / "labels" / name, place_of(truth), table.compared(WORST))
     except ValueError as error:
         raise InputError(f"{truth}: {error}") from error
 

@@ -20,6 +20,7 @@ from emseg.model.device import Device
 from emseg.model.source import describe
 from emseg.specs.region import parse_region
 from emseg.specs.volume import MASK_DTYPES, VolumeSpec
+from emseg.store.place import Address
 from emseg.store.volume import open_volume
 from emseg_workflows.launch import tile_budget
 from emseg_workflows.placement import Placement
@@ -36,7 +37,7 @@ class Planned:
 
 
 def plan_run(
-    volume: str | Path,
+    volume: str | Path | Address,
     *,
     model: str | Path | None = None,
     region: str | Box | None = None,
@@ -53,7 +54,7 @@ def plan_run(
     InputError
         As `segment`.
     """
-    source, placement = open_volume(Path(volume)), placement or Placement()
+    source, placement = open_volume(volume), placement or Placement()
     spec, _ = describe(resolve_model(model))
     if tta:
         check_symmetric(spec)

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from emseg.errors import OutputError
 from emseg.store.output import open_output
+from emseg.store.place import Address
 from emseg_workflows.flows.panels import Panel, panels_of, scale_bar, slice_box
 from emseg_workflows.flows.record import recipe_of, volume_of
 
@@ -20,7 +21,7 @@ PAPER = (255, 255, 255)
 
 
 def preview(
-    output: str | Path, picture: str | Path | None = None, *, z: int | None = None, volume: str | Path | None = None
+    output: str | Path, picture: str | Path | None = None, *, z: int | None = None, volume: str | Path | Address | None = None
 ) -> Path:
     """The PNG that was drawn of one slice of an output.
 

@@ -21,9 +21,11 @@ from typing import Any, Literal
 
 from emseg import __version__
 from emseg.errors import OutputError
+from emseg.model.bundled import resolve_model
 from emseg.recipe import Recipe
 from emseg.store.lease import newest_run
 from emseg.store.ledger import Output
+from emseg.store.place import Address, place_of
 from emseg.store.records import FolderRecords
 from emseg.store.volume import ZarrVolume, open_volume
 from emseg_workflows.bench import Job
@@ -152,7 +154,7 @@ def recipe_of(output: Output) -> Recipe:
         ) from error
 
 
-def volume_of(output: Output, given: str | Path | None) -> ZarrVolume:
+def volume_of(output: Output, given: str | Path | Address | None) -> ZarrVolume:
     """The volume that an output was made from, open: as given, else where its newest record says.
 
     Raises
@@ -160,7 +162,9 @@ def volume_of(output: Output, given: str | Path | None) -> ZarrVolume:
     InputError
         If it is not there, or another one is.
     """
-    path = input_of(output, "volume", given)
+    path = place_of(given) if given is not None else place_of(_recorded(output, "volume"))
+    if given is None and isinstance(path, Path):
+        _check_there(output, "volume", path)
     volume, wanted = open_volume(path), recipe_of(output).volume
     if volume.spec != wanted:
         raise OutputError(
@@ -170,23 +174,32 @@ def volume_of(output: Output, given: str | Path | None) -> ZarrVolume:
     return volume
 
 
-def input_of(output: Output, kind: Literal["volume", "model"], given: str | Path | None) -> Path:
-    """Where the volume or the model that an output was made from is: as given, else as its newest record says.
+def model_of(output: Output, given: str | Path | None) -> Path:
+    """Where the model that an output was made with is: as given, else as its newest record says.
 
     Raises
     ------
-    OutputError
-        If it is not given, and there is no record, or nothing at the place that it names.
+    InputError
+        If there is no such model; or none is given, and there is no record, or nothing at the place that it names.
     """
     if given is not None:
-        return Path(given)
-    record = _newest_start(output)
-    if not isinstance(record.get(kind), str):
+        return resolve_model(given)
+    path = Path(_recorded(output, "model"))
+    _check_there(output, "model", path)
+    return path
+
+
+def _recorded(output: Output, kind: Literal["volume", "model"]) -> str:
+    """Where the newest record of an output says that its volume or its model is."""
+    place = _newest_start(output).get(kind)
+    if not isinstance(place, str):
         raise OutputError(f"the run record of {output.path} is lost, so it does not say where its {kind} is: give --{kind}")
-    path = Path(record[kind])
+    return place
+
+
+def _check_there(output: Output, kind: Literal["volume", "model"], path: Path) -> None:
     if not path.exists():
         raise OutputError(f"the {kind} of {output.path} was {path}, which is not there any more: give its place with --{kind}")
-    return path
 
 
 def _newest_start(output: Output) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.errors import BlockError, OutputError
-from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
 from emseg.model.source import digest_of
 from emseg.normalise import survey
@@ -24,9 +23,10 @@ from emseg.recipe import Recipe
 from emseg.store.lease import Token, take_lease
 from emseg.store.ledger import Output
 from emseg.store.output import open_output
+from emseg.store.place import Address, Place
 from emseg.store.records import FolderRecords
 from emseg_workflows.events import Observer
-from emseg_workflows.flows.record import input_of, recipe_of, volume_of
+from emseg_workflows.flows.record import model_of, recipe_of, volume_of
 from emseg_workflows.flows.segment import segment
 from emseg_workflows.flows.status import named
 from emseg_workflows.report import Failure
@@ -108,7 +108,7 @@ def check(output: str | Path) -> Soundness:
 def repair(
     output: str | Path,
     *,
-    volume: str | Path | None = None,
+    volume: str | Path | Address | None = None,
     model: str | Path | None = None,
     workers: int | None = None,
     device: Device = "cpu",
@@ -234,10 +234,12 @@ def _name(stored: Output, level: int, index: int) -> str:
     return f"{'a unit' if level else 'the block'} {_place(stored, level, index)}"
 
 
-def _inputs(stored: Output, recipe: Recipe, volume: str | Path | None, model: str | Path | None) -> tuple[Path, Path]:
-    """Paths of the volume and the model that the output was made from: proven before anything is removed."""
+def _inputs(
+    stored: Output, recipe: Recipe, volume: str | Path | Address | None, model: str | Path | None
+) -> tuple[Place, Path]:
+    """Where the volume and the model are that the output was made from: proven before anything is removed."""
     source = volume_of(stored, volume)
-    weights = input_of(stored, "model", resolve_model(model) if model is not None else None)
+    weights = model_of(stored, model)
     _, digest = survey(source, recipe.normalisation.scope)
     found = replace(recipe, volume_digest=digest, model_digest=digest_of(weights))
     if differences := "; ".join(recipe.differences(found)):

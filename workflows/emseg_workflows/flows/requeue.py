@@ -7,6 +7,7 @@ from pathlib import Path
 
 from emseg.errors import OutputError
 from emseg.store.output import open_output
+from emseg.store.place import Place
 from emseg_workflows.flows.places import default_output
 from emseg_workflows.flows.record import fruitless_runs
 from emseg_workflows.slurm_job import SlurmJob
@@ -17,7 +18,7 @@ WAITS = 50
 """Times that a job may end while its workers still wait in the queue, before anything is begun."""
 
 
-def queue_again(volume: Path, output: Path | None, tell: Callable[[str], None]) -> None:
+def queue_again(volume: Place, output: Path | None, tell: Callable[[str], None]) -> None:
     """Queues the job that this process runs in again and does not return; or tells why not, and returns."""
     job = SlurmJob.here()
     if job is None:

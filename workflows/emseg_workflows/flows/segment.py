@@ -22,6 +22,7 @@ from emseg.store.lease import Lease, Token
 from emseg.store.ledger import Output
 from emseg.store.level import remove_unfounded
 from emseg.store.output import open_output
+from emseg.store.place import Address
 from emseg_workflows.bench import Job
 from emseg_workflows.dispatch import Policy
 from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def segment(
-    volume: str | Path | Array,
+    volume: str | Path | Address | Array,
     output: str | Path | None = None,
     *,
     model: str | Path | None = None,
@@ -83,8 +84,9 @@ def segment(
     Parameters
     ----------
     volume
-        A Zarr array or OME-Zarr image, (z, y, x) or (y, x), of uint8, uint16 or float32, by its path; or an array of NumPy,
-        Dask or Zarr, which is stored as ``NAME.volume.zarr`` beside the output, unless it is on a disk of this machine.
+        A Zarr array or OME-Zarr image, (z, y, x) or (y, x), of uint8, uint16 or float32, on a local path or at an address
+        such as ``s3://bucket/key``; or an array of NumPy, Dask or Zarr, which is stored as ``NAME.volume.zarr`` beside the
+        output, unless it is on a disk of this machine.
     output
         The OME-Zarr group to write; by default beside the volume, see `default_output`.
     model
@@ -198,7 +200,7 @@ def segment(
             notify(Noticed(notice))
         with claim.held() as lease:
             job = Job(
-                *(recipe, volume.absolute(), draft.model_path.absolute(), place.absolute()),
+                *(recipe, draft.path, draft.model_path.absolute(), place.absolute()),
                 *(Token(open_output(place).records.absolute(), lease.run), mixed_hardware, device, placement.most_per_gpu),
             )
             return _Run(job, lease, executor, policy, stop, notify).segment()

@@ -29,6 +29,7 @@ from emseg.specs.network import NetworkSpec
 from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
 from emseg.specs.region import parse_region
 from emseg.specs.volume import VolumeSpec
+from emseg.store.place import Place
 from emseg.store.volume import open_volume
 from emseg_workflows.bench import Choice, Trial
 from emseg_workflows.flows.limits import check_chunks
@@ -48,7 +49,7 @@ LONGEST = 600.0
 class Draft:
     """A run as far as volume and model tell what it computes."""
 
-    path: Path
+    path: Place
     """Of the volume."""
     volume: VolumeSpec
     volume_digest: str
@@ -98,7 +99,7 @@ class Draft:
 
 
 def draft_run(
-    volume: Path,
+    volume: Place,
     model: str | Path | None,
     region: str | Box | None,
     tile: Triple | None,
@@ -131,7 +132,7 @@ def draft_run(
     normalisation, digest = survey(source, normalise or _trained_with(card))
     normalisation = normalisation if normalise else _told(card) or normalisation
     return Draft(
-        path=volume,
+        path=source.path,
         volume=source.spec,
         volume_digest=digest,
         normalisation=normalisation,
@@ -179,7 +180,7 @@ def settle(draft: Draft, executor: Executor, device: Device, backend: Backend | 
     if precision is None and cost.flops * draft.volume.box.voxels < TRIED * draft.plan.region.voxels:
         precision = "float32"
     trial = Trial(
-        volume=draft.path.absolute(),
+        volume=draft.path,
         model=draft.model_path.absolute(),
         spec=draft.model,
         normalisation=draft.normalisation,

@@ -16,6 +16,7 @@ from pathlib import Path
 from emseg.box import Triple
 from emseg.errors import InputError
 from emseg.grid.cost import cost_of
+from emseg.store.place import Place
 from emseg_workflows.flows.places import check_output_place, default_output
 from emseg_workflows.flows.plan import plan_run
 from emseg_workflows.placement import Placement
@@ -49,7 +50,7 @@ class Submission:
 
 
 def prepare_submission(
-    volume: Path,
+    volume: Place,
     output: Path | None,
     options: Sequence[str],
     site: Site,
@@ -77,8 +78,9 @@ def prepare_submission(
         If the run would be refused, or something does not fit together.
     """
     planned = plan_run(volume, model=model, region=region, tile=tile, tta=tta, threads=threads, placement=placement)
-    output = (output or default_output(volume)).absolute()
+    output = output or default_output(volume)
     check_output_place(output, volume)
+    output = output.absolute()
     if not output.parent.is_dir():
         raise InputError(f"{output} cannot be made, as {output.parent} is not a folder: make that first")
     need = cost_of(planned.plan, planned.volume, probabilities, tta).bytes_per_worker

@@ -22,7 +22,6 @@ from emseg.errors import BlockError, ModelError, OutputError
 from emseg.grid.plan import Plan
 from emseg.grid.stitch import NOT_COMPUTED, QUANTA, quantise
 from emseg.model.backend import backend_of, low_precisions, open_predictor
-from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
 from emseg.model.source import load
 from emseg.normalise import survey
@@ -33,9 +32,10 @@ from emseg.specs.numerics import Accuracy
 from emseg.store.ledger import Output
 from emseg.store.nodes import blamed
 from emseg.store.output import open_output
+from emseg.store.place import Address
 from emseg.store.volume import ZarrVolume
 from emseg_workflows.bench import augmented
-from emseg_workflows.flows.record import input_of, recipe_of, volume_of
+from emseg_workflows.flows.record import model_of, recipe_of, volume_of
 
 TOLERANCE = 1e-4
 """Largest difference of two float32 computations of one probability."""
@@ -114,7 +114,7 @@ def verify(
     *,
     boxes: int = 8,
     seed: int = 0,
-    volume: str | Path | None = None,
+    volume: str | Path | Address | None = None,
     model: str | Path | None = None,
     device: Device = "cpu",
 ) -> Verdict:
@@ -142,7 +142,7 @@ def verify(
     recipe = recipe_of(stored)
     source = volume_of(stored, volume)
     _check_same_voxels(source, recipe)
-    weights = input_of(stored, "model", resolve_model(model) if model is not None else None)
+    weights = model_of(stored, model)
     loaded = load(weights, recipe.plan.model)
     if loaded.digest != recipe.model_digest:
         raise ModelError(f"{weights} has digest {loaded.digest[:12]}, the run's model {recipe.model_digest[:12]}: give --model")

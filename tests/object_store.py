@@ -1,0 +1,130 @@
+"""An object store on loopback: moto's S3, which can be told to fail, and remembers what it was asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+from moto.server import DomainDispatcherApplication, create_backend_app
+from obstore.store import S3Store
+from werkzeug.serving import BaseWSGIServer, make_server
+
+from emseg_workflows.clusters.local import LOOPBACK
+
+BUCKET = "volumes"
+ANYBODY = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+"""What makes an anonymous request one that moto takes: the bucket is public."""
+DENIED = "403 Forbidden"
+DENIAL = b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+
+
+@dataclass(slots=True)
+class ObjectStore:
+    """A bucket; without a signature, its objects are also those of a web server."""
+
+    app: Any
+    server: BaseWSGIServer
+    asked: list[str] = field(default_factory=list)
+    """Each request: its method, key and range."""
+    refuse: Callable[[str, bool], str] = lambda key, signed: ""
+    """The status with which a key is refused, asked with a signature or without; none if it is not."""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://{LOOPBACK}:{self.server.server_port}"
+
+    def address(self, key: str, scheme: str = "s3") -> str:
+        """The address of what has this key."""
+        return f"{self.url}/{BUCKET}/{key}" if scheme == "http" else f"{scheme}://{BUCKET}/{key}"
+
+    def willing(self) -> None:
+        """Refuse nothing from now on."""
+        self.refuse = lambda key, signed: ""
+
+    @property
+    def bucket(self) -> S3Store:
+        """Its objects."""
+        return S3Store(BUCKET)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Store an object."""
+        self.bucket.put(key, data)
+
+    def get(self, key: str) -> bytes:
+        """An object."""
+        return bytes(self.bucket.get(key).bytes())
+
+    def remove(self, key: str) -> None:
+        """Remove an object."""
+        self.bucket.delete(key)
+
+    def upload(self, folder: Path, key: str) -> str:
+        """The address of a copy of a folder."""
+        for file in folder.rglob("*"):
+            if file.is_file():
+                self.put(f"{key}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+        self.asked.clear()
+        return self.address(key)
+
+    @contextmanager
+    def counting(self) -> Iterator[list[str]]:
+        """What is asked for within the ``with``."""
+        self.asked.clear()
+        yield self.asked
+
+    def start(self) -> None:
+        """Answer from now on."""
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def stop(self) -> Callable[[], None]:
+        """Refuse connections from now on; the function that is returned ends that."""
+        port = self.server.server_port
+        self.server.shutdown()
+        self.server.server_close()
+
+        def again() -> None:
+            self.server = make_server(LOOPBACK, port, self, threaded=True)
+            self.start()
+
+        return again
+
+    def __call__(self, environment: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        key = environment["PATH_INFO"].removeprefix(f"/{BUCKET}/")
+        query = environment["QUERY_STRING"]
+        part = environment.get("HTTP_RANGE", "")
+        self.asked.append(" ".join(filter(None, (environment["REQUEST_METHOD"], key + ("?" + query if query else ""), part))))
+        if status := self.refuse(key, "HTTP_AUTHORIZATION" in environment):
+            body = DENIAL if status == DENIED else b""
+            start(status, [("Content-Length", str(len(body)))])
+            return [body]
+        environment.setdefault("HTTP_AUTHORIZATION", ANYBODY)
+        answer: Iterable[bytes] = self.app(environment, start)
+        return answer
+
+
+@contextmanager
+def object_store() -> Iterator[ObjectStore]:
+    """The store, for as long as the ``with`` lasts; the environment has credentials for it."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    store = ObjectStore(DomainDispatcherApplication(create_backend_app), None)  # type: ignore[arg-type]
+    store.server = make_server(LOOPBACK, 0, store, threaded=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_"))]:
+            patch.delenv(name)
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_ENDPOINT_URL", store.url)
+        patch.setenv("AWS_ALLOW_HTTP", "true")
+        store.start()
+        urlopen(Request(f"{store.url}/{BUCKET}", method="PUT"), timeout=10).close()
+        yield store
+        store.stop()

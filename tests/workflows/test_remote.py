@@ -1,0 +1,225 @@
+"""Runs on volumes of an object store: the bytes of a run on a local copy, also where the store is away for a while."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zarr
+from object_store import BUCKET, DENIED, ObjectStore, object_store
+from runs import PLANAR, bytes_of, free_port, save_random_model, shards, snapshot, texture
+
+from emseg.errors import VolumeError
+from emseg.store.place import place_of
+from emseg_workflows import dispatch, segment
+from emseg_workflows.cli import main
+from emseg_workflows.flows.places import check_output_place, default_output
+from emseg_workflows.flows.repair import repair
+from emseg_workflows.flows.status import status
+from emseg_workflows.flows.verify import verify
+
+SHAPE = (6, 40, 56)
+VOLUMES: dict[str, dict[str, Any]] = {
+    "v2.zarr": {"zarr_format": 2},
+    "sharded.zarr": {"shards": (8, 32, 32)},
+    "image.zarr/1": {},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Volumes with the same voxels, and a network."""
+    folder = tmp_path_factory.mktemp("local")
+    scales = [{"path": str(n), "coordinateTransformations": [{"type": "scale", "scale": [1, 2**n, 2**n]}]} for n in range(2)]
+    multiscales = [{"axes": [{"name": name, "type": "space"} for name in "zyx"], "datasets": scales}]
+    image = zarr.create_group(folder / "image.zarr", attributes={"ome": {"version": "0.5", "multiscales": multiscales}})
+    image.create_array("0", data=texture((6, 80, 112)), chunks=(6, 80, 112))
+    for name, options in VOLUMES.items():
+        array = zarr.create_array(folder / name, shape=SHAPE, dtype="uint8", chunks=(4, 16, 16), **options)
+        array[:] = texture(SHAPE)
+    save_random_model(folder / "model.safetensors", PLANAR)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path) -> Iterator[ObjectStore]:
+    """A store with copies of them."""
+    with object_store() as store:
+        for name in ("v2.zarr", "sharded.zarr", "image.zarr"):
+            store.upload(folder / name, f"em/{name}")
+        yield store
+
+
+@pytest.fixture(autouse=True)
+def _willing(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    yield
+    store.willing()
+
+
+def run(folder: Path, volume: str | Path, output: Path, workers: int = 0) -> dict[str, str]:
+    """The bytes of an output."""
+    report = segment(volume, output, model=folder / "model.safetensors", workers=workers)
+    assert (report.exit_code, report.left) == (0, 0)
+    return bytes_of(output)
+
+
+@pytest.fixture(scope="module")
+def truth(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """The bytes of the output of each volume, run from its local copy."""
+    made = tmp_path_factory.mktemp("truth")
+    return {name: run(folder, folder / name, made / name.replace("/", "-")) for name in VOLUMES}
+
+
+@pytest.mark.parametrize("name", VOLUMES)
+def test_same_bytes_as_from_a_local_copy(
+    name: str, folder: Path, store: ObjectStore, truth: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    with store.counting() as asked:
+        assert run(folder, store.address(f"em/{name}"), tmp_path / "out") == truth[name]
+    assert all(request.startswith("GET ") and "?" not in request for request in asked)
+
+
+def test_same_bytes_from_workers_while_the_store_is_away(
+    folder: Path, store: ObjectStore, truth: dict[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses connections for some seconds, and all that it gives afterwards is what it should be."""
+    monkeypatch.setattr(dispatch, "BACK_OFF", (0.5,) * 7)
+    times: list[float] = []
+
+    def away(key: str, signed: bool) -> str:
+        if "v2.zarr/0." in key and not times and (tmp_path / "out" / "emseg" / "run-0001").exists():
+            times.append(time.monotonic())
+        return "503 Slow Down" if times and time.monotonic() < times[0] + 3 else ""
+
+    store.refuse = away
+    report = segment(store.address("em/v2.zarr"), tmp_path / "out", model=folder / "model.safetensors", workers=2)
+    assert times
+    assert (report.exit_code, report.left, report.failed) == (0, 0, 0)
+    assert report.retried
+    assert bytes_of(tmp_path / "out") == truth["v2.zarr"]
+
+
+def test_a_store_that_stops_listening_for_a_while(
+    folder: Path, store: ObjectStore, truth: dict[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "BACK_OFF", (0.5,) * 7)
+    gone = threading.Event()
+    restarts: list[threading.Thread] = []
+
+    def away(key: str, signed: bool) -> str:
+        if "/c/" in key and (tmp_path / "out" / "emseg" / "run-0001").exists() and not gone.is_set():
+            gone.set()
+            restarts.append(threading.Thread(target=lambda: (again := store.stop(), time.sleep(2), again())))
+            restarts[0].start()
+        return ""
+
+    store.refuse = away
+    assert run(folder, store.address("em/sharded.zarr"), tmp_path / "out") == truth["sharded.zarr"]
+    assert gone.is_set()
+    restarts[0].join()
+    kept = [json.loads(line) for line in (tmp_path / "out/emseg/run-0001/00000.jsonl").read_text().splitlines()]
+    assert any("Connection refused" in line.get("cause", "") or "connection" in line.get("cause", "") for line in kept)
+
+
+def test_what_began_with_a_copy_goes_on_with_the_other(
+    folder: Path, store: ObjectStore, truth: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    """A volume is known by its voxels, not by its place; the record tells the newest."""
+    output, address = tmp_path / "out", store.address("em/v2.zarr")
+    run(folder, folder / "v2.zarr", output)
+    shards(output)[1].unlink()
+    assert run(folder, address, output) == truth["v2.zarr"]
+    assert status(output).volume == address
+    shards(output)[0].write_bytes(shards(output)[0].read_bytes()[:-9])
+    assert repair(output, workers=0).repaired == 1
+    assert bytes_of(output) == truth["v2.zarr"]
+    store.refuse = lambda key, signed: DENIED
+    with pytest.raises(VolumeError, match=f"{address} cannot be read"):
+        verify(output, boxes=1)
+
+
+def emseg(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit code of a command line, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["emseg", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def test_on_the_command_line(
+    folder: Path,
+    store: ObjectStore,
+    truth: dict[str, dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The output of a remote volume is made in the current folder, and named after it."""
+    image, model = store.address("em/image.zarr"), str(folder / "model.safetensors")
+    run_words = ("run", image, "--level", "1", "--model", model, "--workers", "0")
+    assert emseg(monkeypatch, *run_words) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["image-1.emseg.zarr"]
+    assert bytes_of(tmp_path / "image-1.emseg.zarr") == truth["image.zarr/1"]
+    assert f"{image}/1" in (tmp_path / "image-1.emseg.zarr/emseg/run-0001/00000.jsonl").read_text()
+    assert emseg(monkeypatch, *run_words) == 0
+    assert emseg(monkeypatch, "verify", "image-1.emseg.zarr", "--boxes", "2", "--volume", f"{image}/1") == 0
+    monkeypatch.setattr(sys, "argv", ["emseg", "plan", f"{image}/1", "--model", model])
+    main()
+    monkeypatch.setattr(sys, "argv", ["emseg", "preview", "image-1.emseg.zarr"])
+    main()
+    out = capsys.readouterr().out
+    assert "0:6,0:40,0:56" in out
+    assert (tmp_path / "image-1.emseg.zarr.png").is_file()
+
+
+REFUSED = {
+    "run s3://no-such-bucket/v.zarr": "there is no such bucket",
+    f"run s3://{BUCKET}/em/none.zarr": "is no Zarr: check the spelling",
+    f"plan s3://{BUCKET}/em/none.zarr": "is no Zarr: check the spelling",
+    f"run s3://{BUCKET}/denied.zarr": "403 Forbidden, AccessDenied",
+    "run ftp://host/v.zarr": "but emseg reads s3://",
+    f"run http://127.0.0.1:{free_port()}/v.zarr": "Connection refused",
+    f"run s3://{BUCKET}/em/v2.zarr -o s3://{BUCKET}/out.zarr": "s3://volumes/out.zarr is the address of a remote store",
+    f"run s3://{BUCKET}/em/v2.zarr --level 1": "is no OME-Zarr image",
+    "status s3://volumes/out.zarr": "address of a remote store",
+    "verify s3://volumes/out.zarr": "address of a remote store",
+    "ingest s3://volumes/em/v2.zarr copy.zarr": "address of a remote store",
+    f"submit s3://{BUCKET}/em/v2.zarr -o s3://b/o.zarr --dry-run --workers 1 --memory 1G": "the address of a remote store",
+}
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_refused_in_one_line_and_nothing_written(
+    command: str, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.refuse = lambda key, signed: DENIED if key.startswith("denied") else ""
+    words = command.split()
+    assert emseg(monkeypatch, *words, *(("--workers", "0") if words[0] == "run" else ())) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert REFUSED[command] in line
+    assert snapshot(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("volume", "name"),
+    [
+        ("s3://bucket/a/v.zarr", "v.emseg.zarr"),
+        ("https://host/v.ome.zarr", "v.emseg.zarr"),
+        ("s3://bucket/a/v.zarr/em/s2", "v-em-s2.emseg.zarr"),
+        ("gs://bucket/raw", "raw.emseg.zarr"),
+        ("gs://bucket", "bucket.emseg.zarr"),
+    ],
+)
+def test_the_place_of_an_output(volume: str, name: str, tmp_path: Path) -> None:
+    assert default_output(place_of(volume)) == Path.cwd() / name
+    check_output_place(tmp_path / "o", place_of(volume))
