@@ -89,8 +89,8 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, nodes: list[Node], weights: Mapping[str, Tensor], source: str, result: str) -> None:
         super().__init__()
-        self._names = list(weights)
-        self.weights = nn.ParameterList(nn.Parameter(weight, requires_grad=False) for weight in weights.values())
+        self._names = sorted(weights, key=lambda name: not weights[name].is_floating_point())  # the first tells the type
+        self.weights = nn.ParameterList(nn.Parameter(weights[name], requires_grad=False) for name in self._names)
         self._nodes, self._source, self._result = nodes, source, result
         self._last = _last_uses(nodes, result)
         self.peak = 0
