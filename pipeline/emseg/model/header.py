@@ -90,7 +90,9 @@ def parse_header(file: BufferedIOBase, size: int, path: Path) -> tuple[ModelSpec
     length = int.from_bytes(start, "little")
     if length > MOST_HEADER_BYTES:  # a short header's length may start with the same bytes as a pickle
         if start.startswith(PICKLES):
-            raise ModelError(f"{path} is a pickle (.pt, .pth), which can run code and is never loaded: {CONVERT}, or with torch.export")
+            raise ModelError(
+                f"{path} is a pickle (.pt, .pth), which can run code and is never loaded: {CONVERT}, or export it with torch.export"
+            )
         _refuse(path, f"its header would have {length} bytes, more than {MOST_HEADER_BYTES}")
     if LENGTH_BYTES + length > size:
         raise ModelError(
