@@ -34,7 +34,6 @@ KINDS: dict[str, Kind] = {".onnx": "onnx", ".pt2": "exported"}
 """Suffixes of files with a network."""
 SETTINGS = ("classes", "activation", "channel", "normalise", "mean", "deviation", "voxel_size", "only_tile")
 """What may be told beside a file."""
-FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)

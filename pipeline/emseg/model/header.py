@@ -91,7 +91,7 @@ def parse_header(file: BufferedIOBase, size: int, path: Path) -> tuple[ModelSpec
     if length > MOST_HEADER_BYTES:  # a short header's length may start with the same bytes as a pickle
         if start.startswith(PICKLES):
             raise ModelError(
-                f"{path} is a pickle (.pt, .pth), which can run code and is never loaded: {CONVERT}, or export it with torch.export"
+                f"{path} is a pickle (.pt, .pth), which can run code and is never loaded: {CONVERT}, or use torch.export"
             )
         _refuse(path, f"its header would have {length} bytes, more than {MOST_HEADER_BYTES}")
     if LENGTH_BYTES + length > size:
