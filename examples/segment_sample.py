@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import tifffile
-import zarr
 
 from emseg.metrics.membrane import count
+from emseg.store.output import open_output
 from emseg.truth import membrane_truth
 from emseg_workflows import ingest, preview, segment
 from emseg_workflows.console import RunConsole
@@ -29,9 +29,8 @@ def main(folder: Path) -> None:
     if report.exit_code:
         sys.exit(report.exit_code)
 
-    labels = zarr.open_array(output / "labels" / "classes" / "0", mode="r")
-    truth = membrane_truth(tifffile.imread(SAMPLE / "truth.tif"))
-    score = count(labels[:], truth)
+    stored, truth = open_output(output), membrane_truth(tifffile.imread(SAMPLE / "truth.tif"))
+    score = count(stored.read_labels(stored.region), truth)
     picture = preview(output, folder / "sample.png")
     print(f"membrane F1 {score.f1:.3f} (precision {score.precision:.3f}, recall {score.recall:.3f}), voxel for voxel")
     print(f"picture {picture}")

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 import emseg
 import emseg_workflows
+from emseg_workflows.cli import cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,15 +55,18 @@ def test_public_names() -> None:
         "ingest",
         "label",
         "plan_run",
+        "prepare_submission",
         "preview",
         "repair",
         "report_page",
         "seams",
         "segment",
         "status",
+        "submit",
         "train",
         "verify",
         "view",
+        "watch",
     ]
     assert all(callable(getattr(emseg_workflows, name)) for name in emseg_workflows.__all__)
 
@@ -77,6 +82,18 @@ def test_the_picture_of_the_floors_is_the_linters_list() -> None:
     assert sorted(drawn) == sorted(name for names in listed for name in names)
     for above, below in pairwise(listed):
         assert max(map(drawn.index, above)) < min(map(drawn.index, below)), f"{above} is not drawn above {below}"
+
+
+def test_each_command_has_its_functions() -> None:
+    """In workflows/README.md: all commands, all public functions, and nothing that is not there."""
+    table = (ROOT / "workflows" / "README.md").read_text().partition("## From Python")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`emseg .*) \| (.*) \|$", table, re.MULTILINE)
+    commands = {name for said, _ in rows for name in re.findall(r"`emseg (\w+)", said)}
+    assert commands == set(cli.commands)
+    functions = [name for _, given in rows for name in re.findall(r"`([\w.]+)\(", given)]
+    assert sorted(name for name in functions if "." not in name) == emseg_workflows.__all__
+    for module, _, name in (name.rpartition(".") for name in functions if "." in name):
+        assert callable(getattr(import_module(module), name))
 
 
 def test_each_configuration_is_listed() -> None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from emseg_workflows.flows.seams import seams as seams
     from emseg_workflows.flows.segment import segment as segment
     from emseg_workflows.flows.status import status as status
+    from emseg_workflows.flows.status import watch as watch
+    from emseg_workflows.flows.submit import prepare_submission as prepare_submission
+    from emseg_workflows.flows.submit import submit as submit
     from emseg_workflows.flows.train import train as train
     from emseg_workflows.flows.verify import verify as verify
     from emseg_workflows.flows.view import view as view
@@ -34,15 +37,18 @@ _FLOWS = {
     "ingest": "ingest",
     "label": "label",
     "plan_run": "plan",
+    "prepare_submission": "submit",
     "preview": "preview",
     "repair": "repair",
     "report_page": "report",
     "seams": "seams",
     "segment": "segment",
     "status": "status",
+    "submit": "submit",
     "train": "train",
     "verify": "verify",
     "view": "view",
+    "watch": "status",
 }
 """Public function, and the module of `emseg_workflows.flows` that it lives in."""
 
@@ -54,15 +60,18 @@ __all__ = [
     "ingest",
     "label",
     "plan_run",
+    "prepare_submission",
     "preview",
     "repair",
     "report_page",
     "seams",
     "segment",
     "status",
+    "submit",
     "train",
     "verify",
     "view",
+    "watch",
 ]
 
 
