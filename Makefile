@@ -8,8 +8,10 @@ INSTALL := $(BIN)/pip install --quiet -c deploy/constraints.txt
 demo: .venv/demo
 	$(BIN)/python examples/segment_sample.py demo
 
+# What takes long, or more than pip installs, has targets of its own: faults, browser, hosts, slurm. `.ci/run` runs all.
+APART := faults browser hosts slurm
 test: lint
-	$(BIN)/pytest -n 2 --dist worksteal --ignore=tests/slurm --ignore=tests/browser --ignore=tests/hosts
+	$(BIN)/pytest -n 2 --dist worksteal $(APART:%=--ignore=tests/%)
 
 # A real SLURM cluster on this machine; installs it from Debian's packages, so it must be root.
 slurm: .venv/test
@@ -28,7 +30,8 @@ lint: .venv/test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The long forms of two parts of the tests, about half an hour each; FAULTS and FUZZ_SEED draw other moments and cases.
+# Processes killed, disks that fill, stores that go away; and damaged inputs. About half an hour each; FAULTS and FUZZ_SEED draw other
+# moments and cases. Five minutes of the one are in `.ci/run`, a minute of the other in `make test`.
 FAULTS ?= 1
 FUZZ_SEED ?= 1
 faults: .venv/test

@@ -42,18 +42,20 @@ def test_only_blocks_that_see_nothing_else_are_declared(inputs: dict[str, Any], 
     assert segment(output=predicted, workers=0, **inputs).exit_code == 0
     plan = recipe_of(open_output(declared)).plan
     volume = np.asarray(zarr.open_array(inputs["volume"], mode="r")[...])
+    classes, amounts = (
+        [stored(output, array) for output in (declared, predicted)] for array in ("labels/classes", "probabilities")
+    )
     count = 0
     for block in plan:
         seen, where = plan.read_box(block).intersect(plan.region), block.write.slices()
-        labels, amounts = stored(declared, "labels/classes")[where], stored(declared, "probabilities")[(slice(None), *where)]
+        ours, theirs = ((labels[where], shares[(slice(None), *where)]) for labels, shares in zip(classes, amounts, strict=True))
         if (volume[seen.slices()] == VALUE).all():  # what is mirrored is in there
             count += 1
-            assert (labels == 1).all()
-            assert (amounts[0] == 0).all()
-            assert (amounts[1] == 254).all()
+            assert (ours[0] == 1).all()
+            assert (ours[1] == np.array([0, 254])[:, None, None, None]).all()
         else:
-            np.testing.assert_array_equal(labels, stored(predicted, "labels/classes")[where])
-            np.testing.assert_array_equal(amounts, stored(predicted, "probabilities")[(slice(None), *where)])
+            np.testing.assert_array_equal(ours[0], theirs[0])
+            np.testing.assert_array_equal(ours[1], theirs[1])
     assert 0 < count < len(plan)
     assert verify(declared, boxes=8).holds
 
