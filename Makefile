@@ -8,8 +8,8 @@ INSTALL := $(BIN)/pip install --quiet -c deploy/constraints.txt
 demo: .venv/demo
 	$(BIN)/python examples/segment_sample.py demo
 
-# What takes long, or more than pip installs, has targets of its own: faults, browser, hosts, slurm. `.ci/run` runs all.
-APART := faults browser hosts slurm
+# What takes long, or more than pip installs, has targets of its own: faults, fuzz, browser, hosts, slurm. `.ci/run` runs all.
+APART := faults fuzz browser hosts slurm
 test: lint
 	$(BIN)/pytest -n 2 --dist worksteal $(APART:%=--ignore=tests/%)
 
@@ -18,7 +18,7 @@ slurm: .venv/test
 	tests/slurm/setup
 	$(BIN)/pytest tests/slurm
 
-# A browser that looks at the dashboard, at `emseg view` and at reports, and several hosts on one machine, one of which is cut off.
+# A browser that looks at the dashboard, at `emseg view` and at reports; and runs that span hosts, several on one machine.
 # Both install Debian's packages, so they must be root.
 browser hosts: .venv/test
 	tests/$@/setup
@@ -31,7 +31,7 @@ lint: .venv/test
 	$(BIN)/lint-imports
 
 # Processes killed, disks that fill, stores that go away; and damaged inputs. About half an hour each; FAULTS and FUZZ_SEED draw other
-# moments and cases. Five minutes of the one are in `.ci/run`, a minute of the other in `make test`.
+# moments and cases. Some minutes of both are in `.ci/run`.
 FAULTS ?= 1
 FUZZ_SEED ?= 1
 faults: .venv/test

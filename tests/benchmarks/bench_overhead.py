@@ -24,7 +24,7 @@ import zarr
 
 from emseg.model import predictor
 from emseg.store import arrays, lease, ledger, staging
-from emseg_workflows.flows import outputs, record, segment
+from emseg_workflows.flows import outputs, record, segment, settle
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "fib25-sample" / "raw.tif"
 COPIES = 8
@@ -61,14 +61,15 @@ def main(folder: Path) -> None:
     array[...] = values
     count("lease", lease.Lease, "_put", "_stop")
     count("lease", lease.Token, "check")
-    count("lease", segment, "lease_output")
+    count("lease", outputs, "lease_output")
     count("ledger", ledger.Output, "done_units", "_check")
     count("ledger", arrays, "make_folders")
     count("ledger", staging, "sync_folder")
     count("ledger", outputs, "settle_output")
     count("record", record.RunRecord, "__init__", "tell", "end")
     count("checks: canary", predictor, "canary_of")
-    count("checks: recipe", segment, "model_digest", "check_same", "check_chunks", "check_memory", "check_space")
+    count("checks: recipe", segment, "check_same", "check_chunks", "check_memory", "check_space")
+    count("checks: recipe", settle, "digest_of")
     before = time.process_time()
     report = segment.segment(folder / "volume.zarr", workers=0)
     total = time.process_time() - before

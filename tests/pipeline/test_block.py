@@ -128,7 +128,7 @@ def test_tiled_is_untiled(data: st.DataObject, scene: tuple[UNet, Triple, Triple
 
 
 @given(st.data(), scenes(ALIKE))
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_tiled_is_untiled_with_test_time_augmentation(
     data: st.DataObject, scene: tuple[UNet, Triple, Triple, Triple, Normalisation]
 ) -> None:
