@@ -30,7 +30,7 @@ class Places:
     """Where the first voxel of the volume begins, in voxels of the mask."""
 
     def touched(self, start: int, stop: int, length: int) -> tuple[int, int]:
-        """First and last but one voxel of a mask of some length that those of the volume from `start` to `stop` touch."""
+        """From which voxel of a mask of some length to before which one those of the volume from `start` to `stop` touch it."""
         first = math.floor(self.start + start * self.step + EDGE)
         last = math.ceil(self.start + stop * self.step - EDGE)
         return max(0, first), min(length, last)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import openvino
@@ -15,13 +13,12 @@ from torch import Tensor
 
 from emseg.box import Triple
 from emseg.canary import canary_of
-from emseg.errors import MemoryShortageError, ModelError
+from emseg.errors import ModelError
 from emseg.model.adapted import logits_of, through
+from emseg.model.compiled import Compiled, too_little_memory
 from emseg.specs.contract import Contract
 from emseg.specs.numerics import Numerics
 
-SHAPES = 3
-"""Shapes of tiles for which a network is kept compiled."""
 FLOAT32_BYTES = 4
 
 
@@ -35,8 +32,8 @@ class OnnxNetwork:
     """
 
     def __init__(self, data: bytes, path: str, threads: int) -> None:
-        self._data, self._path, self._threads = data, path, threads
-        self._compiled: OrderedDict[torch.Size, Any] = OrderedDict()
+        self._data, self._path = data, path
+        self._compiled = Compiled(self._shaped, threads, "float32")
         model = self._model()
         if len(model.inputs) != 1:
             raise ModelError(f"{path} has {len(model.inputs)} inputs, but a network of images has one: export it with one")
@@ -48,19 +45,7 @@ class OnnxNetwork:
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """What it gives for ``(1, 1, y, x)`` or ``(1, 1, z, y, x)``, float32."""
-        if tiles.shape not in self._compiled:
-            while len(self._compiled) >= SHAPES:
-                self._compiled.popitem(last=False)
-            config = {
-                "INFERENCE_PRECISION_HINT": "f32",
-                "INFERENCE_NUM_THREADS": self._threads,
-                "NUM_STREAMS": 1,
-                "ENABLE_CPU_PINNING": False,  # else the workers of a machine would all compute on the same cores
-            }
-            compiled = openvino.Core().compile_model(self._shaped(tiles.shape), "CPU", config)
-            self._compiled[tiles.shape] = compiled.create_infer_request()
-        self._compiled.move_to_end(tiles.shape)
-        given = self._compiled[tiles.shape].infer([np.ascontiguousarray(tiles.numpy())])[0]
+        given = self._compiled.request(tiles.shape).infer([np.ascontiguousarray(tiles.numpy())])[0]
         return torch.from_numpy(given.astype(np.float32))
 
     def cost(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -126,11 +111,7 @@ class OnnxPredictor:
         MemoryShortageError
             If there is too little memory.
         """
-        try:
+        with too_little_memory():
             given = through(self._network, torch.from_numpy(tiles)[:, None], planar=self.spec.planar)
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or "alloc" in str(error):
-                raise MemoryShortageError("out of memory") from error
-            raise
         logits: NDArray[np.float32] = logits_of(given, self.spec).numpy()
         return logits

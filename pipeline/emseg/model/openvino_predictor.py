@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import openvino
@@ -15,17 +14,14 @@ from openvino import opset13 as ops
 
 from emseg.box import Triple
 from emseg.canary import canary_of
-from emseg.errors import MemoryShortageError
+from emseg.model.compiled import Compiled, too_little_memory
 from emseg.model.file import ModelFile
 from emseg.specs.model import ModelSpec
 from emseg.specs.numerics import Numerics, Precision
 
-HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 SLOPE = 1e-30
 """Of rectified values below 0, far below the last bit of any sum. At 0, OpenVINO would make NaN 0, and so hide that a
 network overflows; this way it stays NaN up to the logits, as in torch, where it is found."""
-SHAPES = 3
-"""Shapes of tiles for which the network is kept compiled: a run has one, or two if it turns tiles, and the canary its own."""
 
 
 class OpenVinoPredictor:
@@ -36,7 +32,7 @@ class OpenVinoPredictor:
         self._weights = {name: weight.numpy() for name, weight in model.weights.items()}
         self._threads = threads
         self._precision = precision
-        self._compiled: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._compiled = Compiled(partial(graph_of, self.spec, self._weights), threads, precision)
 
     def numerics(self, tile: Triple) -> Numerics:
         """What decides the last bits of predictions, for a run with tiles of this shape (z, y, x) in voxels."""
@@ -52,32 +48,13 @@ class OpenVinoPredictor:
             If there is too little memory.
         """
         n, z, *plane = tiles.shape
-        try:
+        with too_little_memory():
             source = np.ascontiguousarray(tiles, np.float32)
             source = source.reshape(n * z, 1, *plane) if self.spec.planar else source[:, None]
-            logits: NDArray[np.float32] = self._request(source.shape).infer([source], share_inputs=True)[0]
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or "alloc" in str(error):
-                raise MemoryShortageError("out of memory") from error
-            raise
+            logits: NDArray[np.float32] = self._compiled.request(source.shape).infer([source], share_inputs=True)[0]
         if self.spec.planar:
             logits = np.ascontiguousarray(logits.reshape(n, z, *logits.shape[1:]).swapaxes(1, 2))
         return logits
-
-    def _request(self, shape: tuple[int, ...]) -> Any:
-        if shape not in self._compiled:
-            while len(self._compiled) >= SHAPES:
-                self._compiled.popitem(last=False)
-            config = {
-                "INFERENCE_PRECISION_HINT": HINTS[self._precision],
-                "INFERENCE_NUM_THREADS": self._threads,
-                "NUM_STREAMS": 1,
-                "ENABLE_CPU_PINNING": False,  # else the workers of a machine would all compute on the same cores
-            }
-            graph = graph_of(self.spec, self._weights, shape)
-            self._compiled[shape] = openvino.Core().compile_model(graph, "CPU", config).create_infer_request()
-        self._compiled.move_to_end(shape)
-        return self._compiled[shape]
 
 
 def graph_of(spec: ModelSpec, weights: Mapping[str, NDArray[np.float32]], shape: tuple[int, ...]) -> openvino.Model:

@@ -25,7 +25,8 @@ from emseg.specs.model import ModelSpec
 from emseg.specs.numerics import Backend, Precision
 
 pytest.importorskip("openvino")
-from emseg.model.openvino_predictor import SHAPES, OpenVinoPredictor
+from emseg.model.compiled import SHAPES
+from emseg.model.openvino_predictor import OpenVinoPredictor
 
 PLANAR = ModelSpec.unet(width=3, depth=2)
 SOLID = ModelSpec.unet(width=3, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
@@ -131,7 +132,7 @@ def test_networks_for_few_shapes_are_kept() -> None:
     predictor = OpenVinoPredictor(in_memory(PLANAR), threads=1)
     tiles = [noise(1, *PLANAR.tile_for((1, side, side))) for side in (4, 8, 12, 16)]
     first = [predictor.predict(one).tobytes() for one in tiles]
-    assert len(predictor._compiled) == SHAPES
+    assert len(predictor._compiled._requests) == SHAPES
     assert [predictor.predict(one).tobytes() for one in tiles] == first
 
 

@@ -242,7 +242,9 @@ class _Run:
             self.notify(RunEnded(report))
             if len(output.levels) > 1 and not report.left:
                 stages = Stages(job.output, self.executor, self.lease, self.policy, stop, self._told(record))
-                report = replace(report, unbuilt=stages.build(output.levels, output.done_units()), signal=stop.number)
+                report = replace(
+                    report, unbuilt=stages.build(output.levels, done.reshape(job.recipe.plan.grid)), signal=stop.number
+                )
         finally:
             record.end(report)
         return report
