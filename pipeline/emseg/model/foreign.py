@@ -82,8 +82,8 @@ def read_foreign(path: Path, told: Contract | None = None) -> ForeignModel:
             settings = _checked(tomllib.loads(text.decode()), beside)
             kind = KINDS[path.suffix.lower()]
         else:
-            name, data, text, settings = read_package(path)
-            kind = KINDS[PurePosixPath(name).suffix.lower()]
+            kind = "onnx"  # all that is taken of a package
+            data, text, settings = read_package(path)
     except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
         if isinstance(error, ModelError):
             raise

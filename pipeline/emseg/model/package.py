@@ -19,12 +19,10 @@ from emseg.errors import ModelError
 
 DESCRIPTIONS = ("rdf.yaml", "bioimageio.yaml")
 """Names of the description in a package."""
-TAKEN = ("onnx",)
-"""Kinds of weights that are data alone."""
 
 
-def read_package(path: Path) -> tuple[str, bytes, bytes, dict[str, Any]]:
-    """Name and bytes of the network in a package, its description, and what that tells.
+def read_package(path: Path) -> tuple[bytes, bytes, dict[str, Any]]:
+    """The ONNX network in a package, its description, and what that tells.
 
     Raises
     ------
@@ -49,10 +47,8 @@ def read_package(path: Path) -> tuple[str, bytes, bytes, dict[str, Any]]:
     except yaml.YAMLError as error:
         raise ValueError(f"{names[0]} is not plain YAML: {error}") from error
     weights = described["weights"]
-    for kind in TAKEN:
-        if kind in weights:
-            name = _local(weights[kind]["source"])
-            return name, read(name), text, _told(described)
+    if "onnx" in weights:
+        return read(_local(weights["onnx"]["source"])), text, _told(described)
     raise ModelError(
         f"the package {path} has weights as {', '.join(weights)}, which run code when they are loaded: of a package only onnx "
         "is taken. Convert it with `bioimageio add-weights PACKAGE OUT onnx` of bioimageio.core, or use torch.export"
