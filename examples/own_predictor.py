@@ -29,7 +29,6 @@ from emseg.specs.contract import Contract
 from emseg.specs.numerics import Numerics
 from emseg.store.lease import Token, take_lease
 from emseg.store.output import Form, create_output, open_output
-from emseg.store.records import FolderRecords
 from emseg.store.volume import open_volume
 from emseg.truth import membrane_truth
 from emseg_workflows import ingest, preview
@@ -106,7 +105,7 @@ def main(folder: Path) -> None:
     if made.attributes["fingerprint"] != recipe.fingerprint:
         sys.exit(f"{output} was begun with another detector or volume: remove it first")
 
-    with take_lease(FolderRecords(made.records), output).held() as lease:  # the right to write
+    with take_lease(made.records, output).held() as lease:  # the right to write
         stored = open_output(output, Token(made.records, lease.run))
         left = [block for block in plan if not stored.is_done(block.write)]  # all, unless it was stopped before
         for outcome in segment_blocks(Bench(recipe, volume, predictor, stored, nullcontext()), left):

@@ -58,6 +58,7 @@ from emseg.normalise import survey
 from emseg.outcome import Seconds
 from emseg.specs.model import ModelSpec
 from emseg.store.arrays import create_array
+from emseg.store.files import LocalFiles
 from emseg.store.volume import open_volume
 from emseg_workflows.clusters.local import local_cluster
 from emseg_workflows.events import BlockEnded, Event, WorkerJoined
@@ -165,7 +166,7 @@ def copy(folder: Path, pool: ProcessPoolExecutor, workers: int, raw: bool) -> fl
     """Seconds that a copy takes."""
     plan, target = plan_of(folder), folder / "copy.zarr"
     shapes = {"shape": SHAPE, "shard": plan.unit, "chunk": plan.chunk}
-    create_array(target, "", **shapes, dtype="uint8", fill_value=255, axes=("z", "y", "x"))  # type: ignore[arg-type]
+    create_array(LocalFiles(target), "", **shapes, dtype="uint8", fill_value=255, axes=("z", "y", "x"))  # type: ignore[arg-type]
     part = partial(copy_part, folder / "volume.zarr", target, None if raw else mean_of(folder))
     boxes = [block.write for block in plan]
     began = perf_counter()

@@ -188,12 +188,12 @@ REFUSED = {
     f"run s3://{BUCKET}/denied.zarr": "403 Forbidden, AccessDenied",
     "run ftp://host/v.zarr": "but emseg reads s3://",
     "run http://127.0.0.1:NOBODY/v.zarr": "Connection refused",
-    f"run s3://{BUCKET}/em/v2.zarr -o s3://{BUCKET}/out.zarr": "s3://volumes/out.zarr is the address of a remote store",
+    f"run s3://{BUCKET}/em/v2.zarr -o http://127.0.0.1/out.zarr": "is on a web server",
     f"run s3://{BUCKET}/em/v2.zarr --level 1": "is no OME-Zarr image",
-    "status s3://volumes/out.zarr": "address of a remote store",
-    "verify s3://volumes/out.zarr": "address of a remote store",
+    "status s3://volumes/out.zarr": "there is none of zarr.json, .zarray, .zgroup at s3://volumes/out.zarr",
+    "verify s3://volumes/out.zarr": "there is none of zarr.json",
     "ingest s3://volumes/em/v2.zarr copy.zarr": "address of a remote store",
-    f"submit s3://{BUCKET}/em/v2.zarr -o s3://b/o.zarr --dry-run --workers 1 --memory 1G": "the address of a remote store",
+    f"submit s3://{BUCKET}/em/v2.zarr -o http://b/o.zarr --dry-run --workers 1 --memory 1G": "is on a web server",
 }
 
 

@@ -95,7 +95,7 @@ def perform(world: World, output: Path, kind: str, model: int, number: int, orph
                 write_as_orphans(orphans, number + ended)
             if kind.startswith("kill") and ended > number:
                 runs = len(list((output / "emseg").glob("run-*")))
-                token = Token((output / "emseg").absolute(), runs)
+                token = Token(open_output(output).records, runs)
                 orphans.append((open_output(output, token), world.truth[model]))
                 raise Killed
 

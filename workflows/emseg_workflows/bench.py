@@ -77,7 +77,7 @@ class Job:
     recipe: Recipe
     volume: Place
     model: Path
-    output: Path
+    output: Place
     token: Token
     """The right to write."""
     mixed_hardware: bool = False

@@ -43,8 +43,8 @@ SHOWN = 8
 """Layouts that `emseg plan --explain` shows."""
 
 
-class Volume(click.ParamType["Place"]):
-    """A volume as it is typed: a path, or the address of a remote one, which a path would lose a slash of."""
+class Location(click.ParamType["Place"]):
+    """A volume or an output as it is typed: a path, or the address of a remote one, which a path would lose a slash of."""
 
     name = "path"
 
@@ -250,7 +250,7 @@ def ingest(
 
 
 @cli.command()
-@click.argument("volume", type=Volume())
+@click.argument("volume", type=Location())
 @model_option
 @level_option
 @region_option
@@ -330,12 +330,12 @@ def _explain(layouts: list[Layout], needed: int) -> None:
 
 
 @cli.command()
-@click.argument("volume", type=Volume())
+@click.argument("volume", type=Location())
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
-    help="The output; by default VOLUME.emseg.zarr beside it, or of a remote one here.",
+    type=Location(),
+    help="The output, also at s3:// or gs://; by default VOLUME.emseg.zarr beside it, or of a remote one here.",
 )
 @click.option("--workers", type=click.IntRange(min=0), help="Worker processes; by default one per core. 0: no Dask.")
 @adapt_option
@@ -411,7 +411,7 @@ def _explain(layouts: list[Layout], needed: int) -> None:
 @json_option
 def run(
     volume: Place,
-    output: Path | None,
+    output: Place | None,
     workers: int | None,
     adapt: tuple[int, int] | None,
     host: str | None,
@@ -595,7 +595,7 @@ def submit(
 
 
 @cli.command()
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=Location())
 @click.option(
     "--watch",
     is_flag=False,
@@ -605,7 +605,7 @@ def submit(
     help="Tell again every so many seconds, 10 if none are given, until the run ends; leaves with its exit code.",
 )
 @json_option
-def status(output: Path, watch: float | None, as_json: bool) -> None:
+def status(output: Place, watch: float | None, as_json: bool) -> None:
     """Say how far OUTPUT is: blocks done, failed and left, and whether a run goes on."""
     from emseg_workflows.flows.status import status as flow  # noqa: PLC0415
 
@@ -616,10 +616,10 @@ def status(output: Path, watch: float | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=Location())
 @click.option("--boxes", type=click.IntRange(min=1), default=8, show_default=True, help="Random boxes to compute again.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed that the boxes are drawn from.")
-@click.option("--volume", type=Volume(), help="The volume, if it was moved since the run.")
+@click.option("--volume", type=Location(), help="The volume, if it was moved since the run.")
 @click.option("--model", metavar="NAME|FILE", help="The model, if it was moved since the run.")
 @click.option("--checksums", is_flag=True, help="Read each stored byte instead, and compute nothing.")
 @click.option("--repair", is_flag=True, help="As --checksums, and compute again what is damaged or missing.")
@@ -627,7 +627,7 @@ def status(output: Path, watch: float | None, as_json: bool) -> None:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="What to compute on.")
 @json_option
 def verify(
-    output: Path,
+    output: Place,
     boxes: int,
     seed: int,
     volume: Place | None,
@@ -659,7 +659,7 @@ def verify(
 
 
 @cli.command()
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=Location())
 @click.option(
     "--method",
     type=click.Choice(["watershed", "components"]),
@@ -697,7 +697,7 @@ def verify(
 @json_option
 def label(
     as_json: bool,
-    output: Path,
+    output: Place,
     connectivity: Literal["6", "18", "26"],
     tls_ca_file: Path | None,
     tls_cert: Path | None,
@@ -729,8 +729,8 @@ def label(
 
 
 @cli.command()
-@click.argument("output", type=click.Path(path_type=Path))
-@click.argument("truth", type=Volume(), required=False)
+@click.argument("output", type=Location())
+@click.argument("truth", type=Location(), required=False)
 @click.option("--labels", type=Meaning(), help="The truth's values of each class: membrane=0,inside=255; several with +.")
 @click.option("--ids", is_flag=True, help="The truth is instance ids, 0 not labelled: membrane is where two of them touch.")
 @click.option("--planar", is_flag=True, help="With --ids: look at neighbours in the plane only, as in thick sections.")
@@ -743,7 +743,7 @@ def label(
 @click.option("--seams", "with_seams", is_flag=True, help="Look for seams at the faces of blocks and tiles; needs no truth.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all that was found, as JSON.")
 def evaluate(
-    output: Path,
+    output: Place,
     truth: Place | None,
     labels: dict[str, tuple[int, ...]] | None,
     ids: bool,
@@ -797,11 +797,11 @@ def evaluate(
 
 
 @cli.command()
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=Location())
 @click.option("-o", "--picture", type=click.Path(path_type=Path), help="The PNG to write; by default OUTPUT.png beside it.")
 @click.option("--slice", "z", type=int, help="z slice of the output; by default the middle one.")
-@click.option("--volume", type=Volume(), help="The volume, if it was moved since the run.")
-def preview(output: Path, picture: Path | None, z: int | None, volume: Place | None) -> None:
+@click.option("--volume", type=Location(), help="The volume, if it was moved since the run.")
+def preview(output: Place, picture: Path | None, z: int | None, volume: Place | None) -> None:
     """Draw one slice of OUTPUT as a PNG: raw, labels, and both in one."""
     from emseg_workflows.flows.preview import preview as flow  # noqa: PLC0415
 
@@ -809,7 +809,7 @@ def preview(output: Path, picture: Path | None, z: int | None, volume: Place | N
 
 
 @cli.command()
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=Location())
 @click.option(
     "-o",
     "--page",
@@ -819,7 +819,7 @@ def preview(output: Path, picture: Path | None, z: int | None, volume: Place | N
 )
 @click.option("--volume", type=click.Path(path_type=Path), help="The volume, if it was moved since the run.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that no `emseg report` has made.")
-def report(output: Path, page: Path | None, volume: Path | None, overwrite: bool) -> None:
+def report(output: Place, page: Path | None, volume: Path | None, overwrite: bool) -> None:
     """Write a page about OUTPUT, finished or not: settings, progress, slices, speed. One HTML file, without a network."""
     from emseg_workflows.flows.report import report_page  # noqa: PLC0415
 
@@ -827,12 +827,12 @@ def report(output: Path, page: Path | None, volume: Path | None, overwrite: bool
 
 
 @cli.command()
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=Location())
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of 127.0.0.1 to serve at; by default a free one.")
 @click.option("--link", is_flag=True, help="Print the long address, with all that is shown and from where.")
 @click.option("--no-browser", is_flag=True, help="Print the address, and open no browser.")
 @click.option("--volume", type=click.Path(path_type=Path), help="The volume, if it was moved since the run.")
-def view(output: Path, port: int, link: bool, no_browser: bool, volume: Path | None) -> None:
+def view(output: Place, port: int, link: bool, no_browser: bool, volume: Path | None) -> None:
     """Show OUTPUT in a browser until Ctrl-C: raw, classes, instances and probabilities.
 
     Only browsers of this machine reach it, and only at the address that is printed. To share what you see, copy the
@@ -855,7 +855,7 @@ def view(output: Path, port: int, link: bool, no_browser: bool, volume: Path | N
 
 
 @cli.command()
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=Location())
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option(
     "--instances",
@@ -874,7 +874,7 @@ def view(output: Path, port: int, link: bool, no_browser: bool, volume: Path | N
 @click.option("--allow-incomplete", is_flag=True, help="Export what there is; the rest is 255, of instances 0.")
 @click.option("--overwrite", is_flag=True, help="Replace an export that is already there.")
 def export(
-    output: Path,
+    output: Place,
     target: Path,
     instances: str | None,
     probability: str | None,
@@ -1015,14 +1015,14 @@ def _tls(authority: Path | None, certificate: Path | None, key: Path | None) -> 
     return None
 
 
-def _queue_again(volume: Place, output: Path | None) -> None:
+def _queue_again(volume: Place, output: Place | None) -> None:
     from emseg_workflows.flows.requeue import queue_again  # noqa: PLC0415
 
     queue_again(volume, output, lambda message: click.echo(message, err=True))
 
 
 def _repaired(
-    output: Path, volume: Place | None, model: str | None, workers: int | None, device: Literal["cpu", "cuda"]
+    output: Place, volume: Place | None, model: str | None, workers: int | None, device: Literal["cpu", "cuda"]
 ) -> Soundness:
     stop = Stop()
     with stop.on_signals():
@@ -1033,7 +1033,7 @@ def _repaired(
             return repair(output, volume=volume, model=model, workers=workers, device=device, stop=stop, on_event=console)
 
 
-def _watched(output: Path, every: float, as_json: bool) -> int:
+def _watched(output: Place, every: float, as_json: bool) -> int:
     """The exit code that a run's end deserves, once it has ended; Ctrl-C ends the watching alone."""
     from emseg_workflows.flows.status import watch  # noqa: PLC0415
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from emseg.grid.blocks import Blocks
 from emseg.outcome import Outcome
 from emseg.specs.numerics import Numerics
+from emseg.store.place import Place
 from emseg_workflows.report import Report
 
 
@@ -23,7 +23,7 @@ class Noticed:
 class RunStarted:
     """The first block is about to be handed out."""
 
-    output: Path
+    output: Place
     blocks: Blocks
     """A plan, or what a later stage works on."""
     already_done: int

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -23,6 +22,7 @@ from emseg.specs.numerics import Numerics
 from emseg.store.lease import Token
 from emseg.store.ledger import Output
 from emseg.store.output import open_output
+from emseg.store.place import Place
 from emseg.store.scratch import Scratch, numbered
 
 Stage = Literal["cut", "sew", "paint"]
@@ -34,8 +34,9 @@ class LabelWork:
     """One stage of a labelling."""
 
     name: Stage
-    output: Path
-    scratch: Path
+    output: Place
+    scratch: str
+    """Folder of what is made on the way, in the output."""
     token: Token
     """The right to write."""
     labelling: Labelling
@@ -48,7 +49,8 @@ class LabelWork:
         turn: AbstractContextManager[object] | None = None,  # noqa: ARG002  no predictor here
     ) -> Iterator[tuple[Callable[[Block], Outcome], Numerics | None]]:
         """What does it to a block."""
-        output, scratch = open_output(self.output), Scratch(self.scratch, self.token.check)
+        output = open_output(self.output, self.token)
+        scratch = Scratch(output.files, self.scratch, self.token.check)
         stage = {"cut": self._cutting, "sew": self._sewing, "paint": self._painting}[self.name](output, scratch)
         yield lambda block: outcome_of(block, partial(stage, block)), None
 
@@ -101,5 +103,5 @@ class LabelWork:
 def _offsets(scratch: Scratch) -> NDArray[np.int64]:
     found = scratch.numbers("offsets")
     if found is None:
-        raise BlockError(f"{scratch.path} has no offsets: label again", "store")
+        raise BlockError(f"{scratch.place} has no offsets: label again", "store")
     return found

@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from emseg.errors import DeviceError, PlanError
 from emseg.grid.cost import BLOCKS_IN_FLIGHT
 from emseg.grid.layout import SMALL_TILE, TILE_BYTES
 from emseg.model.device import Device, least_memory
+from emseg.store.place import Place, beside
 from emseg_workflows.bench import Job
 from emseg_workflows.events import Event, Noticed
 from emseg_workflows.placement import Executor, Placement, Watch
@@ -52,8 +52,8 @@ class Launch:
     """Blocks that are left."""
     threads: int
     """Threads that each predictor computes with."""
-    place: Path
-    """The run's output, an absolute path that workers on other hosts see; certificates and logs lie beside it."""
+    place: Place
+    """The run's output, an address or an absolute path that workers on other hosts see; certificates and logs lie beside it."""
     notify: Callable[[Noticed], None]
     """Told how other hosts join, and how the dashboard is reached from elsewhere."""
 
@@ -228,7 +228,7 @@ def _batch_client(launch: Launch, held: ExitStack) -> Client:
     return held.enter_context(job_cluster(launch.workers, BLOCKS_IN_FLIGHT, site, security, logs, launch.elastic))
 
 
-def _security(place: Path, held: ExitStack) -> Any:
+def _security(place: Place, held: ExitStack) -> Any:
     from emseg_workflows.clusters.certificates import run_security  # noqa: PLC0415
 
-    return held.enter_context(run_security(place.with_name(f".{place.name}.tls-{secrets.token_hex(6)}")))
+    return held.enter_context(run_security(beside(place, f".{place.name}.tls-{secrets.token_hex(6)}")))

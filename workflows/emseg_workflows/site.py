@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from emseg.errors import InputError
+from emseg.store.place import Place, beside
 from emseg_workflows.strict_toml import read_toml
 
 JOBS = "jobs"
@@ -103,12 +104,12 @@ def read_site(path: Path | None) -> Site:
     return Site() if path is None else read_toml(path, Site)
 
 
-def logs_of(output: Path) -> Path:
+def logs_of(output: Place) -> Path:
     """The folder beside an output with the job script and the logs of its jobs."""
-    return output.with_name(f"{output.name}.slurm")
+    return beside(output, f"{output.name}.slurm")
 
 
-def submitted_job(output: Path) -> str:
+def submitted_job(output: Place) -> str:
     """Number of the job that was submitted last for an output; empty if none was."""
     try:
         numbers = (logs_of(output) / JOBS).read_text().split()

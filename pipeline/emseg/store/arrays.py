@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import LocalStore
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore
 
 from emseg.box import Box, Triple, triple
-from emseg.store.nodes import LocalFiles
+from emseg.store.files import Files
 from emseg.store.shard import CODECS, encode_shard, sharding
-from emseg.store.staging import PARTIAL, commit, make_folders
 
+NODE = "zarr.json"
+"""Metadata of a Zarr node."""
 INDEX_ENTRY = 16
 """Bytes in a shard's index for each chunk: offset and length; 4 more are the index's checksum."""
 
 
-def create_group(root: Path, name: str, attributes: dict[str, Any]) -> None:
-    """Makes a group `name` within the Zarr at `root`; the empty name is the root itself."""
-    zarr.create_group(store=LocalStore(root), path=name, attributes=attributes, zarr_format=3)
+def create_group(files: Files, name: str, attributes: dict[str, Any]) -> None:
+    """Makes a group `name` within the Zarr that these files are; the empty name is the root itself."""
+    files.put(_node(name), group_metadata(attributes))
+
+
+def group_metadata(attributes: dict[str, Any]) -> bytes:
+    """The file of a group with these attributes."""
+    store = MemoryStore()
+    zarr.create_group(store=store, attributes=attributes, zarr_format=3)
+    return _stored(store, NODE)
+
+
+def describe_group(files: Files, name: str, attributes: dict[str, Any]) -> None:
+    """Gives a group other attributes, all at once, unless it has them already."""
+    document = json.loads(files.read(_node(name)) or b"{}")
+    if document["attributes"] != json.loads(json.dumps(attributes)):
+        document = {**document, "attributes": attributes}
+        files.put(_node(name), (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
 
 
 def create_array(
-    root: Path,
+    files: Files,
     name: str,
     *,
     shape: tuple[int, ...],
@@ -40,13 +58,13 @@ def create_array(
     fill_value: int,
     axes: tuple[str, ...],
 ) -> None:
-    """Makes an empty array `name` within the Zarr at `root`.
+    """Makes an empty array `name` within the Zarr that these files are.
 
     Nothing about the time, the machine or the path is stored, so the same voxels give the same files.
     """
+    store = MemoryStore()
     zarr.create_array(
-        store=LocalStore(root),
-        name=name,
+        store=store,
         shape=shape,
         shards=shard,
         chunks=chunk,
@@ -58,12 +76,13 @@ def create_array(
         dimension_names=axes,
         zarr_format=3,
     )
+    files.put(_node(name), _stored(store, NODE))
 
 
 def open_shards(
-    root: Path, name: str, channels: int, permit: Callable[[], None] | None = None, *, dense: bool = False
+    files: Files, name: str, channels: int, permit: Callable[[], None] | None = None, *, dense: bool = False
 ) -> Shards:
-    """The array `name` within the Zarr at `root`; each shard is written only if `permit` does not raise.
+    """The array `name` within the Zarr that these files are; each shard is written only if `permit` does not raise.
 
     If `dense`, shards of nothing but fill values are written as well.
 
@@ -72,8 +91,17 @@ def open_shards(
     Exception
         Of almost any type, if the metadata are damaged.
     """
-    array = zarr.open_array(store=LocalFiles(root, read_only=True), path=name, mode="r", zarr_format=3)
-    return Shards(root, name, array, channels, permit, dense)
+    array = zarr.open_array(store=files, path=name, mode="r", zarr_format=3)
+    return Shards(files, name, array, channels, permit, dense)
+
+
+def _node(name: str) -> str:
+    return f"{name}/{NODE}" if name else NODE
+
+
+def _stored(store: MemoryStore, name: str) -> bytes:
+    """What was stored in memory."""
+    return sync(store.get(name, default_buffer_prototype())).to_bytes()  # type: ignore[union-attr]
 
 
 class Shards:
@@ -84,7 +112,7 @@ class Shards:
 
     def __init__(
         self,
-        root: Path,
+        files: Files,
         name: str,
         array: zarr.Array[Any],
         channels: int,
@@ -98,17 +126,17 @@ class Shards:
         ValueError
             If the array is not laid out as `create_array` does it.
         """
-        rank, folder = array.ndim - bool(channels), root / name
+        rank, folder = array.ndim - bool(channels), files.place / name
         if rank not in (2, 3) or array.shards is None or array.shape[: bool(channels)] != (channels,)[: bool(channels)]:
             raise ValueError(f"the array {folder} with shape {array.shape} and shards {array.shards} is laid out differently")
         if array.metadata.codecs != (sharding(array.chunks, array.dtype),):  # type: ignore[union-attr]
             raise ValueError(f"the array {folder} has other codecs: {array.metadata.codecs}")  # type: ignore[union-attr]
         self.array = array
-        self._zarr = root
+        self._files = files
         self._permit = permit
         self._dense = dense
         self._least = INDEX_ENTRY * math.prod(s // c for s, c in zip(array.shards, array.chunks, strict=True)) + 4
-        self._folder = folder
+        self._name = name
         self._channels = channels
         self._rank = rank
 
@@ -140,11 +168,15 @@ class Shards:
     @property
     def exists(self) -> bool:
         """Whether the array, whatever it holds, is still in its place."""
-        return (self._folder / "zarr.json").is_file()
+        return self._files.size(_node(self._name)) is not None
 
-    def file(self, index: Triple) -> Path:
-        """File of the shard with this index (z, y, x) in the grid."""
-        return self._root.joinpath(*map(str, index[-self._rank :]))
+    def remove(self, index: Triple) -> None:
+        """Makes a shard one that was never written."""
+        self._files.remove(self._file(index))
+
+    def _file(self, index: Triple) -> str:
+        """Name of the shard with this index (z, y, x) in the grid."""
+        return "/".join((self._folder, *map(str, index[-self._rank :])))
 
     def indices(self, box: Box) -> Iterator[Triple]:
         """Index of each shard that `box` consists of.
@@ -185,54 +217,47 @@ class Shards:
         corner = triple(i * unit for i, unit in zip(index, self.unit, strict=True))
         part = values[(..., *Box.of_shape(self.unit).shift(corner).intersect(box).relative_to(box.start).slices())]
         part = part.reshape((*self.channels, *part.shape[-self._rank :]))
-        array, file = self.array, self.file(index)
+        array, file = self.array, self._file(index)
         values = part.astype(array.dtype, copy=False)
         document = encode_shard(values, array.shards or (), array.chunks, array.fill_value, dense=self._dense)
         if document is None:
-            file.unlink(missing_ok=True)
+            self._files.remove(file)
             return
-        make_folders(file.parent, self._zarr)
-        commit(file, document, self._permit)
+        self._files.put(file, document, self._permit)
 
     def has(self, index: Triple) -> bool:
         """Whether a shard exists; a file that is shorter than its own index does not count."""
-        try:
-            return self.file(index).stat().st_size > self._least
-        except OSError:
-            return False
+        return (self._files.size(self._file(index)) or 0) > self._least
 
     def stored(self, *, tidy: bool = False) -> NDArray[np.bool_]:
         """Whether each shard exists, ``(z, y, x) bool`` on the grid; lists each folder once.
 
         With `tidy`, files that a killed writer has left half-written are removed.
         """
-        found = np.zeros(self.grid[-self._rank :], dtype=bool)
-        self._list(os.fspath(self._root), found, (), tidy)
+        shape = self.grid[-self._rank :]
+        found = np.zeros(shape, dtype=bool)
+        for name, size in self._files.sizes(self._folder, tidy=tidy):
+            if size > self._least and (place := _place(name, shape)):
+                found[place] = True
         return found.reshape(self.grid)
 
-    def _list(self, folder: str, found: NDArray[np.bool_], place: tuple[int, ...], tidy: bool) -> None:
-        """Mark the shards below a folder; ten million of them pass through here, so no object is made for each."""
-        length, leaf = found.shape[len(place)], len(place) == found.ndim - 1
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    name = entry.name
-                    if name.isdecimal() and (index := int(name)) < length and str(index) == name:
-                        if not leaf:
-                            self._list(entry.path, found, (*place, index), tidy)
-                        elif entry.is_file() and entry.stat().st_size > self._least:
-                            found[(*place, index)] = True
-                    elif tidy and name.endswith(PARTIAL):
-                        Path(entry.path).unlink(missing_ok=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-
     @property
-    def _root(self) -> Path:
-        return self._folder / "c" / "0" if self._channels else self._folder / "c"
+    def _folder(self) -> str:
+        """Where the shards are; all channels are in the same ones."""
+        return f"{self._name}/c/0" if self._channels else f"{self._name}/c"
 
     def _selection(self, box: Box) -> tuple[slice, ...]:
         return (slice(None),) * bool(self._channels) + box.slices()[-self._rank :]
 
     def _three(self, lengths: tuple[int, ...]) -> Triple:
         return triple((1,) * (3 - self._rank) + lengths[-self._rank :])
+
+
+def _place(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Index in a grid of the shard that a file below the array's folder is; None if it is something else."""
+    parts = name.split("/")
+    if len(parts) != len(shape) or not all(map(str.isdecimal, parts)):
+        return None
+    place = tuple(map(int, parts))
+    within = all(index < length for index, length in zip(place, shape, strict=True))
+    return place if within and list(map(str, place)) == parts else None

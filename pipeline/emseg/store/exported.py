@@ -18,11 +18,13 @@ from emseg.errors import BlockError, InputError, OutputError, VolumeError
 from emseg.grid.blocks import Blocks
 from emseg.specs.volume import VolumeSpec
 from emseg.store.arrays import Shards, open_shards
+from emseg.store.blame import blamed, reason
 from emseg.store.instances import open_instances, space_of, stored_instances
 from emseg.store.ledger import Output
 from emseg.store.level import MEND
-from emseg.store.nodes import METADATA, blamed, read_node, reason
+from emseg.store.nodes import METADATA, read_node
 from emseg.store.ome import Space, levels, multiscales_of
+from emseg.store.place import Place
 from emseg.store.staging import output_path
 
 MARK = {"export": 1}
@@ -39,7 +41,7 @@ Kind = Literal["classes", "instances", "probability"]
 class ExportLevel:
     """An array of an output, or one channel of it; boxes are relative to its first voxel."""
 
-    path: Path
+    path: Place
     """Of the output."""
     array: Shards
     channel: int | None
@@ -54,7 +56,8 @@ class ExportLevel:
     @property
     def missing(self) -> int:
         """Number of write units that do not exist."""
-        return int((~self.array.stored()).sum())
+        with blamed(f"{self.path} cannot be listed", "check the disk"):
+            return int((~self.array.stored()).sum())
 
     def read(self, box: Box) -> NDArray[Any]:
         """The voxels of a box, ``(z, y, x)``.
@@ -146,12 +149,12 @@ def export_folder(path: str | Path, *, overwrite: bool) -> Path:
 
 def _instances(stored: Output, name: str) -> tuple[list[Shards], int]:
     """Each level of instance labels, and how many segments they are."""
-    finest = open_instances(stored.path, name)
-    folder = stored.path / "labels" / name
+    finest = open_instances(stored.files, name)
+    folder = stored.path / f"labels/{name}"
     try:
         paths = [inside for inside, _ in levels(multiscales_of(read_node(folder).attributes))]
-        arrays = [finest, *(open_shards(folder, inside, 0) for inside in paths[1:])]
-        return arrays, int((stored_instances(stored.path, name) or {})["segments"])
+        arrays = [finest, *(open_shards(stored.files, f"labels/{name}/{inside}", 0) for inside in paths[1:])]
+        return arrays, int((stored_instances(stored.files, name) or {})["segments"])
     except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
         raise OutputError(f"{folder} is damaged ({reason(error)}): label again") from error
 

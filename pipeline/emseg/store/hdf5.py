@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from emseg.box import triple
 from emseg.errors import VolumeError
 from emseg.specs.volume import DTYPES
+from emseg.store.blame import reason
 from emseg.store.extras import load_extra
-from emseg.store.nodes import reason
 from emseg.store.plain import plain_space
 from emseg.store.stack import Stack, Stated
 

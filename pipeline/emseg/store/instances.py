@@ -6,18 +6,18 @@ They appear when they are complete, by renaming, and are gone when the output is
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from emseg.box import AXES, Box, Triple
 from emseg.errors import OutputError
 from emseg.specs.volume import VolumeSpec
-from emseg.store.arrays import Shards, open_shards
+from emseg.store.arrays import NODE, Shards, describe_group, open_shards
+from emseg.store.files import Files
 from emseg.store.ome import VERSION, Space, levels_at, multiscales
-from emseg.store.scratch import IMAGE
-from emseg.store.staging import output_error, write_json
+from emseg.store.records import FOLDER
+from emseg.store.scratch import DESCRIBED, IMAGE
+from emseg.store.staging import output_error
 
 INSTANCES = "instances"
 """Name of instance labels, unless another is asked for."""
@@ -42,7 +42,7 @@ def instances_group(space: Space, steps: Sequence[Triple], described: dict[str, 
     return {"ome": ome, "emseg": described}
 
 
-def stored_instances(output: Path, name: str) -> dict[str, Any] | None:
+def stored_instances(files: Files, name: str) -> dict[str, Any] | None:
     """What the instance labels of this name say about themselves, if there are any.
 
     Raises
@@ -50,25 +50,25 @@ def stored_instances(output: Path, name: str) -> dict[str, Any] | None:
     OutputError
         If something else has that name.
     """
-    file = output / "labels" / name / "zarr.json"
+    place = files.place / f"labels/{name}"
     try:
-        described = json.loads(file.read_bytes())["attributes"]["emseg"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{file.parent} is there already, and no instance labels of emseg: choose another --name") from error
-    if not isinstance(described, dict):
-        raise OutputError(f"{file.parent} is there already, and no instance labels of emseg: choose another --name")
+        document = files.read(f"labels/{name}/{NODE}")
+        described = None if document is None else json.loads(document)["attributes"]["emseg"]
+    except OSError as error:
+        raise output_error(place, error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{place} is there already, and no instance labels of emseg: choose another --name") from error
+    if not isinstance(described, dict | None):
+        raise OutputError(f"{place} is there already, and no instance labels of emseg: choose another --name")
     return described
 
 
-def instance_names(output: Path) -> tuple[str, ...]:
+def instance_names(files: Files) -> tuple[str, ...]:
     """Name of each image of instance labels in an output, `INSTANCES` first."""
-    names = (image.name for image in _images(output))
-    return tuple(sorted(names, key=lambda name: (name != INSTANCES, name)))
+    return tuple(sorted(_images(files), key=lambda name: (name != INSTANCES, name)))
 
 
-def open_instances(output: Path, name: str) -> Shards:
+def open_instances(files: Files, name: str) -> Shards:
     """Instance labels of this name, uint64, to read; boxes count from the output's first voxel.
 
     Raises
@@ -76,63 +76,66 @@ def open_instances(output: Path, name: str) -> Shards:
     OutputError
         If there are none.
     """
-    if stored_instances(output, name) is None:
-        raise OutputError(f"{output} has no instance labels {name!r}: make them with `emseg label {output}`")
-    return open_shards(output / "labels" / name, "0", 0)
+    if stored_instances(files, name) is None:
+        raise OutputError(f"{files.place} has no instance labels {name!r}: make them with `emseg label {files.place}`")
+    return open_shards(files, f"labels/{name}/0", 0)
 
 
-def publish(output: Path, scratch: Path, name: str, classes: str) -> None:
+def publish(files: Files, scratch: str, name: str, classes: str) -> None:
     """Puts complete instance labels and their table in their places; what was there is replaced.
 
     Parameters
     ----------
+    scratch
+        Folder of the labelling.
     classes
         Name of the image of classes.
 
     Raises
     ------
     OutputError
-        If the disk refuses; calling it again goes on.
+        If the store refuses; calling it again goes on.
     """
-    place = output / "labels" / name
+    place = f"labels/{name}"
     try:
-        if (scratch / TABLE).exists():
-            (scratch / TABLE).replace(output / "emseg" / f"{name}.csv")
-        if (scratch / IMAGE).exists():
-            if place.exists():
-                shutil.rmtree(place)
-            (scratch / IMAGE).rename(place)
-        list_labels(output, classes)
-        shutil.rmtree(scratch, ignore_errors=True)
+        if files.size(f"{scratch}/{TABLE}") is not None:
+            files.rename(f"{scratch}/{TABLE}", table_of(name))
+        if files.size(f"{scratch}/{IMAGE}/{NODE}") is not None:
+            files.remove_all(place)
+            files.rename_all(f"{scratch}/{IMAGE}", place)
+        list_labels(files, classes)
+        files.remove_all(scratch)
     except OSError as error:
-        raise output_error(place, error) from error
+        raise output_error(files.place / place, error) from error
 
 
-def list_labels(output: Path, classes: str) -> None:
+def table_of(name: str) -> str:
+    """Where the table of the segments of instance labels is, in an output."""
+    return f"{FOLDER}/{name}.csv"
+
+
+def list_labels(files: Files, classes: str) -> None:
     """Has the group ``labels`` name the image of classes, and each of instance labels."""
-    file = output / "labels" / "zarr.json"
-    document = json.loads(file.read_bytes())
-    listed = {"version": VERSION, "labels": [classes, *(image.name for image in _images(output))]}
-    if document["attributes"] != {"ome": listed}:
-        write_json(file, {**document, "attributes": {"ome": listed}})
+    describe_group(files, "labels", {"ome": {"version": VERSION, "labels": [classes, *_images(files)]}})
 
 
-def remove_instances(output: Path) -> None:
+def remove_instances(files: Files) -> None:
     """Removes all instance labels, for an output that is begun anew; and what was made on the way to them.
 
     Raises
     ------
     OSError
-        If the disk refuses.
+        If the store refuses.
     """
-    for image in _images(output):
-        shutil.rmtree(image)
-        (output / "emseg" / f"{image.name}.csv").unlink(missing_ok=True)
-    for scratch in (output / "emseg").glob("*/labelling.json"):
-        shutil.rmtree(scratch.parent)
+    for image in _images(files):
+        files.remove_all(f"labels/{image}")
+        files.remove(table_of(image))
+    for entry in files.entries(FOLDER):
+        if files.size(f"{FOLDER}/{entry}/{DESCRIBED}") is not None:
+            files.remove_all(f"{FOLDER}/{entry}")
 
 
-def _images(output: Path) -> list[Path]:
-    """Folders of instance labels; those of classes say nothing about themselves."""
-    found = sorted((output / "labels").glob("*/zarr.json"))
-    return [file.parent for file in found if "emseg" in json.loads(file.read_bytes())["attributes"]]
+def _images(files: Files) -> list[str]:
+    """Names of instance labels; those of classes say nothing about themselves."""
+    found = ((name, files.read(f"labels/{name}/{NODE}")) for name in files.entries("labels") if not name.endswith(".json"))
+    return [name for name, document in found if document is not None and "emseg" in json.loads(document)["attributes"]]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import socket
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emseg.errors import OrphanError, OutputError
+from emseg.store.place import Place
 from emseg.store.records import Records
 
 BEAT = 5.0
@@ -74,8 +76,8 @@ class Holder:
 class Token:
     """The right of one run to write; small, travels to each worker."""
 
-    folder: Path
-    """Where the records of the output are."""
+    records: Records
+    """Those of the output."""
     run: int
 
     def check(self) -> None:
@@ -85,8 +87,10 @@ class Token:
         ------
         OrphanError
             If one has.
+        OutputError
+            If the store refuses to tell.
         """
-        if os.path.lexists(self.folder / _lease(self.run + 1)):
+        if self.records.has(_lease(self.run + 1)):
             raise OrphanError(
                 f"run {self.run} may not write any more, as run {self.run + 1} has taken over the output: stop it"
             )
@@ -167,7 +171,7 @@ def tenure(records: Records) -> Tenure:
     return Tenure(run, "dead" if dead else "held", holder, age)
 
 
-def take_lease(records: Records, output: Path) -> Lease:
+def take_lease(records: Records, output: Place) -> Lease:
     """A lease on `output`, which has these records.
 
     Raises
@@ -182,7 +186,7 @@ def take_lease(records: Records, output: Path) -> Lease:
             f"{output} is in use by run {now.run}, {now.holder or 'which is just starting'}, seen {now.age:.0f} s ago: "
             f"wait for it or stop it{wait}"
         )
-    if not records.create(_lease(now.run + 1), _document(me, 0, released=False)):
+    if not records.create(_lease(now.run + 1), _document(me, 0, released=False, taking=secrets.token_hex(8))):
         raise OutputError(f"{output} was taken by another run at this very moment: wait for it or stop it")
     return Lease(records, now.run + 1, me)
 
@@ -197,8 +201,10 @@ def _lease(run: int) -> str:
     return f"run-{run:04d}/lease.json"
 
 
-def _document(holder: Holder, beats: int, *, released: bool) -> bytes:
-    return (json.dumps({"holder": asdict(holder), "beats": beats, "released": released}, indent=2) + "\n").encode()
+def _document(holder: Holder, beats: int, *, released: bool, taking: str = "") -> bytes:
+    """A lease; `taking` tells one attempt to take it from all others."""
+    document = {"holder": asdict(holder), "beats": beats, "released": released, **({"taking": taking} if taking else {})}
+    return (json.dumps(document, indent=2) + "\n").encode()
 
 
 def _parse(document: bytes) -> tuple[Holder | None, bool]:

@@ -6,7 +6,6 @@ starts at the corner of the region that the output covers.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,11 @@ from numpy.typing import NDArray
 
 from emseg.box import Box, Triple
 from emseg.store.arrays import Shards
+from emseg.store.blame import blamed
+from emseg.store.files import Files
 from emseg.store.level import Level
-from emseg.store.nodes import blamed
+from emseg.store.place import Place
+from emseg.store.records import Records
 
 NOT_COMPUTED = 255
 """Value of labels and probabilities where nothing has been computed yet."""
@@ -29,14 +31,15 @@ class Output:
 
     def __init__(
         self,
-        path: Path,
+        files: Files,
         generation: int,
         region: Box,
         classes: tuple[str, ...],
         attributes: dict[str, Any],
         levels: tuple[Level, ...],
     ) -> None:
-        self.path = path
+        self.files = files
+        """What it is made of."""
         self.generation = generation
         """How often the output was begun; other generations' arrays have other names."""
         self.region = region
@@ -58,9 +61,14 @@ class Output:
         return f"Output({str(self.path)!r})"
 
     @property
-    def records(self) -> Path:
-        """Folder of leases and run records."""
-        return self.path / "emseg"
+    def path(self) -> Place:
+        """Where it is."""
+        return self.files.place
+
+    @property
+    def records(self) -> Records:
+        """Leases and run records."""
+        return Records(self.files)
 
     @property
     def outside(self) -> NDArray[np.bool_]:

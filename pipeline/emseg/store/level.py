@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ from emseg.grid.blocks import Block, Blocks
 from emseg.grid.pyramid import Rule, coarsened
 from emseg.outcome import Stopwatch
 from emseg.store.arrays import Shards
-from emseg.store.nodes import blamed
+from emseg.store.blame import blamed
+from emseg.store.place import Place
 from emseg.store.staging import output_error
 
 MEND = "mend it with `emseg verify --repair`"
@@ -31,7 +31,7 @@ MEND = "mend it with `emseg verify --repair`"
 class Level:
     """Arrays of one level; boxes are relative to their first voxel."""
 
-    path: Path
+    path: Place
     """Of the output."""
     arrays: tuple[Shards, ...]
     """In the order in which they are written: a unit that is in the last one is in all."""
@@ -73,9 +73,13 @@ class Level:
             If the arrays are not there any more, which says nothing about their units.
         """
         done = np.ones(self.blocks.grid, dtype=bool)
-        for array in self.arrays:
-            done &= array.stored(tidy=tidy)
-        if not all(array.exists for array in self.arrays):
+        try:
+            for array in self.arrays:
+                done &= array.stored(tidy=tidy)
+            there = all(array.exists for array in self.arrays)
+        except OSError as error:
+            raise output_error(self.path, error) from error
+        if not there:
             raise OutputError(f"the output {self.path} is not there any more: mount or restore it, and run again to go on")
         return done if self.outside is None else done | self.outside
 
@@ -117,11 +121,10 @@ class Level:
             If the disk refuses.
         """
         for array, index in itertools.product(reversed(self.arrays), self.indices(box)):
-            file = array.file(index)
             try:
-                file.unlink(missing_ok=True)
+                array.remove(index)
             except OSError as error:
-                raise output_error(file, error) from error
+                raise output_error(self.path, error) from error
 
     def ready(self, finer: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Of which write units all that they are made of is there, ``(z, y, x) bool``.

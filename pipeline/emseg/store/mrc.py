@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from emseg.box import AXES, triple
 from emseg.errors import VolumeError
 from emseg.specs.volume import DTYPES
+from emseg.store.blame import reason
 from emseg.store.extras import load_extra
-from emseg.store.nodes import reason
 from emseg.store.stack import Stack, Stated
 
 MRC_SUFFIXES = (".mrc", ".map", ".rec", ".st", ".ali")

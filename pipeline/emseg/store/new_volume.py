@@ -19,6 +19,7 @@ from emseg.box import AXES, Box, Triple
 from emseg.errors import OutputError, VolumeError
 from emseg.specs.volume import VolumeSpec
 from emseg.store.arrays import Shards, create_array, create_group, open_shards
+from emseg.store.files import LocalFiles
 from emseg.store.nodes import read_node
 from emseg.store.ome import VERSION, Space, multiscales
 from emseg.store.staging import output_path, staged
@@ -121,7 +122,7 @@ def new_volume(
     with staged(target, replace=replace, key=key) as work:
         if not (work / "0" / "zarr.json").exists():
             _begin(work, spec, shard, missing)
-        shards = open_shards(work, "0", 0)
+        shards = open_shards(LocalFiles(work), "0", 0)
         shards.stored(tidy=True)
         yield SlabWriter(shards)
 
@@ -132,8 +133,9 @@ def _begin(work: Path, spec: VolumeSpec, shard: Triple, missing: Sequence[int]) 
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     space = Space(AXES, spec.scale, spec.translation, spec.units)
     image = {"version": VERSION, "multiscales": multiscales([("0", space)], "volume")}
-    create_group(work, "", {"ome": image, "emseg": MARK | ({MISSING: list(missing)} if missing else {})})
-    create_array(work, "0", shape=spec.shape, shard=shard, chunk=spec.chunk, dtype=spec.dtype, fill_value=0, axes=AXES)
+    files = LocalFiles(work)
+    create_group(files, "", {"ome": image, "emseg": MARK | ({MISSING: list(missing)} if missing else {})})
+    create_array(files, "0", shape=spec.shape, shard=shard, chunk=spec.chunk, dtype=spec.dtype, fill_value=0, axes=AXES)
 
 
 def _refuse_foreign(path: Path) -> None:

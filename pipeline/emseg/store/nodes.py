@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import reprlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import zarr
-from zarr.abc.store import ByteRequest, RangeByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore
 
-from emseg.errors import BlockError, Fault, OrphanError, VolumeError
+from emseg.errors import VolumeError
+from emseg.store.blame import StoreError, reason
 from emseg.store.blosc import use_whole_blosc
+from emseg.store.files import Files, LocalFiles
 from emseg.store.place import Address, Place, local, place_of
-from emseg.store.remote import RemoteFiles, StoreError, open_remote
+from emseg.store.remote import ENDS, open_remote
 
 use_whole_blosc()
 
@@ -31,71 +28,6 @@ METADATA_OF: dict[Literal[2, 3], tuple[str, ...]] = {3: METADATA[:1], 2: METADAT
 TIFF_SUFFIXES = (".tif", ".tiff")
 PNG_SUFFIXES = (".png",)
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-def reason(error: BaseException) -> str:
-    """Why something failed, on one line: the system's words for an `OSError`, else type and message."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    text = f"{type(error).__name__}: {error}"[:1000]
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:300]
-
-
-LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR}
-"""Errors of a disk that trying again does not mend."""
-
-
-def fault_of(error: BaseException) -> Fault:
-    """Whether a store failed in a way that may pass, or what is stored is at fault."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return "block" if cause.errno in LASTING else "store"
-        cause = cause.__cause__ or cause.__context__
-    return "block"
-
-
-@contextmanager
-def blamed(what: str, remedy: str) -> Iterator[None]:
-    """Whatever disk, Zarr or a codec raise within the ``with``, as a `BlockError`: what happened, why, and the remedy."""
-    try:
-        yield
-    except (BlockError, OrphanError):
-        raise
-    except Exception as error:
-        raise BlockError(f"{what} ({reason(error)}): {remedy}", fault_of(error)) from error
-
-
-class LocalFiles(LocalStore):
-    """Local files, none of which is empty or ends within what is read of it.
-
-    A power cut may leave a file empty. zarr 3.1 takes an empty shard for one that was never written, in silence. It also
-    takes memory for as many bytes as metadata say that there are.
-    """
-
-    missed = 0
-    """How many that were asked for were not there."""
-
-    def read(self, name: str) -> bytes | None:
-        """A whole file; None if it is not there."""
-        file = self.root / name
-        return file.read_bytes() if file.is_file() else None
-
-    async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        file = self.root / key
-        if isinstance(byte_range, RangeByteRequest) and file.is_file() and (size := file.stat().st_size) < byte_range.end:
-            raise ValueError(f"the file {key} has {size} bytes, but should have at least {byte_range.end}")
-        found = await super().get(key, prototype, byte_range)
-        if found is None:
-            self.missed += 1
-        elif len(found) == 0:
-            raise ValueError(f"the file {key} is empty")
-        return found
-
-
-Files: TypeAlias = LocalFiles | RemoteFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +42,15 @@ class Node:
     attributes: dict[str, Any]
 
 
-def read_node(path: str | Path | Address, names: Sequence[str] = METADATA) -> Node:
+def read_node(path: str | Place, names: Sequence[str] = METADATA, files: Files | None = None) -> Node:
     """The Zarr node at a path or an address.
 
     Parameters
     ----------
     names
         Of the metadata that it may have: on a remote store each that is looked for costs a request.
+    files
+        What is below it, if that is open already.
 
     Raises
     ------
@@ -125,7 +59,7 @@ def read_node(path: str | Path | Address, names: Sequence[str] = METADATA) -> No
     """
     place = place_of(path)
     if isinstance(place, Address):
-        return _read_remote(place, names)
+        return _read_remote(place, names, files)
     folder = local(place)
     try:
         folder.stat()
@@ -142,9 +76,9 @@ def read_node(path: str | Path | Address, names: Sequence[str] = METADATA) -> No
         raise VolumeError(f"{path} cannot be read ({reason(error)}): check its permissions and its disk") from error
 
 
-def _read_remote(address: Address, names: Sequence[str]) -> Node:
+def _read_remote(address: Address, names: Sequence[str], files: Files | None) -> Node:
     """The Zarr node at an address. Each name is asked for in turn: a list of what is there is slow, or not to be had."""
-    files, denial = open_remote(address), None
+    files, denial = files or open_remote(address, ends=ENDS), None
     try:
         for name in names:
             try:

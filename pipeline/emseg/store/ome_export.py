@@ -16,6 +16,7 @@ from zarr.storage import LocalStore
 from emseg.store.arrays import create_array, create_group, open_shards
 from emseg.store.classes import image_label, omero
 from emseg.store.exported import MARK, ExportImage, ExportLevel, export_folder
+from emseg.store.files import LocalFiles
 from emseg.store.ledger import NOT_COMPUTED
 from emseg.store.ome import multiscales
 from emseg.store.staging import staged, sync_tree
@@ -38,7 +39,7 @@ def write_ome(path: str | Path, image: ExportImage, version: Version, *, overwri
     target = export_folder(path, overwrite=overwrite)
     with staged(target, replace=overwrite) as work:
         if version == "0.5":
-            create_group(work, "", {"ome": {"version": version, **_described(image, version)}, "emseg": MARK})
+            create_group(LocalFiles(work), "", {"ome": {"version": version, **_described(image, version)}, "emseg": MARK})
         else:
             attributes = {**_described(image, version), "emseg": MARK}
             zarr.create_group(store=LocalStore(work), attributes=attributes, zarr_format=2)
@@ -66,8 +67,9 @@ def _write_sharded(root: Path, name: str, image: ExportImage, level: ExportLevel
     first = stored.ndim - len(image.space.names)
     layout: dict[str, Any] = {"shard": (stored.shards or stored.chunks)[first:], "chunk": stored.chunks[first:]}
     shape, axes = stored.shape[first:], image.space.names
-    create_array(root, name, shape=shape, dtype=image.dtype, fill_value=_fill_value(image), axes=axes, **layout)
-    shards = open_shards(root, name, 0)
+    files = LocalFiles(root)
+    create_array(files, name, shape=shape, dtype=image.dtype, fill_value=_fill_value(image), axes=axes, **layout)
+    shards = open_shards(files, name, 0)
     for block in level.blocks:
         shards.write(block.write, level.read(block.write).astype(image.dtype, copy=False))
 

@@ -15,11 +15,10 @@ generation counts, and are switched last.
 
 from __future__ import annotations
 
-import itertools
+import io
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,16 +31,19 @@ from emseg.box import AXES, Box, Triple, triple
 from emseg.errors import OutputError, VolumeError
 from emseg.grid.pyramid import Rule, level_shapes
 from emseg.specs.volume import VolumeSpec
-from emseg.store.arrays import create_array, create_group, open_shards
+from emseg.store.arrays import NODE, create_array, create_group, describe_group, group_metadata, open_shards
+from emseg.store.blame import reason
 from emseg.store.classes import image_label, omero
+from emseg.store.files import Files, LocalFiles, open_files
 from emseg.store.instances import list_labels, remove_instances
 from emseg.store.lease import Token
 from emseg.store.ledger import NOT_COMPUTED, Output
 from emseg.store.level import Level, above
-from emseg.store.nodes import Node, read_node, reason
+from emseg.store.nodes import Node, read_node
 from emseg.store.ome import VERSION, Space, levels_at, multiscales
-from emseg.store.place import local
-from emseg.store.staging import PARTIAL, output_error, output_path, staged, write_json
+from emseg.store.place import Address, Place, local, place_of
+from emseg.store.records import FOLDER
+from emseg.store.staging import output_error, output_path, staged
 
 FORMAT = 2
 """Version of the layout above."""
@@ -139,20 +141,22 @@ class Form:
         own = json.loads(json.dumps({**self.attributes, SELF: described}))
         return {"ome": self._image(f"{generation.probabilities}/", f"{generation.labels}/"), "emseg": own}
 
-    def make_arrays(self, root: Path, generation: Generation) -> None:
+    def make_arrays(self, files: Files, generation: Generation) -> None:
         """Makes the empty arrays of a generation, and keeps what is left out of them; nothing refers to them yet."""
         if self.outside is not None:
-            np.save(root / generation.outside, np.packbits(self.outside))
+            stream = io.BytesIO()
+            np.save(stream, np.packbits(self.outside))
+            files.put(generation.outside, stream.getbuffer())
         shard, inner = self.unit[-self.volume.rank :], self.chunk[-self.volume.rank :]
-        create_group(root, generation.labels, {"ome": self._labels()})
+        create_group(files, generation.labels, {"ome": self._labels()})
         if self.probabilities:
-            create_group(root, generation.probabilities, {"ome": self._image("", "")})
+            create_group(files, generation.probabilities, {"ome": self._image("", "")})
         for level, three in enumerate(level_shapes(self.region.shape, self.steps)):
             shape = three[-self.volume.rank :]
-            _create_array(root, f"{generation.labels}/{level}", self.space, shape, shard, inner)
+            _create_array(files, f"{generation.labels}/{level}", self.space, shape, shard, inner)
             if self.probabilities:
                 count, space, name = (len(self.classes),), self.space.with_channels(), f"{generation.probabilities}/{level}"
-                _create_array(root, name, space, count + shape, count + shard, (1, *inner))
+                _create_array(files, name, space, count + shape, count + shard, (1, *inner))
 
     def _image(self, probabilities: str, labels: str) -> dict[str, Any]:
         """OME metadata of a group that is an image of the arrays below one of these paths."""
@@ -168,23 +172,55 @@ class Form:
         return {"version": VERSION, "multiscales": image, "image-label": image_label(self.classes, "../../")}
 
 
-def create_output(path: str | Path, form: Form) -> None:
-    """Makes an empty output, or nothing at all.
+def is_taken(place: Place) -> bool:
+    """Whether anything is at a place: on an object store anything but what a run keeps there before there is an output.
+
+    Raises
+    ------
+    InputError
+        If the store does not say.
+    """
+    if isinstance(place, Path):
+        return place.exists() or place.is_symlink()
+    try:
+        return not set(open_files(place).entries()) <= {FOLDER, "labels", Generation(1).probabilities}
+    except OSError as error:
+        raise output_error(place, error) from error
+
+
+def create_output(path: str | Place, form: Form) -> None:
+    """Makes an empty output, or nothing at all; on an object store under a lease, as nothing appears there all at once.
 
     Raises
     ------
     OutputError
-        If `path` exists, or cannot be written.
+        If something is there already, or it cannot be written.
     """
+    place = _place(path)
+    if isinstance(place, Path):
+        with staged(output_path(place)) as work:
+            folder = LocalFiles(work)
+            folder.put(NODE, _fill(folder, form))
+        return
+    files = open_files(place)
+    try:
+        created = files.create(NODE, _fill(files, form))
+    except OSError as error:
+        raise output_error(place, error) from error
+    if not created:
+        raise OutputError(f"{place} was made by somebody else in the meantime: choose another name")
+
+
+def _fill(files: Files, form: Form) -> bytes:
+    """Makes all of an empty output but the metadata that make it one."""
     first = Generation(1)
-    with staged(output_path(path)) as work:
-        create_group(work, "", form.root(first))
-        create_group(work, "emseg", {})
-        create_group(work, "labels", _listed(first))
-        form.make_arrays(work, first)
+    create_group(files, FOLDER, {})
+    create_group(files, "labels", _listed(first))
+    form.make_arrays(files, first)
+    return group_metadata(form.root(first))
 
 
-def renew_output(path: str | Path, form: Form) -> None:
+def renew_output(place: str | Place, form: Form) -> None:
     """Begins an output anew, under a lease: new arrays first, then the attributes that lead to them.
 
     Old arrays are removed by `settle_output`.
@@ -194,19 +230,19 @@ def renew_output(path: str | Path, form: Form) -> None:
     OutputError
         If the output cannot be opened or written.
     """
-    output = open_output(path)
-    new = Generation(output.generation + 1)
+    output = open_output(place)
+    files, new = output.files, Generation(output.generation + 1)
     try:
-        _remove_other_generations(output.path, output.generation)
-        form.make_arrays(output.path, new)
-        _switch(output.path / "labels", _listed(new))
-        _switch(output.path, form.root(new))
-        remove_instances(output.path)
+        _remove_other_generations(files, output.generation)
+        form.make_arrays(files, new)
+        describe_group(files, "labels", _listed(new))
+        describe_group(files, "", form.root(new))
+        remove_instances(files)
     except OSError as error:
         raise output_error(output.path, error) from error
 
 
-def settle_output(path: str | Path) -> None:
+def settle_output(place: str | Place) -> None:
     """Removes, under a lease, what runs that were killed have left: other generations and half-written files.
 
     Raises
@@ -214,32 +250,30 @@ def settle_output(path: str | Path) -> None:
     OutputError
         If the output cannot be opened or written.
     """
-    output = open_output(path)
+    output = open_output(place)
+    files = output.files
     try:
-        _remove_other_generations(output.path, output.generation)
-        list_labels(output.path, Generation(output.generation).classes)
-        half_written = itertools.chain(
-            output.path.glob(f"*{PARTIAL}"),
-            (output.path / "labels").glob(f"*{PARTIAL}"),
-            (output.path / "emseg").rglob(f"*{PARTIAL}"),
-        )
-        for left in list(half_written):
-            left.unlink(missing_ok=True)
+        _remove_other_generations(files, output.generation)
+        list_labels(files, Generation(output.generation).classes)
+        files.tidy("", deep=False)
+        files.tidy("labels", deep=False)
+        files.tidy(FOLDER)
     except OSError as error:
         raise output_error(output.path, error) from error
 
 
-def open_output(path: str | Path, token: Token | None = None) -> Output:
-    """The output at a path, to read, and with the token of a run to write.
+def open_output(path: str | Place, token: Token | None = None) -> Output:
+    """The output at a path or an address, to read, and with the token of a run to write.
 
     Raises
     ------
     OutputError
         If there is none, or it is damaged, or something else is there.
     """
+    place = _place(path)
     try:
-        folder = local(path)
-        node = read_node(path)
+        files = open_files(place, patient=token is not None)
+        node = read_node(place, files=files)
     except VolumeError as error:
         raise OutputError(str(error)) from error
     described = _described(node)
@@ -257,10 +291,10 @@ def open_output(path: str | Path, token: Token | None = None) -> Output:
         steps = [triple(step) for step in described.get("levels", ())]
         levels: list[Level] = []
         for step, shape in zip([(1, 1, 1), *steps], level_shapes(region.shape, steps), strict=True):
-            level = _open_level(folder, len(levels), step, shape, images, permit)
+            level = _open_level(files, len(levels), step, shape, images, permit)
             if described.get("masked"):
                 finer = levels[-1].outside if levels else None
-                left_out = _left_out(folder / names.outside, level.blocks.grid) if finer is None else above(finer, step)
+                left_out = _left_out(files, names.outside, level.blocks.grid) if finer is None else above(finer, step)
                 level = replace(level, outside=left_out)
             levels.append(level)
         if len({array.unit for level in levels for array in level.arrays}) > 1:
@@ -270,31 +304,33 @@ def open_output(path: str | Path, token: Token | None = None) -> Output:
     except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
         raise OutputError(f"the output {path} is damaged ({reason(error)}): remove it, and compute it again") from error
     attributes = {key: value for key, value in node.attributes["emseg"].items() if key != SELF}
-    return Output(folder, names.number, region, classes, attributes, tuple(levels))
+    return Output(files, names.number, region, classes, attributes, tuple(levels))
 
 
-def _left_out(file: Path, grid: Triple) -> NDArray[np.bool_]:
+def _place(path: str | Place) -> Place:
+    """Where an output is, absolute."""
+    try:
+        place = place_of(path)
+        return place if isinstance(place, Address) else local(place)
+    except VolumeError as error:
+        raise OutputError(str(error)) from error
+
+
+def _left_out(files: Files, name: str, grid: Triple) -> NDArray[np.bool_]:
     """Write units that a mask leaves out, ``(z, y, x) bool``."""
-    bits = np.unpackbits(np.load(file))[: math.prod(grid)]
+    with files.reading(name) as stream:
+        bits = np.unpackbits(np.load(stream))[: math.prod(grid)]
     return bits.astype(bool).reshape(grid)
 
 
-def is_output(path: str | Path) -> bool:
+def is_output(path: str | Place) -> bool:
     """Whether a path leads to an output of emseg, damaged or not."""
     try:
-        node = read_node(local(path))
+        node = read_node(path)
     except VolumeError:
         return False
     own = node.attributes.get("emseg")
     return node.kind == "group" and isinstance(own, dict) and SELF in own
-
-
-def _switch(group: Path, attributes: dict[str, Any]) -> None:
-    """Give a group other attributes, all at once, unless it has them already."""
-    file = group / "zarr.json"
-    document = json.loads(file.read_bytes())
-    if document["attributes"] != json.loads(json.dumps(attributes)):
-        write_json(file, {**document, "attributes": attributes})
 
 
 def _listed(generation: Generation) -> dict[str, Any]:
@@ -302,13 +338,13 @@ def _listed(generation: Generation) -> dict[str, Any]:
     return {"ome": {"version": VERSION, "labels": [generation.classes]}}
 
 
-def _remove_other_generations(root: Path, kept: int) -> None:
+def _remove_other_generations(files: Files, kept: int) -> None:
     """Remove the arrays of all generations but one; the newest might be half made, the older ones may still be written to."""
     names = Generation(kept)
-    for folder, name, keep in ((root / "labels", "classes", names.classes), (root, "probabilities", names.probabilities)):
-        for found in folder.iterdir():
-            if re.fullmatch(rf"{name}(-\d+)?", found.name) and found.name != keep:
-                shutil.rmtree(found)
+    for folder, name, keep in (("labels", "classes", names.classes), ("", "probabilities", names.probabilities)):
+        for found in files.entries(folder):
+            if re.fullmatch(rf"{name}(-\d+)?", found) and found != keep:
+                files.remove_all(f"{folder}/{found}" if folder else found)
 
 
 def _described(node: Node) -> dict[str, Any]:
@@ -321,13 +357,13 @@ def _described(node: Node) -> dict[str, Any]:
 
 
 def _create_array(
-    root: Path, name: str, space: Space, shape: tuple[int, ...], shard: tuple[int, ...], chunk: tuple[int, ...]
+    files: Files, name: str, space: Space, shape: tuple[int, ...], shard: tuple[int, ...], chunk: tuple[int, ...]
 ) -> None:
-    create_array(root, name, shape=shape, shard=shard, chunk=chunk, dtype="uint8", fill_value=NOT_COMPUTED, axes=space.names)
+    create_array(files, name, shape=shape, shard=shard, chunk=chunk, dtype="uint8", fill_value=NOT_COMPUTED, axes=space.names)
 
 
 def _open_level(
-    root: Path,
+    files: Files,
     number: int,
     step: Triple,
     shape: Triple,
@@ -335,7 +371,7 @@ def _open_level(
     permit: Callable[[], None] | None,
 ) -> Level:
     """A level of images, each given by its path, its channels and the rule of its coarser levels."""
-    arrays = [open_shards(root, f"{image}/{number}", channels, permit) for image, channels, _ in images]
+    arrays = [open_shards(files, f"{image}/{number}", channels, permit) for image, channels, _ in images]
     for shards in arrays:
         if shards.array.dtype != "uint8" or shards.array.fill_value != NOT_COMPUTED:
             raise ValueError(
@@ -343,4 +379,4 @@ def _open_level(
             )
         if shards.shape != shape:
             raise ValueError(f"an array of level {number} has shape {shards.shape}, not {shape}")
-    return Level(root, tuple(arrays), tuple(rule for _, _, rule in images), step)
+    return Level(files.place, tuple(arrays), tuple(rule for _, _, rule in images), step)

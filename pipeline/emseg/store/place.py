@@ -1,4 +1,4 @@
-"""Where a volume is: a path on this machine, or an address on an object store or a web server."""
+"""Where a volume or an output is: a path on this machine, or an address on an object store or a web server."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ class Address:
         """What it lies in, the nearest first, to the root."""
         parents = PurePosixPath(self.key).parents if self.key else ()
         return [replace(self, key="" if key == PurePosixPath() else str(key)) for key in parents]
+
+    def absolute(self) -> Address:
+        """The same: there is nothing that it could be relative to."""
+        return self
 
     def __truediv__(self, inside: str) -> Address:
         return replace(self, key=str(PurePosixPath(self.key, inside)))
@@ -76,6 +80,11 @@ def place_of(given: str | Path | Address) -> Place:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]*", host) or ".." in parts or not key.isprintable():
         raise VolumeError(f"{str(given)[:300]!r} is not an address: write it as s3://bucket/key or https://host/path")
     return Address(scheme, host, "/".join(part for part in parts if part not in ("", ".")))
+
+
+def beside(place: Place, name: str) -> Path:
+    """Where something goes that lies beside a place: the same folder, or for a remote one the current folder."""
+    return Path.cwd() / name if isinstance(place, Address) else place.with_name(name)
 
 
 def local(path: str | Path) -> Path:

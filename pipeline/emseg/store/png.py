@@ -13,7 +13,8 @@ from PIL import Image
 
 from emseg.box import triple
 from emseg.errors import VolumeError
-from emseg.store.nodes import PNG_SUFFIXES, reason
+from emseg.store.blame import reason
+from emseg.store.nodes import PNG_SUFFIXES
 from emseg.store.slices import slice_files
 from emseg.store.stack import Stated
 

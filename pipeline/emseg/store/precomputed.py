@@ -12,7 +12,8 @@ from typing import Any
 
 from emseg.errors import VolumeError
 from emseg.specs.volume import DTYPES, TRUTH_DTYPES
-from emseg.store.nodes import read_json, reason
+from emseg.store.blame import reason
+from emseg.store.nodes import read_json
 from emseg.store.ome import numbers
 from emseg.store.stack import Stated
 from emseg.store.tensor import Tensor, open_tensor

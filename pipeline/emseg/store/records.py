@@ -1,122 +1,79 @@
-"""Small named documents beside the voxels, kept with what an object store can do as well: create, put, get, list, remove.
+"""Small named documents beside the voxels: leases and what the runs tell.
 
-There is no renaming of folders and no lock here, so leases and run records that need nothing else work wherever
-voxels can be kept.
+They are kept with what each kind of store can do (see `emseg.store.files`), without any locking or renaming of folders.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from emseg.store.staging import output_error, write_bytes
+from emseg.store.files import Files
+from emseg.store.staging import output_error
+
+FOLDER = "emseg"
+"""Where they are, in an output."""
 
 
-class Records(Protocol):
-    """Documents by name; a name may have ``/`` in it."""
+class Records:
+    """The documents of an output, by names with ``/`` in them.
+
+    All raise `OutputError` if the store refuses.
+    """
+
+    def __init__(self, files: Files) -> None:
+        """Of the output with these files."""
+        self._files = files
 
     def create(self, name: str, document: bytes) -> bool:
         """Keep a document unless there is one of this name; whether this caller, and nobody else, has made it."""
-        ...
+        with self._blamed(name) as file:
+            return self._files.create(file, document)
 
     def put(self, name: str, document: bytes) -> None:
         """Keep a document in the place of any older one: readers see the one or the other."""
-        ...
+        with self._blamed(name) as file:
+            self._files.put(file, document)
 
     def get(self, name: str) -> bytes | None:
         """The document of this name, if there is one."""
-        ...
+        with self._blamed(name) as file:
+            return self._files.read(file)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a document of this name."""
+        with self._blamed(name) as file:
+            return self._files.size(file) is not None
 
     def age(self, name: str) -> float | None:
         """Seconds since a document was last put, by the clock of the store, which all hosts share; None if there is none."""
-        ...
+        with self._blamed(name) as file:
+            then = self._files.modified(file)
+            return None if then is None else max(0.0, self._files.clock(file.rpartition("/")[0]) - then)
+
+    def put_at(self, name: str) -> float | None:
+        """When a document was last put, in seconds by the clock of the store; None if there is none."""
+        with self._blamed(name) as file:
+            return self._files.modified(file)
 
     def names(self, prefix: str = "") -> list[str]:
         """All names that begin with `prefix`, sorted."""
-        ...
-
-    def remove(self, name: str) -> None:
-        """Forget a document, if there is one."""
-        ...
-
-
-class FolderRecords:
-    """Records as files below a folder, of one host or of many that share its file system.
-
-    All raise `OutputError` if the disk refuses.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def create(self, name: str, document: bytes) -> bool:
-        """Keep a document unless there is one of this name; whether this caller, and nobody else, has made it."""
-        file = self._folder / name
-        try:
-            file.parent.mkdir(exist_ok=True)
-            handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise output_error(file, error) from error
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(document)
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            file.unlink(missing_ok=True)
-            raise output_error(file, error) from error
-        return True
-
-    def put(self, name: str, document: bytes) -> None:
-        """Keep a document in the place of any older one: readers see the one or the other."""
-        file = self._folder / name
-        try:
-            file.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise output_error(file, error) from error
-        write_bytes(file, document)
-
-    def get(self, name: str) -> bytes | None:
-        """The document of this name, if there is one."""
-        file = self._folder / name
-        try:
-            return file.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise output_error(file, error) from error
-
-    def age(self, name: str) -> float | None:
-        """Seconds since a document was last put, by the clock of the file system, which all hosts share."""
-        file = self._folder / name
-        probe = file.parent / f".emseg-{secrets.token_hex(6)}"
-        try:
-            then = file.stat().st_mtime
-            probe.touch()
-            try:
-                return max(0.0, probe.stat().st_mtime - then)
-            finally:
-                probe.unlink(missing_ok=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise output_error(file, error) from error
-
-    def names(self, prefix: str = "") -> list[str]:
-        """All names that begin with `prefix`, sorted."""
-        found = (path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*") if path.is_file())
-        return sorted(name for name in found if name.startswith(prefix) and not Path(name).name.startswith("."))
+        with self._blamed(prefix) as file:
+            return [name.removeprefix(f"{FOLDER}/") for name in self._files.names(file)]
 
     def remove(self, name: str) -> None:
         """Forget a document, if there is one, and its folder, if nothing else is there."""
-        file = self._folder / name
+        with self._blamed(name) as file:
+            self._files.remove(file)
+            folder = file.rpartition("/")[0]
+            if folder != FOLDER and not self._files.entries(folder):
+                self._files.remove_all(folder)
+
+    @contextmanager
+    def _blamed(self, name: str) -> Iterator[str]:
+        """The file of a document; what the store refuses within the ``with`` is an `OutputError`."""
+        file = f"{FOLDER}/{name}"
         try:
-            file.unlink(missing_ok=True)
-            if file.parent != self._folder and file.parent.is_dir() and not any(file.parent.iterdir()):
-                file.parent.rmdir()
+            yield file
         except OSError as error:
-            raise output_error(file, error) from error
+            raise output_error(self._files.place / file, error) from error

@@ -1,23 +1,30 @@
-"""Reading from object stores and web servers, with obstore, an extra.
+"""Object stores and web servers, with obstore, an extra.
 
-Nothing is listed, and nothing written. Requests are signed with the credentials in the environment; where it has none they are
+To read a volume, nothing is listed. Requests are signed with the credentials in the environment; where it has none they are
 anonymous, as obstore would else ask the machine for those of its role, and wait where there is no such thing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
+import io
 import os
 import re
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import PurePosixPath
+from typing import IO, TYPE_CHECKING, Any
 
 from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import ObjectStore
 
 from emseg.errors import VolumeError
+from emseg.store.blame import StoreError
 from emseg.store.extras import load_extra
 from emseg.store.place import Address
 
@@ -47,52 +54,177 @@ RETRIES: RetryConfig = {
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
 }
 """For a hiccup; what lasts longer is left to the run, which tries its blocks again."""
+PATIENT: RetryConfig = {
+    "max_retries": 60,
+    "retry_timeout": timedelta(seconds=60),
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=3), "base": 2},
+}
+"""Where a block that has been computed waits to be written, or a whole run to be told what is there."""
 ENDS = 64
-"""Most shards whose index is kept."""
+"""Most shards of a volume whose index is kept."""
+LISTED = 1000
+"""Objects that one request lists, or removes."""
+AT_ONCE = 16
+"""Most requests at once."""
+NODE = "zarr.json"
+"""Metadata of a Zarr node."""
 TIMEOUT = timedelta(seconds=60)
 """For a whole request: as long as a large chunk needs on a slow line."""
 
 
-class StoreError(OSError):
-    """A store did not give what it was asked for, and may do so later."""
-
-    def __init__(self, cause: str, remedy: str, *, lasting: bool = False) -> None:
-        super().__init__(errno.EIO, cause)
-        self.remedy = remedy
-        self.lasting = lasting
-        """Whether it will say so again. Some stores refuse each object that is not there."""
-
-
 class RemoteFiles(ObjectStore[Any]):
-    """The objects below an address, none of which is empty or ends within what is read of it."""
+    """The objects below an address, by names with ``/`` in them. All raise `StoreError` if the store refuses, or is away.
+
+    To Zarr, none of them is empty or ends within what is read of it.
+    """
 
     missed = 0
     """How many that were asked for were not there."""
 
-    def __init__(self, store: Any, *, read_only: bool = True) -> None:
-        super().__init__(store, read_only=read_only)
+    def __init__(self, store: Any, place: Address, *, patient: bool, ends: int) -> None:
+        super().__init__(store, read_only=True)
+        self.place = place
+        """What they are below."""
+        self._patient = patient
+        self._most_ends = ends
         self._ends: dict[str, asyncio.Task[Buffer | None]] = {}
         """Of shards that were read a short while ago, the ends, which hold their indices; used in zarr's event loop alone."""
 
+    def __reduce__(self) -> tuple[Callable[..., RemoteFiles], tuple[object, ...]]:
+        """Whoever gets it opens it with credentials of its own."""
+        return _open, (self.place, self._patient, self._most_ends)
+
     def read(self, name: str) -> bytes | None:
-        """A whole object; None if it is not there.
+        """A whole object; None if it is not there."""
+        with suppress(FileNotFoundError), _explaining():
+            return bytes(self.store.get(name).bytes())
+        return None
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[IO[bytes]]:
+        """An object to be read piece by piece; it is in memory.
 
         Raises
         ------
-        StoreError
-            If the store cannot be reached, or refuses.
+        FileNotFoundError
+            If it is not there.
         """
+        with _explaining():
+            stream = io.BytesIO(self.store.get(name).bytes())
+        yield stream
+
+    def size(self, name: str) -> int | None:
+        """Bytes of an object; None if it is not there."""
+        with suppress(FileNotFoundError), _explaining():
+            return int(self.store.head(name)["size"])
+        return None
+
+    def put(self, name: str, document: bytes | memoryview, permit: Callable[[], None] | None = None) -> None:
+        """Put an object in its place, whole; `permit` is asked at the last moment and may raise."""
+        if permit is not None:
+            permit()
+        with _explaining():
+            self.store.put(name, document, use_multipart=False)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """An object to be written piece by piece; it is in its place, whole, when the ``with`` has ended."""
+        with tempfile.TemporaryFile() as stream:
+            yield stream
+            stream.seek(0)
+            with _explaining():
+                self.store.put(name, stream)
+
+    def create(self, name: str, document: bytes) -> bool:
+        """Put an object unless there is one of this name; whether this caller, and nobody else, has made it."""
+        if not self._create(name, document):
+            return self.read(name) == document  # the answer to the first of several tries was lost
+        if self._create(name, document):
+            remedy = "choose one that does, as S3, Google Cloud Storage and MinIO do"
+            raise StoreError("it does not keep to If-None-Match, by which runs exclude one another", remedy, lasting=True)
+        return True
+
+    def _create(self, name: str, document: bytes) -> bool:
+        """Whether there was no object of this name, and is one now."""
         import obstore  # noqa: PLC0415
 
-        try:
-            return bytes(obstore.get(self.store, name).bytes())
-        except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error):
-                remedy = "check its spelling, and AWS_ENDPOINT_URL if that is set"
-                raise StoreError("there is no such bucket", remedy, lasting=True) from error
-            return None
-        except obstore.exceptions.BaseError as error:
-            raise _explained(error) from error
+        with _explaining():
+            try:
+                self.store.put(name, document, mode="create", use_multipart=False)
+            except obstore.exceptions.AlreadyExistsError:
+                return False
+        return True
+
+    def modified(self, name: str) -> float | None:
+        """When an object was put, in seconds by the clock of the store; None if it is not there."""
+        with suppress(FileNotFoundError), _explaining():
+            return float(self.store.head(name)["last_modified"].timestamp())
+        return None
+
+    def clock(self, folder: str) -> float:
+        """What that clock says now; an object is made below a folder to find out."""
+        probe = f"{folder}/.emseg-{secrets.token_hex(6)}"
+        self.put(probe, b"now")
+        now = self.modified(probe)
+        self.remove(probe)
+        return now or 0.0
+
+    def entries(self, folder: str = "") -> list[str]:
+        """Names of what is right in a folder, sorted; none if it is not there."""
+        with _explaining():
+            found = self.store.list_with_delimiter(folder or None)
+        paths = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
+        return sorted(path.rpartition("/")[2] for path in paths)
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of all objects that begin with `prefix`, sorted, but for hidden ones."""
+        folder, slash, start = prefix.rpartition("/")
+        found: list[str] = []
+        for entry in self.entries(folder):
+            if entry.startswith(start):
+                name = f"{folder}{slash}{entry}"
+                found += [f"{name}/{inside}" for inside, _ in self.sizes(name)] or [name]
+        return sorted(name for name in found if not PurePosixPath(name).name.startswith("."))
+
+    def sizes(self, folder: str, *, tidy: bool = False) -> Iterator[tuple[str, int]]:  # noqa: ARG002  nothing is half-written
+        """Name, within a folder, and bytes of each object below it; each request lists a thousand."""
+        with _explaining():
+            for some in self.store.list(folder, chunk_size=LISTED):
+                for found in some:
+                    yield found["path"].removeprefix(f"{folder}/"), found["size"]
+
+    def tidy(self, folder: str = "", *, deep: bool = True) -> None:
+        """Nothing: what a writer that was killed had not sent whole was never there."""
+
+    def remove(self, name: str) -> None:
+        """Remove an object, if there is one."""
+        with suppress(FileNotFoundError), _explaining():
+            self.store.delete(name)
+
+    def remove_all(self, folder: str) -> None:
+        """Remove all below a folder."""
+        names = [f"{folder}/{name}" for name, _ in self.sizes(folder)]
+        for first in range(0, len(names), LISTED):
+            with _explaining():
+                self.store.delete(names[first : first + LISTED])
+
+    def rename(self, name: str, to: str) -> None:
+        """Give an object another name, also one that an object had until then."""
+        with _explaining():
+            self.store.copy(name, to)
+            self.store.delete(name)
+
+    def rename_all(self, folder: str, to: str) -> None:
+        """Give a Zarr node with all that is in it another name, which none has.
+
+        Its metadata are copied last and removed first: where it ended half-way, calling it again goes on.
+        """
+        names = [name for name, _ in self.sizes(folder) if name != NODE]
+        with ThreadPoolExecutor(AT_ONCE) as threads, _explaining():
+            list(threads.map(lambda name: self.store.copy(f"{folder}/{name}", f"{to}/{name}"), names))
+            self.store.copy(f"{folder}/{NODE}", f"{to}/{NODE}")
+        self.remove(f"{folder}/{NODE}")
+        self.remove_all(folder)
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
@@ -109,13 +241,13 @@ class RemoteFiles(ObjectStore[Any]):
         """The end of an object, for all who ask for it at the same time or soon after."""
         task = self._ends.pop(key, None) or asyncio.ensure_future(self._get(key, prototype, byte_range))
         self._ends[key] = task
-        if len(self._ends) > ENDS:
+        if len(self._ends) > max(self._most_ends, AT_ONCE):
             del self._ends[next(iter(self._ends))]
         found = None
         try:
             found = await asyncio.shield(task)
         finally:
-            if found is None and self._ends.get(key) is task:
+            if (found is None or not self._most_ends) and self._ends.get(key) is task:
                 del self._ends[key]
         return found
 
@@ -139,27 +271,38 @@ class RemoteFiles(ObjectStore[Any]):
         return found
 
 
-def open_remote(address: Address) -> RemoteFiles:
+def open_remote(address: Address, *, patient: bool = False, ends: int = 0) -> RemoteFiles:
     """What is below an address; no request is made yet.
+
+    Parameters
+    ----------
+    patient
+        Whether a store that does not answer is asked for a minute, not only for seconds.
+    ends
+        Most shards whose index is kept: none of what somebody may write meanwhile.
 
     Raises
     ------
     VolumeError
         If obstore is not installed, or the environment says something that it does not take.
     """
-    store = load_extra("obstore.store", "remote", address)
+    store, retries = load_extra("obstore.store", "remote", address), PATIENT if patient else RETRIES
     try:
         if address.scheme in ("http", "https"):
             client = {"timeout": TIMEOUT, "allow_http": address.scheme == "http"}
-            found = store.HTTPStore.from_url(str(address), client_options=client, retry_config=RETRIES)
+            found = store.HTTPStore.from_url(str(address), client_options=client, retry_config=retries)
         else:
             kind = store.S3Store if address.scheme == "s3" else store.GCSStore
             # as one of its own options: with `client_options` it would not look for others in the environment
             options = {"timeout": TIMEOUT, **({} if _says_who(address.scheme) else {"skip_signature": True})}
-            found = kind(address.host, prefix=address.key or None, retry_config=RETRIES, **options)
-        return RemoteFiles(found, read_only=True)
+            found = kind(address.host, prefix=address.key or None, retry_config=retries, **options)
+        return RemoteFiles(found, address, patient=patient, ends=ends)
     except Exception as error:  # each kind of store has errors of its own for what it does not take
         raise VolumeError(f"{address} cannot be opened ({_first_line(error)}): check it, and the environment") from error
+
+
+def _open(address: Address, patient: bool, ends: int) -> RemoteFiles:
+    return open_remote(address, patient=patient, ends=ends)
 
 
 def _says_who(scheme: str) -> bool:
@@ -167,13 +310,31 @@ def _says_who(scheme: str) -> bool:
     return any(os.environ.get(name) for name in CREDENTIALS[scheme])
 
 
+@contextmanager
+def _explaining() -> Iterator[None]:
+    """What obstore raises within the ``with``, as a `StoreError`, but for what is not there."""
+    import obstore  # noqa: PLC0415
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        if "NoSuchBucket" not in str(error):
+            raise
+        raise _explained(error) from error
+    except obstore.exceptions.BaseError as error:
+        raise _explained(error) from error
+
+
 def _explained(error: Exception) -> StoreError:
     """An error of obstore in few words; its own fill a page."""
     import obstore  # noqa: PLC0415
 
     whole = str(error)
-    if isinstance(error, obstore.exceptions.PermissionDeniedError | obstore.exceptions.UnauthenticatedError):
-        remedy = "set credentials that may read it, such as AWS_ACCESS_KEY_ID or GOOGLE_APPLICATION_CREDENTIALS"
+    if "NoSuchBucket" in whole:
+        return StoreError("there is no such bucket", "check its spelling, and AWS_ENDPOINT_URL if that is set", lasting=True)
+    denied = (obstore.exceptions.PermissionDeniedError, obstore.exceptions.UnauthenticatedError)
+    if isinstance(error, denied) or _status(whole).startswith(("401", "403")):
+        remedy = "set credentials with the right to it, such as AWS_ACCESS_KEY_ID or GOOGLE_APPLICATION_CREDENTIALS"
         return StoreError(_status(whole) or "access denied", remedy, lasting=True)
     if "redirect without LOCATION" in whole:
         return StoreError("the bucket is in another region", "set AWS_REGION to that")

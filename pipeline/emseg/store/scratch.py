@@ -14,10 +14,9 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,15 +26,20 @@ from emseg.box import Box, Triple
 from emseg.errors import BlockError
 from emseg.instances.contacts import Contacts
 from emseg.instances.piece import Piece, Seam, Segments
-from emseg.store.arrays import Shards, create_array, create_group, open_shards
+from emseg.store.arrays import NODE, Shards, create_array, create_group, describe_group, open_shards
+from emseg.store.blame import blamed
+from emseg.store.files import Files
 from emseg.store.level import Level
-from emseg.store.nodes import fault_of, reason
 from emseg.store.ome import Space
-from emseg.store.staging import commit, make_folders, staged, write_json
+from emseg.store.place import Place
+from emseg.store.records import FOLDER
+from emseg.store.staging import output_error
 
 Table = TypeVar("Table", Segments, Contacts)
 
 FRAGMENTS, IMAGE = "fragments", "image"
+DESCRIBED = "labelling.json"
+"""What the labelling is; written last, so that all else is there."""
 MANY = 1000
 """Files in one folder."""
 
@@ -44,23 +48,41 @@ MANY = 1000
 class Scratch:
     """The folder of one labelling; it can be pickled, and threads and processes may write different blocks."""
 
-    path: Path
+    files: Files
+    """Of the output."""
+    folder: str
+    """Where it is, in the output."""
     permit: Callable[[], None] | None
     """Asked before each file is put in its place; raises if the output belongs to somebody else by now."""
 
     def fragments(self) -> Shards:
         """Segments of each block's voxels, uint32, numbered from 1 in each block."""
-        return open_shards(self.path, FRAGMENTS, 0, self.permit)
+        return open_shards(self.files, f"{self.folder}/{FRAGMENTS}", 0, self.permit)
 
     def instances(self, level: int = 0) -> Shards:
         """The final segments, uint64."""
-        return open_shards(self.path, f"{IMAGE}/{level}", 0, self.permit, dense=True)
+        return open_shards(self.files, f"{self.folder}/{IMAGE}/{level}", 0, self.permit, dense=True)
 
     def levels(self, steps: Sequence[Triple]) -> tuple[Level, ...]:
         """The final segments, uint64, and their coarser levels with these steps in voxels of the next finer one."""
         return tuple(
-            Level(self.path, (self.instances(level),), ("mode",), step) for level, step in enumerate([(1, 1, 1), *steps])
+            Level(self.files.place, (self.instances(level),), ("mode",), step) for level, step in enumerate([(1, 1, 1), *steps])
         )
+
+    @property
+    def place(self) -> Place:
+        """The folder."""
+        return self.files.place / self.folder
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has been made."""
+        return self.files.size(f"{self.folder}/{DESCRIBED}") is not None
+
+    @property
+    def image(self) -> bool:
+        """Whether the instance labels are still in it, complete or not."""
+        return self.files.size(f"{self.folder}/{IMAGE}/{NODE}") is not None
 
     def keep_piece(self, block: int, piece: Piece) -> None:
         """Keep what a block knows."""
@@ -96,15 +118,16 @@ class Scratch:
         """The final number of each segment of a block, ``(n + 1,) uint64``."""
         found = self._get("maps", block)
         if found is None:
-            raise BlockError(f"the numbers of block {block} are missing in {self.path}: label again", "store")
+            raise BlockError(f"the numbers of block {block} are missing in {self.place}: label again", "store")
         numbers: NDArray[np.uint64] = found["numbers"]
         return numbers
 
     def kept(self, kind: str, blocks: int) -> NDArray[np.bool_]:
         """Of which blocks there are ``pieces`` or ``seams``, ``(blocks,) bool``."""
         found = np.zeros(blocks, bool)
-        for file in (self.path / kind).glob("*/*.npz"):
-            if file.stem.isdecimal() and int(file.stem) < blocks:
+        for name, _ in self.files.sizes(f"{self.folder}/{kind}"):
+            file = PurePosixPath(name)
+            if file.suffix == ".npz" and file.stem.isdecimal() and int(file.stem) < blocks:
                 found[int(file.stem)] = True
         return found
 
@@ -112,38 +135,34 @@ class Scratch:
         """Keep an array that all blocks share."""
         stream = io.BytesIO()
         np.save(stream, numbers)
-        commit(self.path / f"{name}.npy", stream.getbuffer(), self.permit)
+        self.files.put(f"{self.folder}/{name}.npy", stream.getbuffer(), self.permit)
 
     def numbers(self, name: str) -> NDArray[Any] | None:
         """An array that all blocks share, if it is there."""
-        file = self.path / f"{name}.npy"
-        return np.load(file) if file.exists() else None
+        stored = self.files.read(f"{self.folder}/{name}.npy")
+        return None if stored is None else np.load(io.BytesIO(stored))
 
-    def _file(self, kind: str, block: int) -> Path:
-        return self.path / kind / str(block // MANY) / f"{block}.npz"
+    def _file(self, kind: str, block: int) -> str:
+        return f"{self.folder}/{kind}/{block // MANY}/{block}.npz"
 
     def _keep(self, kind: str, block: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         stream, file = io.BytesIO(), self._file(kind, block)
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-        try:
-            make_folders(file.parent, self.path)
-            commit(file, stream.getbuffer(), self.permit)
-        except OSError as error:
-            raise BlockError(f"{file} cannot be written ({reason(error)}): check the disk", fault_of(error)) from error
+        with blamed(f"{self.files.place / file} cannot be written", "check the disk"):
+            self.files.put(file, stream.getbuffer(), self.permit)
 
     def _get(self, kind: str, block: int) -> dict[str, NDArray[Any]] | None:
         file = self._file(kind, block)
-        try:
-            with np.load(file) as stored:
+        with blamed(f"{self.files.place / file} cannot be read", f"remove {self.place}, and label again"):
+            document = self.files.read(file)
+            if document is None:
+                return None
+            with np.load(io.BytesIO(document)) as stored:
                 return dict(stored)
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # a damaged archive may raise anything
-            raise BlockError(f"{file} cannot be read ({reason(error)}): remove {self.path}, and label again") from error
 
 
 def create_scratch(
-    path: Path,
+    scratch: Scratch,
     space: Space,
     shapes: Sequence[Triple],
     unit: Triple,
@@ -151,10 +170,12 @@ def create_scratch(
     attributes: dict[str, Any],
     group: dict[str, Any],
 ) -> None:
-    """Makes the folder of a labelling, or nothing at all.
+    """Makes the folder of a labelling; one that was begun no further is made anew.
 
     Parameters
     ----------
+    scratch
+        Where to.
     space
         Where the output's voxels lie; its axes are those of the arrays.
     shapes
@@ -168,25 +189,27 @@ def create_scratch(
     """
     rank = len(space.names)
     layout: dict[str, Any] = {"shard": unit[-rank:], "chunk": chunk[-rank:], "axes": space.names, "fill_value": 0}
-    with staged(path) as work:
-        create_array(work, FRAGMENTS, dtype="uint32", shape=shapes[0][-rank:], **layout)
-        create_group(work, IMAGE, group)
+    files, folder = scratch.files, scratch.folder
+    try:
+        create_array(files, f"{folder}/{FRAGMENTS}", dtype="uint32", shape=shapes[0][-rank:], **layout)
+        create_group(files, f"{folder}/{IMAGE}", group)
         for level, shape in enumerate(shapes):
-            create_array(work, f"{IMAGE}/{level}", dtype="uint64", shape=shape[-rank:], **layout)
-        (work / "labelling.json").write_text(json.dumps(attributes))
+            create_array(files, f"{folder}/{IMAGE}/{level}", dtype="uint64", shape=shape[-rank:], **layout)
+        files.put(f"{folder}/{DESCRIBED}", json.dumps(attributes).encode())
+    except OSError as error:
+        raise output_error(scratch.place, error) from error
 
 
-def describe(path: Path, group: dict[str, Any]) -> None:
+def describe(scratch: Scratch, group: dict[str, Any]) -> None:
     """Gives the image other attributes."""
-    file = path / IMAGE / "zarr.json"
-    write_json(file, {**json.loads(file.read_bytes()), "attributes": group})
+    describe_group(scratch.files, f"{scratch.folder}/{IMAGE}", group)
 
 
-def remove_scratch(records: Path, name: str, kept: str = "") -> None:
-    """Removes the folders of all labellings of this name but one."""
-    for found in records.iterdir():
-        if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{12}}", found.name) and found.name != kept:
-            shutil.rmtree(found)
+def remove_scratch(scratch: Scratch, name: str) -> None:
+    """Removes the folders of all other labellings of this name."""
+    for found in scratch.files.entries(FOLDER):
+        if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{12}}", found) and f"{FOLDER}/{found}" != scratch.folder:
+            scratch.files.remove_all(f"{FOLDER}/{found}")
 
 
 def _rows(table: Segments | Contacts) -> dict[str, NDArray[Any]]:

@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 from emseg.errors import VolumeError
-from emseg.store.nodes import TIFF_SUFFIXES, reason
+from emseg.store.blame import reason
+from emseg.store.nodes import TIFF_SUFFIXES
 
 LISTED = 8
 """Most ranges of numbers that an error message lists."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from emseg.errors import OutputError, VolumeError
-from emseg.store.nodes import reason
-from emseg.store.place import local
+from emseg.store.blame import StoreError, reason
+from emseg.store.place import Place, local
 
 REMEDIES = {
     errno.ENOSPC: "free some space, or choose another disk",
@@ -30,8 +30,10 @@ PARTIAL = ".partial"
 """How the name of a file ends that is not in its place yet."""
 
 
-def output_error(path: Path, error: OSError) -> OutputError:
+def output_error(path: Place, error: OSError) -> OutputError:
     """The error to raise for a place that cannot be written, with its cause and remedy."""
+    if isinstance(error, StoreError):
+        return OutputError(f"{path} cannot be written ({error.strerror}): {error.remedy}")
     remedy = REMEDIES.get(error.errno or 0, "check the disk and the folder's permissions")
     return OutputError(f"{path} cannot be written ({reason(error)}): {remedy}")
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from emseg.box import AXES, Box, triple
 from emseg.errors import VolumeError
+from emseg.store.blame import reason
 from emseg.store.extras import load_extra
-from emseg.store.nodes import reason
 from emseg.store.stack import Stated
 
 LIBRARY = "tensorstore"

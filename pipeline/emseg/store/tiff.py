@@ -17,7 +17,7 @@ from tifffile import TiffFile, TiffFrame, TiffPage
 from emseg.box import Triple, triple
 from emseg.errors import VolumeError
 from emseg.specs.volume import DTYPES, LONGEST_AXIS
-from emseg.store.nodes import reason
+from emseg.store.blame import reason
 from emseg.store.place import local
 from emseg.store.slices import slice_files
 from emseg.store.stack import Stack

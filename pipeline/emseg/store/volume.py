@@ -18,12 +18,14 @@ from emseg.box import AXES, Box, triple
 from emseg.errors import BlockError, VolumeError
 from emseg.specs.volume import DTYPES, VolumeSpec
 from emseg.store.at_once import read_at_once
+from emseg.store.blame import StoreError, fault_of, reason
 from emseg.store.chunk_cache import ChunkCache
-from emseg.store.nodes import METADATA_OF, Files, Node, fault_of, open_array, read_node, reason
+from emseg.store.files import Files
+from emseg.store.nodes import METADATA_OF, Node, open_array, read_node
 from emseg.store.ome import Space, level, levels, multiscales_of
 from emseg.store.place import Address, Place
 from emseg.store.plain import plain_space, spatial_names
-from emseg.store.remote import RemoteFiles, StoreError
+from emseg.store.remote import RemoteFiles
 
 T = TypeVar("T")
 

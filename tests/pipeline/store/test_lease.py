@@ -22,7 +22,8 @@ from emseg.specs.volume import VolumeSpec
 from emseg.store import lease as leases
 from emseg.store.lease import STALE, Holder, Lease, Token, newest_run, take_lease, tenure
 from emseg.store.output import Form, create_output, open_output
-from emseg.store.records import FolderRecords, Records
+from emseg.store.files import LocalFiles
+from emseg.store.records import Records
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,10 @@ class ObjectStore:
     def get(self, name: str) -> bytes | None:
         """The document."""
         return self._kept.get(name, (None, 0.0))[0]
+
+    def has(self, name: str) -> bool:
+        """Whether it is there."""
+        return name in self._kept
 
     def age(self, name: str) -> float | None:
         """Seconds since it was put."""
@@ -110,7 +115,7 @@ def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Shelf:
                 then = file.stat().st_mtime - seconds
                 os.utime(file, (then, then))
 
-        return Shelf(FolderRecords(tmp_path), turn_back)
+        return Shelf(Records(LocalFiles(tmp_path)), turn_back)
     store = ObjectStore()
 
     def go_on(seconds: float) -> None:
@@ -148,15 +153,16 @@ SLEEPER = """
 import sys, time
 from pathlib import Path
 from emseg.store.lease import take_lease
-from emseg.store.records import FolderRecords
-with take_lease(FolderRecords(Path(sys.argv[1])), Path("o")).held():
+from emseg.store.files import LocalFiles
+from emseg.store.records import Records
+with take_lease(Records(LocalFiles(Path(sys.argv[1]))), Path("o")).held():
     print("held", flush=True)
     time.sleep(600)
 """
 
 
 def test_a_killed_holder_on_this_host_is_followed_at_once(tmp_path: Path) -> None:
-    records = FolderRecords(tmp_path)
+    records = Records(LocalFiles(tmp_path))
     with subprocess.Popen([sys.executable, "-c", SLEEPER, str(tmp_path)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
@@ -334,12 +340,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_a_token_is_good_until_the_next_run(tmp_path: Path) -> None:
-    records = FolderRecords(tmp_path)
-    first = Token(tmp_path, take_lease(records, tmp_path).run)
+    records = Records(LocalFiles(tmp_path))
+    first = Token(records, take_lease(records, tmp_path).run)
     first.check()
     Shelf(records, lambda _: None).hold(1, ELSEWHERE, released=True)
     first.check()
-    second = Token(tmp_path, take_lease(records, tmp_path).run)
+    second = Token(records, take_lease(records, tmp_path).run)
     second.check()
     with pytest.raises(OrphanError, match="run 1 may not write any more, as run 2 has taken over the output: stop it"):
         first.check()
@@ -351,8 +357,8 @@ def test_an_orphan_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest.Monk
     box = Box((0, 0, 0), (8, 16, 16))
     path = tmp_path / "o"
     create_output(path, Form(VolumeSpec(box.shape, "uint8", box.shape), box, ("a", "b"), box.shape, box.shape, True, {}))
-    records = FolderRecords(path / "emseg")
-    old = open_output(path, Token(path / "emseg", take_lease(records, path).run))
+    records = Records(LocalFiles(path))
+    old = open_output(path, Token(records, take_lease(records, path).run))
     ones, both = np.ones(box.shape, np.uint8), np.ones((2, *box.shape), np.uint8)
     old.write(box, ones, both)
     before = voxels(path)
@@ -360,7 +366,7 @@ def test_an_orphan_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest.Monk
 
     def follow() -> Token:
         Shelf(records, lambda _: None).hold(1, ELSEWHERE, released=True)
-        return Token(path / "emseg", take_lease(records, path).run)
+        return Token(records, take_lease(records, path).run)
 
     tokens: list[Token] = []
     fsync = os.fsync

@@ -98,7 +98,7 @@ def test_nothing_is_made_of_what_is_missing_or_damaged(tmp_path: Path) -> None:
     finer.remove(finer.blocks.block(0).write)
     assert not level.ready(finer.done())[0, 0, 0]
     assert level.ready(finer.done()).sum() == len(level.blocks) - 1
-    file = finer.arrays[0].file((0, 0, 2))
+    file = tmp_path / "o" / finer.arrays[0].array.path / "c/0/0/0/2"
     damaged = bytearray(file.read_bytes())
     damaged[40] ^= 1
     file.write_bytes(damaged)

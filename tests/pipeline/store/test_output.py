@@ -32,7 +32,6 @@ from emseg.specs.volume import VolumeSpec
 from emseg.store import staging
 from emseg.store.ledger import Output
 from emseg.store.output import Form, create_output, open_output, renew_output, settle_output
-from emseg.store.records import FolderRecords
 from emseg.store.volume import open_volume
 
 VOLUME = VolumeSpec(
@@ -170,7 +169,7 @@ def test_labels_are_a_volume_that_can_be_opened(tmp_path: Path) -> None:
 
 def test_zarr_finds_nothing_strange(tmp_path: Path) -> None:
     output = make(tmp_path / "o")
-    FolderRecords(output.records).put("run-0001/report.json", b"{}")
+    output.records.put("run-0001/report.json", b"{}")
     assert [name for name, _ in sorted(group(tmp_path / "o").members())] == ["emseg", "labels", "probabilities"]
 
 
@@ -549,7 +548,7 @@ def test_places_that_do_not_do(tmp_path: Path) -> None:
     assert "file name too long): choose a shorter name" in failure(tmp_path / ("n" * 256) / "o")
     assert "no file name can have" in failure("a\0b/c")
     assert "no file name can have" in failure("\ud800")
-    assert "remote store" in failure("s3://bucket/o")
+    assert "emseg reads s3://" in failure("ftp://host/o")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "link"]
 
 
@@ -832,7 +831,7 @@ def test_settling_leaves_all_else_alone(tmp_path: Path) -> None:
     path = tmp_path / "o"
     make(path)
     filled(path, 1)
-    records = FolderRecords(path / "emseg")
+    records = open_output(path).records
     records.put("run-0001/lease.json", b"{}")
     (path / "probabilities-old").mkdir()
     (path / "labels" / "nuclei").mkdir()

@@ -13,15 +13,16 @@ import pytest
 
 from emseg.errors import OutputError
 from emseg.store import staging
-from emseg.store.records import FolderRecords
+from emseg.store.files import LocalFiles
+from emseg.store.records import Records
 
 
 @pytest.fixture
-def records(tmp_path: Path) -> FolderRecords:
-    return FolderRecords(tmp_path)
+def records(tmp_path: Path) -> Records:
+    return Records(LocalFiles(tmp_path))
 
 
-def test_what_is_put_is_got(records: FolderRecords) -> None:
+def test_what_is_put_is_got(records: Records) -> None:
     assert records.get("run-0001/lease.json") is None
     records.put("run-0001/lease.json", b"one")
     records.put("run-0001/lease.json", b"two")
@@ -30,7 +31,7 @@ def test_what_is_put_is_got(records: FolderRecords) -> None:
     assert records.get("top.json") == bytes(range(256))
 
 
-def test_only_what_is_not_there_is_created(records: FolderRecords) -> None:
+def test_only_what_is_not_there_is_created(records: Records) -> None:
     assert records.create("run-0001/lease.json", b"first")
     assert not records.create("run-0001/lease.json", b"second")
     assert records.get("run-0001/lease.json") == b"first"
@@ -47,7 +48,7 @@ def test_of_many_creators_one_succeeds(tmp_path: Path) -> None:
             number: int, attempt: int = attempt, together: threading.Barrier = together, made: list[bool] = made
         ) -> None:
             together.wait()
-            made[number] = FolderRecords(tmp_path).create(f"run-{attempt}/lease.json", b"%d" % number)
+            made[number] = Records(LocalFiles(tmp_path)).create(f"run-{attempt}/lease.json", b"%d" % number)
 
         threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
         for thread in threads:
@@ -55,10 +56,10 @@ def test_of_many_creators_one_succeeds(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
         assert made.count(True) == 1
-        assert FolderRecords(tmp_path).get(f"run-{attempt}/lease.json") == b"%d" % made.index(True)
+        assert Records(LocalFiles(tmp_path)).get(f"run-{attempt}/lease.json") == b"%d" % made.index(True)
 
 
-def test_readers_see_the_old_or_the_new(records: FolderRecords) -> None:
+def test_readers_see_the_old_or_the_new(records: Records) -> None:
     documents = [bytes([value]) * 100_000 for value in range(2)]
     records.put("a.json", documents[0])
     end, seen = threading.Event(), set()
@@ -77,7 +78,7 @@ def test_readers_see_the_old_or_the_new(records: FolderRecords) -> None:
     assert seen
 
 
-def test_a_put_that_fails_keeps_the_old(records: FolderRecords, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_put_that_fails_keeps_the_old(records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records.put("a.json", b"old")
 
     def refuse(*_: object) -> None:
@@ -89,15 +90,15 @@ def test_a_put_that_fails_keeps_the_old(records: FolderRecords, tmp_path: Path, 
     with pytest.raises(OutputError, match="free some space"):
         records.create("b.json", b"new")
     assert records.get("a.json") == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert [path.name for path in (tmp_path / "emseg").iterdir()] == ["a.json"]
 
 
-def test_age_counts_from_the_last_put(records: FolderRecords, tmp_path: Path) -> None:
+def test_age_counts_from_the_last_put(records: Records, tmp_path: Path) -> None:
     assert records.age("run-0001/lease.json") is None
     records.put("run-0001/lease.json", b"x")
     first = records.age("run-0001/lease.json")
     assert first is not None
-    file = tmp_path / "run-0001" / "lease.json"
+    file = tmp_path / "emseg" / "run-0001" / "lease.json"
     for back in (100.0, 5000.0):
         then = file.stat().st_mtime - back
         os.utime(file, (then, then))
@@ -112,25 +113,25 @@ def test_age_counts_from_the_last_put(records: FolderRecords, tmp_path: Path) ->
     assert [path.name for path in file.parent.iterdir()] == ["lease.json"]
 
 
-def test_a_document_of_the_future_is_new(records: FolderRecords, tmp_path: Path) -> None:
+def test_a_document_of_the_future_is_new(records: Records, tmp_path: Path) -> None:
     records.put("a.json", b"x")
-    later = (tmp_path / "a.json").stat().st_mtime + 1000
-    os.utime(tmp_path / "a.json", (later, later))
+    later = (tmp_path / "emseg" / "a.json").stat().st_mtime + 1000
+    os.utime(tmp_path / "emseg" / "a.json", (later, later))
     assert records.age("a.json") == 0.0
 
 
-def test_names_are_sorted_and_begin_with_the_prefix(records: FolderRecords, tmp_path: Path) -> None:
+def test_names_are_sorted_and_begin_with_the_prefix(records: Records, tmp_path: Path) -> None:
     assert records.names() == []
     for name in ("run-0002/b.json", "run-0002/a.json", "run-0010/c.json", "zarr.json"):
         records.put(name, b"")
-    (tmp_path / "run-0002" / ".a.json.0f.partial").touch()
+    (tmp_path / "emseg" / "run-0002" / ".a.json.0f.partial").touch()
     assert records.names() == ["run-0002/a.json", "run-0002/b.json", "run-0010/c.json", "zarr.json"]
     assert records.names("run-") == records.names()[:3]
     assert records.names("run-0002/b") == ["run-0002/b.json"]
     assert records.names("nothing") == []
 
 
-def test_what_is_removed_is_gone_and_its_folder_too(records: FolderRecords, tmp_path: Path) -> None:
+def test_what_is_removed_is_gone_and_its_folder_too(records: Records, tmp_path: Path) -> None:
     records.put("run-0001/a.json", b"a")
     records.put("run-0001/b.json", b"b")
     records.remove("run-0001/a.json")
@@ -139,25 +140,27 @@ def test_what_is_removed_is_gone_and_its_folder_too(records: FolderRecords, tmp_
     assert records.names() == ["run-0001/b.json"]
     records.remove("run-0001/b.json")
     assert records.get("run-0001/b.json") is None
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "emseg").iterdir()) == []
 
 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
     """A folder with one record that anybody may enter but only its owner may write to."""
     folder = Path(tempfile.mkdtemp())
-    FolderRecords(folder).put("a.json", b"a")
+    Records(LocalFiles(folder)).put("a.json", b"a")
     folder.chmod(0o555)
+    (folder / "emseg").chmod(0o555)
     if os.getuid() == 0:
         os.seteuid(65534)
     yield folder
     os.seteuid(os.getuid())
     folder.chmod(0o755)
+    (folder / "emseg").chmod(0o755)
     shutil.rmtree(folder)
 
 
 def test_permission_denied_is_said_in_one_line(unprivileged: Path) -> None:
-    records = FolderRecords(unprivileged)
+    records = Records(LocalFiles(unprivileged))
     assert records.get("a.json") == b"a"
     for action in (
         lambda: records.create("b.json", b""),

@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from emseg.box import Box
 from emseg.store.arrays import create_array, open_shards
+from emseg.store.files import LocalFiles
 from emseg.store.shard import encode_shard
 
 SHARD, CHUNK = (4, 8, 6), (2, 2, 3)
@@ -26,7 +27,7 @@ def test_a_shard_is_what_zarr_writes(
     numbers = [0.0, -0.0, 1.0] if dtype == "float32" else [0, 1]
     values = data.draw(arrays(dtype, shape, elements=st.sampled_from(numbers), fill=st.just(0)))
     root = tmp_path_factory.mktemp("shard")
-    create_array(root, "0", shape=shape, shard=SHARD, chunk=CHUNK, dtype=dtype, fill_value=0, axes=("z", "y", "x"))
+    create_array(LocalFiles(root), "0", shape=shape, shard=SHARD, chunk=CHUNK, dtype=dtype, fill_value=0, axes=("z", "y", "x"))
     array = zarr.open_array(root / "0", mode="r+")
     array[...] = values
     file = root / "0" / "c" / "0" / "0" / "0"
@@ -41,9 +42,9 @@ def test_an_array_is_what_zarr_writes(tmp_path: Path, shape: tuple[int, ...], ch
     values = np.random.default_rng(0).integers(0, 3, shape, np.uint8)
     for name in ("ours", "theirs"):
         axes = ("c", "z", "y", "x")[-len(shape) :] if rank == 3 else ("c", "y", "x")[-len(shape) :]
-        create_array(tmp_path, name, shape=shape, shard=shard, chunk=chunk, dtype="uint8", fill_value=255, axes=axes)
+        create_array(LocalFiles(tmp_path), name, shape=shape, shard=shard, chunk=chunk, dtype="uint8", fill_value=255, axes=axes)
     zarr.open_array(tmp_path / "theirs", mode="r+")[...] = values
-    shards = open_shards(tmp_path, "ours", channels)
+    shards = open_shards(LocalFiles(tmp_path), "ours", channels)
     box = Box.of_shape(shards.shape)
     shards.write(box, values.reshape(*values.shape[: bool(channels)], *box.shape))
     ours, theirs = (
@@ -54,8 +55,8 @@ def test_an_array_is_what_zarr_writes(tmp_path: Path, shape: tuple[int, ...], ch
 
 
 def test_fill_values_alone_are_not_stored(tmp_path: Path) -> None:
-    create_array(tmp_path, "0", shape=SHARD, shard=SHARD, chunk=CHUNK, dtype="uint8", fill_value=0, axes=("z", "y", "x"))
-    shards, box = open_shards(tmp_path, "0", 0), Box.of_shape((4, 8, 6))
+    create_array(LocalFiles(tmp_path), "0", shape=SHARD, shard=SHARD, chunk=CHUNK, dtype="uint8", fill_value=0, axes=("z", "y", "x"))
+    shards, box = open_shards(LocalFiles(tmp_path), "0", 0), Box.of_shape((4, 8, 6))
     shards.write(box, np.ones(SHARD, np.uint8))
     assert shards.has((0, 0, 0))
     shards.write(box, np.zeros(SHARD, np.uint8))
@@ -64,12 +65,12 @@ def test_fill_values_alone_are_not_stored(tmp_path: Path) -> None:
 
 
 def test_values_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    create_array(tmp_path, "0", shape=SHARD, shard=SHARD, chunk=CHUNK, dtype="uint8", fill_value=0, axes=("z", "y", "x"))
+    create_array(LocalFiles(tmp_path), "0", shape=SHARD, shard=SHARD, chunk=CHUNK, dtype="uint8", fill_value=0, axes=("z", "y", "x"))
     with pytest.raises(ValueError, match=r"shape \(4, 8, 5\), which is not that of 0:4,0:8,0:6"):
-        open_shards(tmp_path, "0", 0).write(Box.of_shape((4, 8, 6)), np.ones((4, 8, 5), np.uint8))
+        open_shards(LocalFiles(tmp_path), "0", 0).write(Box.of_shape((4, 8, 6)), np.ones((4, 8, 5), np.uint8))
 
 
 def test_an_array_of_other_codecs_is_not_written(tmp_path: Path) -> None:
     zarr.create_array(tmp_path / "0", shape=SHARD, shards=SHARD, chunks=CHUNK, dtype="uint8", fill_value=0)
     with pytest.raises(ValueError, match="has other codecs"):
-        open_shards(tmp_path, "0", 0)
+        open_shards(LocalFiles(tmp_path), "0", 0)

@@ -16,7 +16,6 @@ from runs import PLANAR, bytes_of, emseg, save_random_model, save_volume, shards
 from emseg.errors import InputError
 from emseg.store.lease import take_lease
 from emseg.store.output import open_output
-from emseg.store.records import FolderRecords
 from emseg_workflows.events import BlockEnded, Event
 from emseg_workflows.flows.record import recipe_of
 from emseg_workflows.flows.repair import check, repair
@@ -158,7 +157,7 @@ def test_a_sound_output_is_not_repaired(output: Path) -> None:
 def test_a_running_run_refuses_it(output: Path) -> None:
     flip(shards(output)[0])
     stored = open_output(output)
-    with take_lease(FolderRecords(stored.records), output).held():
+    with take_lease(stored.records, output).held():
         before = snapshot(output)
         with pytest.raises(InputError, match="in use by run 2"):
             repair(output, workers=0)

@@ -21,7 +21,6 @@ from emseg.errors import OutputError, VolumeError
 from emseg.specs.model import ModelSpec
 from emseg.store.lease import Holder, take_lease
 from emseg.store.output import open_output
-from emseg.store.records import FolderRecords
 from emseg_workflows import label, report_page, segment
 from emseg_workflows.flows.panels import MOST_PIXELS, panels_of, slice_box
 from emseg_workflows.flows.record import volume_of
@@ -163,8 +162,8 @@ def test_nothing_computed_yet(output: Path) -> None:
 def test_while_a_run_goes_on(output: Path) -> None:
     shards(output)[0].unlink()
     stored = open_output(output)
-    with take_lease(FolderRecords(stored.records), output).held() as lease:
-        folder = stored.records / f"run-{lease.run:04d}"
+    with take_lease(stored.records, output).held() as lease:
+        folder = stored.path / f"emseg/run-{lease.run:04d}"
         line = {"event": "started", "at": "2024-05-01T12:00:00+00:00", "fingerprint": stored.attributes["fingerprint"]}
         (folder / "00000.jsonl").write_text(json.dumps(line) + "\n")
         before = snapshot(output)
@@ -178,10 +177,10 @@ def test_while_a_run_goes_on(output: Path) -> None:
 def test_a_run_that_has_died(output: Path) -> None:
     stored = open_output(output)
     dead = {"holder": {**asdict(Holder.here()), "born": "long ago"}, "beats": 1, "released": False}
-    (stored.records / "run-0003").mkdir()  # the labelling was the second
-    (stored.records / "run-0003" / "lease.json").write_text(json.dumps(dead))
+    (stored.path / "emseg/run-0003").mkdir()  # the labelling was the second
+    (stored.path / "emseg/run-0003" / "lease.json").write_text(json.dumps(dead))
     line = {"event": "started", "at": "2024-05-01T12:00:00+00:00", "fingerprint": "another"}
-    (stored.records / "run-0003" / "00000.jsonl").write_text(json.dumps(line) + "\n")
+    (stored.path / "emseg/run-0003" / "00000.jsonl").write_text(json.dumps(line) + "\n")
     text = seen(report_page(output)).text
     assert "complete its run has died" in text
     assert "not recorded; the output was begun anew since" in text

@@ -19,7 +19,6 @@ from runs import PLANAR, emseg, emseg_process, save_random_model, save_volume, s
 from emseg.errors import OutputError
 from emseg.store.lease import Holder, take_lease
 from emseg.store.output import open_output
-from emseg.store.records import FolderRecords
 from emseg_workflows.flows import status as module
 from emseg_workflows.flows.record import recipe_of
 from emseg_workflows.flows.segment import segment
@@ -92,7 +91,7 @@ def test_while_a_run_goes_on(output: Path) -> None:
     files[3].unlink()
     record(output, 2, started(output), ended(1), ended(2), {"event": "noticed", "message": "slow"}, ended(4))
     stored = open_output(output)
-    with take_lease(FolderRecords(stored.records), output).held():
+    with take_lease(stored.records, output).held():
         before = snapshot(output)
         found = status(output)
         assert snapshot(output) == before
@@ -230,7 +229,7 @@ def test_watching_until_the_run_ends(output: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "monotonic", lambda: next(clock))
     monkeypatch.setattr(module, "sleep", slept.append)
     looks = []
-    with take_lease(FolderRecords(stored.records), output).held() as lease:
+    with take_lease(stored.records, output).held() as lease:
         for found in watch(output, 5.0):
             looks.append(found.state)
             if len(looks) == 2:
@@ -252,7 +251,7 @@ def test_watching_what_does_not_run(output: Path) -> None:
 
 def test_watching_is_interrupted(output: Path) -> None:
     stored = open_output(output)
-    with take_lease(FolderRecords(stored.records), output).held():
+    with take_lease(stored.records, output).held():
         process = emseg_process("status", output, "--watch", "0.1", "--json")
         assert process.stdout is not None
         for _ in range(3):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +100,7 @@ def draw_slice(opening: Opening, block: Box) -> tuple[NDArray[np.uint32], NDArra
     (top, bottom), (left, right) = (_around(block, opening.region, axis) for axis in (1, 2))
     box = Box((z, top, left), (z + 1, bottom, right))
     every = -(-max(box.shape) // MOST_PIXELS)
-    labels = open_output(Path(opening.output)).read_labels(box)[0, ::every, ::every]
+    labels = open_output(opening.output).read_labels(box)[0, ::every, ::every]
     grey = contrast(open_volume(opening.volume).read(box)[0, ::every, ::every])
     return _rgba(grey), _rgba(overlay(grey, np.where(labels == NOT_COMPUTED, 0, labels), opening.classes)), box
 

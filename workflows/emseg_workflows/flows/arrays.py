@@ -9,14 +9,14 @@ import numpy as np
 from emseg.box import Box
 from emseg.errors import OutputError
 from emseg.store.array_stack import Array, ArrayStack, place_of_array
-from emseg.store.place import Address, Place, place_of
+from emseg.store.place import Address, Place, beside, place_of
 from emseg.store.volume import open_volume
 from emseg_workflows.flows.ingest import ingest
 
 
 def volume_at(
     volume: str | Path | Address | Array,
-    output: str | Path | None,
+    output: str | Place | None,
     voxel_size: tuple[float, float, float] | None,
 ) -> Place:
     """Where a volume is. An array is stored as ``NAME.volume.zarr`` beside its output, unless Zarr has it on a local disk.
@@ -41,8 +41,8 @@ def volume_at(
         return place
     if output is None:
         raise OutputError("an array is stored beside the output of its run, but no output is named: name one")
-    name = Path(output).name.removesuffix(".zarr").removesuffix(".emseg")
-    path = Path(output).absolute().with_name(f"{name}.volume.zarr")
+    at = place_of(output).absolute()
+    path = beside(at, f"{at.name.removesuffix('.zarr').removesuffix('.emseg')}.volume.zarr")
     if not path.exists():
         ingest(volume, path, voxel_size=voxel_size)
     elif not _same(ArrayStack(volume), path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +22,7 @@ from emseg_workflows.flows.record import recipe_of
 class ClassMap(Protocol):
     """A class map, open to read."""
 
-    path: Path
+    path: Place
     shape: Triple
     """Shape (z, y, x) in voxels."""
     classes: tuple[str, ...]
@@ -68,7 +67,7 @@ class _Plain:
 
     depth = 1
 
-    def __init__(self, path: Path, source: SliceSource, truth: Truth) -> None:
+    def __init__(self, path: Place, source: SliceSource, truth: Truth) -> None:
         self.path = path
         self.shape = source.shape
         self.classes = tuple(truth.meaning)
@@ -165,7 +164,7 @@ def _where(path: Place, start: int, stop: int) -> Iterator[None]:
         raise InputError(f"in {where} of {path}, {error}") from error
 
 
-def open_class_map(path: Path, truth: Truth, stack: ExitStack) -> ClassMap:
+def open_class_map(path: Place, truth: Truth, stack: ExitStack) -> ClassMap:
     """The class map at a path, open until the stack is closed; where the truth is for more, it is cropped.
 
     Raises

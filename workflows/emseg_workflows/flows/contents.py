@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from emseg.errors import EmsegError
 from emseg.grid.blocks import Blocks
 from emseg.grid.stitch import NOT_COMPUTED
-from emseg.store.instances import stored_instances
+from emseg.store.instances import stored_instances, table_of
 from emseg.store.ledger import Output
 
 MOST_CHUNKS = 256
@@ -88,9 +89,9 @@ def count_classes(stored: Output) -> ClassShares:
 def read_sizes(stored: Output, name: str) -> SegmentSizes | None:
     """What the table of segments tells, read line by line; None if it is not there or not such a table."""
     try:
-        described = stored_instances(stored.path, name) or {}
-        with (stored.records / f"{name}.csv").open(newline="", encoding="utf-8", errors="replace") as stream:
-            return _sizes(name, described, csv.reader(stream))
+        described = stored_instances(stored.files, name) or {}
+        with stored.files.reading(table_of(name)) as stream:
+            return _sizes(name, described, csv.reader(io.TextIOWrapper(stream, "utf-8", "replace", newline="")))
     except (OSError, ValueError, csv.Error):
         return None
 

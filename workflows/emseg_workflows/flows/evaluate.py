@@ -24,7 +24,7 @@ from emseg.metrics.isbi import FINE, TENTHS, border_scores
 from emseg.metrics.partition import Scores
 from emseg.metrics.pixel import Histogram, confusion, counts_of, pixel_error, precision_recall, reliability
 from emseg.metrics.warping import Warped, warp
-from emseg.store.place import Address, place_of
+from emseg.store.place import Address, Place, place_of
 from emseg.store.source import open_slices
 from emseg.truth import BORDERS, IGNORE
 from emseg_workflows.flows.compared import Truth, chosen_slices, open_class_map
@@ -231,7 +231,7 @@ class Evaluation:
 
 
 def evaluate(
-    output: str | Path,
+    output: str | Place,
     truth: str | Path | Address,
     *,
     labels: Mapping[str, tuple[int, ...]] | None = None,
@@ -275,7 +275,7 @@ def evaluate(
         raise InputError(f"the threshold {threshold:g} is no probability: give one from 0 to 1")
     with ExitStack() as stack:
         known = Truth(place_of(truth), stack.enter_context(open_slices(truth)), labels, ids, planar, ignore)
-        made = open_class_map(Path(output), known, stack)
+        made = open_class_map(place_of(output), known, stack)
         first, stop, shift = chosen_slices(made, known, slices)
         chosen = _border(made.classes, border)
         result = Evaluation(str(output), str(truth), made.classes, (first, stop), chosen, threshold)

@@ -11,6 +11,7 @@ from emseg.store.exported import ExportImage, image_of
 from emseg.store.ledger import Output
 from emseg.store.ome_export import write_ome
 from emseg.store.output import open_output
+from emseg.store.place import Place
 from emseg.store.precomputed_export import write_precomputed
 from emseg.store.staging import output_path
 from emseg.store.tiff_export import write_tiff
@@ -21,7 +22,7 @@ BY_SUFFIX: dict[str, FileFormat] = {".tif": "tiff", ".tiff": "tiff", ".zarr": "o
 
 
 def export(
-    output: str | Path,
+    output: str | Place,
     target: str | Path,
     *,
     instances: str | None = None,
@@ -87,8 +88,8 @@ def _by_name(target: Path) -> FileFormat:
     return BY_SUFFIX[target.suffix.lower()]
 
 
-def _refuse_inside(output: Path, target: Path) -> None:
-    if target.resolve().is_relative_to(output.resolve()):
+def _refuse_inside(output: Place, target: Path) -> None:
+    if isinstance(output, Path) and target.resolve().is_relative_to(output.resolve()):
         raise OutputError(f"{target} lies in the output {output}: choose another place")
 
 

@@ -13,7 +13,6 @@ from emseg.grid.blocks import Blocks
 from emseg.outcome import Outcome
 from emseg.store.lease import newest_run
 from emseg.store.ledger import Output
-from emseg.store.records import FolderRecords
 from emseg_workflows.flows.record import all_lines_of, time_of
 from emseg_workflows.report import Report, Tally
 
@@ -115,7 +114,7 @@ def read_history(stored: Output, blocks: Blocks) -> History:
     """
     book = _Book(blocks)
     runs = []
-    for number in range(1, newest_run(FolderRecords(stored.records)) + 1):
+    for number in range(1, newest_run(stored.records) + 1):
         page = _Page(blocks, number, stored.attributes.get("fingerprint"))
         for line in all_lines_of(stored, number):
             page.add(line, book)

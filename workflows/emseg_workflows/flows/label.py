@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -22,15 +23,17 @@ from emseg.instances.piece import Segments
 from emseg.instances.reduction import merge, number
 from emseg.recipe import Recipe
 from emseg.specs.labelling import Connectivity, Labelling, Method
-from emseg.store.instances import TABLE, instances_group, publish, space_of, stored_instances
+from emseg.store.files import open_files
+from emseg.store.instances import TABLE, instances_group, publish, space_of, stored_instances, table_of
 from emseg.store.lease import Token
 from emseg.store.ledger import Output
 from emseg.store.output import Generation, open_output
-from emseg.store.scratch import IMAGE, Scratch, create_scratch, describe, remove_scratch
-from emseg.store.staging import PARTIAL
+from emseg.store.place import Place, place_of
+from emseg.store.records import FOLDER
+from emseg.store.scratch import Scratch, create_scratch, describe, remove_scratch
 from emseg_workflows.dispatch import Policy
 from emseg_workflows.events import Event, Observer
-from emseg_workflows.flows.outputs import claimed
+from emseg_workflows.flows.outputs import claimed, token_of
 from emseg_workflows.flows.record import recipe_of
 from emseg_workflows.flows.stage import Stages
 from emseg_workflows.labelling import LabelWork, Stage
@@ -53,9 +56,9 @@ APART = 2.0
 class Labelled:
     """How a labelling ended."""
 
-    instances: Path
+    instances: Place
     """The image of instance labels."""
-    table: Path
+    table: Place
     """The table of segments, CSV."""
     segments: int | None
     """Number of segments; None if the labelling is not complete."""
@@ -73,7 +76,7 @@ class Labelled:
 
 
 def label(
-    output: str | Path,
+    output: str | Place,
     *,
     method: Method = "watershed",
     class_name: str | None = None,
@@ -131,7 +134,7 @@ def label(
     """
     notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
     placement = Placement(workers, host, scheduler, client, cluster, tls=tls, site=site, adapt=adapt)
-    place = Path(output).absolute()
+    place = place_of(output).absolute()
     stored = open_output(place)
     recipe = recipe_of(stored)
     labelling = _labelling(stored, recipe, method, class_name, threshold, smoothing, planar, connectivity, smallest)
@@ -143,20 +146,21 @@ def label(
         )
     _check_name(name)
     described = _described(labelling, recipe, stored, done)
-    before, folder = stored_instances(place, name), f"{name}-{described['fingerprint'][:12]}"
+    before, folder = stored_instances(stored.files, name), f"{name}-{described['fingerprint'][:12]}"
     same = before is not None and before.get("fingerprint") == described["fingerprint"]
-    if before is not None and same and not (stored.records / folder).exists():
-        return Labelled(place / "labels" / name, stored.records / f"{name}.csv", int(before["segments"]), 0)
+    scratch = Scratch(stored.files, f"{FOLDER}/{folder}", None)
+    if before is not None and same and not scratch.begun:
+        return Labelled(place / f"labels/{name}", place / table_of(name), int(before["segments"]), 0)
     if before is not None and not (same or overwrite):
         raise OutputError(
-            f"{place / 'labels' / name} was made with other settings (there / now): {_differences(before, described)}: choose "
+            f"{place / f'labels/{name}'} was made with other settings (there / now): {_differences(before, described)}: choose "
             "another --name, or replace it with --overwrite"
         )
     launch = Launch(placement, len(done), 1, place, notify)
     with claimed(place) as claim, open_executor(launch, stop) as executor, claim.held() as lease:
-        token = Token(stored.records, lease.run)
-        scratch = Scratch(stored.records / folder, token.check)
-        remove_scratch(stored.records, name, folder)
+        token = token_of(place, lease)
+        scratch = replace(scratch, files=open_files(place, patient=True), permit=token.check)
+        remove_scratch(scratch, name)
         stages = Stages(place, executor, lease, policy, stop, notify)
         return _Labeller(
             stored, recipe, labelling, described, done & ~stored.outside.ravel(), name, scratch, token, stages
@@ -181,13 +185,14 @@ class _Labeller:
     def label(self) -> Labelled:
         """How it ended."""
         scratch, blocks, steps, stop = self.scratch, len(self.recipe.plan), self.recipe.steps, self.stages.stop
-        unfinished = Labelled(self.stored.path / "labels" / self.name, self.stored.records / f"{self.name}.csv", None, 3)
+        place = self.stored.path
+        unfinished = Labelled(place / f"labels/{self.name}", place / table_of(self.name), None, 3)
         space = space_of(self.recipe.volume, self.stored.region)
-        if not scratch.path.exists():
+        if not scratch.begun:
             shapes = level_shapes(self.stored.region.shape, steps)
             group = instances_group(space, steps, self.described)
-            create_scratch(scratch.path, space, shapes, self.stored.unit, self.stored.chunk, self.described, group)
-        if (scratch.path / IMAGE).exists():  # else all but the publishing is done
+            create_scratch(scratch, space, shapes, self.stored.unit, self.stored.chunk, self.described, group)
+        if scratch.image:  # else all but the publishing is done
             if code := self._run("cut", scratch.kept("pieces", blocks)):
                 return replace(unfinished, exit_code=code)
             if scratch.numbers("offsets") is None:
@@ -201,9 +206,9 @@ class _Labeller:
                 return replace(unfinished, exit_code=code)
             if self.stages.build(scratch.levels(steps), np.ones(self.recipe.plan.grid, bool)):
                 return replace(unfinished, exit_code=128 + stop.number if stop.asked else 3)
-            describe(scratch.path, instances_group(space, steps, {**self.described, "segments": self._segments}))
+            describe(scratch, instances_group(space, steps, {**self.described, "segments": self._segments}))
         segments = self._segments
-        publish(self.stored.path, scratch.path, self.name, Generation(self.stored.generation).classes)
+        publish(scratch.files, scratch.folder, self.name, Generation(self.stored.generation).classes)
         return replace(unfinished, segments=segments, exit_code=0)
 
     @property
@@ -211,7 +216,7 @@ class _Labeller:
         """Number of segments, once that is known."""
         kept = self.scratch.numbers("segments")
         if kept is None:
-            raise OutputError(f"{self.scratch.path} is damaged: remove it, and label again with --overwrite")
+            raise OutputError(f"{self.scratch.place} is damaged: remove it, and label again with --overwrite")
         return int(kept)
 
     def _run(self, stage: Stage, done: NDArray[np.bool_]) -> int:
@@ -220,7 +225,7 @@ class _Labeller:
         if done.all():
             stop = self.stages.stop
             return 128 + stop.number if stop.asked else 0
-        work = LabelWork(stage, self.stored.path, self.scratch.path, self.token, self.labelling)
+        work = LabelWork(stage, self.stored.path, self.scratch.folder, self.token, self.labelling)
         strands = strands_of(plan, self.recipe.volume, ~done)
         return self.stages.run(work, stage, plan, done, strands).exit_code
 
@@ -231,9 +236,9 @@ class _Labeller:
         merged = merge(offsets.reshape(grid), scratch.piece, scratch.seam, self.labelling)
         given, before = np.zeros(len(merged.segments), np.uint64), 0
         width = grid[1] * grid[2]
-        work = scratch.path / f"{TABLE}{PARTIAL}"
-        with work.open("w", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
+        with scratch.files.writing(f"{scratch.folder}/{TABLE}") as stream:
+            text = io.TextIOWrapper(stream, "utf-8", newline="", write_through=True)
+            writer = csv.writer(text, lineterminator="\n")
             writer.writerow(_columns(self.recipe))
             for first in range(0, len(offsets), width):
                 row = range(first, first + width)
@@ -242,7 +247,7 @@ class _Labeller:
                     scratch.keep_map(block, numbers)
                 writer.writerows(_table(table, before, self.recipe, self.stored))
                 before += len(table)
-        work.replace(scratch.path / TABLE)
+            text.detach()
         return before
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 
 import psutil
 
@@ -14,20 +13,22 @@ from emseg.grid.cost import Cost
 from emseg.grid.plan import Plan
 from emseg.model.device import Device, Gpu, crowding
 from emseg.specs.volume import VolumeSpec
-from emseg.store.place import Place
+from emseg.store.place import Address, Place
 
 LEAST_SPACE = 0.02
 """Share of the uncompressed output that must be free on the disk: labels are seldom compressed further than this."""
 
 
-def check_space(output: Path, output_bytes: int) -> None:
-    """Refuse a disk that cannot hold the output however well it is compressed.
+def check_space(output: Place, output_bytes: int) -> None:
+    """Refuse a disk that cannot hold the output however well it is compressed; of an object store nobody knows.
 
     Raises
     ------
     OutputError
         If less than `LEAST_SPACE` of `output_bytes` is free.
     """
+    if isinstance(output, Address):
+        return
     parent = output.absolute().parent
     if not parent.is_dir():
         raise OutputError(f"{output} cannot be made, as {parent} is not a folder: make that first")

@@ -24,7 +24,7 @@ WORST = 10
 class Matching:
     """How well instance labels match the truth."""
 
-    instances: Path
+    instances: Place
     truth: Place
     comparison: Comparison
 
@@ -47,7 +47,7 @@ class Matching:
 
 
 def compare_instances(
-    output: str | Path, truth: str | Path | Address, *, name: str = "instances", slices: tuple[int, int] | None = None
+    output: str | Place, truth: str | Path | Address, *, name: str = "instances", slices: tuple[int, int] | None = None
 ) -> Matching:
     """How well the instance labels of an output match true ones.
 
@@ -68,7 +68,7 @@ def compare_instances(
         If there are no instance labels, or the truth does not fit.
     """
     stored = open_output(output)
-    found, region = open_instances(stored.path, name), stored.region
+    found, region = open_instances(stored.files, name), stored.region
     first, stop = slices or (0, region.shape[0])
     if not 0 <= first < stop <= region.shape[0]:
         raise InputError(f"{stored.path} has slices 0 to {region.shape[0] - 1}, not {first}:{stop}: give others with --slices")
@@ -88,7 +88,7 @@ def compare_instances(
             values = whole_numbers(source.read(part.start[0] + z, part.start[0] + end))[:, rows, columns]
             table.add(found.read(Box((z, 0, 0), (end, *region.shape[1:]))), values)
     try:
-        return Matching(stored.path / "labels" / name, place_of(truth), table.compared(WORST))
+        return Matching(stored.path / f"labels/{name}", place_of(truth), table.compared(WORST))
     except ValueError as error:
         raise InputError(f"{truth}: {error}") from error
 

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 from emseg.errors import OutputError
 from emseg.recipe import Recipe
-from emseg.store.lease import Lease, take_lease
-from emseg.store.output import Form, create_output, open_output, renew_output, settle_output
-from emseg.store.records import FolderRecords
+from emseg.store.files import open_files
+from emseg.store.lease import Lease, Token, take_lease
+from emseg.store.output import Form, create_output, is_taken, open_output, renew_output, settle_output
+from emseg.store.place import Address, Place
+from emseg.store.records import Records
 from emseg_workflows.flows.record import recipe_of
 
 
-def begun_recipe(place: Path, overwrite: bool) -> Recipe | None:
+def begun_recipe(place: Place, overwrite: bool) -> Recipe | None:
     """The recipe of the run that has begun at this place, if it is to be gone on with.
 
     Raises
@@ -25,7 +27,7 @@ def begun_recipe(place: Path, overwrite: bool) -> Recipe | None:
     OutputError
         If something else is there.
     """
-    if not place.exists() and not place.is_symlink():
+    if not is_taken(place):
         return None
     try:
         output = open_output(place)
@@ -34,12 +36,12 @@ def begun_recipe(place: Path, overwrite: bool) -> Recipe | None:
         raise OutputError(
             f"{place} already exists, and no run can go on there ({cause}): choose another place with -o"
         ) from error
-    if overwrite and place.is_symlink():
+    if overwrite and isinstance(place, Path) and place.is_symlink():
         raise OutputError(f"{place} is a link to an output, not an output: name what it leads to, {place.resolve()}")
     return None if overwrite else recipe_of(output)
 
 
-def check_same(place: Path, begun: Recipe, asked: Recipe) -> None:
+def check_same(place: Place, begun: Recipe, asked: Recipe) -> None:
     """Refuse to go on with a run by another recipe.
 
     Raises
@@ -57,7 +59,7 @@ def check_same(place: Path, begun: Recipe, asked: Recipe) -> None:
 
 
 def prepare_output(
-    place: Path, recipe: Recipe, outside: NDArray[np.bool_] | None, card: dict[str, str], overwrite: bool
+    place: Place, recipe: Recipe, outside: NDArray[np.bool_] | None, card: dict[str, str], overwrite: bool
 ) -> None:
     """Make the output, or begin it anew, or tidy up what a killed run has left in it; one that is there must be leased.
 
@@ -74,7 +76,7 @@ def prepare_output(
         steps=recipe.steps,
         outside=outside,
     )
-    if not place.exists():
+    if not is_taken(place):
         create_output(place, form)
         return
     if overwrite:
@@ -83,11 +85,14 @@ def prepare_output(
 
 
 class Claim:
-    """An output's place that a run is about to write to: leased if an output is there already, else once it has been made."""
+    """An output's place that a run is about to write to: leased if an output is there already, else once it has been made.
 
-    def __init__(self, place: Path) -> None:
+    On an object store, where nothing appears all at once, it is leased before.
+    """
+
+    def __init__(self, place: Place) -> None:
         self._place = place
-        self._lease = lease_output(place) if place.exists() else None
+        self._lease = lease_output(place) if isinstance(place, Address) or is_taken(place) else None
 
     def held(self) -> AbstractContextManager[Lease]:
         """The lease of the output, which is there by now; released at the end of the ``with``."""
@@ -101,7 +106,7 @@ class Claim:
 
 
 @contextmanager
-def claimed(place: Path) -> Iterator[Claim]:
+def claimed(place: Place) -> Iterator[Claim]:
     """A claim to a place, which is withdrawn at the end of the ``with`` unless a run has held it.
 
     Raises
@@ -116,13 +121,17 @@ def claimed(place: Path) -> Iterator[Claim]:
         claim.withdraw()
 
 
-def lease_output(place: Path) -> Lease:
-    """The sole right to run on an output that is there.
+def lease_output(place: Place) -> Lease:
+    """The sole right to run on an output.
 
     Raises
     ------
     OutputError
         If another run that lives has it.
     """
-    output = open_output(place)
-    return take_lease(FolderRecords(output.records), output.path)
+    return take_lease(Records(open_files(place)), place)
+
+
+def token_of(place: Place, lease: Lease) -> Token:
+    """The right of a run to write to an output, for its workers: they wait where its store is away for a while."""
+    return Token(Records(open_files(place, patient=True)), lease.run)

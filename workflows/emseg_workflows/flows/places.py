@@ -1,4 +1,4 @@
-"""Where an output may go: on a local disk, beside its volume, never inside it or around it."""
+"""Where an output may go: on a disk or an object store, beside its volume, never inside it or around it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from emseg.errors import OutputError, VolumeError
 from emseg.store.place import Address, Place, local
 
+WRITTEN = ("s3", "gs")
+"""What an address that emseg writes to begins with."""
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 """Files that make a folder part of a Zarr hierarchy."""
 
@@ -33,21 +35,30 @@ def _named(root: str, inside: Sequence[str]) -> str:
     return "-".join((root.removesuffix(".zarr").removesuffix(".ome"), *inside)) + ".emseg.zarr"
 
 
-def check_output_place(output: Path, volume: Place) -> None:
-    """Refuse an output that lies on a remote store, or inside its volume, or the other way round.
+def check_output_place(output: Place, volume: Place) -> None:
+    """Refuse an output on a web server, or inside its volume, or the other way round.
 
     Raises
     ------
     OutputError
-        If it does.
+        If it is there.
     """
     try:
-        local(output)
+        if not isinstance(output, Address):
+            local(output)
     except VolumeError as error:
         raise OutputError(f"the output cannot go there: {error}") from error
-    if isinstance(volume, Address):
+    if isinstance(output, Address) and output.scheme not in WRITTEN:
+        named = " and ".join(f"{scheme}://" for scheme in WRITTEN)
+        raise OutputError(f"the output {output} is on a web server, but emseg writes to {named} and disks: choose one with -o")
+    inner: Place
+    outer: Place
+    if isinstance(output, Address) and isinstance(volume, Address):
+        inner, outer = output, volume
+    elif isinstance(output, Address) or isinstance(volume, Address):
         return
-    inner, outer = output.resolve(), volume.resolve()
+    else:
+        inner, outer = output.resolve(), volume.resolve()
     if inner == outer or outer in inner.parents:
         raise OutputError(f"the output {output} lies inside the volume {volume}: choose a place outside with -o")
     if inner in outer.parents:

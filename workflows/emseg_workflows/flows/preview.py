@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from emseg.errors import OutputError
 from emseg.store.output import open_output
-from emseg.store.place import Address
+from emseg.store.place import Address, Place, beside
 from emseg_workflows.flows.panels import Panel, panels_of, scale_bar, slice_box
 from emseg_workflows.flows.record import recipe_of, volume_of
 
@@ -21,7 +21,7 @@ PAPER = (255, 255, 255)
 
 
 def preview(
-    output: str | Path, picture: str | Path | None = None, *, z: int | None = None, volume: str | Path | Address | None = None
+    output: str | Place, picture: str | Path | None = None, *, z: int | None = None, volume: str | Path | Address | None = None
 ) -> Path:
     """The PNG that was drawn of one slice of an output.
 
@@ -47,7 +47,7 @@ def preview(
     box = slice_box(stored.region, stored.region.shape[0] // 2 if z is None else z)
     panels = panels_of(stored, source, box)
     zoom = max(1, LEAST_PIXELS // max(box.shape))
-    where = Path(picture) if picture is not None else stored.path.with_name(f"{stored.path.name}.png")
+    where = Path(picture) if picture is not None else beside(stored.path, f"{stored.path.name}.png")
     try:
         _sheet(panels, zoom, scale_bar(recipe.volume, box.shape[2])).save(where, format="PNG")
     except OSError as error:

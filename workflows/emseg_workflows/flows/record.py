@@ -26,7 +26,6 @@ from emseg.recipe import Recipe
 from emseg.store.lease import newest_run
 from emseg.store.ledger import Output
 from emseg.store.place import Address, place_of
-from emseg.store.records import FolderRecords
 from emseg.store.volume import ZarrVolume, open_volume
 from emseg_workflows.bench import Job
 from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, RunStarted, WorkerJoined, WorkerLeft
@@ -47,7 +46,7 @@ class RunRecord:
     def __init__(self, output: Output, job: Job, workers: int, on_problem: Callable[[str], None]) -> None:
         self._on_problem = on_problem
         self._refused = False
-        self._records = FolderRecords(output.records)
+        self._records = output.records
         self._run = job.token.run
         self._segment = 0
         self._stage = ""
@@ -117,7 +116,7 @@ def lines_of(output: Output, run: int) -> Iterator[dict[str, Any]]:
 
 def all_lines_of(output: Output, run: int) -> Iterator[dict[str, Any] | None]:
     """Each line of a run's record, in order; None for one that cannot be read."""
-    records = FolderRecords(output.records)
+    records = output.records
     for name in records.names(f"run-{run:04d}/"):
         if not name.endswith(".jsonl"):
             continue
@@ -131,7 +130,7 @@ def all_lines_of(output: Output, run: int) -> Iterator[dict[str, Any] | None]:
 
 def fruitless_runs(output: Output) -> int:
     """How many of the newest runs, one after another, have done no block, nor a unit of a coarser level."""
-    newest = newest_run(FolderRecords(output.records))
+    newest = newest_run(output.records)
     for run in range(newest, 0, -1):
         if any(line.get("event") in ("block", "unit") and line.get("status") == "done" for line in lines_of(output, run)):
             return newest - run
@@ -204,7 +203,7 @@ def _check_there(output: Output, kind: Literal["volume", "model"], path: Path) -
 
 def _newest_start(output: Output) -> dict[str, Any]:
     """How the newest run that is recorded began; empty if none is."""
-    for run in range(newest_run(FolderRecords(output.records)), 0, -1):
+    for run in range(newest_run(output.records), 0, -1):
         for line in lines_of(output, run):
             if line.get("event") == "started":
                 return line

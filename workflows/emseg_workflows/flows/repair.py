@@ -24,7 +24,6 @@ from emseg.store.lease import Token, take_lease
 from emseg.store.ledger import Output
 from emseg.store.output import open_output
 from emseg.store.place import Address, Place
-from emseg.store.records import FolderRecords
 from emseg_workflows.events import Observer
 from emseg_workflows.flows.record import model_of, recipe_of, volume_of
 from emseg_workflows.flows.segment import segment
@@ -92,7 +91,7 @@ class Soundness:
         yield from named("damaged", self.units_damaged)
 
 
-def check(output: str | Path) -> Soundness:
+def check(output: str | Place) -> Soundness:
     """What of an output can be read back; one block is in memory at a time, and nothing is computed.
 
     Raises
@@ -106,7 +105,7 @@ def check(output: str | Path) -> Soundness:
 
 
 def repair(
-    output: str | Path,
+    output: str | Place,
     *,
     volume: str | Path | Address | None = None,
     model: str | Path | None = None,
@@ -139,7 +138,7 @@ def repair(
     recipe = recipe_of(stored)
     plan = recipe.plan
     source, weights = _inputs(stored, recipe, volume, model)
-    lease = take_lease(FolderRecords(stored.records), stored.path)
+    lease = take_lease(stored.records, stored.path)
     with lease.held():
         before = _examine(stored, stop)
         for level, found in reversed(list(zip(stored.levels, before, strict=True))):

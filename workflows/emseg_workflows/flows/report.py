@@ -12,6 +12,7 @@ from emseg.errors import InputError, OutputError
 from emseg.store.instances import instance_names
 from emseg.store.ledger import Output
 from emseg.store.output import open_output
+from emseg.store.place import Place, beside
 from emseg.store.staging import output_error, output_path, write_bytes
 from emseg.store.volume import ZarrVolume
 from emseg_workflows.charts import BLUE, RED
@@ -33,7 +34,7 @@ START = 1000
 
 
 def report_page(
-    output: str | Path, page: str | Path | None = None, *, volume: str | Path | None = None, overwrite: bool = False
+    output: str | Place, page: str | Path | None = None, *, volume: str | Path | None = None, overwrite: bool = False
 ) -> Path:
     """The HTML page that was made about an output, whether that is finished or not; it needs no network.
 
@@ -55,12 +56,12 @@ def report_page(
     """
     stored = open_output(output)
     recipe = recipe_of(stored)
-    place = output_path(page if page is not None else stored.path.with_name(f"{stored.path.name}{SUFFIX}"))
+    place = output_path(page if page is not None else beside(stored.path, f"{stored.path.name}{SUFFIX}"))
     _check_place(place, overwrite)
     source, missing = _volume(stored, volume)
     found = status(output)
     history = read_history(stored, recipe.plan)
-    sizes = {name: read_sizes(stored, name) for name in instance_names(stored.path)}
+    sizes = {name: read_sizes(stored, name) for name in instance_names(stored.files)}
     sections = [
         Section("What was run", tuple(what_was_run(stored, recipe, found))),
         Section("How far it is", tuple(how_far_it_is(stored, found, history))),

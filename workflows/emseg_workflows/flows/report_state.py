@@ -133,7 +133,7 @@ def _retries(stored: Output, history: History) -> Iterator[Markup]:
     rows = [(f"{each.block:,}", tag("code", each.box), each.cause, each.worker) for each in tries[:LISTED]]
     headings = ("voxels (z, y, x)", "why the last try in vain ended", "done by")
     yield table([Column("block", number=True), *map(Column, headings)], rows)
-    yield from _more(len(tries), f"see the run records in {stored.records}")
+    yield from _more(len(tries), f"see the run records in {stored.path / 'emseg'}")
 
 
 def _more(count: int, where: str) -> Iterator[Markup]:

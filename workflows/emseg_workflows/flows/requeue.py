@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from emseg.errors import OutputError
-from emseg.store.output import open_output
+from emseg.store.output import is_taken, open_output
 from emseg.store.place import Place
 from emseg_workflows.flows.places import default_output
 from emseg_workflows.flows.record import fruitless_runs
@@ -18,7 +17,7 @@ WAITS = 50
 """Times that a job may end while its workers still wait in the queue, before anything is begun."""
 
 
-def queue_again(volume: Place, output: Path | None, tell: Callable[[str], None]) -> None:
+def queue_again(volume: Place, output: Place | None, tell: Callable[[str], None]) -> None:
     """Queues the job that this process runs in again and does not return; or tells why not, and returns."""
     job = SlurmJob.here()
     if job is None:
@@ -32,11 +31,11 @@ def queue_again(volume: Place, output: Path | None, tell: Callable[[str], None])
         job.requeue()
 
 
-def _in_vain(output: Path, restarts: int) -> str:
+def _in_vain(output: Place, restarts: int) -> str:
     """Why another run would lead nowhere; empty if it may."""
-    if not output.exists():
-        return f"no worker came in {restarts} runs" if restarts >= WAITS else ""
     try:
+        if not is_taken(output):
+            return f"no worker came in {restarts} runs" if restarts >= WAITS else ""
         fruitless = fruitless_runs(open_output(output))
     except OutputError as error:
         return str(error)

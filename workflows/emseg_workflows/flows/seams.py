@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from emseg.grid.tiles import tiles_of
 from emseg.metrics.seams import Excess, Planes, excess
 from emseg.store.ledger import Output
 from emseg.store.output import open_output
+from emseg.store.place import Place
 from emseg_workflows.flows.compared import check_complete
 from emseg_workflows.flows.record import recipe_of
 
@@ -75,7 +75,7 @@ class Seams:
         return "\n".join([*map(str, self.traces), f"seams      {verdict}"])
 
 
-def seams(output: str | Path) -> Seams:
+def seams(output: str | Place) -> Seams:
     """Whether the faces of blocks or of tiles stand out in an output, along each axis.
 
     Write unit by write unit, each with the first voxels of its neighbours, so memory is that of a few of them.

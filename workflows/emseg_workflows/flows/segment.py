@@ -18,17 +18,17 @@ from emseg.normalise import Scope
 from emseg.recipe import Recipe
 from emseg.specs.numerics import Backend, Precision
 from emseg.store.array_stack import Array
-from emseg.store.lease import Lease, Token
+from emseg.store.lease import Lease
 from emseg.store.ledger import Output
 from emseg.store.level import remove_unfounded
 from emseg.store.output import open_output
-from emseg.store.place import Address
+from emseg.store.place import Address, Place, place_of
 from emseg_workflows.bench import Job
 from emseg_workflows.dispatch import Policy
 from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
 from emseg_workflows.flows.arrays import volume_at
 from emseg_workflows.flows.limits import check_chunks, check_gpus, check_memory, check_space
-from emseg_workflows.flows.outputs import begun_recipe, check_same, claimed, prepare_output
+from emseg_workflows.flows.outputs import begun_recipe, check_same, claimed, prepare_output, token_of
 from emseg_workflows.flows.places import check_output_place, default_output
 from emseg_workflows.flows.plan import limits_of
 from emseg_workflows.flows.record import RunRecord
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 def segment(
     volume: str | Path | Address | Array,
-    output: str | Path | None = None,
+    output: str | Place | None = None,
     *,
     model: str | Path | None = None,
     region: str | Box | None = None,
@@ -88,7 +88,8 @@ def segment(
         such as ``s3://bucket/key``; or an array of NumPy, Dask or Zarr, which is stored as ``NAME.volume.zarr`` beside the
         output, unless it is on a disk of this machine.
     output
-        The OME-Zarr group to write; by default beside the volume, see `default_output`.
+        The OME-Zarr group to write, on a local path or at an address on ``s3://`` or ``gs://``; by default beside the volume,
+        see `default_output`.
     model
         Name of a bundled model, or a model file; None for the default one.
     region
@@ -165,7 +166,7 @@ def segment(
         Placement(workers, host, scheduler, client, cluster, gpus, workers_per_gpu, tls, site, report, adapt)
     )
     device, volume = device or placement.default_device, volume_at(volume, output, voxel_size)
-    place = Path(output) if output is not None else default_output(volume)
+    place = place_of(output) if output is not None else default_output(volume)
     check_output_place(place, volume)
     begun = begun_recipe(place, overwrite)
     draft = draft_run(
@@ -201,7 +202,7 @@ def segment(
         with claim.held() as lease:
             job = Job(
                 *(recipe, draft.path, draft.model_path.absolute(), place.absolute()),
-                *(Token(open_output(place).records.absolute(), lease.run), mixed_hardware, device, placement.most_per_gpu),
+                *(token_of(place.absolute(), lease), mixed_hardware, device, placement.most_per_gpu),
             )
             return _Run(job, lease, executor, policy, stop, notify).segment()
 
@@ -291,7 +292,7 @@ class _Run:
         return tell
 
 
-def _nothing_left(place: Path, recipe: Recipe, notify: Observer) -> Report:
+def _nothing_left(place: Place, recipe: Recipe, notify: Observer) -> Report:
     """The report of a run that finds all blocks written."""
     outside = int(open_output(place).outside.sum())
     report = Tally(recipe.plan, len(recipe.plan) - outside, outside).report(0.0)

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -16,6 +15,7 @@ from emseg.grid.blocks import Blocks
 from emseg.grid.order import Strand, strands_in_order
 from emseg.store.lease import Lease
 from emseg.store.level import Level
+from emseg.store.place import Place
 from emseg_workflows.bench import Work
 from emseg_workflows.coarsening import CoarsenWork
 from emseg_workflows.dispatch import Policy
@@ -29,7 +29,7 @@ from emseg_workflows.stop import Stop
 class Stages:
     """Runs stages under a lease, each for the blocks that are left of it."""
 
-    output: Path
+    output: Place
     executor: Executor
     lease: Lease
     policy: Policy

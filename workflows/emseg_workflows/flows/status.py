@@ -16,8 +16,9 @@ import numpy as np
 from emseg.errors import OutputError
 from emseg.store.lease import State, tenure
 from emseg.store.ledger import Output
-from emseg.store.output import open_output
-from emseg.store.records import FolderRecords
+from emseg.store.output import is_taken, open_output
+from emseg.store.place import Place, place_of
+from emseg.store.records import Records
 from emseg_workflows.flows.record import lines_of, recipe_of, time_of
 from emseg_workflows.report import Failure
 from emseg_workflows.site import logs_of, submitted_job
@@ -110,7 +111,7 @@ class Status:
         return "\n".join([*lines, *named("failed", self.failed)])
 
 
-def status(output: str | Path) -> Status:
+def status(output: str | Place) -> Status:
     """How far an output is; may be asked while a run goes on, and of an output that may only be read.
 
     Raises
@@ -118,13 +119,12 @@ def status(output: str | Path) -> Status:
     OutputError
         If there is no output, or it is damaged.
     """
-    job = _job_of(Path(output).absolute())
-    if job and not Path(output).exists():
-        raise OutputError(
-            f"{output} has not been begun yet by its SLURM {job}: ask again later, or look into {logs_of(Path(output))}"
-        )
+    place = place_of(output).absolute()
+    job = _job_of(place)
+    if job and not is_taken(place):
+        raise OutputError(f"{output} has not been begun yet by its SLURM {job}: ask again later, or look into {logs_of(place)}")
     stored = open_output(output)
-    plan, records = recipe_of(stored).plan, _ReadableRecords(stored.records)
+    plan, records = recipe_of(stored).plan, _ReadableRecords(stored.files)
     lease = tenure(records)
     history = _History(stored, lease.run)
     done = stored.done_units().ravel()
@@ -155,12 +155,12 @@ def status(output: str | Path) -> Status:
     )
 
 
-def _job_of(output: Path) -> str:
+def _job_of(output: Place) -> str:
     number = submitted_job(output)
     return f"job {number}: {SlurmJob(number).state() or 'ended, or not known here'}" if number else ""
 
 
-def watch(output: str | Path, every: float) -> Iterator[Status]:
+def watch(output: str | Place, every: float) -> Iterator[Status]:
     """How far an output is, again and again until no run goes on there; a look takes at most a part of the time.
 
     Parameters
@@ -240,15 +240,13 @@ class _History:
             self._recent.popleft()
 
 
-class _ReadableRecords(FolderRecords):
-    """Records in a folder that may be read-only."""
+class _ReadableRecords(Records):
+    """Records of an output that may be read-only."""
 
     def age(self, name: str) -> float | None:
         """As for any records, but by this host's clock where the clock of the file system cannot be asked."""
         try:
             return super().age(name)
         except OutputError:
-            try:
-                return max(0.0, time.time() - (self._folder / name).stat().st_mtime)
-            except OSError:
-                return None
+            then = self.put_at(name)
+            return None if then is None else max(0.0, time.time() - then)

@@ -38,7 +38,7 @@ ROOM = 1.25
 class Submission:
     """A run as a SLURM job, ready to be submitted."""
 
-    output: Path
+    output: Place
     script: str
     site: Site
     """What each worker is given."""
@@ -51,7 +51,7 @@ class Submission:
 
 def prepare_submission(
     volume: Place,
-    output: Path | None,
+    output: Place | None,
     options: Sequence[str],
     site: Site,
     *,
@@ -81,7 +81,7 @@ def prepare_submission(
     output = output or default_output(volume)
     check_output_place(output, volume)
     output = output.absolute()
-    if not output.parent.is_dir():
+    if isinstance(output, Path) and not output.parent.is_dir():
         raise InputError(f"{output} cannot be made, as {output.parent} is not a folder: make that first")
     need = cost_of(planned.plan, planned.volume, probabilities, tta).bytes_per_worker
     site = site.but(cpus=site.cpus or threads, memory=site.memory or _megabytes(ROOM * need))
@@ -115,7 +115,7 @@ def submit(submission: Submission) -> str:
     return number
 
 
-def _script(output: Path, options: Sequence[str], site: Site, placement: Placement) -> str:
+def _script(output: Place, options: Sequence[str], site: Site, placement: Placement) -> str:
     folder, lead, workers = logs_of(output), _lead(site.seconds), placement.workers
     if placement.cluster == "slurm":
         size = ["--ntasks=1", "--cpus-per-task=1", f"--mem={_megabytes(DRIVER_MEMORY)}"]

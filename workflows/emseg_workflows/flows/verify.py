@@ -29,10 +29,10 @@ from emseg.outcome import Stopwatch
 from emseg.ports import Predictor, VolumeReader
 from emseg.recipe import Recipe
 from emseg.specs.numerics import Accuracy
+from emseg.store.blame import blamed
 from emseg.store.ledger import Output
-from emseg.store.nodes import blamed
 from emseg.store.output import open_output
-from emseg.store.place import Address
+from emseg.store.place import Address, Place
 from emseg.store.volume import ZarrVolume
 from emseg_workflows.bench import augmented
 from emseg_workflows.flows.record import model_of, recipe_of, volume_of
@@ -110,7 +110,7 @@ class Verdict:
 
 
 def verify(
-    output: str | Path,
+    output: str | Place,
     *,
     boxes: int = 8,
     seed: int = 0,

@@ -19,6 +19,7 @@ from emseg.store.extras import load_extra
 from emseg.store.instances import instance_names
 from emseg.store.ledger import Output
 from emseg.store.output import Generation, open_output
+from emseg.store.place import Place
 from emseg.store.shown import ShownImage, shown_image
 from emseg.store.volume import ZarrVolume
 from emseg_workflows.flows.record import recipe_of, volume_of
@@ -72,7 +73,7 @@ class View:
         self.close()
 
 
-def view(output: str | Path, *, volume: str | Path | None = None, port: int = 0) -> View:
+def view(output: str | Place, *, volume: str | Path | None = None, port: int = 0) -> View:
     """An output that is served from now on to browsers of this machine, and only to those who know the address.
 
     Nothing is read into memory here: the browser reads the chunks that it shows, of the level that it shows.
@@ -92,7 +93,7 @@ def view(output: str | Path, *, volume: str | Path | None = None, port: int = 0)
         If the output or the volume given is not there, the port is taken, or Neuroglancer is not installed.
     """
     stored = open_output(output)
-    spec, names = recipe_of(stored).volume, instance_names(stored.path)
+    spec, names = recipe_of(stored).volume, instance_names(stored.files)
     client = Path(load_extra("neuroglancer", "view", stored.path, "shown").__file__).parent / "static" / "client"
     images = _images(stored, names)
     contrast, notes = None, []
@@ -125,7 +126,7 @@ def _images(stored: Output, instances: tuple[str, ...]) -> dict[str, ShownImage]
     if stored.keeps_probabilities:
         images["probabilities"] = shown_image(stored.path / generation.probabilities, levels)
     for number, name in enumerate(instances):
-        images[f"instances-{number}"] = shown_image(stored.path / "labels" / name)
+        images[f"instances-{number}"] = shown_image(stored.path / f"labels/{name}")
     return images
 
 

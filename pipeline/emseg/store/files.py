@@ -1,0 +1,212 @@
+"""The files below a place, a disk or an object store: Zarr reads them, and outputs, leases and records are written to them.
+
+Both kinds can do the same: read a file, put one whole, create one that must not exist, list and remove. A disk can also
+rename folders at once and lock; nothing here depends on that.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TypeAlias
+
+from zarr.abc.store import ByteRequest, RangeByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore
+
+from emseg.store.place import Address, Place
+from emseg.store.remote import RemoteFiles, open_remote
+from emseg.store.staging import PARTIAL, commit, make_folders, sync_folder
+
+
+class LocalFiles(LocalStore):
+    """Files below a folder, by names with ``/`` in them. All raise `OSError` if the disk refuses.
+
+    To Zarr, none of them is empty or ends within what is read of it: a power cut may leave a file empty, and zarr 3.1 takes
+    an empty shard for one that was never written, in silence. It also takes memory for as many bytes as metadata say that
+    there are.
+    """
+
+    missed = 0
+    """How many that were asked for were not there."""
+
+    @property
+    def place(self) -> Path:
+        """The folder."""
+        return self.root
+
+    def read(self, name: str) -> bytes | None:
+        """A whole file; None if it is not there."""
+        file = self.root / name
+        return file.read_bytes() if file.is_file() else None
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to be read piece by piece.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is not there.
+        """
+        with (self.root / name).open("rb") as stream:
+            yield stream
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None if it is not there."""
+        try:
+            return (self.root / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def put(self, name: str, document: bytes | memoryview, permit: Callable[[], None] | None = None) -> None:
+        """Put a file in its place whole, and on the disk; `permit` is asked at the last moment and may raise."""
+        file = self.root / name
+        make_folders(file.parent, self.root)
+        commit(file, document, permit)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to be written piece by piece; it is in its place, whole, when the ``with`` has ended."""
+        file = self.root / name
+        make_folders(file.parent, self.root)
+        work = file.with_name(f"{file.name}{PARTIAL}")
+        with work.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        work.replace(file)
+        sync_folder(file.parent)
+
+    def create(self, name: str, document: bytes) -> bool:
+        """Put a file unless there is one of this name; whether this caller, and nobody else, has made it."""
+        file = self.root / name
+        make_folders(file.parent, self.root)
+        try:
+            handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            return False
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(document)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError:
+            file.unlink(missing_ok=True)
+            raise
+        return True
+
+    def modified(self, name: str) -> float | None:
+        """When a file was put, in seconds by the clock of the file system, which all hosts share; None if it is not there."""
+        try:
+            return (self.root / name).stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def clock(self, folder: str) -> float:
+        """What that clock says now; a file is made in a folder to find out."""
+        probe = self.root / folder / f".emseg-{secrets.token_hex(6)}"
+        probe.touch()
+        try:
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def entries(self, folder: str = "") -> list[str]:
+        """Names of the files and folders in a folder, sorted; none if it is not there."""
+        try:
+            return sorted(entry.name for entry in (self.root / folder).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of all files that begin with `prefix`, sorted, but for hidden ones."""
+        folder, slash, start = prefix.rpartition("/")
+        found: list[str] = []
+        for entry in self.entries(folder):
+            if entry.startswith(start):
+                name = f"{folder}{slash}{entry}"
+                found += [name] if (self.root / name).is_file() else [f"{name}/{inside}" for inside, _ in self.sizes(name)]
+        return sorted(name for name in found if not Path(name).name.startswith("."))
+
+    def sizes(self, folder: str, *, tidy: bool = False) -> Iterator[tuple[str, int]]:
+        """Name, within a folder, and bytes of each file below it; each folder is listed once.
+
+        With `tidy`, files that a killed writer has left half-written are removed.
+        """
+        left = [(os.fspath(self.root / folder), "")]
+        while left:
+            path, inside = left.pop()
+            try:
+                with os.scandir(path) as found:
+                    for entry in found:
+                        if tidy and entry.name.endswith(PARTIAL):
+                            Path(entry.path).unlink(missing_ok=True)
+                        elif entry.is_dir():
+                            left.append((entry.path, f"{inside}{entry.name}/"))
+                        else:
+                            yield f"{inside}{entry.name}", entry.stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+
+    def tidy(self, folder: str = "", *, deep: bool = True) -> None:
+        """Remove files that a killed writer has left half-written below a folder, or only right in it."""
+        root = self.root / folder
+        for left in list(root.rglob(f"*{PARTIAL}") if deep else root.glob(f"*{PARTIAL}")):
+            left.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if there is one."""
+        with suppress(NotADirectoryError):
+            (self.root / name).unlink(missing_ok=True)
+
+    def remove_all(self, folder: str) -> None:
+        """Remove a folder, if there is one."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.root / folder)
+
+    def rename(self, name: str, to: str) -> None:
+        """Give a file another name, also one that a file had until then."""
+        (self.root / name).replace(self.root / to)
+
+    def rename_all(self, folder: str, to: str) -> None:
+        """Give a Zarr node with all that is in it another name, which none has."""
+        (self.root / folder).rename(self.root / to)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        file = self.root / key
+        if isinstance(byte_range, RangeByteRequest) and file.is_file() and (size := file.stat().st_size) < byte_range.end:
+            raise ValueError(f"the file {key} has {size} bytes, but should have at least {byte_range.end}")
+        found = await super().get(key, prototype, byte_range)
+        if found is None:
+            self.missed += 1
+        elif len(found) == 0:
+            raise ValueError(f"the file {key} is empty")
+        return found
+
+
+Files: TypeAlias = LocalFiles | RemoteFiles
+
+
+def open_files(place: Place, *, patient: bool = False) -> Files:
+    """What is below a place, to read and to write.
+
+    Parameters
+    ----------
+    patient
+        Whether an object store that does not answer is asked for a minute, not only for seconds.
+
+    Raises
+    ------
+    VolumeError
+        If it is an address, and obstore is not installed, or the environment says something that it does not take.
+    """
+    if isinstance(place, Address):
+        return open_remote(place, patient=patient)
+    return LocalFiles(place, read_only=True)
