@@ -14,6 +14,7 @@ import pytest
 import zarr
 from chromium import DRAWING, needs_chromium, started, watched_page
 from numpy.typing import NDArray
+from object_store import object_store
 from PIL import Image
 from playwright.sync_api import Browser, Page
 from runs import PLANAR, save_random_model, texture
@@ -112,6 +113,30 @@ def at_voxels(pixels: NDArray[np.uint8], state: dict[str, Any], box: Box) -> NDA
 def assert_close(found: NDArray[np.uint8], wanted: NDArray[Any]) -> None:
     wrong = np.abs(found.astype(int) - wanted.astype(int)).max(axis=-1) > CLOSE
     assert wrong.mean() == 0, f"{wrong.mean():.1%} of the voxels, such as {np.argwhere(wrong)[:3]}"
+
+
+@pytest.fixture
+def remote(output: Path) -> Iterator[tuple[str, str]]:
+    """Addresses of a copy of the output on an object store, and of its volume."""
+    with object_store() as store:
+        yield store.upload(output, "o.zarr"), store.upload(output.with_name("v.zarr"), "v.zarr")
+
+
+def test_what_is_on_an_object_store_is_shown_as_well(browser: Browser, output: Path, remote: tuple[str, str]) -> None:
+    """The browser asks this machine, not the store."""
+    copy, volume = remote
+    box = Box((Z, *REGION.start[1:]), (Z + 1, *REGION.stop[1:]))
+    labels = open_output(output).read_labels(box)[0]
+    with view(copy, volume=volume) as shown, watched_page(browser, expected="/raw/.zarray") as page:
+        assert shown.notes == ()
+        state = state_of(shown)
+        found = seen(page, shown, "classes", 1 / ZOOM, selectedAlpha=1, segments=["0", "1"])
+        colours = np.array([colour(0), colour(1), *[BACKGROUND] * 254])
+        assert_close(at_voxels(found, state, box), colours[labels])
+        found = seen(page, shown, "raw", 1 / ZOOM)
+        low, high = state["layers"][0]["shaderControls"]["normalized"]["range"]
+        grey = np.clip((texture(SHAPE)[box.slices()][0] - low) / (high - low), 0, 1) * 255
+        assert_close(at_voxels(found, state, box), np.repeat(grey[..., None], 3, axis=-1))
 
 
 def test_each_voxel_is_where_it_is_in_its_colour(browser: Browser, output: Path) -> None:

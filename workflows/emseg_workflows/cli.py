@@ -817,9 +817,9 @@ def preview(output: Place, picture: Path | None, z: int | None, volume: Place | 
     metavar="FILE.html",
     help="By default OUTPUT.report.html beside the output.",
 )
-@click.option("--volume", type=click.Path(path_type=Path), help="The volume, if it was moved since the run.")
+@click.option("--volume", type=Location(), help="The volume, if it was moved since the run.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that no `emseg report` has made.")
-def report(output: Place, page: Path | None, volume: Path | None, overwrite: bool) -> None:
+def report(output: Place, page: Path | None, volume: Place | None, overwrite: bool) -> None:
     """Write a page about OUTPUT, finished or not: settings, progress, slices, speed. One HTML file, without a network."""
     from emseg_workflows.flows.report import report_page  # noqa: PLC0415
 
@@ -831,8 +831,8 @@ def report(output: Place, page: Path | None, volume: Path | None, overwrite: boo
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of 127.0.0.1 to serve at; by default a free one.")
 @click.option("--link", is_flag=True, help="Print the long address, with all that is shown and from where.")
 @click.option("--no-browser", is_flag=True, help="Print the address, and open no browser.")
-@click.option("--volume", type=click.Path(path_type=Path), help="The volume, if it was moved since the run.")
-def view(output: Place, port: int, link: bool, no_browser: bool, volume: Path | None) -> None:
+@click.option("--volume", type=Location(), help="The volume, if it was moved since the run.")
+def view(output: Place, port: int, link: bool, no_browser: bool, volume: Place | None) -> None:
     """Show OUTPUT in a browser until Ctrl-C: raw, classes, instances and probabilities.
 
     Only browsers of this machine reach it, and only at the address that is printed. To share what you see, copy the

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
@@ -30,6 +30,9 @@ from emseg.store.place import Address
 
 if TYPE_CHECKING:
     from obstore.store import RetryConfig
+
+Part: TypeAlias = tuple[int, int] | dict[Literal["offset", "suffix"], int] | None
+"""From one byte up to another, from a byte to the end, so many at the end, or all of an object."""
 
 CREDENTIALS = {
     "s3": (
@@ -98,6 +101,13 @@ class RemoteFiles(ObjectStore[Any]):
         """A whole object; None if it is not there."""
         with suppress(FileNotFoundError), _explaining():
             return bytes(self.store.get(name).bytes())
+        return None
+
+    def part(self, name: str, asked: Part) -> tuple[bytes, int, int] | None:
+        """Part of an object, where it begins, and the bytes of the whole; None if it is not there."""
+        with suppress(FileNotFoundError), _explaining():
+            found = self.store.get(name, options=None if asked is None else {"range": asked})
+            return bytes(found.bytes()), found.range[0], found.meta["size"]
         return None
 
     @contextmanager

@@ -7,9 +7,9 @@ so a plain array is shown with its voxel size, and an image of an older or loose
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import zarr
@@ -19,7 +19,7 @@ from emseg.errors import VolumeError
 from emseg.specs.volume import NANOMETRES
 from emseg.store.nodes import open_array, read_node
 from emseg.store.ome import VERSION, Space, levels, multiscales, multiscales_of
-from emseg.store.place import Address, Place
+from emseg.store.place import Place
 from emseg.store.volume import array_and_space
 
 V2_COMPRESSORS = {"blosc", "gzip", "zlib", "zstd"}
@@ -32,8 +32,8 @@ class ShownImage:
     """An image whose array of level ``n`` a viewer finds at ``n/`` within a group."""
 
     zarr_format: Literal[2, 3]
-    arrays: tuple[Path, ...]
-    """Folder of each level's array, the finest first."""
+    arrays: tuple[Place, ...]
+    """Place of each level's array, the finest first."""
     metadata: dict[str, bytes]
     """The files of the group, by name."""
 
@@ -49,8 +49,6 @@ def shown_image(path: str | Place, most: int | None = None) -> ShownImage:
         If there is no such image, or browsers cannot decode it.
     """
     node = read_node(path)
-    if isinstance(node.path, Address):
-        raise VolumeError(f"{node.path} is not on this machine, whose files alone are served: copy it here to see it")
     array, space = array_and_space(node)
     _check_codecs(node.path, array)
     found = [(node.path, space)]
@@ -63,7 +61,7 @@ def shown_image(path: str | Place, most: int | None = None) -> ShownImage:
     return ShownImage(zarr_format, tuple(folder for folder, _ in found), _group(zarr_format, named))
 
 
-def _sound(finest: zarr.Array[Any], coarser: list[Path]) -> int:
+def _sound(finest: zarr.Array[Any], coarser: Sequence[Place]) -> int:
     """How many coarser levels, one after another, can be shown together with the finest."""
     for number, folder in enumerate(coarser):
         with suppress(VolumeError):
@@ -76,7 +74,7 @@ def _sound(finest: zarr.Array[Any], coarser: list[Path]) -> int:
     return len(coarser)
 
 
-def _check_codecs(path: Path, array: zarr.Array[Any]) -> None:
+def _check_codecs(path: Place, array: zarr.Array[Any]) -> None:
     """Refuse what the viewer would not decode, or would decode wrongly.
 
     Raises

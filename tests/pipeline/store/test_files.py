@@ -244,7 +244,7 @@ def test_a_store_that_refuses_says_so(remote_files: Files, store: ObjectStore) -
 
 def test_no_bucket(store: ObjectStore) -> None:
     files = open_files(place_of("s3://no-such-bucket/a"))
-    for act in (lambda: files.read("a"), lambda: files.put("a", b""), lambda: files.entries()):
+    for act in (lambda: files.read("a"), lambda: files.put("a", b""), files.entries):
         with pytest.raises(StoreError, match="no such bucket"):
             act()
 

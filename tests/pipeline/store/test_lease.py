@@ -20,9 +20,9 @@ from emseg.box import Box
 from emseg.errors import OrphanError, OutputError
 from emseg.specs.volume import VolumeSpec
 from emseg.store import lease as leases
+from emseg.store.files import LocalFiles
 from emseg.store.lease import STALE, Holder, Lease, Token, newest_run, take_lease, tenure
 from emseg.store.output import Form, create_output, open_output
-from emseg.store.files import LocalFiles
 from emseg.store.records import Records
 
 

@@ -42,7 +42,9 @@ def test_an_array_is_what_zarr_writes(tmp_path: Path, shape: tuple[int, ...], ch
     values = np.random.default_rng(0).integers(0, 3, shape, np.uint8)
     for name in ("ours", "theirs"):
         axes = ("c", "z", "y", "x")[-len(shape) :] if rank == 3 else ("c", "y", "x")[-len(shape) :]
-        create_array(LocalFiles(tmp_path), name, shape=shape, shard=shard, chunk=chunk, dtype="uint8", fill_value=255, axes=axes)
+        create_array(
+            LocalFiles(tmp_path), name, shape=shape, shard=shard, chunk=chunk, dtype="uint8", fill_value=255, axes=axes
+        )
     zarr.open_array(tmp_path / "theirs", mode="r+")[...] = values
     shards = open_shards(LocalFiles(tmp_path), "ours", channels)
     box = Box.of_shape(shards.shape)
@@ -55,7 +57,9 @@ def test_an_array_is_what_zarr_writes(tmp_path: Path, shape: tuple[int, ...], ch
 
 
 def test_fill_values_alone_are_not_stored(tmp_path: Path) -> None:
-    create_array(LocalFiles(tmp_path), "0", shape=SHARD, shard=SHARD, chunk=CHUNK, dtype="uint8", fill_value=0, axes=("z", "y", "x"))
+    create_array(
+        LocalFiles(tmp_path), "0", shape=SHARD, shard=SHARD, chunk=CHUNK, dtype="uint8", fill_value=0, axes=("z", "y", "x")
+    )
     shards, box = open_shards(LocalFiles(tmp_path), "0", 0), Box.of_shape((4, 8, 6))
     shards.write(box, np.ones(SHARD, np.uint8))
     assert shards.has((0, 0, 0))
@@ -65,7 +69,9 @@ def test_fill_values_alone_are_not_stored(tmp_path: Path) -> None:
 
 
 def test_values_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    create_array(LocalFiles(tmp_path), "0", shape=SHARD, shard=SHARD, chunk=CHUNK, dtype="uint8", fill_value=0, axes=("z", "y", "x"))
+    create_array(
+        LocalFiles(tmp_path), "0", shape=SHARD, shard=SHARD, chunk=CHUNK, dtype="uint8", fill_value=0, axes=("z", "y", "x")
+    )
     with pytest.raises(ValueError, match=r"shape \(4, 8, 5\), which is not that of 0:4,0:8,0:6"):
         open_shards(LocalFiles(tmp_path), "0", 0).write(Box.of_shape((4, 8, 6)), np.ones((4, 8, 5), np.uint8))
 

@@ -10,12 +10,16 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from object_store import DENIED, ObjectStore, object_store
 from runs import own_address
 
 from emseg.errors import InputError
+from emseg.store.place import place_of
 from emseg_workflows.viewing.server import LOOPBACK, ViewServer
 
 CONTENT = bytes(range(256)) * 8
+PARTS = {"0-0": (0, 1), "100-299": (100, 300), "-20": (len(CONTENT) - 20, len(CONTENT)), "2000-": (2000, len(CONTENT))}
+"""What is asked for, and the first byte that is given and the one after the last."""
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +70,54 @@ def test_a_whole_file(server: ViewServer) -> None:
     assert ask(server, "data/image/zarr.json")[2] == b"[1]"
 
 
-@pytest.mark.parametrize(
-    ("asked", "got"),
-    [("0-0", CONTENT[:1]), ("100-299", CONTENT[100:300]), ("-20", CONTENT[-20:]), ("2000-", CONTENT[2000:])],
-)
-def test_parts_of_a_file(asked: str, got: bytes, server: ViewServer) -> None:
+@pytest.mark.parametrize("asked", PARTS)
+def test_parts_of_a_file(asked: str, server: ViewServer) -> None:
     status, headers, body = ask(server, "data/image/0/c/0", headers={"Range": f"bytes={asked}"})
-    assert (status, body) == (206, got)
-    assert headers["content-range"].endswith(f"/{len(CONTENT)}")
+    first, stop = PARTS[asked]
+    assert (status, body) == (206, CONTENT[first:stop])
+    assert headers["content-range"] == f"bytes {first}-{stop - 1}/{len(CONTENT)}"
 
 
 @pytest.mark.parametrize(("path", "length"), [("data/image/0/c/0", len(CONTENT)), ("data/image/zarr.json", 3)])
 def test_how_long_a_file_is(path: str, length: int, server: ViewServer) -> None:
     status, headers, body = ask(server, path, "HEAD")
     assert (status, int(headers["content-length"]), body) == (200, length, b"")
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[ObjectStore]:
+    with object_store() as store:
+        store.put("image/c/0", CONTENT)
+        store.put("secret/key", b"secret")
+        yield store
+
+
+@pytest.fixture
+def remote(folder: Path, store: ObjectStore) -> Iterator[ViewServer]:
+    """A server of what is on an object store, and on a web server."""
+    with ViewServer(folder / "client") as server:
+        places = {f"{scheme}/0": place_of(store.address("image", scheme)) for scheme in ("s3", "http")}
+        server.start("state", places, {})
+        yield server
+    store.willing()
+
+
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_objects_of_a_store(scheme: str, remote: ViewServer, store: ObjectStore) -> None:
+    status, headers, body = ask(remote, f"data/{scheme}/0/c/0")
+    assert (status, body, headers["access-control-allow-origin"]) == (200, CONTENT, "*")
+    for asked, (first, stop) in PARTS.items():
+        status, headers, body = ask(remote, f"data/{scheme}/0/c/0", headers={"Range": f"bytes={asked}"})
+        assert (status, body) == (206, CONTENT[first:stop])
+        assert headers["content-range"] == f"bytes {first}-{stop - 1}/{len(CONTENT)}"
+    status, headers, body = ask(remote, f"data/{scheme}/0/c/0", "HEAD")
+    assert (status, int(headers["content-length"]), body) == (200, len(CONTENT), b"")
+    for path in ("c/9", "c", "", "../secret/key", "%2e%2e/secret/key", "c//0", "..%2Fsecret%2Fkey"):
+        status, _, body = ask(remote, f"data/{scheme}/0/{path}")
+        assert (status, b"secret" in body) == (404, False)
+    assert ask(remote, f"data/{scheme}/0/c/0", "PUT")[0] == 405
+    store.refuse = lambda key, signed: DENIED
+    assert ask(remote, f"data/{scheme}/0/c/0")[0] == 403
 
 
 def test_a_file_that_was_written_anew(server: ViewServer, folder: Path) -> None:

@@ -34,7 +34,7 @@ START = 1000
 
 
 def report_page(
-    output: str | Place, page: str | Path | None = None, *, volume: str | Path | None = None, overwrite: bool = False
+    output: str | Place, page: str | Path | None = None, *, volume: str | Place | None = None, overwrite: bool = False
 ) -> Path:
     """The HTML page that was made about an output, whether that is finished or not; it needs no network.
 
@@ -94,7 +94,7 @@ def _check_place(place: Path, overwrite: bool) -> None:
         raise OutputError(f"{place} already exists, and no `emseg report` has made it: choose another name, or use --overwrite")
 
 
-def _volume(stored: Output, given: str | Path | None) -> tuple[ZarrVolume | None, str]:
+def _volume(stored: Output, given: str | Place | None) -> tuple[ZarrVolume | None, str]:
     """The volume, or why there is none."""
     try:
         return volume_of(stored, given), ""

@@ -73,7 +73,7 @@ class View:
         self.close()
 
 
-def view(output: str | Place, *, volume: str | Path | None = None, port: int = 0) -> View:
+def view(output: str | Place, *, volume: str | Place | None = None, port: int = 0) -> View:
     """An output that is served from now on to browsers of this machine, and only to those who know the address.
 
     Nothing is read into memory here: the browser reads the chunks that it shows, of the level that it shows.
@@ -109,10 +109,10 @@ def view(output: str | Place, *, volume: str | Path | None = None, port: int = 0
     try:
         sources = _sources(server, images, names)
         shown = fragment(viewer_state(spec, stored.region, stored.classes, sources, contrast))
-        folders = {f"{name}/{level}": path for name, image in images.items() for level, path in enumerate(image.arrays)}
+        places = {f"{name}/{level}": path for name, image in images.items() for level, path in enumerate(image.arrays)}
         files = {f"{name}/{file}": content for name, image in images.items() for file, content in image.metadata.items()}
         files["names/info"] = json.dumps(class_names(stored.classes)).encode()
-        server.start(shown, folders, files)
+        server.start(shown, places, files)
     except BaseException:
         server.stop()
         raise

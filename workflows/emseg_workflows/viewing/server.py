@@ -1,9 +1,9 @@
-"""An HTTP server on loopback that serves the viewer's client and some folders, all below an address that nobody guesses.
+"""An HTTP server on loopback that serves the viewer's client and some places, all below an address that nobody guesses.
 
     http://127.0.0.1:PORT/TOKEN/               leads to the viewer with its state
     http://127.0.0.1:PORT/TOKEN/v/emseg/       the client, which comes with Neuroglancer's Python package
     http://127.0.0.1:PORT/TOKEN/events/emseg   what that client listens to
-    http://127.0.0.1:PORT/TOKEN/data/NAME      files
+    http://127.0.0.1:PORT/TOKEN/data/NAME      files, or objects of a remote store
     http://127.0.0.1:PORT/TICKET               leads to the first, once
 
 Other users of the machine reach loopback as well: without the token, all they get is 404. Nothing can be written, no folder
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import socket
 import threading
@@ -21,15 +22,22 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from tornado.httpserver import HTTPServer
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandler
 
 from emseg.errors import InputError
+from emseg.store.blame import StoreError
+from emseg.store.place import Address, Place
+from emseg.store.remote import Part, RemoteFiles, open_remote
+
+T = TypeVar("T")
 
 LOOPBACK = "127.0.0.1"
+RANGE = re.compile(r"bytes=(?!-$)(\d*)-(\d*)")
+"""A header that asks for one part of a file."""
 VIEWER = "emseg"
 """The name by which the client tells viewers of one server apart."""
 
@@ -84,14 +92,14 @@ class ViewServer:
         self._tickets.add(number := secrets.token_urlsafe(24))
         return f"http://{LOOPBACK}:{self.port}/{number}"
 
-    def start(self, fragment: str, folders: Mapping[str, Path], files: Mapping[str, bytes]) -> None:
+    def start(self, fragment: str, places: Mapping[str, Place], files: Mapping[str, bytes]) -> None:
         """Serve from now on.
 
         Parameters
         ----------
         fragment
             The state that the viewer starts with, as its address has it.
-        folders
+        places
             What is served below each name, of the form ``name`` or ``name/part``.
         files
             What is served at further names.
@@ -106,7 +114,7 @@ class ViewServer:
                 (rf"{root}events/{VIEWER}", _Events),
                 (rf"{root}v/{VIEWER}/(.*)", StaticFileHandler, {"path": self._client, "default_filename": "index.html"}),
                 *((rf"{root}data/{name}", _Document, {"content": content}) for name, content in files.items()),
-                *((rf"{root}data/{name}/(.*)", _Files, {"path": folder.resolve()}) for name, folder in folders.items()),
+                *((rf"{root}data/{name}/(.*)", *_handler(place)) for name, place in places.items()),
             ],
         )
         self._thread.start()
@@ -199,6 +207,55 @@ class _Document(RequestHandler):
 
     def head(self) -> None:
         self.set_header("Content-Length", len(self._content))
+
+
+def _handler(place: Place) -> tuple[type[RequestHandler], dict[str, Any]]:
+    """What serves the files below a place."""
+    if isinstance(place, Address):
+        return _Objects, {"files": open_remote(place)}
+    return _Files, {"path": place.resolve()}
+
+
+class _Objects(RequestHandler):
+    """Objects of a remote store, or parts of them, fetched with the rights of whoever serves; nothing is kept."""
+
+    def initialize(self, files: RemoteFiles) -> None:
+        self._remote = files
+
+    def set_default_headers(self) -> None:
+        _set_data_headers(self)
+
+    async def get(self, name: str) -> None:
+        asked = RANGE.fullmatch(self.request.headers.get("Range", ""))
+        content, start, size = await self._fetched(self._remote.part, name, _part(asked) if asked else None)
+        self.set_header("Content-Type", "application/octet-stream")
+        if asked:
+            self.set_status(206)
+            self.set_header("Content-Range", f"bytes {start}-{start + len(content) - 1}/{size}")
+        await self.finish(content)
+
+    async def head(self, name: str) -> None:
+        self.set_header("Content-Length", await self._fetched(self._remote.size, name))
+
+    async def _fetched(self, ask: Callable[..., T | None], name: str, *more: object) -> T:
+        """What the store says of an object."""
+        if not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise HTTPError(404)
+        try:
+            found = await asyncio.to_thread(ask, name, *more)
+        except StoreError as error:
+            raise HTTPError(403 if error.lasting else 502) from error
+        if found is None:
+            raise HTTPError(404)
+        return found
+
+
+def _part(asked: re.Match[str]) -> Part:
+    """The part of an object that a header asks for."""
+    first, last = asked.groups()
+    if not first:
+        return {"suffix": int(last)}
+    return (int(first), int(last) + 1) if last else {"offset": int(first)}
 
 
 class _Files(StaticFileHandler):
