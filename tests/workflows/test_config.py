@@ -118,7 +118,7 @@ def test_what_membranes_part_needs_a_membrane() -> None:
     config = load_train_config(FIB25.with_name("drosophila-vnc.toml"))
     named = replace(config.model, classes=("inside", "mitochondria", "membrane", "synapse"))
     assert replace(config, model=named).model.classes[1] == "mitochondria"
-    aims = [{"aim": "v_rand"}, {"border_weight": 1.0}, {"affinity_weight": 1.0}]
+    aims = [{"aim": "segments"}, {"border_weight": 1.0}, {"affinity_weight": 1.0}]
     for fit in (replace(config.fit, **aim) for aim in aims):  # type: ignore[arg-type]
         with pytest.raises(InputError, match="make membrane, or boundary, the second one"):
             replace(config, model=named, fit=fit)

@@ -151,10 +151,10 @@ class TrainConfig:
                     'say neighbours = "plane"'
                 )
             check_meaning(data.values, spec.classes, data.ignore)
-        parted = self.fit.aim == "v_rand" or self.fit.border_weight or self.fit.affinity_weight
+        parted = self.fit.aim == "segments" or self.fit.border_weight or self.fit.affinity_weight
         if parted and not set(spec.classes[1:2]) & set(BORDERS):
             raise InputError(
-                f"the aim v_rand, border_weight and affinity_weight are about what membranes part, but the classes are "
+                f"the aim segments, border_weight and affinity_weight are about what membranes part, but the classes are "
                 f"{', '.join(spec.classes)}: make membrane, or boundary, the second one, or leave these out"
             )
 

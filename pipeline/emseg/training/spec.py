@@ -14,8 +14,8 @@ Precision = Literal["bfloat16", "float32"]
 """Type of the activations in training; weights and validation are float32 always."""
 Optimizer = Literal["adamw", "sgd"]
 """AdamW (Loshchilov and Hutter, arXiv:1711.05101), or stochastic gradient descent with momentum, as in the paper."""
-Aim = Literal["f1", "v_rand"]
-"""What a network is validated by: F1 voxel for voxel, or V_Rand of the segments between membranes, slice by slice."""
+Aim = Literal["f1", "segments"]
+"""What a network is validated by: F1 voxel for voxel, or the mean of V_Rand and V_Info of the segments between membranes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def test_calibrated_argmax_has_the_best_f1() -> None:
     assert best == pytest.approx(max(f1(margin > t, truth) for t in margin.ravel() - 1e-6), abs=1e-3)
 
 
-def test_calibrated_for_v_rand() -> None:
+def test_calibrated_for_segments() -> None:
     """Grey values give away the wall between two cells, but as a class it is far from likely."""
     spec = ModelSpec.unet(width=1, depth=0, kernel=(1, 1, 1))
     network = UNet(spec).eval()
@@ -72,7 +72,7 @@ def test_calibrated_for_v_rand() -> None:
     network.head.bias.data[1] = -2
     sample = Sample(raw, truth)
     assert not predict(network, raw, (1, 9, 9)).argmax(axis=0).any()
-    assert calibrate(network, [sample], (1, 9, 9), "v_rand") == 1
+    assert calibrate(network, [sample], (1, 9, 9), "segments") == 1
     assert np.array_equal(predict(network, raw, (1, 9, 9)).argmax(axis=0), truth)
 
 
@@ -110,12 +110,12 @@ def test_scores_are_means() -> None:
     assert parts == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_v_rand_of_each_slice() -> None:
+def test_segments_of_each_slice() -> None:
     """A slice whose wall is found, one whose wall is missed, and one with nothing to find."""
     truth = np.zeros((3, 5, 5), np.uint8)
     truth[:2, :, 2] = 1
     truth[2] = 255
     found = truth.copy()
     found[1] = 0
-    merged = 2 * (2 * 0.25) / (1 + 2 * 0.25)  # two cells of equal size, taken for one
-    assert score_of([found], [truth], "v_rand") == pytest.approx((1 + merged) / 2)
+    merged = 2 * (2 * 0.25) / (1 + 2 * 0.25)  # V_Rand of two cells of equal size, taken for one; their V_Info is 0
+    assert score_of([found], [truth], "segments") == pytest.approx((1 + (merged + 0) / 2) / 2)

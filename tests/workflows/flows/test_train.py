@@ -212,7 +212,7 @@ precision = "float32"
 class_weights = [1, 2, 5]
 affinity_weight = 0.5
 border_weight = 10
-aim = "v_rand"
+aim = "segments"
 """
 
 

@@ -137,7 +137,7 @@ def _scores(config: TrainConfig, network: UNet, samples: Sequence[Sample]) -> st
     for sample in samples:
         labels = predict(network, sample.raw, config.fit.output).argmax(axis=0).astype(np.uint8)
         table += confusion(labels, sample.truth, len(classes))
-        if config.fit.aim == "v_rand":
+        if config.fit.aim == "segments":
             pairs = zip(labels == MEMBRANE, between(sample.truth), strict=True)
             slices += [border_scores(border, components(inside)) for border, inside in pairs if inside.any()]
     said = []
