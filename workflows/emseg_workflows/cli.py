@@ -954,7 +954,13 @@ def train(config: Path, resume: bool, device: Literal["cpu", "cuda"], processes:
 
     The model is written when it is done; its progress and pictures of what it finds lie beside it from the start.
     """
-    from emseg_workflows.flows.processes import failing_in_turn, leads, see_own_gpu, start_processes  # noqa: PLC0415
+    from emseg_workflows.flows.processes import (  # noqa: PLC0415
+        end_with_starter,
+        failing_in_turn,
+        leads,
+        see_own_gpu,
+        start_processes,
+    )
     from emseg_workflows.flows.train import train as flow  # noqa: PLC0415
 
     if processes > 1:
@@ -967,6 +973,7 @@ def train(config: Path, resume: bool, device: Literal["cpu", "cuda"], processes:
 
     try:
         with failing_in_turn():
+            end_with_starter()
             if device == "cuda":
                 see_own_gpu()
             path = flow(config, resume=resume, device=device, on_progress=show)

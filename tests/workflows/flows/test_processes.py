@@ -125,6 +125,21 @@ def test_one_that_is_killed_ends_all(config: Path) -> None:
     assert not any(child.is_running() for child in both)
 
 
+def test_no_process_outlives_the_one_that_started_it(config: Path) -> None:
+    """However that ended, and what it has learnt is kept."""
+    config.write_text(CONFIG.replace("steps = 6", "steps = 3000"))
+    with emseg_process("train", "tiny.toml", "--processes", "2") as process:
+        while not Path("tiny.safetensors.checkpoint").exists() and process.poll() is None:
+            time.sleep(0.02)
+        both = psutil.Process(process.pid).children()
+        process.kill()
+        process.communicate(timeout=60)
+    assert len(both) == 2
+    _, alive = psutil.wait_procs(both, timeout=30)
+    assert not alive
+    assert Path("tiny.safetensors.checkpoint").exists()
+
+
 def test_processes_within_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(InputError, match="--processes"):

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import monotonic, sleep
@@ -25,6 +26,8 @@ from emseg_workflows.stop import GRACE, StoppedError
 LOOPBACK = "127.0.0.1"
 TURN = 3.0
 """Seconds by which a process speaks later than one that knows better what went wrong."""
+LIFELINE = "EMSEG_LIFELINE"
+"""Variable with the file that ends when the process that started this one does."""
 LOOK = 0.1
 """Seconds between two looks at the processes."""
 
@@ -90,20 +93,36 @@ def start_processes(words: Sequence[str], count: int, device: Device) -> int:
     }
     command = [sys.executable, "-m", "emseg_workflows", *words]
     processes: list[subprocess.Popen[bytes]] = []
+    lifeline, held = os.pipe()  # what is held is closed when this process is gone, however that comes
     try:
         for rank in range(count):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes += [subprocess.Popen(command, env=env | place, start_new_session=True)]
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), LIFELINE: str(lifeline)}
+            processes += [subprocess.Popen(command, env=env | place, start_new_session=True, pass_fds=[lifeline])]
         code = _first_end(processes)
+        _end(processes, signal.SIGTERM)
     except (KeyboardInterrupt, StoppedError) as stopped:
         number = stopped.number if isinstance(stopped, StoppedError) else signal.SIGINT
         _end(processes, number)
         return 128 + number  # the first process says so
-    _end(processes, signal.SIGTERM)
+    finally:
+        os.close(lifeline)
+        os.close(held)
     if code < 0:
         print(f"error: a process was ended by {signal.Signals(-code).name}: --resume goes on", file=sys.stderr)
         return 1
     return code
+
+
+def end_with_starter() -> None:
+    """Have this process stop when the one that started it is gone, if `start_processes` did."""
+    if (lifeline := os.environ.get(LIFELINE)) is None:
+        return
+
+    def follow() -> None:
+        os.read(int(lifeline), 1)  # nothing is ever written
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, name="emseg-lifeline", daemon=True).start()
 
 
 def see_own_gpu() -> None:
