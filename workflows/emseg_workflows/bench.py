@@ -26,6 +26,7 @@ from emseg.ports import Predictor
 from emseg.recipe import Recipe
 from emseg.specs.network import NetworkSpec
 from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
+from emseg.specs.volume import Part
 from emseg.store.lease import Token
 from emseg.store.place import Place
 
@@ -137,7 +138,7 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
             "run, or accept other last bits with --mixed-hardware"
         )
     output = open_output(job.output, job.token)
-    volume = await_volume(job.volume, CACHE_BYTES)
+    volume = await_volume(job.volume, CACHE_BYTES, recipe.volume.part)
     yield Bench(recipe, volume, augmented(predictor, recipe), output, turn or nullcontext()), numerics
 
 
@@ -169,6 +170,8 @@ class Trial:
     """What is tried out on a worker before a run begins."""
 
     volume: Place
+    part: Part | None
+    """Which of the volumes there, if it holds several."""
     model: Path
     spec: NetworkSpec
     """Of the model."""
@@ -223,7 +226,7 @@ def try_out(trial: Trial) -> Choice:
     refused: list[tuple[Precision, Accuracy]] = []
     if trial.precision == "float32" or (trial.precision is not None and trial.measured):
         return choice(opened(trial.precision), trial.precision)
-    exact, volume = opened("float32"), open_volume(trial.volume)
+    exact, volume = opened("float32"), open_volume(trial.volume, part=trial.part)
     tried = () if isinstance(model, ForeignModel) else low_precisions(trial.device)
     for precision in (trial.precision,) if trial.precision is not None else tried:
         fast = opened(precision)

@@ -19,7 +19,7 @@ from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
 from emseg.model.source import describe
 from emseg.specs.region import parse_region
-from emseg.specs.volume import MASK_DTYPES, VolumeSpec
+from emseg.specs.volume import MASK_DTYPES, Part, VolumeSpec
 from emseg.store.place import Address
 from emseg.store.volume import open_volume
 from emseg_workflows.launch import tile_budget
@@ -39,6 +39,8 @@ class Planned:
 def plan_run(
     volume: str | Path | Address,
     *,
+    channel: int | str | None = None,
+    timepoint: int | None = None,
     model: str | Path | None = None,
     region: str | Box | None = None,
     tile: Triple | None = None,
@@ -54,7 +56,7 @@ def plan_run(
     InputError
         As `segment`.
     """
-    source, placement = open_volume(volume), placement or Placement()
+    source, placement = open_volume(volume, part=Part(channel, timepoint)), placement or Placement()
     spec, _ = describe(resolve_model(model))
     if tta:
         check_symmetric(spec)

@@ -165,7 +165,8 @@ def volume_of(output: Output, given: str | Path | Address | None) -> ZarrVolume:
     path = place_of(given) if given is not None else place_of(_recorded(output, "volume"))
     if given is None and isinstance(path, Path):
         _check_there(output, "volume", path)
-    volume, wanted = open_volume(path), recipe_of(output).volume
+    wanted = recipe_of(output).volume
+    volume = open_volume(path, part=wanted.part)
     if volume.spec != wanted:
         raise OutputError(
             f"{path} has {volume.spec.shape} voxels {volume.spec.dtype}, the volume of {output.path} had {wanted.shape} "

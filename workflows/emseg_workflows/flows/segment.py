@@ -17,6 +17,7 @@ from emseg.model.device import Device
 from emseg.normalise import Scope
 from emseg.recipe import Recipe
 from emseg.specs.numerics import Backend, Precision
+from emseg.specs.volume import Part
 from emseg.store.array_stack import Array
 from emseg.store.lease import Lease, Token
 from emseg.store.ledger import Output
@@ -48,6 +49,8 @@ def segment(
     volume: str | Path | Address | Array,
     output: str | Path | None = None,
     *,
+    channel: int | str | None = None,
+    timepoint: int | None = None,
     model: str | Path | None = None,
     region: str | Box | None = None,
     probabilities: bool = False,
@@ -84,11 +87,14 @@ def segment(
     Parameters
     ----------
     volume
-        A Zarr array or OME-Zarr image, (z, y, x) or (y, x), of uint8, uint16 or float32, on a local path or at an address
-        such as ``s3://bucket/key``; or an array of NumPy, Dask or Zarr, which is stored as ``NAME.volume.zarr`` beside the
-        output, unless it is on a disk of this machine.
+        A Zarr array or OME-Zarr image, (z, y, x) or (y, x), also with channels or timepoints in front, of uint8, uint16 or
+        float32, on a local path or at an address such as ``s3://bucket/key``; or an array of NumPy, Dask or Zarr, which is
+        stored as ``NAME.volume.zarr`` beside the output, unless it is on a disk of this machine.
     output
         The OME-Zarr group to write; by default beside the volume, see `default_output`.
+    channel, timepoint
+        Which one to segment, of a volume that has several: the channel by its number from 0, or by its name in the image's
+        OME metadata. None for as the output was begun, else the only one.
     model
         Name of a bundled model, or a model file; None for the default one.
     region
@@ -169,7 +175,7 @@ def segment(
     check_output_place(place, volume)
     begun = begun_recipe(place, overwrite)
     draft = draft_run(
-        *(volume, model, region, tile, normalise),
+        *(volume, Part(channel, timepoint), model, region, tile, normalise),
         probabilities=probabilities,
         tta=tta,
         pyramid=pyramid,

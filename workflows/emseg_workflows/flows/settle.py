@@ -28,7 +28,7 @@ from emseg.specs.contract import Contract
 from emseg.specs.network import NetworkSpec
 from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
 from emseg.specs.region import parse_region
-from emseg.specs.volume import VolumeSpec
+from emseg.specs.volume import Part, VolumeSpec
 from emseg.store.place import Place
 from emseg.store.volume import open_volume
 from emseg_workflows.bench import Choice, Trial
@@ -100,6 +100,7 @@ class Draft:
 
 def draft_run(
     volume: Place,
+    part: Part,
     model: str | Path | None,
     region: str | Box | None,
     tile: Triple | None,
@@ -121,7 +122,7 @@ def draft_run(
     InputError
         If volume, model and options do not fit together.
     """
-    model_path, source = resolve_model(model), open_volume(volume)
+    model_path, source = resolve_model(model), open_volume(volume, part=_part(part, begun))
     spec, card, known = _described(model_path, begun)
     if tta:
         check_symmetric(spec)
@@ -181,6 +182,7 @@ def settle(draft: Draft, executor: Executor, device: Device, backend: Backend | 
         precision = "float32"
     trial = Trial(
         volume=draft.path,
+        part=draft.volume.part,
         model=draft.model_path.absolute(),
         spec=draft.model,
         normalisation=draft.normalisation,
@@ -200,6 +202,17 @@ def settle(draft: Draft, executor: Executor, device: Device, backend: Backend | 
         choice = replace(choice, numerics=executor.try_out(known).numerics)
     recipe = draft.recipe(choice.numerics, begun.accuracy if begun else choice.accuracy)
     return Settled(recipe, draft.outside, (*notices, *_doubts(draft), *_chosen(choice)))
+
+
+def _part(asked: Part, begun: Recipe | None) -> Part:
+    """Which channel and timepoint is segmented: what is asked for, else as the run began."""
+    there = begun.volume.part if begun is not None else None
+    if there is None:
+        return asked
+    return Part(
+        there.channel if asked.channel is None else asked.channel,
+        there.timepoint if asked.timepoint is None else asked.timepoint,
+    )
 
 
 def _described(path: Path, begun: Recipe | None) -> tuple[NetworkSpec, dict[str, str], str]:
