@@ -63,8 +63,9 @@ class ZarrVolume:
         self._part = part
         self._cache_bytes = cache_bytes
         self._dtypes = dtypes
-        self._spec, front = _chosen(stored, part, dtypes)
-        self._chunks = ChunkCache(self._spec, partial(_load, path, stored.array, self._spec, front), cache_bytes)
+        self._spec, self.front = _chosen(stored, part, dtypes)
+        """Entry of each axis of the stored array in front of (z, y, x)."""
+        self._chunks = ChunkCache(self._spec, partial(_load, path, stored.array, self._spec, self.front), cache_bytes)
 
     @property
     def spec(self) -> VolumeSpec:
