@@ -20,6 +20,8 @@ from emseg.grid.reading import CACHE_BYTES
 from emseg.grid.symmetry import SymmetricPredictor
 from emseg.model.device import Device
 from emseg.model.foreign import ForeignModel
+from emseg.model.own import OwnModel
+from emseg.model.source import ModelPlace, load
 from emseg.normalise import Normalisation
 from emseg.outcome import Outcome
 from emseg.ports import Predictor
@@ -77,7 +79,7 @@ class Job:
 
     recipe: Recipe
     volume: Place
-    model: Path
+    model: ModelPlace
     output: Path
     token: Token
     """The right to write."""
@@ -117,7 +119,6 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
         If this process cannot compute on the run's device.
     """
     from emseg.model.backend import open_predictor  # noqa: PLC0415  torch takes seconds to import
-    from emseg.model.source import load  # noqa: PLC0415
     from emseg.store.output import open_output  # noqa: PLC0415
     from emseg.store.volume import await_volume  # noqa: PLC0415
 
@@ -127,7 +128,7 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
     if model.digest != recipe.model_digest:
         raise ModelError(
             f"the model {job.model} has the digest {model.digest[:12]}, but the run began with {recipe.model_digest[:12]}: "
-            "put the old file back, or start over with --overwrite"
+            "put the old one back, or start over with --overwrite"
         )
     begun = recipe.numerics
     predictor = open_predictor(model, begun.library, begun.precision, begun.threads, job.device)
@@ -172,7 +173,7 @@ class Trial:
     volume: Place
     part: Part | None
     """Which of the volumes there, if it holds several."""
-    model: Path
+    model: ModelPlace
     spec: NetworkSpec
     """Of the model."""
     normalisation: Normalisation
@@ -211,7 +212,6 @@ def try_out(trial: Trial) -> Choice:
         If the device or the precision is not to be had.
     """
     from emseg.model.backend import low_precisions, open_predictor  # noqa: PLC0415
-    from emseg.model.source import load  # noqa: PLC0415
     from emseg.store.volume import open_volume  # noqa: PLC0415
 
     model = load(trial.model, trial.spec)
@@ -227,7 +227,7 @@ def try_out(trial: Trial) -> Choice:
     if trial.precision == "float32" or (trial.precision is not None and trial.measured):
         return choice(opened(trial.precision), trial.precision)
     exact, volume = opened("float32"), open_volume(trial.volume, part=trial.part)
-    tried = () if isinstance(model, ForeignModel) else low_precisions(trial.device)
+    tried = () if isinstance(model, ForeignModel | OwnModel) else low_precisions(trial.device)
     for precision in (trial.precision,) if trial.precision is not None else tried:
         fast = opened(precision)
         accuracy = accuracy_of(fast, exact, volume, trial.normalisation)
@@ -243,7 +243,7 @@ a tile."""
 
 
 def _numerics(
-    model: ModelFile | ForeignModel,
+    model: ModelFile | ForeignModel | OwnModel,
     predictor: SomePredictor,
     tile: Triple,
     threads: int,

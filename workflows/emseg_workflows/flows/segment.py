@@ -52,6 +52,7 @@ def segment(
     channel: int | str | None = None,
     timepoint: int | None = None,
     model: str | Path | None = None,
+    predictor: str | None = None,
     region: str | Box | None = None,
     probabilities: bool = False,
     tta: bool = False,
@@ -97,6 +98,8 @@ def segment(
         OME metadata. None for as the output was begun, else the only one.
     model
         Name of a bundled model, or a model file; None for the default one.
+    predictor
+        A class of your own that predicts, ``module:Class``, instead of a model; each worker imports it. See `emseg.model.own`.
     region
         Part of the volume, ``z0:z1,y0:y1,x0:x1`` in voxels; all of it if None.
     probabilities
@@ -175,7 +178,7 @@ def segment(
     check_output_place(place, volume)
     begun = begun_recipe(place, overwrite)
     draft = draft_run(
-        *(volume, Part(channel, timepoint), model, region, tile, normalise),
+        *(volume, Part(channel, timepoint), model, predictor, region, tile, normalise),
         probabilities=probabilities,
         tta=tta,
         pyramid=pyramid,
@@ -206,7 +209,7 @@ def segment(
             notify(Noticed(notice))
         with claim.held() as lease:
             job = Job(
-                *(recipe, draft.path, draft.model_path.absolute(), place.absolute()),
+                *(recipe, draft.path, draft.model_place, place.absolute()),
                 *(Token(open_output(place).records.absolute(), lease.run), mixed_hardware, device, placement.most_per_gpu),
             )
             return _Run(job, lease, executor, policy, stop, notify).segment()
