@@ -102,7 +102,7 @@ def test_it_is_part_of_what_an_output_is_begun_with(folder: Path, output: Path, 
     with pytest.raises(OutputError, match=r'predictor: "detectors:Dark 1" / "detectors:DarkAgain 2"'):
         run(folder, tmp_path / "dark.zarr", "DarkAgain")
     model = save_random_model(tmp_path / "m.safetensors", ModelSpec.unet(width=2, depth=1))
-    with pytest.raises(OutputError, match="begun with other settings.*model_digest"):
+    with pytest.raises(OutputError, match=r"begun with other settings.*model_digest"):
         segment(folder / "volume.zarr", tmp_path / "dark.zarr", model=model, workers=0)
     assert bytes_of(tmp_path / "dark.zarr") == made
     shards(tmp_path / "dark.zarr")[1].unlink()
