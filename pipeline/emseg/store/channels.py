@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -62,25 +64,27 @@ def front_of(names: Sequence[str], shape: Sequence[int], labels: Sequence[str], 
 
 def _entry(kind: Kind, given: int | str | None, count: int, labels: Sequence[str]) -> int:
     """The number of what is chosen; 0 if there is nothing to choose."""
-    labels = [*labels[:count], *[""] * (count - len(labels))]
     if given is None:
         if count > 1:
-            raise VolumeError(
-                f"the volume has {count} {kind}s, but emseg reads one: choose it with --{kind}, {_listed(labels)}"
-            )
+            there = _listed(count, labels)
+            raise VolumeError(f"the volume has {count} {kind}s, but emseg reads one: choose it with --{kind}, {there}")
         return 0
     if count == 0:
         raise VolumeError(f"the volume has no axis of {kind}s, but {kind} {given!r} is asked for: leave --{kind} out")
-    meant = [number for number, label in enumerate(labels) if given in (number, str(number)) or (label and label == given)]
+    meant = {number for number, label in enumerate(labels[:count]) if label and label == given}
+    if isinstance(given, int) or re.fullmatch("[0-9]{1,9}", given):
+        meant |= {int(given)} if 0 <= int(given) < count else set()
     if len(meant) != 1:
         wrong = f"{len(meant)} {kind}s that are called {given!r}" if meant else f"no {kind} {given!r}"
-        raise VolumeError(f"the volume has {wrong}: choose one by its number with --{kind}, {_listed(labels)}")
-    return meant[0]
+        raise VolumeError(f"the volume has {wrong}: choose one by its number with --{kind}, {_listed(count, labels)}")
+    return meant.pop()
 
 
-def _listed(labels: Sequence[str]) -> str:
+def _listed(count: int, labels: Sequence[str]) -> str:
     """What there is to choose from: number and name of each."""
-    if not any(labels):
-        return f"0 to {len(labels) - 1}"
-    named = [f"{number} ({label})" if label else str(number) for number, label in enumerate(labels)]
-    return ", ".join(named[:LISTED]) + (f", ... to {len(labels) - 1}" if len(labels) > LISTED else "")
+    if not any(labels[:count]):
+        return f"0 to {count - 1}"
+    shown = itertools.zip_longest(range(min(count, LISTED)), labels[: min(count, LISTED)], fillvalue="")
+    return ", ".join(f"{number} ({label})" if label else f"{number}" for number, label in shown) + (
+        f", ... to {count - 1}" if count > LISTED else ""
+    )

@@ -168,6 +168,16 @@ def test_an_only_channel_is_no_choice(tmp_path: Path) -> None:
     assert specs == {VolumeSpec(SHAPE[2:], "uint16", CHUNK)}
 
 
+def test_metadata_that_speak_of_no_end_of_channels(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "v", shape=(2**40, 4, 4, 4), chunks=(1, 4, 4, 4), dtype="uint8")
+    with pytest.raises(VolumeError, match=r"1099511627776 channels.*, 0 to 1099511627775"):
+        open_volume(tmp_path / "v", part=Part())
+    assert open_volume(tmp_path / "v", part=Part("99999999")).spec.channel == 99999999
+    for wrong in (2**40, -1, "9" * 5000, "\u0663"):
+        with pytest.raises(VolumeError, match="no channel"):
+            open_volume(tmp_path / "v", part=Part(wrong))
+
+
 def test_two_axes_of_channels(tmp_path: Path) -> None:
     """Only one of them may be longer than 1."""
     zarr.create_array(tmp_path / "v", data=VALUES[:, :1], attributes={"axis_names": ["angle", "c", *"zyx"]})
