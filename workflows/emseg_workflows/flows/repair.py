@@ -141,7 +141,7 @@ def repair(
     stored, stop = open_output(output), stop or Stop()
     recipe = recipe_of(stored)
     plan = recipe.plan
-    source, weights = _inputs(stored, recipe, volume, model_of(stored, model, predictor))
+    source, weights = _inputs(stored, recipe, volume, model, predictor)
     lease = take_lease(FolderRecords(stored.records), stored.path)
     with lease.held():
         before = _examine(stored, stop)
@@ -239,10 +239,15 @@ def _name(stored: Output, level: int, index: int) -> str:
 
 
 def _inputs(
-    stored: Output, recipe: Recipe, volume: str | Path | Address | None, weights: ModelPlace
+    stored: Output,
+    recipe: Recipe,
+    volume: str | Path | Address | None,
+    model: str | Path | None,
+    predictor: str | None,
 ) -> tuple[Place, ModelPlace]:
     """Where the volume and the model are that the output was made from: proven before anything is removed."""
     source = volume_of(stored, volume)
+    weights = model_of(stored, model, predictor)
     _, digest = survey(source, recipe.normalisation.scope)
     found = replace(recipe, volume_digest=digest, model_digest=digest_of(weights))
     if differences := "; ".join(recipe.differences(found)):
