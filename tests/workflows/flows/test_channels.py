@@ -18,6 +18,7 @@ from runs import PLANAR, bytes_of, emseg, save_random_model, shards, texture
 
 from emseg.box import Box
 from emseg.errors import OutputError
+from emseg.grid.cost import cost_of
 from emseg.store.output import open_output
 from emseg.store.volume import open_volume
 from emseg_workflows import plan_run, preview, repair, report_page, segment, verify, view
@@ -171,15 +172,13 @@ def test_a_viewer_is_told_which(output: Path) -> None:
 
 def test_on_the_command_line(folder: Path, tmp_path: Path) -> None:
     """Planned, submitted and run; the plan tells what is decompressed besides."""
-    asked = ["--channel", "EM", "--timepoint", "1", "--model", folder / "model.safetensors"]
-    told = [
-        json.loads(emseg("plan", place, *words, "--json", cwd=tmp_path).stdout)
-        for place, words in ((folder / "together.zarr", asked), (folder / "alone-1-1.zarr", asked[4:]))
-    ]
-    assert told[0]["plan"] == told[1]["plan"]
-    assert told[0]["cost"]["bytes_read"] == 3 * told[1]["cost"]["bytes_read"]
-    planned = plan_run(folder / "together.zarr", channel="EM", timepoint=1, model=folder / "model.safetensors")
-    assert json.loads(json.dumps(planned.plan.to_json())) == told[0]["plan"]
+    model = folder / "model.safetensors"
+    asked = ["--channel", "EM", "--timepoint", "1", "--model", model]
+    told = json.loads(emseg("plan", folder / "together.zarr", *asked, "--json", cwd=tmp_path).stdout)
+    alone = plan_run(folder / "alone-1-1.zarr", model=model)
+    assert told["plan"] == json.loads(json.dumps(alone.plan.to_json()))
+    assert plan_run(folder / "together.zarr", channel="EM", timepoint=1, model=model).plan == alone.plan
+    assert told["cost"]["bytes_read"] == 3 * cost_of(alone.plan, alone.volume, probabilities=False).bytes_read
     script = emseg("submit", folder / "together.zarr", *asked, "--workers", 2, "--dry-run", cwd=tmp_path).stdout
     assert " --channel EM --timepoint 1 " in script
     words = [folder / "together.zarr", "-o", tmp_path / "out.zarr", *asked, "--probabilities", "--workers", 0]
