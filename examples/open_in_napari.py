@@ -20,9 +20,12 @@ import dask.array as da
 import zarr
 
 from emseg.box import AXES
+from emseg.specs.volume import Part
 from emseg.store.ome import Space, levels, multiscales_of
+from emseg.store.output import open_output
 from emseg.store.volume import open_volume
 from emseg_workflows import status
+from emseg_workflows.flows.record import recipe_of
 
 Level = tuple[da.Array, Space]
 """Voxels, and where they lie."""
@@ -56,7 +59,8 @@ def layers_of(output: Path, volume: Path | None = None) -> Iterator[Layer]:
     """The layers of an output, the lowest first; `volume` is where the raw voxels are, None for where the run found them."""
     place = str(volume or status(output).volume or "")
     if place and "://" not in place:  # what is on an object store is not opened here
-        yield layer("image", "raw", raw_levels(Path(place)), blank=0)
+        part = recipe_of(open_output(output)).volume.part  # which channel, if it has several
+        yield layer("image", "raw", raw_levels(Path(place), part), blank=0)
     folder = output / "labels"
     for name in ome(zarr.open_group(folder, mode="r"))["labels"]:
         group = zarr.open_group(folder / name, mode="r")
@@ -88,23 +92,23 @@ def same_place(one: Space, other: Space) -> bool:
     return all(isclose(a, b, rel_tol=1e-6, abs_tol=1e-6 * max(one.scale)) for a, b in pairs)
 
 
-def image_levels(group: zarr.Group) -> list[Level]:
-    """The levels of an OME-Zarr image, along its axes in space."""
+def image_levels(group: zarr.Group, front: tuple[int, ...] | None = None) -> list[Level]:
+    """The levels of an OME-Zarr image, along its axes in space; `front` is the entry of each other axis, 0 if not said."""
     found = []
     for path, space in levels(multiscales_of(group.attrs)):
         voxels, rank = da.from_zarr(group[path]), sum(name in AXES for name in space.names)
-        found.append((voxels[(0,) * (voxels.ndim - rank)], space.last(rank)))  # one channel, one time
+        found.append((voxels[front or (0,) * (voxels.ndim - rank)], space.last(rank)))  # one channel, one time
     return found
 
 
-def raw_levels(path: Path) -> list[Level]:
+def raw_levels(path: Path, part: Part | None = None) -> list[Level]:
     """The levels of a volume, which may be a plain array."""
-    node = zarr.open(path, mode="r")
+    node, volume = zarr.open(path, mode="r"), open_volume(path, part=part)
     if isinstance(node, zarr.Group):
-        return image_levels(node)
-    spec, voxels = open_volume(path).spec, da.from_zarr(node)
+        return image_levels(node, volume.front)
+    spec = volume.spec
     space = Space(AXES, spec.scale, spec.translation, spec.units).last(spec.rank)
-    return [(voxels[(0,) * (voxels.ndim - spec.rank)], space)]
+    return [(da.from_zarr(node)[volume.front], space)]
 
 
 def ome(group: zarr.Group) -> Any:

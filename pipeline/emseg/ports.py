@@ -1,6 +1,7 @@
 """What a block needs from outside: something to read from, something that predicts, something to write to.
 
-The adapters in `emseg.store` and `emseg.model` fulfil these; so can a user's own class.
+The adapters in `emseg.store` and `emseg.model` fulfil these; so can a user's own class. One that predicts in whole
+runs need not even know its contract, see `emseg.model.own`.
 """
 
 from __future__ import annotations

@@ -53,6 +53,8 @@ class Recipe:
     """SHA-256 of which blocks a mask leaves out; None without one."""
     empty: Empty | None = None
     """What is declared of blocks that see a single value; None if these are predicted as all others."""
+    predictor: str | None = None
+    """Name and version of the class of the user's own that predicted; None for a model in a file."""
 
     @property
     def fingerprint(self) -> str:
@@ -81,6 +83,7 @@ class Recipe:
             **({"levels": [list(step) for step in self.steps]} if self.steps else {}),
             **({} if self.mask is None else {"mask": self.mask}),
             **({} if self.empty is None else {"empty": asdict(self.empty)}),
+            **({} if self.predictor is None else {"predictor": self.predictor}),
         }
 
     @classmethod
@@ -99,6 +102,7 @@ class Recipe:
             steps=tuple(triple(step) for step in data.get("levels", ())),
             mask=data.get("mask"),
             empty=Empty(float(data["empty"]["value"]), int(data["empty"]["label"])) if "empty" in data else None,
+            predictor=data.get("predictor"),
         )
 
 

@@ -139,7 +139,7 @@ def measure_run(
     with local_cluster(workers, BLOCKS_IN_FLIGHT) as client:
         as_it_is = Normalisation("volume", (0.0,), (1.0,))
         backend, file = default_backend("cpu"), resolve_model(model)
-        client.run(try_out, Trial(source, file, as_it_is, plan.tile, 1, "cpu", backend, "float32", measured=True))
+        client.run(try_out, Trial(source, None, file, as_it_is, plan.tile, 1, "cpu", backend, "float32", measured=True))
         start_up, before = perf_counter() - began, sum(client.run(process_time).values())
         psutil.cpu_percent()
         place = source.with_name("out.zarr")

@@ -104,7 +104,7 @@ def seen(page: Page, shown: View, layer: str, scale: float, **changed: Any) -> N
 
 def at_voxels(pixels: NDArray[np.uint8], state: dict[str, Any], box: Box) -> NDArray[np.uint8]:
     """The colour in the middle of each voxel of a slice, ``(y, x, 3) uint8``."""
-    x, y, _ = state["position"]
+    x, y, *_ = state["position"]
     rows = pixels.shape[0] / 2 + (800 / SIZE[1] + np.arange(box.start[1], box.stop[1]) - y) * 2 * ZOOM
     columns = pixels.shape[1] / 2 + (-40 / SIZE[2] + np.arange(box.start[2], box.stop[2]) - x) * ZOOM
     return pixels[np.floor(rows).astype(int)][:, np.floor(columns).astype(int)]
@@ -173,6 +173,26 @@ def test_each_voxel_is_where_it_is_in_its_colour(browser: Browser, output: Path)
         pairs = np.unique(np.column_stack([ids[ids > 0], found[ids > 0]]), axis=0)
         assert len(pairs) == len(np.unique(ids[ids > 0])), "an instance has more than one colour"
         assert len(np.unique(pairs[:, 1:], axis=0)) > len(pairs) / 2, "instances have the same colours"
+
+
+def test_the_channel_is_shown_that_was_segmented(browser: Browser, tmp_path: Path) -> None:
+    """At its timepoint, of an image with several of both."""
+    values = np.stack([[texture(SHAPE, seed=3 * time + channel) for channel in range(3)] for time in range(2)])
+    placed = {"voxel_size": SIZE, "offset": (90, 800, -40), "units": "nm", "axis_names": [*"tczyx"]}
+    zarr.create_array(tmp_path / "v.zarr", data=values, chunks=(1, 3, 3, 64, 64), zarr_format=2, attributes=placed)
+    model = save_random_model(tmp_path / "m.safetensors", PLANAR)
+    segment(tmp_path / "v.zarr", tmp_path / "o.zarr", model=model, region=str(REGION), channel=1, timepoint=1, workers=0)
+    with view(tmp_path / "o.zarr") as shown, watched_page(browser, expected="/raw/.zarray") as page:
+        state = state_of(shown)
+        found = seen(page, shown, "raw", 1 / ZOOM)
+        low, high = state["layers"][0]["shaderControls"]["normalized"]["range"]
+        around = Box((Z, 5, 10), (Z + 1, 105, 325))
+        grey = np.clip((values[(1, 1, *around.slices())][0] - low) / (high - low), 0, 1) * 255
+        assert_close(at_voxels(found, state, around), np.repeat(grey[..., None], 3, axis=-1))
+        box = Box((Z, *REGION.start[1:]), (Z + 1, *REGION.stop[1:]))
+        found = seen(page, shown, "classes", 1 / ZOOM, selectedAlpha=1, segments=["0", "1"])
+        colours = np.array([colour(0), colour(1), *[BACKGROUND] * 254])
+        assert_close(at_voxels(found, state, box), colours[open_output(tmp_path / "o.zarr").read_labels(box)[0]])
 
 
 def test_what_a_user_sees_first(browser: Browser, output: Path, tmp_path: Path) -> None:

@@ -135,6 +135,22 @@ def test_each_item_counts_and_is_named(name: str, other: Recipe) -> None:
     assert back == f"{name}: {shown(after)} / {shown(before)}"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "other"),
+    [
+        ("volume.channel", "1", with_volume(channel=1)),
+        ("volume.timepoint", "0", with_volume(timepoint=0)),
+        ("volume.together", "3", with_volume(together=3)),
+        ("predictor", '"detectors:Dark 1"', replace(RECIPE, predictor="detectors:Dark 1")),
+    ],
+)
+def test_what_few_recipes_have_leaves_no_trace_in_others(name: str, value: str, other: Recipe) -> None:
+    assert name not in flat(RECIPE.to_json())
+    assert Recipe.from_json(json.loads(json.dumps(other.to_json()))) == other
+    assert list(RECIPE.differences(other)) == [f"{name}: nothing / {value}"]
+    assert other.fingerprint != RECIPE.fingerprint
+
+
 def shown(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -102,7 +102,9 @@ def test_own_network(tmp_path: Path) -> None:
 def test_own_predictor(tmp_path: Path) -> None:
     """It asserts by itself that blocks and one pass agree; here, that both are what scipy makes of the volume."""
     printed = run("own_predictor.py", str(tmp_path))
-    assert re.search(r"^(\d+) of \1 blocks computed", printed)
+    assert "its voxels see (0, 12, 12) voxels (z, y, x) beyond each side" in printed
+    assert re.search(r"^(\d+) of \1 blocks computed", printed, re.MULTILINE)
+    assert "tiled = untiled" in printed
     assert "the same as in one pass" in printed
     labels = zarr.open_array(tmp_path / "ridges.emseg.zarr" / "labels" / "classes" / "0", mode="r")[:]
     raw = tifffile.imread(SAMPLE).astype(float)
@@ -114,7 +116,12 @@ def test_own_predictor(tmp_path: Path) -> None:
     assert np.array_equal(labels[clear], (coarse - fine > 0.35)[clear])
     assert clear.mean() > 0.99
     assert (tmp_path / "ridges.png").stat().st_size > 10_000
-    assert "0 of" in run("own_predictor.py", str(tmp_path))
+    again = subprocess.run(
+        [sys.executable, "-X", "importtime", str(EXAMPLES / "own_predictor.py"), str(tmp_path)], capture_output=True, text=True
+    )
+    assert re.search(r"^0 of", again.stdout, re.MULTILINE)
+    assert "emseg.block" in again.stderr
+    assert "torch" not in again.stderr
 
 
 def test_existing_dask_cluster(tmp_path: Path) -> None:

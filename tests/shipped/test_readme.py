@@ -63,6 +63,7 @@ def test_all_blocks_are_known() -> None:
         "emseg ingest",
         "from emseg_workflows",
         "classes =",
+        "import numpy",
         "emseg label",
         "emseg run",
         "name =",
@@ -116,6 +117,13 @@ def test_what_is_told_of_a_network_of_others_is_known(tmp_path: Path) -> None:
     (tmp_path / "n.onnx").touch()
     (tmp_path / "n.onnx.toml").write_text(block("README.md", "classes ="))
     assert set(read_foreign(tmp_path / "n.onnx").settings) == set(SETTINGS)
+
+
+def test_a_class_of_ones_own(tmp_path: Path) -> None:
+    run("emseg", "ingest", str(SAMPLE), "volume.zarr", folder=tmp_path)
+    script = tmp_path / "my_detector.py"
+    script.write_text(block("README.md", "import numpy"))
+    assert "tiled = untiled" in run(sys.executable, str(script), folder=tmp_path).stdout
 
 
 def test_five_annotated_slices_label_a_whole_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

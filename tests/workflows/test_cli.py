@@ -51,7 +51,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for dtype in ("int64", "bool", "complex64"):
         save_volume(folder / f"{dtype}.zarr", good.astype(dtype))
     save_volume(folder / "line.zarr", good[0, 0])
-    save_volume(folder / "four.zarr", good[None], (1, 5, 16, 16))
+    save_volume(folder / "six.zarr", good[None, None, None], (1, 1, 1, 5, 16, 16))
+    save_volume(folder / "several.zarr", np.stack([good] * 3)[None], (1, 1, 5, 16, 16), axis_names=[*"tczyx"])
+    save_volume(folder / "movie.zarr", np.stack([good] * 2), (1, 5, 16, 16), axis_names=["time", *"zyx"])
+    scale = {"type": "scale", "scale": [1, 1, 1, 1]}
+    levels = [{"path": "0", "coordinateTransformations": [scale]}]
+    multiscales = [{"version": "0.4", "axes": [{"name": name, "type": "space"} for name in "czyx"], "datasets": levels}]
+    labels = {"channels": [{"label": label} for label in ("nuclei", "EM", "nuclei", "1", "E\nM")]}
+    image = {"multiscales": multiscales, "omero": labels}
+    stained = zarr.create_group(folder / "stained.zarr", zarr_format=2, attributes=image)
+    stained.create_array("0", data=np.stack([good + np.uint8(channel) for channel in range(5)]), chunks=(5, 5, 16, 16))
     save_volume(folder / "empty.zarr", good[:0])
     for name, value in (("nan", np.nan), ("infinite", np.inf)):
         odd = good.astype(np.float32)
@@ -84,6 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "model.pkl").write_bytes(pickle.dumps({"weights": 1}))
 
     segment(folder / "good.zarr", folder / "out.zarr", model=folder / "model.safetensors", workers=0)
+    segment(folder / "stained.zarr", folder / "em.zarr", channel="EM", model=folder / "model.safetensors", workers=0)
     for number, file in enumerate(("zarr.json", "labels/classes/0/zarr.json", "emseg/run-0001/00000.jsonl")):
         shutil.copytree(folder / "out.zarr", folder / f"spoilt{number}.zarr")
         (folder / f"spoilt{number}.zarr" / file).write_text("{")
@@ -103,7 +113,27 @@ REFUSED = {
     "run bool.zarr": "bool, but",
     "run complex64.zarr": "complex64, but",
     "run line.zarr": "the axes are 1",
-    "run four.zarr": "the axes are 4",
+    "run six.zarr": "the axes are 6",
+    "run several.zarr": "several.zarr: the volume has 3 channels, but emseg reads one: choose it with --channel, 0 to 2",
+    "run several.zarr --channel 3": r"the volume has no channel '3': .* with --channel, 0 to 2",
+    "run several.zarr --channel -1": r"the volume has no channel '-1': .* with --channel, 0 to 2",
+    "run several.zarr --channel 1 --timepoint 1": r"the volume has no timepoint 1: .* with --timepoint, 0 to 0",
+    "run stained.zarr": r"5 channels.*choose it with --channel, 0 \(nuclei\), 1 \(EM\), 2 \(nuclei\), 3 \(1\), 4$",
+    "plan stained.zarr": r"5 channels.*choose it with --channel, 0 \(nuclei\), 1 \(EM\)",
+    "submit stained.zarr --workers 2": r"5 channels.*choose it with --channel, 0 \(nuclei\), 1 \(EM\)",
+    "run stained.zarr/0 --channel nuclei": r"2 channels that are called 'nuclei': .* 0 \(nuclei\), 1 \(EM\), 2 \(nuclei\)",
+    "run stained.zarr --channel 1": "2 channels that are called '1'",
+    "plan stained.zarr --channel em": r"no channel 'em': .* 1 \(EM\)",
+    "submit stained.zarr --workers 2 --channel 5": r"no channel '5': .* 1 \(EM\)",
+    "run stained.zarr --channel 0 -o em.zarr --model model.safetensors": r"\(there / now\).* volume.channel: 1 / 0;",
+    "run good.zarr -o em.zarr --model model.safetensors": "no axis of channels, but channel 1 is asked for: leave --channel",
+    "run movie.zarr": "the volume has 2 timepoints.*choose it with --timepoint, 0 to 1",
+    "run movie.zarr --timepoint 2": "no timepoint 2",
+    "run good.zarr --channel 0": "no axis of channels, but channel '0' is asked for: leave --channel out",
+    "run good.zarr --timepoint 0": "no axis of timepoints, but timepoint 0 is asked for: leave --timepoint out",
+    "run good.zarr --mask stained.zarr": "emseg reads one channel at one time: copy the part you want",
+    "verify out.zarr --volume stained.zarr": "emseg reads one channel at one time: copy the part you want",
+    "verify em.zarr --volume good.zarr": "no axis of channels, but channel 1 is asked for",
     "run empty.zarr": "no voxel",
     "run nan.zarr": r"voxel \(3, 4, 5\).*nan.*--roi",
     "run infinite.zarr": r"voxel \(3, 4, 5\).*inf",

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import zarr
 from object_store import BUCKET, DENIED, ObjectStore, object_store
@@ -86,6 +87,35 @@ def test_same_bytes_as_from_a_local_copy(
     with store.counting() as asked:
         assert run(folder, store.address(f"em/{name}"), tmp_path / "out") == truth[name]
     assert all(request.startswith("GET ") and "?" not in request for request in asked)
+
+
+def test_one_channel_of_several(folder: Path, store: ObjectStore, tmp_path: Path) -> None:
+    """By its name; workers read no chunk of the other one."""
+    scale = {"type": "scale", "scale": [1, 40, 4, 4]}
+    multiscales = [
+        {
+            "axes": [{"name": "c", "type": "channel"}, *({"name": name, "type": "space"} for name in "zyx")],
+            "datasets": [{"path": "0", "coordinateTransformations": [scale]}],
+        }
+    ]
+    omero = {"channels": [{"label": "DAPI"}, {"label": "EM"}]}
+    image = zarr.create_group(
+        tmp_path / "v.zarr", attributes={"ome": {"version": "0.5", "multiscales": multiscales, "omero": omero}}
+    )
+    both = np.stack([texture(SHAPE, seed=1), texture(SHAPE)])
+    image.create_array("0", data=both, chunks=(1, 4, 16, 16))
+    address = store.upload(tmp_path / "v.zarr", "em/channels.zarr")
+    made = {}
+    for place, workers in ((tmp_path / "v.zarr", 0), (address, 2)):
+        output = tmp_path / f"out-{workers}"
+        with store.counting() as asked:
+            report = segment(place, output, channel="EM", model=folder / "model.safetensors", workers=workers)
+        assert (report.exit_code, report.left) == (0, 0)
+        assert not any("/c/0/" in request for request in asked)
+        assert any("/c/1/" in request for request in asked) == bool(workers)
+        made[workers] = bytes_of(output)
+    assert made[0] == made[2]
+    assert verify(tmp_path / "out-2", boxes=1).holds
 
 
 def test_same_bytes_from_workers_while_the_store_is_away(

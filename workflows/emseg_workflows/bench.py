@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from emseg.accuracy import accuracy_of
@@ -20,12 +19,15 @@ from emseg.grid.reading import CACHE_BYTES
 from emseg.grid.symmetry import SymmetricPredictor
 from emseg.model.device import Device
 from emseg.model.foreign import ForeignModel
+from emseg.model.own import OwnModel
+from emseg.model.source import ModelPlace, load
 from emseg.normalise import Normalisation
 from emseg.outcome import Outcome
 from emseg.ports import Predictor
 from emseg.recipe import Recipe
 from emseg.specs.network import NetworkSpec
 from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
+from emseg.specs.volume import Part
 from emseg.store.lease import Token
 from emseg.store.place import Place
 
@@ -76,7 +78,7 @@ class Job:
 
     recipe: Recipe
     volume: Place
-    model: Path
+    model: ModelPlace
     output: Place
     token: Token
     """The right to write."""
@@ -116,7 +118,6 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
         If this process cannot compute on the run's device.
     """
     from emseg.model.backend import open_predictor  # noqa: PLC0415  torch takes seconds to import
-    from emseg.model.source import load  # noqa: PLC0415
     from emseg.store.output import open_output  # noqa: PLC0415
     from emseg.store.volume import await_volume  # noqa: PLC0415
 
@@ -126,7 +127,7 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
     if model.digest != recipe.model_digest:
         raise ModelError(
             f"the model {job.model} has the digest {model.digest[:12]}, but the run began with {recipe.model_digest[:12]}: "
-            "put the old file back, or start over with --overwrite"
+            "put the old one back, or start over with --overwrite"
         )
     begun = recipe.numerics
     predictor = open_predictor(model, begun.library, begun.precision, begun.threads, job.device)
@@ -137,7 +138,7 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
             "run, or accept other last bits with --mixed-hardware"
         )
     output = open_output(job.output, job.token)
-    volume = await_volume(job.volume, CACHE_BYTES)
+    volume = await_volume(job.volume, CACHE_BYTES, recipe.volume.part)
     yield Bench(recipe, volume, augmented(predictor, recipe), output, turn or nullcontext()), numerics
 
 
@@ -169,7 +170,9 @@ class Trial:
     """What is tried out on a worker before a run begins."""
 
     volume: Place
-    model: Path
+    part: Part | None
+    """Which of the volumes there, if it holds several."""
+    model: ModelPlace
     spec: NetworkSpec
     """Of the model."""
     normalisation: Normalisation
@@ -208,7 +211,6 @@ def try_out(trial: Trial) -> Choice:
         If the device or the precision is not to be had.
     """
     from emseg.model.backend import low_precisions, open_predictor  # noqa: PLC0415
-    from emseg.model.source import load  # noqa: PLC0415
     from emseg.store.volume import open_volume  # noqa: PLC0415
 
     model = load(trial.model, trial.spec)
@@ -223,8 +225,8 @@ def try_out(trial: Trial) -> Choice:
     refused: list[tuple[Precision, Accuracy]] = []
     if trial.precision == "float32" or (trial.precision is not None and trial.measured):
         return choice(opened(trial.precision), trial.precision)
-    exact, volume = opened("float32"), open_volume(trial.volume)
-    tried = () if isinstance(model, ForeignModel) else low_precisions(trial.device)
+    exact, volume = opened("float32"), open_volume(trial.volume, part=trial.part)
+    tried = () if isinstance(model, ForeignModel | OwnModel) else low_precisions(trial.device)
     for precision in (trial.precision,) if trial.precision is not None else tried:
         fast = opened(precision)
         accuracy = accuracy_of(fast, exact, volume, trial.normalisation)
@@ -240,7 +242,7 @@ a tile."""
 
 
 def _numerics(
-    model: ModelFile | ForeignModel,
+    model: ModelFile | ForeignModel | OwnModel,
     predictor: SomePredictor,
     tile: Triple,
     threads: int,

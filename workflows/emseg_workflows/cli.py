@@ -150,6 +150,12 @@ model_option = click.option(
 level_option = click.option(
     "--level", type=click.IntRange(min=0), help="Of the volume's pyramid; by default 0, the finest. As naming its array."
 )
+channel_option = click.option(
+    "--channel", metavar="N|NAME", help="Of a volume with several channels, the number or the name of one; by default as begun."
+)
+timepoint_option = click.option(
+    "--timepoint", type=click.IntRange(min=0), help="Of a volume with several timepoints; by default as begun."
+)
 region_option = click.option(
     "--roi",
     metavar="Z0:Z1,Y0:Y1,X0:X1",
@@ -253,6 +259,8 @@ def ingest(
 @click.argument("volume", type=Location())
 @model_option
 @level_option
+@channel_option
+@timepoint_option
 @region_option
 @tile_option
 @probabilities_option
@@ -267,6 +275,8 @@ def plan(
     volume: Place,
     model: str | None,
     level: int | None,
+    channel: str | None,
+    timepoint: int | None,
     roi: str | None,
     tile: Triple | None,
     probabilities: bool,
@@ -282,7 +292,17 @@ def plan(
     from emseg.grid.cost import cost_of  # noqa: PLC0415
     from emseg_workflows.flows.plan import levels_for, outside_of, plan_run  # noqa: PLC0415
 
-    planned = plan_run(_of_level(volume, level), model=model, region=roi, tile=tile, tta=tta, device=device, threads=threads)
+    planned = plan_run(
+        _of_level(volume, level),
+        channel=channel,
+        timepoint=timepoint,
+        model=model,
+        region=roi,
+        tile=tile,
+        tta=tta,
+        device=device,
+        threads=threads,
+    )
     made = planned.plan
     cost = cost_of(made, planned.volume, probabilities, tta, levels_for(planned.volume, made.region, pyramid))
     left_out = outside_of(mask, made, planned.volume)
@@ -366,6 +386,8 @@ def _explain(layouts: list[Layout], needed: int) -> None:
 )
 @model_option
 @level_option
+@channel_option
+@timepoint_option
 @region_option
 @probabilities_option
 @click.option(
@@ -429,6 +451,8 @@ def run(
     precision: Literal["auto", "float32", "bfloat16", "float16"],
     model: str | None,
     level: int | None,
+    channel: str | None,
+    timepoint: int | None,
     roi: str | None,
     probabilities: bool,
     empty: tuple[float, str] | None,
@@ -465,6 +489,8 @@ def run(
                 report = segment(
                     volume,
                     output,
+                    channel=channel,
+                    timepoint=timepoint,
                     model=model,
                     region=roi,
                     probabilities=probabilities or instances,
@@ -579,6 +605,8 @@ def submit(
         words,
         read_site(site).but(**others, cpus=cpus),
         placement=Placement(workers, adapt=adapt, cluster="slurm" if elastic else "srun"),
+        channel=asked["channel"],
+        timepoint=asked["timepoint"],
         model=asked["model"],
         region=asked["roi"],
         tile=asked["tile"],

@@ -70,7 +70,7 @@ def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = Fal
         tiles=tiles,
         flops=tiles * model.flops(plan.tile) * (len(SYMMETRIES) if tta else 1),
         bytes_needed=region.voxels * volume.itemsize,
-        bytes_read=reading_of(volume, region, model, plan.unit, plan.tile).voxels * volume.itemsize,
+        bytes_read=reading_of(volume, region, model, plan.unit, plan.tile).voxels * volume.itemsize * volume.together,
         bytes_per_worker=_worker_bytes(plan, volume, arrays),
         bytes_per_predictor=_predictor_bytes(plan),
         output_bytes=sum(level.region.voxels for level in levels) * arrays,
@@ -82,7 +82,8 @@ def _worker_bytes(plan: Plan, volume: VolumeSpec, arrays: int) -> int:
     """Runtime, predictor, kept chunks, and the blocks in hand: as read, while mirrored, stitched."""
     seen = plan.read_box(plan.block(0)).voxels  # the first block is whole; as much is read where nothing is mirrored
     block = COPIES * seen * volume.itemsize + math.prod(plan.unit) * (arrays + CANVASES)
-    return RUNTIME_BYTES + _predictor_bytes(plan) + cache_bytes(volume) + BLOCKS_IN_FLIGHT * block
+    others = (volume.together - 1) * volume.chunk_bytes  # of a chunk that is being read, the channels that are not
+    return RUNTIME_BYTES + _predictor_bytes(plan) + cache_bytes(volume) + BLOCKS_IN_FLIGHT * (block + others)
 
 
 def cache_bytes(volume: VolumeSpec) -> int:

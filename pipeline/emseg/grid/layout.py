@@ -248,7 +248,8 @@ def _layout(volume: VolumeSpec, model: NetworkSpec, region: Box, cuts: tuple[Cut
     price += FLOPS_PER_BYTE * volume.itemsize * (reading.voxels + reading.alone / ALONE)
     price *= shared_out(_count(cuts))
     price *= 1 + MEMORY_PRICE * max(0.0, math.log2(needed / SMALL_TILE))
-    return Layout(unit, tile, _count(cuts), flops, reading.voxels * volume.itemsize, needed, price)
+    read = reading.voxels * volume.itemsize * volume.together  # the price is that of a channel alone: it is cut the same way
+    return Layout(unit, tile, _count(cuts), flops, read, needed, price)
 
 
 def shared_out(blocks: int) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from emseg.errors import DeviceError
 from emseg.model.device import Device, check_device
 from emseg.model.foreign import ForeignModel, Kind, contract_of, is_foreign, open_onnx, read_foreign
+from emseg.model.own import Imported, OwnModel, OwnPredictor
 from emseg.specs.numerics import Backend, Precision
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from emseg.model.predictor import TorchPredictor
     from emseg.model.unet import UNet
 
-    SomePredictor = TorchPredictor | OpenVinoPredictor | OnnxPredictor
+    SomePredictor = TorchPredictor | OpenVinoPredictor | OnnxPredictor | OwnPredictor
 
 LIBRARIES: dict[Kind, Backend] = {"onnx": "openvino", "exported": "torch"}
 """What computes networks that emseg has not made."""
@@ -51,13 +52,15 @@ def low_precisions(device: Device) -> tuple[Precision, ...]:
     return ("bfloat16",) if has.get("amx_bf16") or has.get("avx512_bf16") else ()
 
 
-def backend_of(path: Path, device: Device) -> Backend:
-    """The library that computes a model, if none is asked for."""
+def backend_of(path: Path | Imported, device: Device) -> Backend:
+    """The library that computes a model, if none is asked for; of a class of the user's own that means nothing."""
+    if isinstance(path, Imported):
+        return "torch"
     return LIBRARIES[read_foreign(path).kind] if is_foreign(path) else default_backend(device)
 
 
 def open_predictor(
-    model: ModelFile | ForeignModel, backend: Backend, precision: Precision, threads: int, device: Device
+    model: ModelFile | ForeignModel | OwnModel, backend: Backend, precision: Precision, threads: int, device: Device
 ) -> SomePredictor:
     """A predictor with the weights of a model.
 
@@ -66,6 +69,13 @@ def open_predictor(
     DeviceError
         If the library is not installed here, or does not compute on the device, or that not in this precision.
     """
+    if isinstance(model, OwnModel):
+        if (backend, precision, device) != ("torch", "float32", "cpu"):
+            raise DeviceError(
+                f"the predictor {model.name} computes as it likes, not with {backend} in {precision} on {device}: leave out "
+                "--backend, --precision and --device"
+            )
+        return OwnPredictor(model, threads)
     if isinstance(model, ForeignModel):
         return _open_foreign(model, backend, precision, threads, device)
     if backend == "openvino" and device != "cpu":

@@ -25,6 +25,16 @@ NANOMETRES = {"picometer": 1e-3, "angstrom": 0.1, "nanometer": 1.0, "micrometer"
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Which of the volumes is meant that an array holds, one for each channel and timepoint."""
+
+    channel: int | str | None = None
+    """Number of the channel, counted from 0, or its name; None where there is no more than one."""
+    timepoint: int | None = None
+    """Counted from 0; None where there is no more than one."""
+
+
+@dataclass(frozen=True, slots=True)
 class VolumeSpec:
     """The facts about an input volume; a 2-D image is a volume of one z slice.
 
@@ -48,6 +58,12 @@ class VolumeSpec:
     """Place (z, y, x) of the first voxel's centre, in `units`."""
     units: tuple[str | None, str | None, str | None] = (None, None, None)
     """Unit of length of each axis (z, y, x), spelt as in OME-Zarr (``nanometer``); None where not stated."""
+    channel: int | None = None
+    """Which channel of the stored array this is, counted from 0; None if that has no more than one."""
+    timepoint: int | None = None
+    """Which timepoint of the stored array this is, counted from 0; None if that has no more than one."""
+    together: int = 1
+    """Channels, by timepoints, that lie in one chunk: to read one of them, all are decompressed."""
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
@@ -84,6 +100,11 @@ class VolumeSpec:
         return math.prod(map(min, self.chunk, self.shape)) * self.itemsize
 
     @property
+    def part(self) -> Part | None:
+        """What chooses this volume from those in its array; None if there is nothing to choose."""
+        return None if self.channel is None and self.timepoint is None else Part(self.channel, self.timepoint)
+
+    @property
     def unit_sizes(self) -> tuple[float | None, float | None, float | None]:
         """Length (z, y, x) of each axis's unit, in nanometres; None where there is none, or one nobody uses here."""
         z, y, x = (NANOMETRES.get(unit or "") for unit in self.units)
@@ -105,12 +126,15 @@ class VolumeSpec:
         return (z, y, x)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return asdict(self)
+        """The fields as JSON values; those of an array of several volumes only for such: older fingerprints hold."""
+        told: dict[str, Any] = asdict(self)
+        unused = {"channel": None, "timepoint": None, "together": 1}
+        return {name: value for name, value in told.items() if name not in unused or value != unused[name]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The spec that `to_json` wrote."""
         scale, translation, units = (tuple(data[name]) for name in ("scale", "translation", "units"))
         shape, chunk = triple(data["shape"]), triple(data["chunk"])
-        return cls(shape, str(data["dtype"]), chunk, data["rank"], scale, translation, units)
+        several = {name: data[name] for name in ("channel", "timepoint", "together") if name in data}
+        return cls(shape, str(data["dtype"]), chunk, data["rank"], scale, translation, units, **several)

@@ -21,8 +21,13 @@ AT_ONCE = 10
 """Most requests at once, as zarr makes for chunks without shards."""
 
 
-def parts_of(box: Box, chunk: Triple, shard: Triple) -> Iterator[Box]:
+def parts_of(box: Box, chunk: Triple, shard: Triple, layers: int = 1) -> Iterator[Box]:
     """What is asked for at a time: where all chunks of a shard are needed all of it, else each chunk.
+
+    Parameters
+    ----------
+    layers
+        How many chunks a shard has at each place, of which one is needed.
 
     Examples
     --------
@@ -32,26 +37,30 @@ def parts_of(box: Box, chunk: Triple, shard: Triple) -> Iterator[Box]:
     for place in places_of(box, shard):
         inside = _at(place, shard).intersect(box)
         chunks = places_of(inside, chunk)
-        if len(chunks) == math.prod(shard) // math.prod(chunk):
+        if len(chunks) == layers * math.prod(shard) // math.prod(chunk):
             yield inside
         else:
             yield from (_at(each, chunk).intersect(inside) for each in chunks)
 
 
-def read_at_once(read: Callable[[Box], NDArray[Any]], box: Box, chunk: Triple, shard: Triple, dtype: str) -> NDArray[Any]:
+def read_at_once(
+    read: Callable[[Box], NDArray[Any]], box: Box, chunk: Triple, shard: Triple, dtype: str, layers: int = 1
+) -> NDArray[Any]:
     """The voxels of a box, ``(z, y, x)``, in threads.
 
     Parameters
     ----------
     read
         Reads a box.
+    layers
+        How many chunks a shard has at each place, of which one is needed.
 
     Raises
     ------
     Exception
         What `read` raises first.
     """
-    parts, voxels = list(parts_of(box, chunk, shard)), np.empty(box.shape, dtype)
+    parts, voxels = list(parts_of(box, chunk, shard, layers)), np.empty(box.shape, dtype)
     pool = ThreadPoolExecutor(min(AT_ONCE, len(parts)))
     try:
         for part, found in zip(parts, pool.map(read, parts), strict=True):

@@ -103,7 +103,7 @@ class ChunkCache:
         """Read claimed chunks in few calls, keep them, and paste their voxels of `box`."""
         rest = set(mine)
         try:
-            for group in merge(mine, max(1, CALL_BYTES // self._spec.chunk_bytes)):
+            for group in merge(mine, max(1, CALL_BYTES // (self._spec.chunk_bytes * self._spec.together))):
                 places = list(_span(group))
                 whole = Box(self._box(places[0]).start, self._box(places[-1]).stop)
                 self._count(whole.voxels)
@@ -141,7 +141,7 @@ class ChunkCache:
 
     def _count(self, voxels: int) -> None:
         with self._changed:
-            self._decoded_bytes += voxels * self._spec.itemsize
+            self._decoded_bytes += voxels * self._spec.itemsize * self._spec.together
 
 
 def merge(places: Collection[Triple], most: int) -> list[Box]:

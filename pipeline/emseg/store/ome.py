@@ -61,6 +61,18 @@ def multiscales_of(attributes: Mapping[str, Any]) -> Any:
     return attributes.get("multiscales")
 
 
+def channel_labels(attributes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name of each channel as the attributes of a group tell it under ``omero``, ``""`` where they do not.
+
+    What is no such list tells nothing: it is transitional metadata, which no image needs.
+    """
+    ome = attributes.get("ome")
+    omero = ome.get("omero") if isinstance(ome, Mapping) else attributes.get("omero")
+    channels = omero.get("channels") if isinstance(omero, Mapping) else ()
+    labels = (channel.get("label") if isinstance(channel, Mapping) else None for channel in _sequence(channels))
+    return tuple(label if is_name(label) else "" for label in labels)
+
+
 def level(multiscales: Any, number: int) -> tuple[str, Space]:
     """Path of the array of a level, relative to its group, and where its voxels lie.
 
@@ -117,7 +129,8 @@ def multiscales(levels: Sequence[tuple[str, Space]], name: str) -> list[dict[str
     space = levels[0][1]
     axes: list[dict[str, Any]] = []
     for axis, unit in zip(space.names, space.units, strict=True):
-        axes.append({"name": axis, "type": "channel" if axis == "c" else "space"} | ({"unit": unit} if unit else {}))
+        kind = {"t": "time", "c": "channel"}.get(axis, "space")
+        axes.append({"name": axis, "type": kind} | ({"unit": unit} if unit else {}))
     datasets = [{"path": path, "coordinateTransformations": _transformations(space)} for path, space in levels]
     return [{"name": name, "axes": axes, "datasets": datasets}]
 

@@ -28,7 +28,7 @@ def spatial_names(names: Any) -> tuple[str, ...] | None:
 def plain_space(attributes: Mapping[str, Any], ndim: int, dimension_names: Any) -> Space:
     """Names, voxel size, place and units of the axes of an array; an axis without a name has the name ``""``.
 
-    Two or three axes without names are (y, x) or (z, y, x). Without a voxel size the scale is 1 and there is no unit.
+    Two to five axes without names are the last of (t, c, z, y, x). Without a voxel size the scale is 1 and there is no unit.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def plain_space(attributes: Mapping[str, Any], ndim: int, dimension_names: Any) 
     """
     own = (dimension_names, attributes.get("axis_names"), attributes.get("_ARRAY_DIMENSIONS"))
     named = next((names for names in map(spatial_names, own) if names and len(names) == ndim), None)
-    names = named or (AXES[-ndim:] if ndim in (2, 3) else ("",) * ndim)
+    names = named or (("t", "c", *AXES)[-ndim:] if 2 <= ndim <= 5 else ("",) * ndim)
     spatial = sum(name in AXES for name in names)
     none = Space(names, (1.0,) * ndim, (0.0,) * ndim, (None,) * ndim)
     size = attributes.get("voxel_size", attributes.get("resolution"))

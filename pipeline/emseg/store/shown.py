@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import zarr
@@ -17,10 +17,11 @@ import zarr
 from emseg.box import AXES
 from emseg.errors import VolumeError
 from emseg.specs.volume import NANOMETRES
+from emseg.store.channels import kind_of
 from emseg.store.nodes import open_array, read_node
 from emseg.store.ome import VERSION, Space, levels, multiscales, multiscales_of
 from emseg.store.place import Place
-from emseg.store.volume import array_and_space
+from emseg.store.volume import stored_at
 
 V2_COMPRESSORS = {"blosc", "gzip", "zlib", "zstd"}
 V3_CODECS = {"blosc", "bytes", "crc32c", "gzip", "sharding_indexed", "transpose", "zstd"}
@@ -49,15 +50,16 @@ def shown_image(path: str | Place, most: int | None = None) -> ShownImage:
         If there is no such image, or browsers cannot decode it.
     """
     node = read_node(path)
-    array, space = array_and_space(node)
+    stored = stored_at(node)
+    array = stored.array
     _check_codecs(node.path, array)
-    found = [(node.path, space)]
+    found = [(node.path, stored.space)]
     if node.kind == "group":
         described = list(levels(multiscales_of(node.attributes)))[:most]
         found = [(node.path / inside, at) for inside, at in described]
         found = found[: 1 + _sound(array, [folder for folder, _ in found[1:]])]
     zarr_format = array.metadata.zarr_format
-    named = [(str(number), _known(at)) for number, (_, at) in enumerate(found)]
+    named = [(str(number), _known(at, array.shape)) for number, (_, at) in enumerate(found)]
     return ShownImage(zarr_format, tuple(folder for folder, _ in found), _group(zarr_format, named))
 
 
@@ -104,11 +106,20 @@ def _codecs(chain: Any) -> set[str]:
     return names
 
 
-def _known(space: Space) -> Space:
-    """The same, in units that each part of the viewer takes alike, and with a name for each axis."""
-    names = tuple(name or f"axis{number}" for number, name in enumerate(space.names))
-    units = tuple(unit if unit in NANOMETRES and name in AXES else None for name, unit in zip(names, space.units, strict=True))
-    return replace(space, names=names, units=units)
+def _known(space: Space, shape: tuple[int, ...]) -> Space:
+    """The same, in units that each part of the viewer takes alike.
+
+    Channels are on the axis ``c`` and timepoints on ``t``, both counted from 0.
+    """
+    front = [name for name in space.names if name not in AXES]
+    names: list[str] = []
+    for number, name in enumerate(front):
+        short = "t" if kind_of(name) == "timepoint" else "c"
+        longest = max(length for other, length in zip(front, shape, strict=False) if kind_of(other) == kind_of(name))
+        names.append(short if shape[number] == longest and short not in names else f"axis{number}")
+    count, last = len(front), space.last(len(space.names) - len(front))
+    units = tuple(unit if unit in NANOMETRES else None for unit in last.units)
+    return Space((*names, *last.names), (1.0,) * count + last.scale, (0.0,) * count + last.translation, (None,) * count + units)
 
 
 def _group(zarr_format: Literal[2, 3], named: list[tuple[str, Space]]) -> dict[str, bytes]:

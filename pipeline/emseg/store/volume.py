@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,13 +18,14 @@ from numpy.typing import NDArray
 
 from emseg.box import AXES, Box, triple
 from emseg.errors import BlockError, VolumeError
-from emseg.specs.volume import DTYPES, VolumeSpec
+from emseg.specs.volume import DTYPES, Part, VolumeSpec
 from emseg.store.at_once import read_at_once
 from emseg.store.blame import StoreError, fault_of, reason
+from emseg.store.channels import front_of, kind_of
 from emseg.store.chunk_cache import ChunkCache
 from emseg.store.files import Files
 from emseg.store.nodes import METADATA_OF, Node, open_array, read_node
-from emseg.store.ome import Space, level, levels, multiscales_of
+from emseg.store.ome import Space, channel_labels, level, levels, multiscales_of
 from emseg.store.place import Address, Place
 from emseg.store.plain import plain_space, spatial_names
 from emseg.store.remote import RemoteFiles
@@ -37,6 +40,17 @@ LISTED = 8
 """Most names that an error message lists."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An array that holds a volume, or one for each channel and timepoint."""
+
+    array: zarr.Array[Any]
+    space: Space
+    """Where its voxels lie."""
+    labels: tuple[str, ...] = ()
+    """Names of its channels, as far as they have any."""
+
+
 class ZarrVolume:
     """An open volume; fulfils `emseg.ports.VolumeReader`.
 
@@ -45,14 +59,15 @@ class ZarrVolume:
     """
 
     def __init__(
-        self, path: Place, array: zarr.Array[Any], spec: VolumeSpec, cache_bytes: int, dtypes: tuple[str, ...] = DTYPES
+        self, path: Place, stored: Stored, part: Part | None, cache_bytes: int, dtypes: tuple[str, ...] = DTYPES
     ) -> None:
         self.path = path
-        self._array = array
-        self._spec = spec
+        self._part = part
         self._cache_bytes = cache_bytes
         self._dtypes = dtypes
-        self._chunks = ChunkCache(spec, partial(_load, path, array, spec), cache_bytes)
+        self._spec, self.front = _chosen(stored, part, dtypes)
+        """Entry of each axis of the stored array in front of (z, y, x)."""
+        self._chunks = ChunkCache(self._spec, partial(_load, path, stored.array, self._spec, self.front), cache_bytes)
 
     @property
     def spec(self) -> VolumeSpec:
@@ -86,19 +101,21 @@ class ZarrVolume:
             raise BlockError(f"the voxels {box} of {self.path} cannot be read ({reason(error)}): {remedy}", fault) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_volume, (self.path, self._cache_bytes, self._dtypes)
+        return open_volume, (self.path, self._cache_bytes, self._dtypes, self._part)
 
     def __repr__(self) -> str:
         return f"ZarrVolume({str(self.path)!r})"
 
 
-def open_volume(path: str | Path | Address, cache_bytes: int = 0, dtypes: tuple[str, ...] = DTYPES) -> ZarrVolume:
+def open_volume(
+    path: str | Path | Address, cache_bytes: int = 0, dtypes: tuple[str, ...] = DTYPES, part: Part | None = None
+) -> ZarrVolume:
     """The volume at a path or an address: a Zarr array, or level 0 of an OME-Zarr image.
 
-    Axes are (z, y, x) or (y, x); axes in front of these that hold one entry each, such as time and channel of an
-    OME-Zarr image, are left out. The voxel size is that of the OME metadata, also where the array of a level is named by
-    itself; for a plain array that of its own attributes ``voxel_size`` or ``resolution``, ``offset`` and ``units``, and
-    else 1 with no unit.
+    Axes are (z, y, x) or (y, x). Of each axis in front of these, such as time and channel of an OME-Zarr image, one entry is
+    read: the only one, or that of the part. The voxel size is that of the OME metadata, also where the array of a level is
+    named by itself; for a plain array that of its own attributes ``voxel_size`` or ``resolution``, ``offset`` and ``units``,
+    and else 1 with no unit.
 
     Parameters
     ----------
@@ -106,6 +123,8 @@ def open_volume(path: str | Path | Address, cache_bytes: int = 0, dtypes: tuple[
         Most bytes of chunks that are kept, uncompressed, for those who read where others have read before.
     dtypes
         Names of the NumPy types that will do.
+    part
+        Which channel, and which timepoint; None where the user cannot choose.
 
     Raises
     ------
@@ -113,15 +132,15 @@ def open_volume(path: str | Path | Address, cache_bytes: int = 0, dtypes: tuple[
         If there is no such volume, or one that emseg cannot read; the message says why and what helps.
     """
     node = read_node(path)
-    array, space = array_and_space(node)
+    stored = stored_at(node)
     try:
-        return ZarrVolume(node.path, array, _spec(array, space, dtypes), cache_bytes, dtypes)
+        return ZarrVolume(node.path, stored, part, cache_bytes, dtypes)
     except VolumeError as error:
         raise VolumeError(f"{path}: {error}") from error
 
 
-def array_and_space(node: Node) -> tuple[zarr.Array[Any], Space]:
-    """The array of a node, of an image its finest level, and where the voxels lie.
+def stored_at(node: Node) -> Stored:
+    """The array of a node, of an image its finest level, where the voxels lie, and what channels are called.
 
     Raises
     ------
@@ -131,7 +150,7 @@ def array_and_space(node: Node) -> tuple[zarr.Array[Any], Space]:
     return _open_image(node) if node.kind == "group" else _open_plain(node)
 
 
-def await_volume(path: str | Path | Address, cache_bytes: int = 0) -> ZarrVolume:
+def await_volume(path: str | Path | Address, cache_bytes: int = 0, part: Part | None = None) -> ZarrVolume:
     """The volume as `open_volume` opens it, once its remote store answers, which may be away for a minute.
 
     Raises
@@ -141,12 +160,12 @@ def await_volume(path: str | Path | Address, cache_bytes: int = 0) -> ZarrVolume
     """
     for pause in AWAY:
         try:
-            return open_volume(path, cache_bytes)
+            return open_volume(path, cache_bytes, part=part)
         except VolumeError as error:
             if not isinstance(error.__cause__, StoreError) or error.__cause__.lasting:
                 raise
         sleep(pause)
-    return open_volume(path, cache_bytes)
+    return open_volume(path, cache_bytes, part=part)
 
 
 def level_path(path: str | Path | Address, number: int) -> Place:
@@ -170,18 +189,19 @@ def level_path(path: str | Path | Address, number: int) -> Place:
         raise VolumeError(f"the OME metadata of {path} are wrong, {error}: repair them, or name the array itself") from error
 
 
-def _load(path: Place, array: zarr.Array[Any], spec: VolumeSpec, box: Box) -> NDArray[Any]:
-    """The voxels of a box, ``(z, y, x)``, from the store."""
+def _load(path: Place, array: zarr.Array[Any], spec: VolumeSpec, front: tuple[int, ...], box: Box) -> NDArray[Any]:
+    """The voxels of a box, ``(z, y, x)``, from the store; `front` are the entries of the axes in front."""
 
     def read(part: Box) -> NDArray[Any]:
-        selection = (0,) * (array.ndim - spec.rank) + part.slices()[-spec.rank :]
+        selection = front + part.slices()[-spec.rank :]
         return np.asarray(array[selection]).reshape(part.shape)
 
     files = cast("Files", array.store)
     missed = files.missed
     if isinstance(files, RemoteFiles) and array.shards is not None:
         shard = triple((1,) * (3 - spec.rank) + array.shards[-spec.rank :])
-        voxels = read_at_once(read, box, spec.chunk, shard, spec.dtype)
+        layers = math.prod(array.shards[: -spec.rank]) // math.prod(array.chunks[: -spec.rank])
+        voxels = read_at_once(read, box, spec.chunk, shard, spec.dtype, layers)
     else:
         voxels = read(box)
     # Zarr takes what is missing for what was never written
@@ -190,31 +210,36 @@ def _load(path: Place, array: zarr.Array[Any], spec: VolumeSpec, box: Box) -> ND
     return np.ascontiguousarray(voxels, dtype=spec.dtype)
 
 
-def _open_plain(node: Node) -> tuple[zarr.Array[Any], Space]:
+def _open_plain(node: Node) -> Stored:
     array = open_array(node)
-    if (space := _space_of_level(node)) is not None and len(space.names) == array.ndim:
-        return array, space
+    space, labels = _told_of_level(node)
+    if space is not None and len(space.names) == array.ndim:
+        return Stored(array, space, labels)
     try:
-        return array, plain_space(node.attributes, array.ndim, _dimension_names(array))
+        return Stored(array, plain_space(node.attributes, array.ndim, _dimension_names(array)))
     except ValueError as error:
         raise VolumeError(f"the attributes of {node.path} are wrong, {error}: repair or remove them") from error
 
 
-def _space_of_level(array: Node) -> Space | None:
-    """Where the voxels of an array lie that is a level of an OME-Zarr image; None if it is none, or none that is sound."""
+def _told_of_level(array: Node) -> tuple[Space | None, tuple[str, ...]]:
+    """Where the voxels of an array lie that is a level of an OME-Zarr image, and names of its channels.
+
+    None if it is none, or none that is sound.
+    """
     parents: Sequence[Place] = array.path.parents
     for group in parents[:DEEPEST]:
         try:
-            found = levels(multiscales_of(read_node(group, METADATA_OF[array.format][-1:]).attributes))
+            attributes = read_node(group, METADATA_OF[array.format][-1:]).attributes
+            found = levels(multiscales_of(attributes))
             if space := next((space for inside, space in found if group / inside == array.path), None):
-                return space
+                return space, channel_labels(attributes)
         except (VolumeError, ValueError) as error:
             if isinstance(error.__cause__, StoreError) and not error.__cause__.lasting:
                 raise  # without its space the volume would be another one
-    return None
+    return None, ()
 
 
-def _open_image(group: Node) -> tuple[zarr.Array[Any], Space]:
+def _open_image(group: Node) -> Stored:
     multiscales = multiscales_of(group.attributes)
     if multiscales is None:
         raise VolumeError(f"{group.path} is a Zarr group without multiscales: name an array inside it{_listed(group.path)}")
@@ -234,7 +259,7 @@ def _open_image(group: Node) -> tuple[zarr.Array[Any], Space]:
     own = spatial_names(_dimension_names(array))
     if own and own != space.names:
         raise VolumeError(f"the OME metadata of {group.path} have axes {space.names}, but {inside!r} has {own}: {repair}")
-    return array, space
+    return Stored(array, space, channel_labels(group.attributes))
 
 
 def _dimension_names(array: zarr.Array[Any]) -> Any:
@@ -265,32 +290,39 @@ def _images_inside(folder: Path) -> Iterator[str]:
             yield Path(root).relative_to(folder).as_posix()
 
 
-def _spec(array: zarr.Array[Any], space: Space, dtypes: tuple[str, ...]) -> VolumeSpec:
-    """The spec of an array whose axes are known."""
+def _chosen(stored: Stored, part: Part | None, dtypes: tuple[str, ...]) -> tuple[VolumeSpec, tuple[int, ...]]:
+    """The spec of a volume in an array whose axes are known, and its entry of each axis in front of (z, y, x)."""
+    array, space = stored.array, stored.space
     rank: Literal[2, 3] = 3 if "z" in space.names else 2
     extra, spatial = space.names[:-rank], space.names[-rank:]
     if spatial != AXES[-rank:] or set(extra) & set(AXES):
         axes = f"({', '.join(space.names)})" if any(space.names) else f"{array.ndim} without names"
         raise VolumeError(f"the axes are {axes}, but emseg reads (z, y, x) or (y, x): transpose the array, or name its axes")
-    if any(length != 1 for length in array.shape[:-rank]):
+    long = [kind_of(name) for name, length in zip(extra, array.shape, strict=False) if length != 1]
+    if len(set(long)) < len(long) or 0 in array.shape[:-rank] or (long and part is None):
         raise VolumeError(
             f"the axes ({', '.join(space.names)}) have shape {array.shape}, but emseg reads one channel at one time: "
             f"copy the part you want into a volume where ({', '.join(extra)}) have length 1"
         )
+    front = front_of(extra, array.shape[:-rank], stored.labels, part or Part())
     if (dtype := array.dtype.newbyteorder("=").name) not in dtypes:
         raise VolumeError(f"the volume is {dtype}, but emseg reads {', '.join(dtypes)}: convert it first")
-    chunk = _chunks(array)[-rank:]
-    front = 3 - rank
+    chunk = _chunks(array)
+    flat = 3 - rank
     kept = space.last(rank)
-    return VolumeSpec(
-        shape=triple((1,) * front + array.shape[-rank:]),
+    spec = VolumeSpec(
+        shape=triple((1,) * flat + array.shape[-rank:]),
         dtype=dtype,
-        chunk=triple((1,) * front + chunk),
+        chunk=triple((1,) * flat + chunk[-rank:]),
         rank=rank,
-        scale=_three((1.0,) * front + kept.scale),
-        translation=_three((0.0,) * front + kept.translation),
-        units=_three((None,) * front + kept.units),
+        scale=_three((1.0,) * flat + kept.scale),
+        translation=_three((0.0,) * flat + kept.translation),
+        units=_three((None,) * flat + kept.units),
+        channel=front.channel,
+        timepoint=front.timepoint,
+        together=math.prod(map(min, chunk[:-rank], array.shape[:-rank])),
     )
+    return spec, front.entries
 
 
 def _chunks(array: zarr.Array[Any]) -> tuple[int, ...]:

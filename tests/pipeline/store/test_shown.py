@@ -151,3 +151,26 @@ def test_axes_in_front(tmp_path: Path) -> None:
     (space,) = spaces(shown)
     assert (space.names, space.scale[1:]) == (("c", "z", "y", "x"), SPACE.scale)
     assert json.loads(shown.metadata["zarr.json"])["attributes"]["ome"]["multiscales"][0]["axes"][0]["type"] == "channel"
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "shown_as"),
+    [
+        (("time", "c^", "z", "y", "x"), (3, 2, *SHAPE), ("t", "c", "z", "y", "x")),
+        (("t", "angle", "c", "y", "x"), (1, 4, 1, 20, 30), ("t", "c", "axis2", "y", "x")),
+    ],
+)
+def test_channels_and_timepoints_have_the_names_that_the_viewer_is_told(
+    names: tuple[str, ...], shape: tuple[int, ...], shown_as: tuple[str, ...], tmp_path: Path
+) -> None:
+    """And are counted, whatever their size was said to be."""
+    size = [8, 4, 4.5][-sum(name in "zyx" for name in names) :]
+    attributes = {"axis_names": list(names), "voxel_size": size}
+    zarr.create_array(tmp_path / "v.zarr", shape=shape, dtype="uint8", attributes=attributes)
+    shown = shown_image(tmp_path / "v.zarr")
+    (space,) = spaces(shown)
+    front = len(names) - len(size)
+    assert (space.names, space.scale) == (shown_as, (1,) * front + tuple(size))
+    document = json.loads(shown.metadata["zarr.json"])["attributes"]["ome"]["multiscales"][0]
+    kinds = {axis["name"]: axis["type"] for axis in document["axes"]}
+    assert (kinds["t"], kinds["c"]) == ("time", "channel")

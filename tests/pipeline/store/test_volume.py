@@ -290,7 +290,7 @@ def test_other_types_are_refused(tmp_path: Path, dtype: str) -> None:
     assert "but emseg reads uint8, uint16, float32" in error(tmp_path / "v")
 
 
-@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4, 5), (1, 1, 2, 3, 4)])
+@pytest.mark.parametrize("shape", [(), (5,), (1, 1, 1, 2, 3, 4)])
 def test_other_ranks_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     zarr.create_array(tmp_path / "v", shape=shape, dtype="uint8")
     assert f"the axes are {len(shape)} without names, but emseg reads (z, y, x) or (y, x)" in error(tmp_path / "v")

@@ -1,6 +1,7 @@
 """What does not fit is refused in words that name both sizes."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,9 @@ def test_chunks() -> None:
     check_chunks(LARGE, Path("v.zarr"), 2 * 2**30)
     with pytest.raises(VolumeError, match=r"1024 x 1024 x 1024 voxels, 1\.0 GiB, but a worker has 1\.9 GiB.*fewer workers"):
         check_chunks(LARGE, Path("v.zarr"), int(1.9 * 2**30))
+    both = replace(LARGE, channel=1, together=2)
+    with pytest.raises(VolumeError, match=r"2 x 1024 x 1024 x 1024 voxels, 2\.0 GiB, but a worker has 3\.9 GiB"):
+        check_chunks(both, Path("v.zarr"), int(3.9 * 2**30))
     with pytest.raises(VolumeError, match="but this machine has"):
         check_chunks(VolumeSpec((2**20,) * 3, "uint8", (2**17,) * 3), Path("v.zarr"))
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.box import Box, Triple, triple
+from emseg.specs.volume import Part
 
 MOST_CELLS = 10_000
 MOST_LAYERS = 24
@@ -53,6 +54,8 @@ class Opening:
     """Size (z, y, x) of a voxel, in any one unit."""
     states: bytes
     """`State` of each block, a byte each, compressed by zlib."""
+    part: Part | None = None
+    """Which of the volumes in the array, if it holds several."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ def draw_slice(opening: Opening, block: Box) -> tuple[NDArray[np.uint32], NDArra
     box = Box((z, top, left), (z + 1, bottom, right))
     every = -(-max(box.shape) // MOST_PIXELS)
     labels = open_output(opening.output).read_labels(box)[0, ::every, ::every]
-    grey = contrast(open_volume(opening.volume).read(box)[0, ::every, ::every])
+    grey = contrast(open_volume(opening.volume, part=opening.part).read(box)[0, ::every, ::every])
     return _rgba(grey), _rgba(overlay(grey, np.where(labels == NOT_COMPUTED, 0, labels), opening.classes)), box
 
 

@@ -145,6 +145,7 @@ class Feed:
                 unit=plan.unit,
                 scale=job.recipe.volume.scale,
                 states=states,
+                part=job.recipe.volume.part,
             ),
         )
 

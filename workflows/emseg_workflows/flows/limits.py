@@ -53,11 +53,12 @@ def check_chunks(volume: VolumeSpec, path: Place, budget: int | None = None) -> 
     VolumeError
         If it is such a volume.
     """
-    size = math.prod(volume.chunk) * volume.itemsize
+    chunk = (volume.together, *volume.chunk)[volume.together == 1 :]
+    size = math.prod(chunk) * volume.itemsize
     memory, owner = (psutil.virtual_memory().total, "this machine") if budget is None else (budget, "a worker")
     if size > memory // 2:
         raise VolumeError(
-            f"a chunk of {path} has {' x '.join(map(str, volume.chunk))} voxels, {size / 2**30:.1f} GiB, but {owner} has "
+            f"a chunk of {path} has {' x '.join(map(str, chunk))} voxels, {size / 2**30:.1f} GiB, but {owner} has "
             f"{memory / 2**30:.1f} GiB of memory: write the volume again in smaller chunks"
             + ("" if budget is None else ", or use fewer workers")
         )

@@ -15,11 +15,10 @@ from emseg.grid.mask import outside
 from emseg.grid.plan import Plan
 from emseg.grid.pyramid import steps_of
 from emseg.grid.symmetry import SYMMETRIES, check_symmetric
-from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
-from emseg.model.source import describe
+from emseg.model.source import describe, model_at
 from emseg.specs.region import parse_region
-from emseg.specs.volume import MASK_DTYPES, VolumeSpec
+from emseg.specs.volume import MASK_DTYPES, Part, VolumeSpec
 from emseg.store.place import Address
 from emseg.store.volume import open_volume
 from emseg_workflows.launch import tile_budget
@@ -39,7 +38,10 @@ class Planned:
 def plan_run(
     volume: str | Path | Address,
     *,
+    channel: int | str | None = None,
+    timepoint: int | None = None,
     model: str | Path | None = None,
+    predictor: str | None = None,
     region: str | Box | None = None,
     tile: Triple | None = None,
     tta: bool = False,
@@ -54,8 +56,8 @@ def plan_run(
     InputError
         As `segment`.
     """
-    source, placement = open_volume(volume), placement or Placement()
-    spec, _ = describe(resolve_model(model))
+    source, placement = open_volume(volume, part=Part(channel, timepoint)), placement or Placement()
+    spec, _ = describe(model_at(model, predictor))
     if tta:
         check_symmetric(spec)
     box = (parse_region(region, source.spec) if isinstance(region, str) else region) or source.spec.box

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from emseg import __version__
 from emseg.errors import OutputError
-from emseg.model.bundled import resolve_model
+from emseg.model.source import ModelPlace, model_at
 from emseg.recipe import Recipe
 from emseg.store.lease import newest_run
 from emseg.store.ledger import Output
@@ -164,7 +164,8 @@ def volume_of(output: Output, given: str | Path | Address | None) -> ZarrVolume:
     path = place_of(given) if given is not None else place_of(_recorded(output, "volume"))
     if given is None and isinstance(path, Path):
         _check_there(output, "volume", path)
-    volume, wanted = open_volume(path), recipe_of(output).volume
+    wanted = recipe_of(output).volume
+    volume = open_volume(path, part=wanted.part)
     if volume.spec != wanted:
         raise OutputError(
             f"{path} has {volume.spec.shape} voxels {volume.spec.dtype}, the volume of {output.path} had {wanted.shape} "
@@ -173,16 +174,23 @@ def volume_of(output: Output, given: str | Path | Address | None) -> ZarrVolume:
     return volume
 
 
-def model_of(output: Output, given: str | Path | None) -> Path:
+def model_of(output: Output, given: str | Path | None, predictor: str | None = None) -> ModelPlace:
     """Where the model that an output was made with is: as given, else as its newest record says.
+
+    A class of the user's own is never imported because an output names it.
 
     Raises
     ------
     InputError
         If there is no such model; or none is given, and there is no record, or nothing at the place that it names.
     """
-    if given is not None:
-        return resolve_model(given)
+    if given is not None or predictor is not None:
+        return model_at(given, predictor)
+    if (own := recipe_of(output).predictor) is not None:
+        raise OutputError(
+            f"{output.path} was made by a class of its user, {own}, which is not imported unasked: from Python, name it with "
+            "predictor='module:Class'"
+        )
     path = Path(_recorded(output, "model"))
     _check_there(output, "model", path)
     return path

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from emseg.errors import BlockError, OutputError
 from emseg.model.device import Device
-from emseg.model.source import digest_of
+from emseg.model.source import ModelPlace, digest_of
 from emseg.normalise import survey
 from emseg.recipe import Recipe
 from emseg.store.lease import Token, take_lease
@@ -109,6 +109,7 @@ def repair(
     *,
     volume: str | Path | Address | None = None,
     model: str | Path | None = None,
+    predictor: str | None = None,
     workers: int | None = None,
     device: Device = "cpu",
     stop: Stop | None = None,
@@ -124,6 +125,8 @@ def repair(
         What a run has written.
     volume, model
         Where the volume and the model are, if not where the run found them.
+    predictor
+        The class of your own that the run predicted with, ``module:Class``, if it did.
     workers, stop, on_event
         As for `emseg_workflows.segment`.
     device
@@ -137,7 +140,7 @@ def repair(
     stored, stop = open_output(output), stop or Stop()
     recipe = recipe_of(stored)
     plan = recipe.plan
-    source, weights = _inputs(stored, recipe, volume, model)
+    source, weights = _inputs(stored, recipe, volume, model, predictor)
     lease = take_lease(stored.records, stored.path)
     with lease.held():
         before = _examine(stored, stop)
@@ -149,7 +152,8 @@ def repair(
     if any(found.spoilt for found in before):
         segment(
             *(source, stored.path),
-            model=weights,
+            model=weights if isinstance(weights, Path) else None,
+            predictor=predictor,
             region=plan.region,
             probabilities=recipe.probabilities,
             tta=recipe.tta,
@@ -234,11 +238,15 @@ def _name(stored: Output, level: int, index: int) -> str:
 
 
 def _inputs(
-    stored: Output, recipe: Recipe, volume: str | Path | Address | None, model: str | Path | None
-) -> tuple[Place, Path]:
+    stored: Output,
+    recipe: Recipe,
+    volume: str | Path | Address | None,
+    model: str | Path | None,
+    predictor: str | None,
+) -> tuple[Place, ModelPlace]:
     """Where the volume and the model are that the output was made from: proven before anything is removed."""
     source = volume_of(stored, volume)
-    weights = model_of(stored, model)
+    weights = model_of(stored, model, predictor)
     _, digest = survey(source, recipe.normalisation.scope)
     found = replace(recipe, volume_digest=digest, model_digest=digest_of(weights))
     if differences := "; ".join(recipe.differences(found)):

@@ -27,6 +27,8 @@ def what_was_run(stored: Output, recipe: Recipe, found: Status) -> Iterator[Mark
         [
             ("volume", tag("code", found.volume) if found.volume else "not recorded"),
             ("shape", f"{product(volume.shape)} voxels (z, y, x), {volume.dtype}, in chunks of {product(volume.chunk)}"),
+            ("channel", volume.channel),
+            ("timepoint", volume.timepoint),
             ("voxel size", _voxel_size(recipe)),
             (
                 "region",

@@ -17,6 +17,7 @@ from emseg.model.device import Device
 from emseg.normalise import Scope
 from emseg.recipe import Recipe
 from emseg.specs.numerics import Backend, Precision
+from emseg.specs.volume import Part
 from emseg.store.array_stack import Array
 from emseg.store.lease import Lease
 from emseg.store.ledger import Output
@@ -48,7 +49,10 @@ def segment(
     volume: str | Path | Address | Array,
     output: str | Place | None = None,
     *,
+    channel: int | str | None = None,
+    timepoint: int | None = None,
     model: str | Path | None = None,
+    predictor: str | None = None,
     region: str | Box | None = None,
     probabilities: bool = False,
     tta: bool = False,
@@ -84,14 +88,19 @@ def segment(
     Parameters
     ----------
     volume
-        A Zarr array or OME-Zarr image, (z, y, x) or (y, x), of uint8, uint16 or float32, on a local path or at an address
-        such as ``s3://bucket/key``; or an array of NumPy, Dask or Zarr, which is stored as ``NAME.volume.zarr`` beside the
-        output, unless it is on a disk of this machine.
+        A Zarr array or OME-Zarr image, (z, y, x) or (y, x), also with channels or timepoints in front, of uint8, uint16 or
+        float32, on a local path or at an address such as ``s3://bucket/key``; or an array of NumPy, Dask or Zarr, which is
+        stored as ``NAME.volume.zarr`` beside the output, unless it is on a disk of this machine.
     output
         The OME-Zarr group to write, on a local path or at an address on ``s3://`` or ``gs://``; by default beside the volume,
         see `default_output`.
+    channel, timepoint
+        Which one to segment, of a volume that has several: the channel by its number from 0, or by its name in the image's
+        OME metadata. None for as the output was begun, else the only one.
     model
         Name of a bundled model, or a model file; None for the default one.
+    predictor
+        A class of your own that predicts, ``module:Class``, instead of a model; each worker imports it. See `emseg.model.own`.
     region
         Part of the volume, ``z0:z1,y0:y1,x0:x1`` in voxels; all of it if None.
     probabilities
@@ -170,7 +179,7 @@ def segment(
     check_output_place(place, volume)
     begun = begun_recipe(place, overwrite)
     draft = draft_run(
-        *(volume, model, region, tile, normalise),
+        *(volume, Part(channel, timepoint), model, predictor, region, tile, normalise),
         probabilities=probabilities,
         tta=tta,
         pyramid=pyramid,
@@ -201,7 +210,7 @@ def segment(
             notify(Noticed(notice))
         with claim.held() as lease:
             job = Job(
-                *(recipe, draft.path, draft.model_path.absolute(), place.absolute()),
+                *(recipe, draft.path, draft.model_place, place.absolute()),
                 *(token_of(place.absolute(), lease), mixed_hardware, device, placement.most_per_gpu),
             )
             return _Run(job, lease, executor, policy, stop, notify).segment()

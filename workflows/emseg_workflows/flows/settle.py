@@ -18,17 +18,15 @@ from emseg.grid.layout import BLOCK_FLOPS, Limits, plan_volume
 from emseg.grid.plan import Plan
 from emseg.grid.symmetry import check_symmetric
 from emseg.model.backend import backend_of
-from emseg.model.bundled import resolve_model
 from emseg.model.device import Device
-from emseg.model.foreign import read_foreign
-from emseg.model.source import describe, digest_of
+from emseg.model.source import ModelPlace, card_of, describe, digest_of, model_at, title_of
 from emseg.normalise import Normalisation, Scope, survey
 from emseg.recipe import Empty, Recipe
 from emseg.specs.contract import Contract
 from emseg.specs.network import NetworkSpec
 from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
 from emseg.specs.region import parse_region
-from emseg.specs.volume import VolumeSpec
+from emseg.specs.volume import Part, VolumeSpec
 from emseg.store.place import Place
 from emseg.store.volume import open_volume
 from emseg_workflows.bench import Choice, Trial
@@ -54,7 +52,7 @@ class Draft:
     volume: VolumeSpec
     volume_digest: str
     normalisation: Normalisation
-    model_path: Path
+    model_place: ModelPlace
     model: NetworkSpec
     model_digest: str
     card: dict[str, str]
@@ -95,12 +93,15 @@ class Draft:
     def recipe(self, numerics: Numerics, accuracy: Accuracy | None) -> Recipe:
         """What decides the output's bytes, if predictors compute so."""
         settings = (self.plan, numerics, self.probabilities, accuracy, self.tta, self.steps, self.mask, self.empty)
-        return Recipe(self.volume, self.volume_digest, self.model_digest, self.normalisation, *settings)
+        own = title_of(self.model_place)
+        return Recipe(self.volume, self.volume_digest, self.model_digest, self.normalisation, *settings, own)
 
 
 def draft_run(
     volume: Place,
+    part: Part,
     model: str | Path | None,
+    predictor: str | None,
     region: str | Box | None,
     tile: Triple | None,
     normalise: Scope | None,
@@ -121,8 +122,8 @@ def draft_run(
     InputError
         If volume, model and options do not fit together.
     """
-    model_path, source = resolve_model(model), open_volume(volume)
-    spec, card, known = _described(model_path, begun)
+    place, source = model_at(model, predictor), open_volume(volume, part=_part(part, begun))
+    spec, card, known = _described(place, begun)
     if tta:
         check_symmetric(spec)
     box = parse_region(region, source.spec) if isinstance(region, str) else region
@@ -136,7 +137,7 @@ def draft_run(
         volume=source.spec,
         volume_digest=digest,
         normalisation=normalisation,
-        model_path=model_path,
+        model_place=place.absolute() if isinstance(place, Path) else place,
         model=spec,
         model_digest=known,
         card=card,
@@ -181,13 +182,14 @@ def settle(draft: Draft, executor: Executor, device: Device, backend: Backend | 
         precision = "float32"
     trial = Trial(
         volume=draft.path,
-        model=draft.model_path.absolute(),
+        part=draft.volume.part,
+        model=draft.model_place,
         spec=draft.model,
         normalisation=draft.normalisation,
         tile=draft.plan.tile,
         threads=draft.threads,
         device=device,
-        backend=backend or backend_of(draft.model_path, device),
+        backend=backend or backend_of(draft.model_place, device),
         precision=precision,
         measured=begun is not None,
     )
@@ -202,11 +204,22 @@ def settle(draft: Draft, executor: Executor, device: Device, backend: Backend | 
     return Settled(recipe, draft.outside, (*notices, *_doubts(draft), *_chosen(choice)))
 
 
-def _described(path: Path, begun: Recipe | None) -> tuple[NetworkSpec, dict[str, str], str]:
+def _part(asked: Part, begun: Recipe | None) -> Part:
+    """Which channel and timepoint is segmented: what is asked for, else as the run began."""
+    there = begun.volume.part if begun is not None else None
+    if there is None:
+        return asked
+    return Part(
+        there.channel if asked.channel is None else asked.channel,
+        there.timepoint if asked.timepoint is None else asked.timepoint,
+    )
+
+
+def _described(path: ModelPlace, begun: Recipe | None) -> tuple[NetworkSpec, dict[str, str], str]:
     """What a model is, its card and its digest; of one that was begun with, experiments are not made again."""
     digest = digest_of(path)
     if begun is not None and digest == begun.model_digest and isinstance(begun.plan.model, Contract):
-        return begun.plan.model, read_foreign(path).card, digest
+        return begun.plan.model, card_of(path), digest
     return *describe(path), digest
 
 

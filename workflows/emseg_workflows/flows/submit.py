@@ -56,6 +56,8 @@ def prepare_submission(
     site: Site,
     *,
     placement: Placement,
+    channel: int | str | None = None,
+    timepoint: int | None = None,
     model: str | None = None,
     region: str | None = None,
     tile: Triple | None = None,
@@ -77,7 +79,17 @@ def prepare_submission(
     InputError
         If the run would be refused, or something does not fit together.
     """
-    planned = plan_run(volume, model=model, region=region, tile=tile, tta=tta, threads=threads, placement=placement)
+    planned = plan_run(
+        volume,
+        channel=channel,
+        timepoint=timepoint,
+        model=model,
+        region=region,
+        tile=tile,
+        tta=tta,
+        threads=threads,
+        placement=placement,
+    )
     output = output or default_output(volume)
     check_output_place(output, volume)
     output = output.absolute()

@@ -116,6 +116,7 @@ def verify(
     seed: int = 0,
     volume: str | Path | Address | None = None,
     model: str | Path | None = None,
+    predictor: str | None = None,
     device: Device = "cpu",
 ) -> Verdict:
     """The verdict on an output: random boxes of it, computed again, against what is stored.
@@ -130,6 +131,8 @@ def verify(
         What they are drawn from.
     volume, model
         Where the volume and the model are, if not where the run found them.
+    predictor
+        The class of your own that the run predicted with, ``module:Class``, if it did.
     device
         What to compute them on, ``cpu`` or ``cuda``; on another one than the run's, ties may differ.
 
@@ -142,21 +145,23 @@ def verify(
     recipe = recipe_of(stored)
     source = volume_of(stored, volume)
     _check_same_voxels(source, recipe)
-    weights = model_of(stored, model)
+    weights = model_of(stored, model, predictor)
     loaded = load(weights, recipe.plan.model)
     if loaded.digest != recipe.model_digest:
         raise ModelError(f"{weights} has digest {loaded.digest[:12]}, the run's model {recipe.model_digest[:12]}: give --model")
     installed = backend_of(weights, device)
     backend = recipe.numerics.library if installed == "openvino" else installed
-    precision = recipe.numerics.precision if recipe.numerics.precision in low_precisions(device) else "float32"
-    predictor = open_predictor(loaded, backend, precision, recipe.numerics.threads, device)
-    verdict = Verdict(same_numerics=predictor.numerics(recipe.plan.tile) == recipe.numerics, accuracy=recipe.accuracy)
+    precision = recipe.numerics.precision
+    if precision != "float32" and precision not in low_precisions(device):
+        precision = "float32"
+    network = open_predictor(loaded, backend, precision, recipe.numerics.threads, device)
+    verdict = Verdict(same_numerics=network.numerics(recipe.plan.tile) == recipe.numerics, accuracy=recipe.accuracy)
     if recipe.accuracy is not None:
         verdict.tolerance = max(TOLERANCE, TWICE * recipe.accuracy.largest_difference)
     for box, tile, lead in _draw(recipe.plan, boxes, seed):
         verdict.boxes += 1
         try:
-            _compare(verdict, stored, source, augmented(predictor, recipe), recipe, box, tile, lead)
+            _compare(verdict, stored, source, augmented(network, recipe), recipe, box, tile, lead)
         except BlockError as error:
             verdict.failures.append(f"{box}: {error}")
     _compare_levels(verdict, stored, boxes, seed)

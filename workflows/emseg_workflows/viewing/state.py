@@ -65,7 +65,7 @@ def viewer_state(
         "position": _middle(volume, region),
         "crossSectionScale": min(max(extents[-2:]) / PANEL, FARTHEST),
         "projectionScale": max(extents),
-        "layers": _layers(classes, sources, contrast),
+        "layers": _layers(volume, classes, sources, contrast),
         "selectedLayer": {"layer": "classes", "visible": True},
         "layout": "4panel" if region.shape[0] > 1 else "xy",
         "showDefaultAnnotations": False,
@@ -93,22 +93,23 @@ def _dimensions(volume: VolumeSpec) -> dict[str, list[Any]]:
     for axis, size, unit in reversed(list(zip(AXES, volume.scale, volume.units, strict=True))[-volume.rank :]):
         metres = NANOMETRES.get(unit or "")
         found[axis] = [size, ""] if metres is None else [size * metres * 1e-9, "m"]
-    return found
+    return found if volume.timepoint is None else {**found, "t": [1, ""]}
 
 
 def _middle(volume: VolumeSpec, region: Box) -> list[float]:
     """The centre of the voxel in the middle of a region, x first, in voxels from the origin of the volume's space."""
     places = [(first + stop) // 2 for first, stop in zip(region.start, region.stop, strict=True)]
     centres = [t / s + place for t, s, place in zip(volume.translation, volume.scale, places, strict=True)]
-    return centres[-volume.rank :][::-1]
+    return centres[-volume.rank :][::-1] + ([] if volume.timepoint is None else [volume.timepoint])
 
 
-def _layers(classes: tuple[str, ...], sources: Sources, contrast: Contrast | None) -> list[dict[str, Any]]:
+def _layers(volume: VolumeSpec, classes: tuple[str, ...], sources: Sources, contrast: Contrast | None) -> list[dict[str, Any]]:
     """The layers, the lowest first."""
     layers: list[dict[str, Any]] = []
     if sources.raw:
         controls = {"shaderControls": {"normalized": {"range": list(contrast)}}} if contrast else {}
-        layers.append({"type": "image", "name": "raw", "source": sources.raw, "opacity": 1, **controls})
+        chosen = {} if volume.channel is None else _channel(volume.channel)
+        layers.append({"type": "image", "name": "raw", "source": sources.raw, "opacity": 1, **controls, **chosen})
     if sources.probabilities:
         layers += [_probability(sources.probabilities, index, name) for index, name in enumerate(classes)]
     for name, source in sources.instances.items():
@@ -143,12 +144,16 @@ def _probability(source: str, index: int, name: str) -> dict[str, Any]:
         "type": "image",
         "name": f"probability of {name}",
         "source": source,
-        "localDimensions": {"c'": [1, ""]},
-        "localPosition": [index],
+        **_channel(index),
         "shader": shader,
         "opacity": 1,
         "visible": False,
     }
+
+
+def _channel(number: int) -> dict[str, Any]:
+    """What has a layer show one channel of its image."""
+    return {"localDimensions": {"c'": [1, ""]}, "localPosition": [number]}
 
 
 def _hex(rgb: tuple[int, int, int]) -> str:

@@ -1,0 +1,168 @@
+"""Runs with a class of one's own: what one pass over the volume gives, by any workers, and nothing that is imported unasked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from detectors import Dark, Mean, Padded
+from numpy.typing import NDArray
+from runs import bytes_of, emseg, save_random_model, save_volume, shards, snapshot, texture
+
+from emseg.errors import DeviceError, InputError, ModelError, OutputError
+from emseg.grid.stitch import classify
+from emseg.model.own import Imported
+from emseg.recipe import Recipe
+from emseg.specs.model import ModelSpec
+from emseg.store.output import open_output
+from emseg_workflows import plan_run, report_page, segment, status, verify
+from emseg_workflows.flows.record import recipe_of
+from emseg_workflows.flows.repair import check, repair
+
+SHAPE = (7, 60, 52)
+VALUES = texture(SHAPE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume, and an output that the mean of some voxels has made."""
+    folder = tmp_path_factory.mktemp("own")
+    save_volume(folder / "volume.zarr", VALUES)
+    run(folder, folder / "out.zarr", "Mean", probabilities=True)
+    return folder
+
+
+def run(folder: Path, output: Path, name: str, **options: Any) -> dict[str, str]:
+    """The bytes of an output."""
+    report = segment(folder / "volume.zarr", output, predictor=f"detectors:{name}", **{"workers": 0, **options})
+    assert (report.exit_code, report.left) == (0, 0)
+    return bytes_of(output)
+
+
+@pytest.fixture
+def output(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the output."""
+    return Path(shutil.copytree(folder / "out.zarr", tmp_path / "out.zarr"))
+
+
+def in_one_pass(kind: type[Any], context: tuple[int, int, int], crop: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Labels of the whole volume, mirrored, as one tile."""
+    normalised = (VALUES.astype(np.float32) - np.float32(VALUES.mean())) / np.float32(VALUES.std())
+    logits = kind().predict(np.pad(normalised, [(c, c) for c in context], mode="reflect")[None])[0]
+    return classify(logits[(slice(None), *(slice(c, length - c) for c, length in zip(crop, logits.shape[1:], strict=True)))])
+
+
+@pytest.mark.parametrize(
+    ("kind", "context", "crop"),
+    [(Dark, (0, 0, 0), (0, 0, 0)), (Mean, (1, 2, 2), (0, 0, 0)), (Padded, (0, 6, 6), (0, 6, 6))],
+)
+def test_what_one_pass_gives(
+    kind: type[Any], context: tuple[int, int, int], crop: tuple[int, int, int], folder: Path, tmp_path: Path
+) -> None:
+    run(folder, tmp_path / "out.zarr", kind.__name__, tile=None)
+    plan = plan_run(folder / "volume.zarr", predictor=f"detectors:{kind.__name__}").plan
+    stored = open_output(tmp_path / "out.zarr")
+    assert recipe_of(stored).plan == plan
+    assert len(plan) > 4
+    labels = stored.read_labels(plan.region)
+    np.testing.assert_array_equal(labels, in_one_pass(kind, context, crop))
+    assert len(np.unique(labels)) == len(kind.classes)
+    assert verify(tmp_path / "out.zarr", predictor=f"detectors:{kind.__name__}", boxes=3).holds
+
+
+def test_workers_import_it(folder: Path, output: Path, tmp_path: Path) -> None:
+    """Two of them give the bytes of none, and go on where it was stopped."""
+    assert run(folder, tmp_path / "new.zarr", "Mean", probabilities=True, workers=2) == bytes_of(folder / "out.zarr")
+
+
+def test_workers_that_cannot_import_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ghost = ModuleType("ghost")
+    ghost.Dark = Dark  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ghost", ghost)
+    with pytest.raises(ModelError, match=r"the predictor ghost:Dark cannot be imported .*that each worker finds its module"):
+        segment(folder / "volume.zarr", tmp_path / "out.zarr", predictor="ghost:Dark", workers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_is_part_of_what_an_output_is_begun_with(folder: Path, output: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(open_output(output))
+    assert recipe.predictor == "detectors:Mean 1"
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    assert status(output).model == "detectors:Mean"
+    assert "detectors:Mean" in report_page(output, tmp_path / "page.html").read_text()
+    made = run(folder, tmp_path / "dark.zarr", "Dark")
+    with pytest.raises(OutputError, match=r'predictor: "detectors:Dark 1" / "detectors:DarkAgain 2"'):
+        run(folder, tmp_path / "dark.zarr", "DarkAgain")
+    model = save_random_model(tmp_path / "m.safetensors", ModelSpec.unet(width=2, depth=1))
+    with pytest.raises(OutputError, match=r"begun with other settings.*model_digest"):
+        segment(folder / "volume.zarr", tmp_path / "dark.zarr", model=model, workers=0)
+    assert bytes_of(tmp_path / "dark.zarr") == made
+    shards(tmp_path / "dark.zarr")[1].unlink()
+    assert run(folder, tmp_path / "dark.zarr", "Dark") == made
+
+
+def test_a_repair_names_it_again(folder: Path, output: Path) -> None:
+    first, second, *_ = shards(output)
+    first.write_bytes(first.read_bytes()[:-5] + b"\0" * 5)
+    second.unlink()
+    assert len(check(output).damaged) == 1
+    with pytest.raises(OutputError, match="another volume or model"):
+        repair(output, predictor="detectors:Dark", workers=0)
+    assert repair(output, predictor="detectors:Mean", workers=0).repaired == 2
+    assert bytes_of(output) == bytes_of(folder / "out.zarr")
+
+
+@pytest.fixture
+def trap(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An output that names a module, which leaves a trace where it is imported."""
+    (tmp_path / "trap.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for file in (output / "zarr.json", output / "emseg" / "run-0001" / "00000.jsonl"):
+        text = file.read_text()
+        assert "detectors:Mean" in text
+        file.write_text(text.replace("detectors:Mean", "trap:Mean"))
+    yield output
+    assert not (tmp_path / "trace").exists()
+    assert "trap" not in sys.modules
+
+
+def test_nothing_is_imported_because_an_output_names_it(trap: Path, tmp_path: Path) -> None:
+    for command in (verify, repair):
+        with pytest.raises(OutputError, match=r"made by a class of its user, trap:Mean 1, .* predictor='module:Class'"):
+            command(trap)  # type: ignore[operator]
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    for words in ([], ["--repair"]):
+        done = emseg("verify", trap, *words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths})
+        assert done.returncode == 2
+        assert "which is not imported unasked: from Python, name it with predictor=" in done.stderr
+    with pytest.raises(InputError, match="digest"):
+        verify(trap, predictor="detectors:Dark")
+
+
+def test_what_does_not_go_with_it(folder: Path, tmp_path: Path) -> None:
+    before = snapshot(tmp_path)
+    with pytest.raises(ModelError, match="both the model membrane-fib25 and the predictor detectors:Dark are asked for"):
+        run(folder, tmp_path / "out.zarr", "Dark", model="membrane-fib25")
+    with pytest.raises(DeviceError, match="not with openvino in float32 on cpu"):
+        run(folder, tmp_path / "out.zarr", "Dark", backend="openvino")
+    with pytest.raises(DeviceError, match="not with torch in bfloat16 on cpu"):
+        run(folder, tmp_path / "out.zarr", "Dark", precision="bfloat16")
+    with pytest.raises(ModelError, match="cannot be imported"):
+        segment(folder / "volume.zarr", tmp_path / "out.zarr", predictor="nowhere:Dark", workers=0)
+    assert snapshot(tmp_path) == before
+    assert str(Imported("detectors:Dark")) == "detectors:Dark"
+
+
+def test_a_mean_over_symmetries(folder: Path, tmp_path: Path) -> None:
+    """Of what does not change with them: the same labels."""
+    run(folder, tmp_path / "mean.zarr", "Padded", tta=True)
+    labels = open_output(tmp_path / "mean.zarr").read_labels(open_output(tmp_path / "mean.zarr").region)
+    assert (labels == in_one_pass(Padded, (0, 6, 6), (0, 6, 6))).mean() > 0.999
