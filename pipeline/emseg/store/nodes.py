@@ -41,7 +41,10 @@ def reason(error: BaseException) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:300]
 
 
-LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR}
+LASTING = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR),
+}
 """Errors of a disk that trying again does not mend."""
 
 

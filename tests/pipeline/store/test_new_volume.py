@@ -8,11 +8,13 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from ome_zarr_models.v05 import Image
 
+from emseg.box import Box
 from emseg.errors import OutputError
 from emseg.specs.volume import VolumeSpec
-from emseg.store.new_volume import SLAB_BYTES, new_volume, slab_layout
+from emseg.store.new_volume import SLAB_BYTES, NewVolume, new_volume, slab_layout
 from emseg.store.volume import open_volume
 
 SPEC = VolumeSpec((5, 9, 11), "uint16", (4, 8, 8), 3, (40.0, 4.5, 4.0), (0.0, 0.0, 0.0), ("nanometer",) * 3)
@@ -21,8 +23,13 @@ VOXELS = np.arange(math.prod(SPEC.shape), dtype=np.uint16).reshape(SPEC.shape)
 
 def fill(path: Path, *, replace: bool = False) -> None:
     with new_volume(path, SPEC, (4, 16, 16), replace=replace) as volume:
-        volume.write(0, VOXELS[:4])
-        volume.write(4, VOXELS[4:])
+        write(volume, 0, VOXELS[:4])
+        write(volume, 4, VOXELS[4:])
+
+
+def write(volume: NewVolume, start: int, slab: NDArray[np.uint16]) -> None:
+    """Stores slices from `start` on."""
+    volume.slabs.write_box(Box.of_shape(slab.shape).shift((start, 0, 0)), slab)
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -57,14 +64,14 @@ def test_what_is_written_is_an_ome_zarr_volume(tmp_path: Path) -> None:
 
 def test_a_slab_that_is_not_a_row_of_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not whole write units"), new_volume(tmp_path / "v", SPEC, (4, 16, 16)) as volume:
-        volume.write(0, VOXELS[:3])
+        write(volume, 0, VOXELS[:3])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     def interrupt() -> None:
         with new_volume(tmp_path / "v", SPEC, (4, 16, 16)) as volume:
-            volume.write(0, VOXELS[:4])
+            write(volume, 0, VOXELS[:4])
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -271,13 +271,13 @@ def test_precomputed_that_cannot_be_read(tmp_path: Path) -> None:
 def test_large_stacks_come_box_by_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So each chunk is decompressed once, and what is in memory does not grow with the slices."""
     monkeypatch.setattr("emseg.store.new_volume.SIDE", 4)
-    shapes, calls, read = [], [], Tensor.read_box
+    shapes, read = [], Tensor.read_box
     monkeypatch.setattr(Tensor, "read_box", lambda self, box: (shapes.append(box.shape), read(self, box))[1])
     source = save_n5(tmp_path / "s.n5", voxels())
-    ingest(source, tmp_path / "v", progress=lambda done, count: calls.append((done, count)))
+    ingest(source, tmp_path / "v")
     check(tmp_path / "v", voxels(), (1, 1, 1), (0, 0, 0), NONE)
     assert max(shapes) == (16, 16, 16)
-    assert calls == [(16, 23), (23, 23)]
+    assert len(shapes) == 2 * 3 * 4
 
 
 @pytest.mark.parametrize("kind", ["n5", "precomputed"])
