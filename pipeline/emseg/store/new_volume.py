@@ -173,17 +173,17 @@ def new_volume(
     published = False
     try:
         with lease.held():
-            if not (work / "0" / "zarr.json").exists():
-                _begin(work, spec, shard, missing)
-            volume = NewVolume(work, lease, open_slabs(work), bool(source))
+            with _written(target):
+                if not (work / "0" / "zarr.json").exists():
+                    _begin(work, spec, shard, missing)
+                volume = NewVolume(work, lease, open_slabs(work), bool(source))
             yield volume
             volume.slabs.done(Blocks(spec.box, shard))  # workers that died have left files half-written
             volume.discard()
-        shutil.rmtree(work / RECORDS)
-        publish(work, target, replace=replace)
+        with _written(target):
+            shutil.rmtree(work / RECORDS)
+            publish(work, target, replace=replace)
         published = True
-    except OSError as error:
-        raise output_error(target, error) from error
     finally:
         if not (published or _goes_on(volume, Blocks(spec.box, shard))):
             shutil.rmtree(work, ignore_errors=True)
@@ -192,13 +192,23 @@ def new_volume(
 def _lease(work: Path, target: Path) -> Lease:
     """The sole right to work in a folder, which is made if it is not there."""
     try:
-        (work / RECORDS).mkdir(parents=True, exist_ok=True)
+        with _written(target):
+            (work / RECORDS).mkdir(parents=True, exist_ok=True)
         return take_lease(FolderRecords(work / RECORDS), target)
-    except (OSError, OutputError) as error:
+    except OutputError:
         for folder in (*(work / RECORDS).glob("*"), work / RECORDS, work):  # what a full disk has left, but nothing of others
             with suppress(OSError):
                 folder.rmdir()
-        raise error if isinstance(error, OutputError) else output_error(target, error) from error
+        raise
+
+
+@contextmanager
+def _written(target: Path) -> Iterator[None]:
+    """Turns what a disk refuses within the ``with`` into an `OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise output_error(target, error) from error
 
 
 def _goes_on(volume: NewVolume | None, shards: Blocks) -> bool:
