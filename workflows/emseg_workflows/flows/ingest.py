@@ -4,41 +4,32 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from emseg.box import Triple
-from emseg.errors import OutputError, PlanError, UnfinishedError, VolumeError
+from emseg.errors import OutputError, PlanError, VolumeError
 from emseg.grid.blocks import Blocks
-from emseg.grid.cost import BLOCKS_IN_FLIGHT, RUNTIME_BYTES
-from emseg.grid.order import strands_in_order
-from emseg.outcome import Outcome
 from emseg.specs.volume import VolumeSpec
 from emseg.store.array_stack import Array
 from emseg.store.formats import open_stack
-from emseg.store.new_volume import NewVolume, brick_layout, new_volume, slab_layout
+from emseg.store.new_volume import brick_layout, new_volume, slab_layout
 from emseg.store.ome import LENGTH_UNITS
 from emseg.store.stack import ChunkedStack, Known, Stack, Stated
 from emseg.store.staging import output_path
 from emseg_workflows.dispatch import Policy
-from emseg_workflows.events import BlockEnded, Event, Observer, RunEnded
-from emseg_workflows.flows.stage import Stages
+from emseg_workflows.events import Event, Observer
+from emseg_workflows.flows.copying import Copying, Parts
 from emseg_workflows.ingesting import IngestWork
-from emseg_workflows.launch import Launch, most_workers, open_executor
 from emseg_workflows.placement import ClusterKind, Placement
 from emseg_workflows.site import Site
-from emseg_workflows.stop import Stop, StoppedError
+from emseg_workflows.stop import Stop
 
 if TYPE_CHECKING:
     from distributed import Client
 
 NOT_STATED = Stated((1.0, 1.0, 1.0), (None, None, None), "nowhere: it is not stated")
-SMALL = 2**30
-"""Bytes of voxels for which it does not pay to start workers, unless somebody asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +91,7 @@ def ingest(
         Whether to replace a volume that was ingested before.
     workers
         Worker processes to start on this machine, 0 for this process, without Dask. None for this process where no more than
-        `SMALL` bytes are left to be copied, which takes seconds; else for one per core, as far as there are parts to copy, and
-        memory.
+        a gigabyte is left to be copied, which takes seconds; else for one per core, as far as there are parts and memory.
     adapt, host, scheduler, tls, client, cluster, site, policy, stop, on_event
         As for `emseg_workflows.segment`; workers on other hosts must see the source and the volume under the same paths. The
         first part that fails ends it.
@@ -136,92 +126,15 @@ def ingest(
         place, state, placement = source, "", _in_this_process(placement)
     with new_volume(target, spec, shard, missing=known.missing, replace=overwrite, source=state) as volume:
         work = IngestWork(place, dataset, allow_missing, known, target, volume.folder, volume.token)
-        _Filling(volume, work, spec, Blocks(spec.box, part), policy, stop, notify).run(placement)
+        parts = Blocks(spec.box, part)
+        copying = Copying(target, placement, policy, stop, notify, volume.lease)
+        failed = copying.run([Parts(work, work.name, parts, volume.slabs.done(parts), spec.itemsize)])
+        if failed is not None:
+            volume.token.check()
+            volume.discard()
+            cause = failed.cause or "no reason given"
+            raise OutputError(cause) if failed.seconds.write else VolumeError(cause)
     return Ingested(spec, size.source, known.missing)
-
-
-@dataclass(slots=True)
-class _Filling:
-    """A new volume that is being filled, part by part; what fails is raised, and not told as well."""
-
-    volume: NewVolume
-    work: IngestWork
-    spec: VolumeSpec
-    parts: Blocks
-    policy: Policy
-    stop: Stop
-    notify: Observer
-    failed: Outcome | None = None
-
-    def run(self, placement: Placement) -> None:
-        """Copies the parts that are left."""
-        done = self.volume.slabs.done(self.parts)
-        if not done.all():
-            self._copy(placement, done)
-
-    def _copy(self, placement: Placement, done: NDArray[np.bool_]) -> None:
-        left = int((~done).sum())
-        placement = self._placed(placement, left)
-        with open_executor(Launch(placement, left, 1, self.work.target, self.notify), self.stop) as executor:
-            if executor.workers:
-                self._check_memory(executor.memory, executor.workers)
-            policy = replace(self.policy, max_failures=1)
-            stages = Stages(self.work.target, executor, self.volume.lease, policy, self.stop, self._tell)
-            report = stages.run(self.work, self.work.name, self.parts, done, strands_in_order(self.parts, ~done))
-        self.volume.token.check()
-        if self.failed is not None:
-            raise self._error(self.failed)
-        if report.left and report.signal:
-            raise StoppedError(report.signal)
-        if report.left:
-            raise UnfinishedError(f"{self.work.target} lacks {report.left} of {report.blocks} parts: the same command goes on")
-
-    def _placed(self, placement: Placement, left: int) -> Placement:
-        """Who copies so many parts: if nobody was named, as many workers as these and the memory are enough for."""
-        if placement != Placement():
-            return placement
-        if left * self._part_bytes <= SMALL:
-            return Placement(workers=0)
-        workers = min(left, most_workers(self._worker_bytes))
-        return Placement(workers=workers if workers > 1 else 0)
-
-    def _check_memory(self, memory: int | None, workers: int) -> None:
-        """Refuse workers that cannot hold what they copy."""
-        if memory is not None and memory < self._worker_bytes:
-            remedy = f"use fewer workers than {workers}" if workers > 1 else "ingest with --workers 0"
-            raise PlanError(
-                f"a worker needs {self._worker_bytes / 2**30:.1f} GiB of memory for {BLOCKS_IN_FLIGHT} times "
-                f"{' x '.join(map(str, self.parts.block(0).write.shape))} voxels, but has {memory / 2**30:.1f} GiB: {remedy}"
-            )
-
-    @property
-    def _part_bytes(self) -> int:
-        """Memory for the voxels of a part."""
-        return self.parts.block(0).write.voxels * self.spec.itemsize
-
-    @property
-    def _worker_bytes(self) -> int:
-        """Memory of a worker: while one part is compressed and written, another one is read."""
-        return RUNTIME_BYTES + BLOCKS_IN_FLIGHT * self._part_bytes
-
-    def _tell(self, event: Event) -> None:
-        if isinstance(event, BlockEnded) and event.outcome.status == "failed":
-            self.failed = self.failed or event.outcome
-        elif self.failed is None or not isinstance(event, RunEnded):
-            self.notify(event)
-
-    def _error(self, failed: Outcome) -> Exception:
-        """Why the volume cannot be made; where it is the source or the disk, nothing of it stays."""
-        cause = failed.cause or "no reason given"
-        if not failed.worker:  # who copied it cannot say, as it died or hung
-            box = self.parts.block(failed.block).write
-            return UnfinishedError(
-                f"the voxels {box} of {self.work.source} are not copied, as {cause}: the same command goes on"
-            )
-        if failed.fault != "block":
-            return UnfinishedError(f"{cause}; what is stored stays, and the same command goes on")
-        self.volume.discard()
-        return OutputError(cause) if failed.seconds.write else VolumeError(cause)
 
 
 def _in_this_process(placement: Placement) -> Placement:
