@@ -11,7 +11,7 @@
     |-- BlockError            one block cannot be computed; the others go on              exit code 3
     |-- MemoryShortageError   a predictor has too little memory for its batch
     |-- OrphanError           another run has taken over the output: nothing may be written any more
-    `-- UnfinishedError       not all is done, but the same command goes on               exit code 3
+    `-- UnfinishedError       not all is done: the same command goes on                   exit code 3
 
 Each message names the two things that disagree and the remedy, on one line.
 """

@@ -30,7 +30,6 @@ from emseg_workflows.stop import Stop, StoppedError
 if TYPE_CHECKING:
     from emseg.grid.layout import Layout
     from emseg.store.place import Place
-    from emseg_workflows.flows.export import FileFormat
     from emseg_workflows.flows.repair import Soundness
     from emseg_workflows.flows.verify import Verdict
 
@@ -212,6 +211,16 @@ def elsewhere_options(command: Command) -> Command:
     return command
 
 
+def copying_options(command: Command) -> Command:
+    """The options of a command whose workers copy files."""
+    workers_option = click.option(
+        "--workers",
+        type=click.IntRange(min=0),
+        help="Worker processes; by default one per core, or none for less than a gigabyte. 0: no Dask.",
+    )
+    return workers_option(adapt_option(elsewhere_options(cpu_cluster_option(site_option(command)))))
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__)
 def cli() -> None:
@@ -235,15 +244,7 @@ def cli() -> None:
     help="Fill slices that are missing in a folder with 0, and list them; in N5 and precomputed, chunks.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a volume that is already there.")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    help="Worker processes; by default one per core, or none for less than a gigabyte. 0: no Dask.",
-)
-@adapt_option
-@elsewhere_options
-@cpu_cluster_option
-@site_option
+@copying_options
 def ingest(
     source: Path,
     volume: Path,
@@ -897,31 +898,37 @@ def view(output: Path, port: int, link: bool, no_browser: bool, volume: Path | N
 )
 @click.option("--allow-incomplete", is_flag=True, help="Export what there is; the rest is 255, of instances 0.")
 @click.option("--overwrite", is_flag=True, help="Replace an export that is already there.")
+@copying_options
 def export(
     output: Path,
     target: Path,
-    instances: str | None,
-    probability: str | None,
-    file_format: FileFormat | None,
-    allow_incomplete: bool,
-    overwrite: bool,
+    tls_ca_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    site: Path | None,
+    **options: Any,
 ) -> None:
     """Write the classes in OUTPUT, or instances, or a probability, as TARGET.
 
-    That is a TIFF stack, or with all levels OME-Zarr or Neuroglancer precomputed.
+    That is a TIFF stack, which one process writes, or with all levels OME-Zarr or Neuroglancer precomputed.
     """
-    from emseg_workflows.flows.export import export as flow  # noqa: PLC0415
+    stop = Stop()
+    with stop.on_signals():
+        from emseg_workflows.console import RunConsole  # noqa: PLC0415
+        from emseg_workflows.flows.export import export as flow  # noqa: PLC0415
+        from emseg_workflows.site import read_site  # noqa: PLC0415
 
-    made = flow(
-        output,
-        target,
-        instances=instances,
-        probability=probability,
-        file_format=file_format,
-        allow_incomplete=allow_incomplete,
-        overwrite=overwrite,
-        tell=lambda line: click.echo(line, err=True),
-    )
+        with RunConsole() as console:
+            made = flow(
+                output,
+                target,
+                tls=_tls(tls_ca_file, tls_cert, tls_key),
+                site=read_site(site) if site else None,
+                **options,
+                stop=stop,
+                on_event=console,
+                tell=lambda line: click.echo(line, err=True),
+            )
     click.echo(made)
 
 

@@ -363,7 +363,7 @@ def test_a_disk_that_is_away_for_a_while(tmp_path: Path, monkeypatch: pytest.Mon
     assert sum(isinstance(event, BlockRetried) for event in told) == 2
     away = iter([False, *[True] * 1000])
     monkeypatch.setattr(dispatch, "OUTAGE", 0.05)
-    with pytest.raises(UnfinishedError, match="no slice can be read; the same command goes on"):
+    with pytest.raises(UnfinishedError, match="no slice can be read; run the same command again"):
         ingest(source, tmp_path / "w.zarr", workers=0)
     away = iter([])
     told.clear()

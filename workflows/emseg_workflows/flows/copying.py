@@ -96,7 +96,7 @@ class Copying:
                     raise StoppedError(report.signal)
                 if report.left:
                     raise UnfinishedError(
-                        f"{self.target} lacks {report.left} of {report.blocks} parts: the same command goes on"
+                        f"{self.target} lacks {report.left} of {report.blocks} parts: run the same command again"
                     )
         return None
 
@@ -120,9 +120,9 @@ class Copying:
         cause = failed.cause or "no reason given"
         if not failed.worker:  # who copied it cannot say, as it died or hung
             box = parts.blocks.block(failed.block).write
-            raise UnfinishedError(f"the voxels {box} are not copied to {self.target}, as {cause}: the same command goes on")
+            raise UnfinishedError(f"the voxels {box} are not copied to {self.target}, as {cause}: run the same command again")
         if failed.fault != "block":
-            raise UnfinishedError(f"{cause}; the same command goes on")
+            raise UnfinishedError(f"{cause}; run the same command again")
         return failed
 
 
