@@ -1,9 +1,11 @@
-"""`emseg ingest` on workers: the bytes, and the refusals, of one process, whoever dies or is stopped meanwhile."""
+"""`emseg ingest` and `emseg export` on workers: bytes and refusals of one process, whoever dies or is stopped meanwhile."""
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import tifffile
 from distributed import Client
+from exported import STEPS, WHAT, make_output
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -23,7 +26,7 @@ from runs import snapshot
 from stacks import save_hdf5, save_mrc, save_n5, save_png, save_precomputed
 
 from emseg.box import Box, triple
-from emseg.errors import InputError, OrphanError, OutputError, PlanError, UnfinishedError, VolumeError
+from emseg.errors import BlockError, InputError, OrphanError, OutputError, PlanError, UnfinishedError, VolumeError
 from emseg.grid.blocks import Block
 from emseg.grid.cost import BLOCKS_IN_FLIGHT
 from emseg.specs.volume import VolumeSpec
@@ -32,7 +35,7 @@ from emseg.store.lease import Token
 from emseg.store.png import PngFolder
 from emseg.store.records import FolderRecords
 from emseg.store.stack import Known
-from emseg_workflows import cli, dispatch
+from emseg_workflows import cli, dispatch, export
 from emseg_workflows.clusters.local import local_cluster
 from emseg_workflows.events import BlockEnded, BlockRetried, Event, RunEnded, RunStarted, WorkerLeft
 from emseg_workflows.flows import copying
@@ -77,7 +80,7 @@ SAVED: dict[str, Callable[[Path, NDArray[Any]], object]] = {
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    """Four workers, each with as many threads as a worker of `emseg ingest`."""
+    """Four workers, each with as many threads as one that `emseg ingest` starts."""
     with local_cluster(4, BLOCKS_IN_FLIGHT) as client:
         yield client
 
@@ -248,24 +251,24 @@ def _spec() -> Any:
 PROGRAM = """
 import sys
 from emseg.store import new_volume
-from emseg_workflows import ingest
+from emseg_workflows import export, ingest
 
 if __name__ == "__main__":
     new_volume.SLAB_BYTES, new_volume.SIDE = 4 * 40 * 50 * 2, 4
-    ingest(sys.argv[1], sys.argv[2], workers=2)
+    {"export": export, "ingest": ingest}[sys.argv[1]](sys.argv[2], sys.argv[3], workers=2)
 """
 
 
-def run_dying(tmp_path: Path, source: Path, death: str) -> subprocess.CompletedProcess[str]:
-    """How a process with two workers ended, one of which has died in the middle of a file."""
+def run_dying(tmp_path: Path, what: str, source: Path, file: int, death: str) -> subprocess.CompletedProcess[str]:
+    """How a process with two workers ended, one of which has died in the middle of its n-th file."""
     environment = {
         **os.environ,
         "DASK_DISTRIBUTED__WORKER__PRELOAD": str(Path(__file__).parents[2] / "dying_writer.py"),
         "EMSEG_TEST_ONCE": str(tmp_path / "died"),
-        "EMSEG_TEST_FILE": "14",
+        "EMSEG_TEST_FILE": str(file),
         "EMSEG_TEST_DEATH": death,
     }
-    words = [sys.executable, "-c", PROGRAM, str(source), str(tmp_path / "v.zarr")]
+    words = [sys.executable, "-c", PROGRAM, what, str(source), str(tmp_path / "v.zarr")]
     ended = subprocess.run(words, env=environment, capture_output=True, text=True, start_new_session=True, timeout=120)
     (tmp_path / "died").unlink()  # so somebody has
     return ended
@@ -275,7 +278,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_file(tmp_path: Path) -> None:
     """Its part is copied by another one, and what it has left half-written is gone."""
     source = save_png(tmp_path / "s", voxels())
     ingest(source, tmp_path / "whole.zarr", workers=0)
-    ended = run_dying(tmp_path, source, "one")
+    ended = run_dying(tmp_path, "ingest", source, 14, "one")
     assert ended.returncode == 0, ended.stderr
     assert snapshot(tmp_path / "v.zarr") == snapshot(tmp_path / "whole.zarr")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "v.zarr", "whole.zarr"]
@@ -284,7 +287,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_file(tmp_path: Path) -> None:
 def test_what_was_killed_with_its_workers_goes_on(tmp_path: Path) -> None:
     source, told = save_png(tmp_path / "s", voxels()), list[Event]()
     ingest(source, tmp_path / "whole.zarr", workers=0)
-    ended = run_dying(tmp_path, source, "all")
+    ended = run_dying(tmp_path, "ingest", source, 14, "all")
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     (left,) = tmp_path.glob(".emseg-*")
     assert list(left.rglob("*.partial"))
@@ -397,3 +400,51 @@ def test_a_source_that_workers_cannot_open(tmp_path: Path, client: Client, monke
     with pytest.raises(InputError, match=r"s\.mrc"):
         ingest(source, tmp_path / "v", client=client, on_event=remove)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_output(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.mark.parametrize("file_format", ["ome-zarr-0.4", "ome-zarr-0.5", "precomputed"])
+@pytest.mark.parametrize("what", WHAT)
+def test_exports_have_the_same_bytes(output: Path, tmp_path: Path, client: Client, what: str, file_format: Any) -> None:
+    told: list[Event] = []
+    one = export(output, tmp_path / "one", file_format=file_format, workers=0, **WHAT[what])
+    many = export(output, tmp_path / "many", file_format=file_format, client=client, on_event=told.append, **WHAT[what])
+    assert snapshot(many) == snapshot(one)
+    ended = [event.outcome for event in told if isinstance(event, BlockEnded)]
+    assert len(ended) > len(STEPS) == sum(isinstance(event, RunStarted) for event in told)
+    assert str(os.getpid()) not in {outcome.worker.rpartition(":")[2] for outcome in ended}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "one"]
+
+
+def test_a_damaged_output_is_one_line_and_leaves_nothing(output: Path, tmp_path: Path, client: Client) -> None:
+    damaged, said = Path(shutil.copytree(output, tmp_path / "damaged")), set()
+    for shard in (path for path in (damaged / "labels" / "classes" / "1" / "c").rglob("*") if path.is_file()):
+        cut_file(shard)
+    for file_format, placed in itertools.product(("ome-zarr-0.5", "precomputed"), ({"workers": 0}, {"client": client})):
+        with pytest.raises(BlockError, match=r"of a level of .*damaged cannot be read .*mend it") as caught:
+            export(damaged, tmp_path / "made", file_format=file_format, **placed)  # type: ignore[arg-type]
+        said.add(str(caught.value).partition(" of a level")[2])
+        assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+    assert len(said) == 1
+
+
+def test_an_export_whose_worker_dies_in_the_middle_of_a_file(output: Path, tmp_path: Path) -> None:
+    export(output, tmp_path / "whole.zarr", workers=0)
+    ended = run_dying(tmp_path, "export", output, 1, "one")
+    assert ended.returncode == 0, ended.stderr
+    assert snapshot(tmp_path / "v.zarr") == snapshot(tmp_path / "whole.zarr")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.zarr", "whole.zarr"]
+
+
+@pytest.mark.parametrize("name", ["made.tif", "made.zarr"])
+def test_an_export_that_is_stopped_leaves_nothing(output: Path, tmp_path: Path, name: str) -> None:
+    stop = Stop()
+    stop.ask(signal.SIGINT)
+    with pytest.raises(StoppedError) as caught:
+        export(output, tmp_path / name, workers=0, stop=stop)
+    assert caught.value.number == signal.SIGINT
+    assert not list(tmp_path.iterdir())
