@@ -160,6 +160,8 @@ def new_volume(
     OutputError
         If `path` exists and is not to be replaced or not a volume that was made here, it cannot be written, or another process
         is making the same one.
+    OrphanError
+        If another process has taken over.
     """
     target = output_path(path)
     if not replace:
@@ -178,8 +180,9 @@ def new_volume(
                     _begin(work, spec, shard, missing)
                 volume = NewVolume(work, lease, open_slabs(work), bool(source))
             yield volume
+            volume.token.check()
             volume.slabs.done(Blocks(spec.box, shard))  # workers that died have left files half-written
-            volume.discard()
+            volume.discard()  # if its name is taken by now, it has none
         with _written(target):
             shutil.rmtree(work / RECORDS)
             publish(work, target, replace=replace)
