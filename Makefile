@@ -51,6 +51,7 @@ bench: .venv/test
 	$(BIN)/python tests/benchmarks/bench_resume.py
 	$(BIN)/python tests/benchmarks/bench_overhead.py
 	$(BIN)/python tests/benchmarks/bench_io.py
+	$(BIN)/python tests/benchmarks/bench_ingest.py
 	$(BIN)/python tests/benchmarks/bench_label.py
 
 .venv/demo: pyproject.toml deploy/constraints.txt

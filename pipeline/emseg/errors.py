@@ -10,7 +10,8 @@
     |   `-- OutputError       the place for the output is taken, inside the input, or not writable
     |-- BlockError            one block cannot be computed; the others go on              exit code 3
     |-- MemoryShortageError   a predictor has too little memory for its batch
-    `-- OrphanError           another run has taken over the output: nothing may be written any more
+    |-- OrphanError           another run has taken over the output: nothing may be written any more
+    `-- UnfinishedError       not all is done: the same command goes on                   exit code 3
 
 Each message names the two things that disagree and the remedy, on one line.
 """
@@ -71,3 +72,7 @@ class MemoryShortageError(EmsegError):
 
 class OrphanError(EmsegError):
     """Another run has taken over the output: nothing may be written any more."""
+
+
+class UnfinishedError(EmsegError):
+    """Not all is done; what is stays, and the same command goes on."""

@@ -256,6 +256,10 @@ REFUSED = {
     "ingest stack.tif good.zarr": "already exists",
     "ingest stack.tif new.zarr --voxel-size 0 1 1": "positive",
     "ingest stack.tif missing/new.zarr": "not a folder",
+    "ingest stack.tif new.zarr --workers -1": "-1 is not in the range",
+    "ingest stack.tif new.zarr --workers 1 --scheduler tcp://127.0.0.1:9": "not both: leave out one of them",
+    "ingest stack.tif new.zarr --cluster srun": "does not know how many workers to start: give --workers",
+    "ingest stack.tif new.zarr --adapt 4:2": "--adapt 4:2 is no range of workers",
     "export out.zarr new": "end the name with .tif or .zarr, or choose with --format",
     "export out.zarr new.zarr --format n5": "--format",
     "export out.zarr good.zarr": "already exists.*--overwrite",
@@ -263,6 +267,8 @@ REFUSED = {
     "export out.zarr good.zarr --overwrite --format precomputed": "is not what emseg has exported",
     "export out.zarr out.zarr/new.zarr": "lies in the output",
     "export good.zarr new.zarr": "not an output",
+    "export out.zarr new.tif --workers 2": "is one file, which one process writes: leave out the workers",
+    "export out.zarr new.zarr --cluster slurm": "does not know how many workers to start: give --workers",
     "train missing.toml": "no configuration missing.toml",
 }
 

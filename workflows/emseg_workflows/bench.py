@@ -121,7 +121,6 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
     from emseg.store.output import open_output  # noqa: PLC0415
     from emseg.store.volume import await_volume  # noqa: PLC0415
 
-    keep_small_buffers()
     recipe = job.recipe
     model = load(job.model, recipe.plan.model)
     if model.digest != recipe.model_digest:

@@ -1,6 +1,6 @@
 """The command ``emseg``: each command parses, calls one flow, prints, and leaves with an exit code.
 
-    0 done   1 unexpected   2 bad input or refused, nothing written   3 finished with failed blocks
+    0 done   1 unexpected   2 bad input or refused, nothing written   3 finished with failed blocks, or not complete
     130, 143 stopped by a signal
 
 Heavy imports stay inside the commands, so that ``emseg --help`` is quick.
@@ -23,14 +23,13 @@ import click
 
 from emseg import __version__
 from emseg.box import Triple, triple
-from emseg.errors import EmsegError
+from emseg.errors import EmsegError, UnfinishedError
 from emseg_workflows.slurm_job import SlurmJob
 from emseg_workflows.stop import Stop, StoppedError
 
 if TYPE_CHECKING:
     from emseg.grid.layout import Layout
     from emseg.store.place import Place
-    from emseg_workflows.flows.export import FileFormat
     from emseg_workflows.flows.repair import Soundness
     from emseg_workflows.flows.verify import Verdict
 
@@ -179,6 +178,13 @@ mask_option = click.option(
 adapt_option = click.option(
     "--adapt", type=Bounds(), help="Least and most workers: as many as there are blocks for, instead of --workers."
 )
+cpu_cluster_option = click.option(
+    "--cluster",
+    type=click.Choice(["local", "srun", "slurm"]),
+    default="local",
+    show_default=True,
+    help="Where workers start: the cores here, steps of this SLURM job, or SLURM jobs of their own.",
+)
 site_option = click.option(
     "--site", type=click.Path(path_type=Path), help="What SLURM is told for each worker, see deploy/slurm/site.toml."
 )
@@ -211,6 +217,16 @@ def elsewhere_options(command: Command) -> Command:
     return command
 
 
+def copying_options(command: Command) -> Command:
+    """The options of a command whose workers copy files."""
+    workers_option = click.option(
+        "--workers",
+        type=click.IntRange(min=0),
+        help="Worker processes; by default one per core, or none for less than a gigabyte. 0: no Dask.",
+    )
+    return workers_option(adapt_option(elsewhere_options(cpu_cluster_option(site_option(command)))))
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__)
 def cli() -> None:
@@ -234,21 +250,36 @@ def cli() -> None:
     help="Fill slices that are missing in a folder with 0, and list them; in N5 and precomputed, chunks.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a volume that is already there.")
+@copying_options
 def ingest(
     source: Path,
     volume: Path,
-    dataset: str | None,
-    voxel_size: tuple[float, float, float] | None,
-    allow_missing: bool,
-    overwrite: bool,
+    tls_ca_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    site: Path | None,
+    **options: Any,
 ) -> None:
-    """Make the Zarr volume VOLUME from SOURCE.
+    """Make the Zarr volume VOLUME from SOURCE, or go on with that.
 
     SOURCE is a multi-page TIFF, MRC or HDF5 file, a folder of TIFF or PNG slices, N5, or Neuroglancer precomputed.
     """
-    from emseg_workflows.flows.ingest import ingest as flow  # noqa: PLC0415
+    stop = Stop()
+    with stop.on_signals():
+        from emseg_workflows.console import RunConsole  # noqa: PLC0415
+        from emseg_workflows.flows.ingest import ingest as flow  # noqa: PLC0415
+        from emseg_workflows.site import read_site  # noqa: PLC0415
 
-    made = flow(source, volume, dataset=dataset, voxel_size=voxel_size, allow_missing=allow_missing, overwrite=overwrite)
+        with RunConsole() as console:
+            made = flow(
+                source,
+                volume,
+                tls=_tls(tls_ca_file, tls_cert, tls_key),
+                site=read_site(site) if site else None,
+                **options,
+                stop=stop,
+                on_event=console,
+            )
     spec = made.spec
     click.echo(f"{volume}: {' x '.join(map(str, spec.shape))} {spec.dtype}, {_voxel_size(spec.scale, spec.units)}")
     if made.missing:
@@ -714,13 +745,7 @@ def verify(
 @click.option("--workers", type=click.IntRange(min=0), help="Worker processes; by default one per core. 0: no Dask.")
 @adapt_option
 @elsewhere_options
-@click.option(
-    "--cluster",
-    type=click.Choice(["local", "srun", "slurm"]),
-    default="local",
-    show_default=True,
-    help="Where workers start: the cores here, steps of this SLURM job, or SLURM jobs of their own.",
-)
+@cpu_cluster_option
 @site_option
 @json_option
 def label(
@@ -901,31 +926,37 @@ def view(output: Place, port: int, link: bool, no_browser: bool, volume: Place |
 )
 @click.option("--allow-incomplete", is_flag=True, help="Export what there is; the rest is 255, of instances 0.")
 @click.option("--overwrite", is_flag=True, help="Replace an export that is already there.")
+@copying_options
 def export(
     output: Place,
     target: Path,
-    instances: str | None,
-    probability: str | None,
-    file_format: FileFormat | None,
-    allow_incomplete: bool,
-    overwrite: bool,
+    tls_ca_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    site: Path | None,
+    **options: Any,
 ) -> None:
     """Write the classes in OUTPUT, or instances, or a probability, as TARGET.
 
-    That is a TIFF stack, or with all levels OME-Zarr or Neuroglancer precomputed.
+    That is a TIFF stack, which one process writes, or with all levels OME-Zarr or Neuroglancer precomputed.
     """
-    from emseg_workflows.flows.export import export as flow  # noqa: PLC0415
+    stop = Stop()
+    with stop.on_signals():
+        from emseg_workflows.console import RunConsole  # noqa: PLC0415
+        from emseg_workflows.flows.export import export as flow  # noqa: PLC0415
+        from emseg_workflows.site import read_site  # noqa: PLC0415
 
-    made = flow(
-        output,
-        target,
-        instances=instances,
-        probability=probability,
-        file_format=file_format,
-        allow_incomplete=allow_incomplete,
-        overwrite=overwrite,
-        tell=lambda line: click.echo(line, err=True),
-    )
+        with RunConsole() as console:
+            made = flow(
+                output,
+                target,
+                tls=_tls(tls_ca_file, tls_cert, tls_key),
+                site=read_site(site) if site else None,
+                **options,
+                stop=stop,
+                on_event=console,
+                tell=lambda line: click.echo(line, err=True),
+            )
     click.echo(made)
 
 
@@ -1018,6 +1049,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         cli.main(standalone_mode=False)
+    except UnfinishedError as error:
+        _leave(f"error: {error}", 3)
     except EmsegError as error:
         _leave(f"error: {' '.join(str(error).split())}", 2)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -113,6 +113,13 @@ def tile_budget(placement: Placement, threads: int, device: Device) -> int:
     return min(most, max(SMALL_TILE, 1 << (share.bit_length() - 1)))
 
 
+def most_workers(needed: int) -> int:
+    """Most workers that keep the cores of this machine busy, of which each has so many bytes of memory; at least one."""
+    from emseg_workflows.clusters.local import default_workers, memory_share  # noqa: PLC0415
+
+    return max(1, min(default_workers(1), memory_share(1) * default_workers(1) // needed))
+
+
 @contextmanager
 def open_executor(launch: Launch, stop: Stop) -> Iterator[Executor]:
     """The executor of a placement, until the end of the ``with``; `stop` ends the waiting for workers.

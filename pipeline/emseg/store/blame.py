@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 from emseg.errors import BlockError, Fault, OrphanError
 
-LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR}
+LASTING = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR),
+}
 """Errors of a disk that trying again does not mend."""
 
 

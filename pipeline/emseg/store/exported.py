@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,33 @@ class ExportLevel:
         if not self.array.exists:  # Zarr takes each shard for one never written then
             raise BlockError(f"the output {self.path} is not there any more: mount or restore it", "store")
         return voxels if self.channel is None else voxels[self.channel]
+
+
+Store: TypeAlias = Callable[[Box, NDArray[Any]], None]
+"""What stores the voxels ``(z, y, x)`` of a box."""
+
+
+class LevelCopy(Protocol):
+    """A level, and what is made of it; small, travels to each worker."""
+
+    @property
+    def level(self) -> ExportLevel:
+        """What is read."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Name of the type that is stored."""
+        ...
+
+    @property
+    def blocks(self) -> Blocks:
+        """Boxes that are whole files of what is made, so that several processes may write."""
+        ...
+
+    def opened(self) -> Store:
+        """What stores a box, in this process."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

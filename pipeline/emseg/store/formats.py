@@ -14,12 +14,12 @@ from emseg.store.nodes import PNG_SUFFIXES, TIFF_SUFFIXES
 from emseg.store.place import local
 from emseg.store.png import PngFolder
 from emseg.store.precomputed import is_precomputed, open_precomputed
-from emseg.store.stack import Stack
+from emseg.store.stack import Known, Stack
 from emseg.store.tiff import open_tiff
 
 
 def open_stack(
-    source: str | Path | Array, dataset: str | None = None, *, allow_missing: bool = False
+    source: str | Path | Array, dataset: str | None = None, *, allow_missing: bool = False, known: Known | None = None
 ) -> AbstractContextManager[Stack]:
     """The stack that an array is, or one in a file, a folder of slices, an N5 container or a precomputed volume.
 
@@ -31,6 +31,8 @@ def open_stack(
         Path of the dataset in an HDF5 file or an N5 container; None if there is only one.
     allow_missing
         Whether slices of a folder, or chunks of N5 and precomputed, may be missing; they are 0.
+    known
+        What the stack was found to be before; None to look into all slices of a folder.
 
     Raises
     ------
@@ -54,8 +56,8 @@ def open_stack(
     if suffix in MRC_SUFFIXES:
         return open_mrc(path)
     if path.is_dir() and _of_png(path):
-        return nullcontext(PngFolder(path, allow_missing=allow_missing))
-    return open_tiff(source, allow_missing=allow_missing)
+        return nullcontext(PngFolder(path, allow_missing=allow_missing, known=known))
+    return open_tiff(source, allow_missing=allow_missing, known=known)
 
 
 def _of_png(folder: Path) -> bool:

@@ -1,4 +1,8 @@
-"""Writing a volume slab by slab: an OME-Zarr 0.5 image with one level."""
+"""Writing a volume slab by slab: an OME-Zarr 0.5 image with one level.
+
+.emseg-KEY         it is made here, beside its place, and renamed when it is complete
+.emseg-KEY/emseg   who is making it: a lease, as outputs have; removed before that
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,27 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg.box import AXES, Box, Triple
-from emseg.errors import OutputError, VolumeError
+from emseg.box import AXES, Box, Triple, triple
+from emseg.errors import OrphanError, OutputError, VolumeError
+from emseg.grid.blocks import Blocks
 from emseg.specs.volume import VolumeSpec
 from emseg.store.arrays import Shards, create_array, create_group, open_shards
+from emseg.store.blame import reason
 from emseg.store.files import LocalFiles
+from emseg.store.lease import Lease, Token, take_lease
+from emseg.store.level import above
 from emseg.store.nodes import read_node
 from emseg.store.ome import VERSION, Space, multiscales
-from emseg.store.staging import output_path, staged
+from emseg.store.records import FOLDER, Records
+from emseg.store.staging import output_error, output_path, publish, refuse_taken, staging_folder
 
 SLAB_BYTES = 2**28
 """Most bytes of slices held at once."""
@@ -78,33 +87,70 @@ def _power_of_two(number: int) -> int:
 
 
 class SlabWriter:
-    """A volume that is being written, in slabs as deep as a shard, or shard by shard."""
+    """A volume that is being written, in slabs as deep as a shard, or shard by shard; by several processes at once."""
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
 
-    def write(self, start: int, slab: NDArray[Any]) -> None:
-        """Stores slices ``(z, y, x)`` from slice `start` on; only the last slab may be less deep than a shard."""
-        depth, height, width = slab.shape
-        self.write_box(Box((start, 0, 0), (start + depth, height, width)), slab)
+    def done(self, blocks: Blocks) -> NDArray[np.bool_]:
+        """Whether all shards of each block are stored already, ``(block,) bool``; one of nothing but 0 never is.
 
-    def has(self, box: Box) -> bool:
-        """Whether all shards of `box` are stored already; one of nothing but 0 never is."""
-        return all(self._shards.has(index) for index in self._shards.indices(box))
+        What killed writers have left half-written is removed, so nobody may be writing.
+        """
+        parts = triple(-(-part // shard) for part, shard in zip(blocks.unit, self._shards.unit, strict=True))
+        return above(self._shards.stored(tidy=True), parts).ravel()
 
-    def write_box(self, box: Box, voxels: NDArray[Any]) -> None:
-        """Stores ``(z, y, x)``; `box` must be whole shards."""
-        self._shards.write(box, voxels)
+    def write_box(self, box: Box, voxels: NDArray[Any], *, threads: bool = True) -> None:
+        """Stores ``(z, y, x)``; `box` must be whole shards, which are compressed in threads, or else one after another."""
+        if threads:
+            self._shards.write(box, voxels)
+            return
+        for shard in Blocks(box, self._shards.unit):
+            self._shards.write(shard.write, voxels[shard.write.relative_to(box.start).slices()])
+
+
+def open_slabs(folder: Path, permit: Callable[[], None] | None = None) -> SlabWriter:
+    """What writes to a volume that is being made in a folder; each shard only if `permit` does not raise.
+
+    Raises
+    ------
+    VolumeError
+        If there is none.
+    """
+    try:
+        return SlabWriter(open_shards(LocalFiles(folder), "0", 0, permit))
+    except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
+        raise VolumeError(f"the volume being made in {folder} is gone or damaged ({reason(error)}): begin again") from error
+
+
+class NewVolume:
+    """A volume that is being made in a folder of its own, by one process and those that this tells to."""
+
+    def __init__(self, folder: Path, lease: Lease, slabs: SlabWriter, kept: bool) -> None:
+        self.folder = folder
+        self.lease = lease
+        self.slabs = slabs
+        self.kept = kept
+        """Whether what is stored stays for others to go on with, if this does not come to its end."""
+
+    @property
+    def token(self) -> Token:
+        """The right to write to it."""
+        return Token(Records(LocalFiles(self.folder)), self.lease.run)
+
+    def discard(self) -> None:
+        """Keep nothing of it: what was being made cannot be."""
+        self.kept = False
 
 
 @contextmanager
 def new_volume(
     path: str | Path, spec: VolumeSpec, shard: Triple, *, missing: Sequence[int] = (), replace: bool = False, source: str = ""
-) -> Iterator[SlabWriter]:
-    """A new volume to be filled by slabs; it gets its name when the ``with`` ends, and is gone if that fails.
+) -> Iterator[NewVolume]:
+    """A new volume to be filled by slabs; it gets its name when the ``with`` ends.
 
-    Whoever was killed or stopped on the way is followed by the next who makes the same volume of the same `source`, any text
-    that tells it from others: what is stored is there still.
+    If that fails, and in any case after `NewVolume.discard`, it is gone. Only of one with a `source`, any text that tells it
+    from others, stays what is stored: whoever makes the same volume of the same source next goes on with that.
 
     With `replace` it takes the place of a volume that was made here before. z of each slice that is `missing` is recorded in
     the attributes.
@@ -112,25 +158,78 @@ def new_volume(
     Raises
     ------
     OutputError
-        If `path` exists and is not to be replaced or not a volume that was made here, or it cannot be written.
+        If `path` exists and is not to be replaced or not a volume that was made here, it cannot be written, or another process
+        is making the same one.
+    OrphanError
+        If another process has taken over.
     """
     target = output_path(path)
-    if replace and os.path.lexists(target):
+    if not replace:
+        refuse_taken(target)
+    elif os.path.lexists(target):
         _refuse_foreign(target)
     facts = json.dumps([target.name, spec.to_json(), shard, list(missing), source])
-    key = hashlib.sha256(facts.encode()).hexdigest()[:12] if source else ""
-    with staged(target, replace=replace, key=key) as work:
-        if not (work / "0" / "zarr.json").exists():
-            _begin(work, spec, shard, missing)
-        shards = open_shards(LocalFiles(work), "0", 0)
-        shards.stored(tidy=True)
-        yield SlabWriter(shards)
+    work = staging_folder(target, hashlib.sha256(facts.encode()).hexdigest()[:12] if source else "")
+    lease = _lease(work, target)
+    volume: NewVolume | None = None
+    published = False
+    try:
+        with lease.held():
+            with _written(target):
+                if not (work / "0" / "zarr.json").exists():
+                    _begin(work, spec, shard, missing)
+                volume = NewVolume(work, lease, open_slabs(work), bool(source))
+            yield volume
+            volume.token.check()
+            volume.slabs.done(Blocks(spec.box, shard))  # workers that died have left files half-written
+            volume.discard()  # if its name is taken by now, it has none
+        with _written(target):
+            shutil.rmtree(work / FOLDER)
+            publish(work, target, replace=replace)
+        published = True
+    finally:
+        if not (published or _goes_on(volume, Blocks(spec.box, shard))):
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _lease(work: Path, target: Path) -> Lease:
+    """The sole right to work in a folder, which is made if it is not there."""
+    try:
+        with _written(target):
+            (work / FOLDER).mkdir(parents=True, exist_ok=True)
+        return take_lease(Records(LocalFiles(work)), target)
+    except OutputError:
+        for folder in (*(work / FOLDER).glob("*"), work / FOLDER, work):  # what a full disk has left, but nothing of others
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _written(target: Path) -> Iterator[None]:
+    """Turns what a disk refuses within the ``with`` into an `OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise output_error(target, error) from error
+
+
+def _goes_on(volume: NewVolume | None, shards: Blocks) -> bool:
+    """Whether there is something to go on with, or somebody does already."""
+    if volume is None:
+        return False
+    try:
+        volume.token.check()
+    except OrphanError:
+        return True
+    return volume.kept and bool(volume.slabs.done(shards).any())
 
 
 def _begin(work: Path, spec: VolumeSpec, shard: Triple, missing: Sequence[int]) -> None:
     """Make an empty volume in a folder, in the place of one that was begun no further."""
     for left in work.iterdir():
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if left.name != FOLDER:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
     space = Space(AXES, spec.scale, spec.translation, spec.units)
     image = {"version": VERSION, "multiscales": multiscales([("0", space)], "volume")}
     files = LocalFiles(work)

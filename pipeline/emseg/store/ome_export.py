@@ -6,35 +6,41 @@ TARGET/0, 1, ...  its levels: in 0.5 sharded as an output's arrays, in 0.4 chunk
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import zarr
 from numcodecs import Blosc  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
-from emseg.store.arrays import create_array, create_group, open_shards
+from emseg.box import Box
+from emseg.grid.blocks import Blocks
+from emseg.store.arrays import Shards, create_array, create_group, open_shards
 from emseg.store.classes import image_label, omero
-from emseg.store.exported import MARK, ExportImage, ExportLevel, export_folder
+from emseg.store.exported import MARK, ExportImage, ExportLevel, LevelCopy, Store, export_folder
 from emseg.store.files import LocalFiles
 from emseg.store.ledger import NOT_COMPUTED
 from emseg.store.ome import multiscales
-from emseg.store.staging import staged, sync_tree
+from emseg.store.staging import PARTIAL, staged, sync_tree
 
 Version = Literal["0.4", "0.5"]
 
 
-def write_ome(path: str | Path, image: ExportImage, version: Version, *, overwrite: bool = False) -> Path:
-    """The OME-Zarr image made of an image of an output, a write unit at a time; it is there whole, or not at all.
+@contextmanager
+def ome_export(path: str | Path, image: ExportImage, version: Version, *, overwrite: bool = False) -> Iterator[list[LevelCopy]]:
+    """The OME-Zarr image made of an image of an output: its levels, to be copied within the ``with``.
 
-    Its voxels, and where they lie, are those of the output; what was not computed is 255, of instances 0.
+    It is there whole at the end of that, or not at all. Its voxels, and where they lie, are those of the output; what was not
+    computed is 255, of instances 0.
 
     Raises
     ------
     OutputError
         If there is something already that is not to be replaced, or it cannot be written.
-    BlockError
-        If the output cannot be read.
     """
     target = export_folder(path, overwrite=overwrite)
     with staged(target, replace=overwrite) as work:
@@ -43,11 +49,11 @@ def write_ome(path: str | Path, image: ExportImage, version: Version, *, overwri
         else:
             attributes = {**_described(image, version), "emseg": MARK}
             zarr.create_group(store=LocalStore(work), attributes=attributes, zarr_format=2)
-        for number, level in enumerate(image.levels):
-            write = _write_sharded if version == "0.5" else _write_chunks
-            write(work, str(number), image, level)
+        create = _create_sharded if version == "0.5" else _create_chunks
+        yield [create(work, str(number), image, level) for number, level in enumerate(image.levels)]
+        for left in work.rglob(f"*{PARTIAL}"):  # workers that died have left files half-written
+            left.unlink()
         sync_tree(work)
-    return target
 
 
 def _described(image: ExportImage, version: Version) -> dict[str, Any]:
@@ -61,21 +67,53 @@ def _described(image: ExportImage, version: Version) -> dict[str, Any]:
     return {**found, "image-label": {"version": version, **named}}
 
 
-def _write_sharded(root: Path, name: str, image: ExportImage, level: ExportLevel) -> None:
-    """Write a level as Zarr v3, one shard for each of the output's."""
+@dataclass(frozen=True, slots=True)
+class _Sharded:
+    """A level as Zarr v3, one shard for each of the output's."""
+
+    level: ExportLevel
+    dtype: str
+    shards: Shards
+
+    @property
+    def blocks(self) -> Blocks:
+        return self.level.blocks
+
+    def opened(self) -> Store:
+        return lambda box, voxels: self.shards.write(box, voxels.astype(self.dtype, copy=False))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunks:
+    """A level as Zarr v2, one file for each chunk."""
+
+    level: ExportLevel
+    dtype: str
+    array: zarr.Array[Any]
+
+    @property
+    def blocks(self) -> Blocks:
+        return self.level.blocks
+
+    def opened(self) -> Store:
+        return self._store
+
+    def _store(self, box: Box, voxels: NDArray[Any]) -> None:
+        rank = self.array.ndim
+        self.array[box.slices()[-rank:]] = voxels.astype(self.dtype, copy=False).reshape(voxels.shape[-rank:])
+
+
+def _create_sharded(root: Path, name: str, image: ExportImage, level: ExportLevel) -> LevelCopy:
     stored = level.array.array
     first = stored.ndim - len(image.space.names)
     layout: dict[str, Any] = {"shard": (stored.shards or stored.chunks)[first:], "chunk": stored.chunks[first:]}
     shape, axes = stored.shape[first:], image.space.names
     files = LocalFiles(root)
     create_array(files, name, shape=shape, dtype=image.dtype, fill_value=_fill_value(image), axes=axes, **layout)
-    shards = open_shards(files, name, 0)
-    for block in level.blocks:
-        shards.write(block.write, level.read(block.write).astype(image.dtype, copy=False))
+    return _Sharded(level, image.dtype, open_shards(files, name, 0))
 
 
-def _write_chunks(root: Path, name: str, image: ExportImage, level: ExportLevel) -> None:
-    """Write a level as Zarr v2, one file for each chunk."""
+def _create_chunks(root: Path, name: str, image: ExportImage, level: ExportLevel) -> LevelCopy:
     stored, rank = level.array.array, len(image.space.names)
     array = zarr.create_array(
         store=LocalStore(root),
@@ -88,9 +126,7 @@ def _write_chunks(root: Path, name: str, image: ExportImage, level: ExportLevel)
         chunk_key_encoding={"name": "v2", "separator": "/"},
         zarr_format=2,
     )
-    for block in level.blocks:
-        voxels = level.read(block.write).astype(image.dtype, copy=False)
-        array[block.write.slices()[-rank:]] = voxels.reshape(voxels.shape[-rank:])
+    return _Chunks(level, image.dtype, array)
 
 
 def _fill_value(image: ExportImage) -> int:

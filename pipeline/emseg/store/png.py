@@ -16,7 +16,7 @@ from emseg.errors import VolumeError
 from emseg.store.blame import reason
 from emseg.store.nodes import PNG_SUFFIXES
 from emseg.store.slices import slice_files
-from emseg.store.stack import Stated
+from emseg.store.stack import Known, Stated
 
 GREY = {"L": "uint8", "I;16": "uint16"}
 """Types of plain grey, by what Pillow calls them."""
@@ -25,7 +25,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 class PngFolder:
-    """An open folder of slices; fulfils `emseg.store.stack.Stack`.
+    """An open folder of slices; fulfils `emseg.store.stack.Stack`. Of one that is known, no file is opened before it is read.
 
     Raises
     ------
@@ -36,19 +36,17 @@ class PngFolder:
     stated: Stated | None = None
     """PNG states a resolution for paper at most."""
 
-    def __init__(self, folder: Path, *, allow_missing: bool = False) -> None:
+    def __init__(self, folder: Path, *, allow_missing: bool = False, known: Known | None = None) -> None:
         self._slices = slice_files(folder, PNG_SUFFIXES, allow_missing=allow_missing)
-        first = self._slices.files[0]
-        kinds = []
-        for file in self._slices.files:
-            with _opened(file) as image:
-                kinds.append((image.height, image.width, GREY[image.mode]))
-            if kinds[-1] != kinds[0]:
-                one, other = (f"{height} x {width} {dtype}" for height, width, dtype in (kinds[0], kinds[-1]))
-                raise VolumeError(
-                    f"{first.name} is {one}, but {file.name} is {other}: give all slices in {folder} one size and type"
-                )
-        height, width, self.dtype = kinds[0]
+        if known is not None:
+            self._kind = (*known.shape[1:], known.dtype)
+        else:
+            with _opened(self._slices.files[0]) as image:
+                self._kind = _kind(image)
+            for file in self._slices.files[1:]:
+                with _opened(file) as image:
+                    self._refuse_other(file, image)
+        height, width, self.dtype = self._kind
         self.shape = triple((self._slices.depth, height, width))
         self.missing = self._slices.missing
 
@@ -57,8 +55,23 @@ class PngFolder:
         voxels = np.zeros((stop - start, *self.shape[1:]), self.dtype)
         for place, file in self._slices.within(start, stop):
             with _opened(file) as image:
+                self._refuse_other(file, image)
                 voxels[place] = np.asarray(image)
         return voxels
+
+    def _refuse_other(self, file: Path, image: Image.Image) -> None:
+        """Refuses a slice of another size or type than the first."""
+        if (kind := _kind(image)) != self._kind:
+            one, other = (f"{height} x {width} {dtype}" for height, width, dtype in (self._kind, kind))
+            raise VolumeError(
+                f"{self._slices.files[0].name} is {one}, but {file.name} is {other}: "
+                f"give all slices in {file.parent} one size and type"
+            )
+
+
+def _kind(image: Image.Image) -> tuple[int, int, str]:
+    """Height, width and type of a slice."""
+    return image.height, image.width, GREY[image.mode]
 
 
 @contextmanager

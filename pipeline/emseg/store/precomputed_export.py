@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emseg.box import Box, Triple, triple
 from emseg.errors import OutputError
 from emseg.grid.blocks import Blocks
-from emseg.store.exported import MARK, PROPERTIES, ExportImage, ExportLevel, export_folder
+from emseg.store.exported import MARK, PROPERTIES, ExportImage, ExportLevel, LevelCopy, Store, export_folder
 from emseg.store.extras import load_extra
 from emseg.store.new_volume import brick_layout
 from emseg.store.precomputed import DRIVER, INFO
@@ -31,8 +35,11 @@ EXACT = 1e-6
 """Part of a voxel that is no distance."""
 
 
-def write_precomputed(path: str | Path, image: ExportImage, tell: Callable[[str], None], *, overwrite: bool = False) -> Path:
-    """The volume made of an image of an output, a file at a time; it is there whole, or not at all.
+@contextmanager
+def precomputed_export(
+    path: str | Path, image: ExportImage, tell: Callable[[str], None], *, overwrite: bool = False
+) -> Iterator[list[LevelCopy]]:
+    """The volume made of an image of an output: its levels, to be copied within the ``with``, at whose end it is there whole.
 
     Labels are a segmentation of ``uint32`` or ``uint64`` ids as ``compressed_segmentation``, where Neuroglancer does not
     show 0, and a probability an image of ``uint8``; both are compressed once more with gzip. Each level is put at the nearest
@@ -49,20 +56,19 @@ def write_precomputed(path: str | Path, image: ExportImage, tell: Callable[[str]
         If there is something already that is not to be replaced, it cannot be written, or the units are no lengths.
     VolumeError
         If tensorstore is not installed.
-    BlockError
-        If the output cannot be read.
     """
     target = export_folder(path, overwrite=overwrite)
-    tensorstore = load_extra(LIBRARY, LIBRARY, target, "written")
+    load_extra(LIBRARY, LIBRARY, target, "written")
     size, offsets = _nanometres(target, image, tell), offsets_of(image, tell)
     with staged(target, replace=overwrite) as work:
+        scales: list[LevelCopy] = []
         for number, (level, offset) in enumerate(zip(image.levels, offsets, strict=True)):
             resolution = [length * factor for length, factor in zip(size, level.factor, strict=True)]
             where = {"key": str(number), "resolution": resolution[::-1], "voxel_offset": offset[::-1]}
-            _write_scale(tensorstore, target, work, image, level, where)
+            scales.append(_create_scale(target, work, image, level, where))
+        yield scales
         _describe(work, image)
         sync_tree(work)
-    return target
 
 
 def offsets_of(image: ExportImage, tell: Callable[[str], None]) -> list[Triple]:
@@ -80,10 +86,35 @@ def offsets_of(image: ExportImage, tell: Callable[[str], None]) -> list[Triple]:
     return found
 
 
-def _write_scale(
-    tensorstore: Any, target: Path, work: Path, image: ExportImage, level: ExportLevel, where: dict[str, Any]
-) -> None:
-    """Write a level, in boxes of one file each."""
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """A level as a scale of a precomputed volume, whose chunks lie in files of many."""
+
+    level: ExportLevel
+    dtype: str
+    blocks: Blocks
+    """Boxes of a file each."""
+    target: Path
+    """What is made, as messages name it."""
+    spec: dict[str, Any]
+    """As tensorstore opens it."""
+    offset: Triple
+    """Place (z, y, x) of its first voxel, in voxels of its own."""
+
+    def opened(self) -> Store:
+        return partial(self._store, _opened(self.target, self.spec))
+
+    def _store(self, array: Any, box: Box, voxels: NDArray[Any]) -> None:
+        part = voxels.astype(self.dtype, copy=False).transpose()[..., np.newaxis]
+        z, y, x = box.shift(self.offset).start
+        try:
+            with load_extra(LIBRARY, LIBRARY, self.target, "written").Transaction() as whole:
+                array.with_transaction(whole)[x : x + part.shape[0], y : y + part.shape[1], z : z + part.shape[2]] = part
+        except Exception as error:
+            raise _not_written(self.target, error) from error
+
+
+def _create_scale(target: Path, work: Path, image: ExportImage, level: ExportLevel, where: dict[str, Any]) -> LevelCopy:
     shape, dtype = level.array.shape, _dtype(image)
     spec = {
         "driver": DRIVER,
@@ -95,21 +126,16 @@ def _write_scale(
         },
         "scale_metadata": {**where, "size": shape[::-1], **_layout(image, shape)},
     }
+    unit = triple(_opened(target, spec, create=True).chunk_layout.write_chunk.shape[2::-1])
+    return _Scale(level, dtype, Blocks(Box.of_shape(shape), unit), target, spec, triple(where["voxel_offset"][::-1]))
+
+
+def _opened(target: Path, spec: dict[str, Any], *, create: bool = False) -> Any:
+    """A scale, as tensorstore has it."""
     try:
-        array = tensorstore.open(spec, create=True).result()
-        unit = triple(array.chunk_layout.write_chunk.shape[2::-1])
+        return load_extra(LIBRARY, LIBRARY, target, "written").open(spec, open=not create, create=create).result()
     except Exception as error:
         raise _not_written(target, error) from error
-    for block in Blocks(Box.of_shape(shape), unit):
-        voxels = level.read(block.write).astype(dtype, copy=False).transpose()[..., np.newaxis]
-        z, y, x = block.write.shift(triple(where["voxel_offset"][::-1])).start
-        try:
-            with tensorstore.Transaction() as whole:
-                array.with_transaction(whole)[x : x + voxels.shape[0], y : y + voxels.shape[1], z : z + voxels.shape[2]] = (
-                    voxels
-                )
-        except Exception as error:
-            raise _not_written(target, error) from error
 
 
 def _dtype(image: ExportImage) -> str:

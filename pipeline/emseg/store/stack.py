@@ -24,6 +24,17 @@ class Stated:
     """Where the first voxel (z, y, x) lies, in `units`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a stack was found to be: who opens it again need not look into each slice first."""
+
+    shape: Triple
+    """Shape (z, y, x) in voxels."""
+    dtype: str
+    missing: tuple[int, ...] = ()
+    """z of each slice that is missing."""
+
+
 class Stack(Protocol):
     """An open stack of slices."""
 

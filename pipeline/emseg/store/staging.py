@@ -58,29 +58,44 @@ def output_path(path: str | Path) -> Path:
 
 
 @contextmanager
-def staged(path: Path, *, replace: bool = False, key: str = "") -> Iterator[Path]:
+def staged(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder beside `path`, which gets that name when the body ends and is removed if the body fails.
 
-    With `replace`, what `path` was until then is deleted after the renaming. With a `key` the folder is the one that an earlier
-    process with the same key was working in when it was killed or stopped, if there is one; else it is new.
+    With `replace`, what `path` was until then is deleted after the renaming.
 
     Raises
     ------
     OutputError
         If `path` exists and is not to be replaced, or an `OSError` stops the writing.
     """
-    work, failed = _beside(path, key), True
+    if not replace:
+        refuse_taken(path)
+    work = staging_folder(path)
     try:
-        if os.path.lexists(path) and not replace:
-            raise OutputError(f"{path} already exists: choose another name, or remove it first")
-        work.mkdir(exist_ok=bool(key))
-        try:
-            yield work
-        except Exception:
-            raise
-        except BaseException:  # stopped, not failed
-            failed = not key
-            raise
+        work.mkdir()
+        yield work
+        publish(work, path, replace=replace)
+    except OSError as error:
+        raise output_error(path, error) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def refuse_taken(path: Path) -> None:
+    """Raises `OutputError` if there is something at a path already."""
+    if os.path.lexists(path):
+        raise OutputError(f"{path} already exists: choose another name, or remove it first")
+
+
+def publish(work: Path, path: Path, *, replace: bool = False) -> None:
+    """Gives a folder that is complete its name; with `replace`, what had it until then is deleted after that.
+
+    Raises
+    ------
+    OutputError
+        If that fails: the folder is where it was.
+    """
+    try:
         if replace and os.path.lexists(path):
             _exchange(work, path)
         else:
@@ -89,9 +104,6 @@ def staged(path: Path, *, replace: bool = False, key: str = "") -> Iterator[Path
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and os.path.lexists(path):
             raise OutputError(f"{path} was made by somebody else in the meantime: choose another name") from error
         raise output_error(path, error) from error
-    finally:
-        if failed:
-            shutil.rmtree(work, ignore_errors=True)
 
 
 def write_json(file: Path, document: Any) -> None:
@@ -169,14 +181,14 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _beside(path: Path, key: str = "") -> Path:
+def staging_folder(path: Path, key: str = "") -> Path:
     """A short name in the same folder: that of a key, or one that nobody else uses."""
     return path.parent / f".emseg-{key or secrets.token_hex(6)}"
 
 
 def _exchange(work: Path, path: Path) -> None:
     """Put `work` in the place of `path`, and delete what was there."""
-    old = _beside(path)
+    old = staging_folder(path)
     path.rename(old)
     try:
         work.rename(path)

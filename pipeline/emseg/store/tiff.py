@@ -20,7 +20,7 @@ from emseg.specs.volume import DTYPES, LONGEST_AXIS
 from emseg.store.blame import reason
 from emseg.store.place import local
 from emseg.store.slices import slice_files
-from emseg.store.stack import Stack
+from emseg.store.stack import Known, Stack
 from emseg.store.tiff_chain import chain_length
 from emseg.store.tiff_ome import refuse_claims
 from emseg.store.tiff_size import stated_size
@@ -33,10 +33,12 @@ BLACK_IS_ZERO = 1
 
 
 @contextmanager
-def open_tiff(source: str | Path, dtypes: tuple[str, ...] = DTYPES, *, allow_missing: bool = False) -> Iterator[Stack]:
+def open_tiff(
+    source: str | Path, dtypes: tuple[str, ...] = DTYPES, *, allow_missing: bool = False, known: Known | None = None
+) -> Iterator[Stack]:
     """The stack in a TIFF file or in a folder of TIFF slices, for as long as the ``with`` lasts.
 
-    All headers are read at once, voxels only when they are asked for.
+    All headers are read at once, of a folder that is known with its slices; voxels only when they are asked for.
 
     Parameters
     ----------
@@ -44,6 +46,8 @@ def open_tiff(source: str | Path, dtypes: tuple[str, ...] = DTYPES, *, allow_mis
         Names of the NumPy types that will do.
     allow_missing
         Whether slices of a folder may be missing; they are 0.
+    known
+        What a folder was found to be before; None to look into all of its files.
 
     Raises
     ------
@@ -56,7 +60,7 @@ def open_tiff(source: str | Path, dtypes: tuple[str, ...] = DTYPES, *, allow_mis
     except (OSError, ValueError) as error:
         raise VolumeError(f"{str(source)!r} cannot be read ({reason(error)}): check the spelling of the path") from error
     if path.is_dir():
-        yield _Folder(path, dtypes, allow_missing)
+        yield _Folder(path, dtypes, allow_missing, known)
     else:
         with _open(path) as tif:
             yield _File(path, tif, dtypes)
@@ -110,26 +114,17 @@ class _File:
 class _Folder:
     """A folder of files with one page each."""
 
-    def __init__(self, path: Path, dtypes: tuple[str, ...], allow_missing: bool) -> None:
-        self._slices = slice_files(path, allow_missing=allow_missing)
-        stated, files = set(), self._slices.files
-        for file in files:
+    def __init__(self, path: Path, dtypes: tuple[str, ...], allow_missing: bool, known: Known | None) -> None:
+        self._slices, self._dtypes = slice_files(path, allow_missing=allow_missing), dtypes
+        self._kind: tuple[tuple[int, ...], str] | None = None if known is None else (known.shape[1:], known.dtype)
+        stated = set()
+        for file in self._slices.files if known is None else ():
             with _open(file) as tif, _damage(f"the TIFF file {file}"):
-                if len(tif.pages) != 1:
-                    raise VolumeError(
-                        f"{file} has {len(tif.pages)} pages, but files in a folder have one: name that file alone"
-                    )
-                page = tif.pages.first
-                found = (page.shape, _grey(file, page, dtypes))
+                self._kind = self._kind or self._kind_of(file, tif)
+                self._refuse_other(file, tif)
                 stated.add(stated_size(tif, self._slices.depth))
-            if file == files[0]:
-                first = found
-            if found != first:
-                raise VolumeError(
-                    f"{files[0].name} is {first[0]} {first[1]}, but {file.name} is {found[0]} {found[1]}: "
-                    f"give all slices in {path} one size and type"
-                )
-        shape, self.dtype = first
+        assert self._kind is not None
+        shape, self.dtype = self._kind
         self.shape = _checked(path, (self._slices.depth, *shape))
         self.missing = self._slices.missing
         self.stated = stated.pop() if len(stated) == 1 else None
@@ -139,8 +134,24 @@ class _Folder:
         voxels[[place - start for place in self.missing if start <= place < stop]] = 0
         for place, file in self._slices.within(start, stop):
             with _open(file) as tif, _damage(f"the TIFF file {file}"):
+                self._refuse_other(file, tif)
                 voxels[place] = _whole(tif.pages.first, self.shape[1:])
         return voxels
+
+    def _kind_of(self, file: Path, tif: TiffFile) -> tuple[tuple[int, ...], str]:
+        """Shape (y, x) and type of the slice in a file."""
+        if len(tif.pages) != 1:
+            raise VolumeError(f"{file} has {len(tif.pages)} pages, but files in a folder have one: name that file alone")
+        return tif.pages.first.shape, _grey(file, tif.pages.first, self._dtypes)
+
+    def _refuse_other(self, file: Path, tif: TiffFile) -> None:
+        """Refuses a slice of another size or type than the first."""
+        assert self._kind is not None
+        if (found := self._kind_of(file, tif)) != self._kind:
+            raise VolumeError(
+                f"{self._slices.files[0].name} is {self._kind[0]} {self._kind[1]}, but {file.name} is {found[0]} {found[1]}: "
+                f"give all slices in {file.parent} one size and type"
+            )
 
 
 @contextmanager

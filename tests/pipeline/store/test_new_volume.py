@@ -8,11 +8,16 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from ome_zarr_models.v05 import Image
 
-from emseg.errors import OutputError
+from emseg.box import Box
+from emseg.errors import OrphanError, OutputError
+from emseg.grid.blocks import Blocks
 from emseg.specs.volume import VolumeSpec
-from emseg.store.new_volume import SLAB_BYTES, new_volume, slab_layout
+from emseg.store.files import LocalFiles
+from emseg.store.new_volume import SLAB_BYTES, NewVolume, new_volume, slab_layout
+from emseg.store.records import Records
 from emseg.store.volume import open_volume
 
 SPEC = VolumeSpec((5, 9, 11), "uint16", (4, 8, 8), 3, (40.0, 4.5, 4.0), (0.0, 0.0, 0.0), ("nanometer",) * 3)
@@ -21,8 +26,13 @@ VOXELS = np.arange(math.prod(SPEC.shape), dtype=np.uint16).reshape(SPEC.shape)
 
 def fill(path: Path, *, replace: bool = False) -> None:
     with new_volume(path, SPEC, (4, 16, 16), replace=replace) as volume:
-        volume.write(0, VOXELS[:4])
-        volume.write(4, VOXELS[4:])
+        write(volume, 0, VOXELS[:4])
+        write(volume, 4, VOXELS[4:])
+
+
+def write(volume: NewVolume, start: int, slab: NDArray[np.uint16]) -> None:
+    """Stores slices from `start` on."""
+    volume.slabs.write_box(Box.of_shape(slab.shape).shift((start, 0, 0)), slab)
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -57,19 +67,58 @@ def test_what_is_written_is_an_ome_zarr_volume(tmp_path: Path) -> None:
 
 def test_a_slab_that_is_not_a_row_of_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not whole write units"), new_volume(tmp_path / "v", SPEC, (4, 16, 16)) as volume:
-        volume.write(0, VOXELS[:3])
+        write(volume, 0, VOXELS[:3])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     def interrupt() -> None:
         with new_volume(tmp_path / "v", SPEC, (4, 16, 16)) as volume:
-            volume.write(0, VOXELS[:4])
+            write(volume, 0, VOXELS[:4])
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupt()
     assert list(tmp_path.iterdir()) == []
+
+
+def begin(path: Path, *, slabs: int, discard: bool = False, orphan: bool = False) -> None:
+    """Writes so many slabs, and fails."""
+    with new_volume(path, SPEC, (4, 16, 16), source="there") as volume:
+        for start in (0, 4)[:slabs]:
+            write(volume, start, VOXELS[start : start + 4])
+        if discard:
+            volume.discard()
+        if orphan:
+            assert Records(LocalFiles(volume.folder)).create("run-0002/lease.json", b"{}")
+        else:
+            raise RuntimeError
+
+
+def test_what_is_stored_of_a_source_stays_for_the_next_one(tmp_path: Path) -> None:
+    fill(tmp_path / "whole")
+    for options in ({"slabs": 0}, {"slabs": 1, "discard": True}):
+        with pytest.raises(RuntimeError):
+            begin(tmp_path / "v", **options)  # type: ignore[arg-type]
+        assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+    with pytest.raises(RuntimeError):
+        begin(tmp_path / "v", slabs=1)
+    (left,) = tmp_path.glob(".emseg-*")
+    (left / "0" / "c" / "1" / "0").mkdir(parents=True)
+    (left / "0" / "c" / "1" / "0" / ".0.dead.partial").touch()
+    with new_volume(tmp_path / "v", SPEC, (4, 16, 16), source="there") as volume:
+        assert volume.slabs.done(Blocks(SPEC.box, (4, 9, 11))).tolist() == [True, False]
+        write(volume, 4, VOXELS[4:])
+    assert files(tmp_path / "v") == files(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v", "whole"]
+
+
+def test_who_was_taken_for_dead_publishes_and_removes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OrphanError, match="run 1 may not write any more, as run 2 has taken over"):
+        begin(tmp_path / "v", slabs=2, discard=True, orphan=True)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".emseg-")
+    assert (left / "0" / "c" / "1" / "0" / "0").exists()
 
 
 def test_replacing(tmp_path: Path) -> None:

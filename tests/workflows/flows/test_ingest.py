@@ -22,6 +22,7 @@ from emseg.box import Box
 from emseg.errors import InputError, OutputError, VolumeError
 from emseg.store import new_volume
 from emseg.store.volume import open_volume
+from emseg_workflows.events import BlockEnded, Event, RunEnded, RunStarted
 from emseg_workflows.flows.ingest import Ingested, ingest
 
 SHAPE = (11, 70, 90)
@@ -77,9 +78,11 @@ def test_a_file(tmp_path: Path, dtype: str) -> None:
 
 @pytest.mark.usefixtures("small_slabs")
 def test_a_folder_by_slabs(tmp_path: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    made = ingest(slices(tmp_path / "s"), tmp_path / "v", progress=lambda done, count: calls.append((done, count)))
-    assert calls == [(4, 11), (8, 11), (11, 11)]
+    told: list[Event] = []
+    made = ingest(slices(tmp_path / "s"), tmp_path / "v", on_event=told.append)
+    assert [event.outcome.voxels for event in told if isinstance(event, BlockEnded)] == [4 * 70 * 90, 4 * 70 * 90, 3 * 70 * 90]
+    assert isinstance(told[0], RunStarted)
+    assert isinstance(told[-1], RunEnded)
     assert made.spec.chunk == (4, 256, 256)
     np.testing.assert_array_equal(open_volume(tmp_path / "v").read(made.spec.box), voxels())
 
@@ -251,9 +254,9 @@ def test_what_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     written: list[Box] = []
     known = new_volume.SlabWriter.write_box
 
-    def write_box(self: new_volume.SlabWriter, box: Box, voxels: np.ndarray) -> None:
+    def write_box(self: new_volume.SlabWriter, box: Box, voxels: np.ndarray, **more: bool) -> None:
         written.append(box)
-        known(self, box, voxels)
+        known(self, box, voxels, **more)
 
     monkeypatch.setattr(new_volume.SlabWriter, "write_box", write_box)
     for killed_at, changed in ((8, False), (8, True)):

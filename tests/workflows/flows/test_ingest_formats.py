@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import mrcfile
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from stacks import save_hdf5, save_mrc, save_png
 
 from emseg.errors import VolumeError
 from emseg.store import new_volume
@@ -25,23 +25,6 @@ NM, ANGSTROM = ("nanometer",) * 3, ("angstrom",) * 3
 
 def voxels(dtype: str = "uint8", shape: tuple[int, ...] = SHAPE) -> NDArray[Any]:
     return np.random.default_rng(3).integers(0, 250, shape).astype(dtype)
-
-
-def save_hdf5(path: Path, data: NDArray[Any], name: str = "volumes/raw", **attributes: Any) -> Path:
-    with h5py.File(path, "a") as file:
-        stored = file.create_dataset(name, data=data, chunks=True, compression="gzip")
-        stored.attrs.update(attributes)
-    return path
-
-
-def save_mrc(path: Path, data: NDArray[Any], size: tuple[float, ...] = (), origin: tuple[float, ...] = (0, 0, 0)) -> Path:
-    with mrcfile.new(path) as file:
-        file.set_data(data)
-        file.set_volume()
-        if size:
-            file.voxel_size = size[::-1]
-        file.header.origin = origin[::-1]
-    return path
 
 
 def refused(tmp_path: Path, source: Path, **options: Any) -> str:
@@ -144,13 +127,6 @@ def test_mrc_that_cannot_be_read(tmp_path: Path) -> None:
     assert "should hold (11, 40, 50) voxels, 44000 bytes, but holds 43900" in refused(tmp_path, source)
     source.write_bytes(b"no header")
     assert "cannot be opened as MRC" in refused(tmp_path, source)
-
-
-def save_png(folder: Path, data: NDArray[Any], first: int = 8) -> Path:
-    folder.mkdir()
-    for number, pixels in enumerate(data, first):
-        Image.fromarray(pixels).save(folder / f"em_{number}.png")
-    return folder
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])

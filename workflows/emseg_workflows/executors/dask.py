@@ -23,7 +23,7 @@ from emseg.grid.blocks import Block
 from emseg.model.device import Device, Gpu, crowding, own_gpu
 from emseg.outcome import Outcome
 from emseg.specs.numerics import Numerics
-from emseg_workflows.bench import Choice, Trial, Work, try_out
+from emseg_workflows.bench import Choice, Trial, Work, keep_small_buffers, try_out
 from emseg_workflows.dispatch import Attempt, Dispatch, Policy
 from emseg_workflows.events import InHand, Noticed, Progressed, WorkerJoined, WorkerLeft
 from emseg_workflows.slurm_job import SlurmJob
@@ -66,6 +66,7 @@ class Ready:
 
 def prepare(run: str, work: Work) -> Ready:
     """How this worker computes for a run, once its bench stands; the first task on each worker."""
+    keep_small_buffers()
     held = ExitStack()
     act, numerics = held.enter_context(work.opened(threading.Lock()))
     with _changing:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from emseg.errors import InputError, OutputError
-from emseg.store.exported import ExportImage, image_of
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.errors import BlockError, InputError, OutputError, PlanError
+from emseg.store.exported import ExportImage, LevelCopy, image_of
 from emseg.store.ledger import Output
-from emseg.store.ome_export import write_ome
+from emseg.store.ome_export import ome_export
 from emseg.store.output import open_output
 from emseg.store.place import Place
-from emseg.store.precomputed_export import write_precomputed
+from emseg.store.precomputed_export import precomputed_export
 from emseg.store.staging import output_path
 from emseg.store.tiff_export import write_tiff
+from emseg_workflows.dispatch import Policy
+from emseg_workflows.events import Event, Observer
+from emseg_workflows.exporting import ExportWork
+from emseg_workflows.flows.copying import Copying, Parts
 from emseg_workflows.flows.record import recipe_of
+from emseg_workflows.placement import ClusterKind, Placement
+from emseg_workflows.site import Site
+from emseg_workflows.stop import Stop, StoppedError
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 FileFormat = Literal["tiff", "ome-zarr-0.4", "ome-zarr-0.5", "precomputed"]
 BY_SUFFIX: dict[str, FileFormat] = {".tif": "tiff", ".tiff": "tiff", ".zarr": "ome-zarr-0.5"}
@@ -30,6 +44,17 @@ def export(
     file_format: FileFormat | None = None,
     allow_incomplete: bool = False,
     overwrite: bool = False,
+    workers: int | None = None,
+    adapt: tuple[int, int] | None = None,
+    host: str | None = None,
+    scheduler: str | None = None,
+    tls: tuple[Path, Path, Path] | None = None,
+    client: Client | None = None,
+    cluster: ClusterKind = "local",
+    site: Site | None = None,
+    policy: Policy | None = None,
+    stop: Stop | None = None,
+    on_event: Observer | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """What was made of an output's classes, or of something else in it; voxel size and units are kept.
@@ -54,6 +79,13 @@ def export(
         Take what there is; 255, or for instances 0, is *not computed*.
     overwrite
         Replace an export that is already there.
+    workers
+        Worker processes to start on this machine, 0 for this process, without Dask; each copies whole files. None for this
+        process where there is no more than a gigabyte to be copied, else for one per core, as far as there are parts and
+        memory. A TIFF is one file, whose slices are compressed one after another: it is always written by this process.
+    adapt, host, scheduler, tls, client, cluster, site, policy, stop, on_event
+        As for `emseg_workflows.segment`; workers on other hosts must see the output and the target under the same paths. The
+        first part that fails ends it.
     tell
         Called with a line for each thing that the format cannot say.
 
@@ -61,24 +93,55 @@ def export(
     ------
     InputError
         If the output has no such thing or is not complete, or the target cannot be written.
+    BlockError
+        If the output cannot be read.
+    UnfinishedError
+        If workers or disks went away before the end; nothing stays.
     """
+    placement = Placement(workers, host, scheduler, client, cluster, tls=tls, site=site, adapt=adapt)
     stored, kind = open_output(output), file_format or _by_name(Path(target))
     _refuse_inside(stored.path, output_path(target))
     image = image_of(stored, recipe_of(stored).volume, instances, probability)
     if not allow_incomplete:
         _refuse_incomplete(stored, image, coarser=kind != "tiff")
     if kind == "tiff":
-        return _tiff(target, image, overwrite)
+        if placement not in (Placement(), Placement(workers=0)):
+            raise PlanError(f"the TIFF {target} is one file, which one process writes: leave out the workers")
+        return _tiff(target, image, overwrite, stop or Stop())
+    made = output_path(target)
+    copying = Copying(made, placement, policy or Policy(), stop or Stop(), on_event or _ignore)
     if kind == "precomputed":
-        return write_precomputed(target, image, tell, overwrite=overwrite)
-    return write_ome(target, image, "0.4" if kind == "ome-zarr-0.4" else "0.5", overwrite=overwrite)
+        opened = precomputed_export(target, image, tell, overwrite=overwrite)
+    else:
+        opened = ome_export(target, image, "0.4" if kind == "ome-zarr-0.4" else "0.5", overwrite=overwrite)
+    with opened as levels:
+        failed = copying.run([_parts(number, copy, made) for number, copy in enumerate(levels)])
+        if failed is not None:
+            cause = failed.cause or "no reason given"
+            raise OutputError(cause) if failed.seconds.write else BlockError(cause)
+    return made
 
 
-def _tiff(target: str | Path, image: ExportImage, overwrite: bool) -> Path:
+def _parts(number: int, copy: LevelCopy, target: Path) -> Parts:
+    """A level, none of whose parts is copied."""
+    stored = copy.level.array
+    itemsize = math.prod(stored.channels) * stored.array.dtype.itemsize + np.dtype(copy.dtype).itemsize
+    return Parts(ExportWork(copy, target), f"level {number}", copy.blocks, np.zeros(len(copy.blocks), bool), itemsize)
+
+
+def _tiff(target: str | Path, image: ExportImage, overwrite: bool, stop: Stop) -> Path:
     if image.dtype == "uint64":
         raise OutputError(f"{image.name} are more segments than TIFF readers count: export OME-Zarr")
     shape, volume = image.region.shape, image.volume
-    return write_tiff(target, image.slices(), shape, image.dtype, volume, image.name, overwrite=overwrite)
+    return write_tiff(target, _until(stop, image.slices()), shape, image.dtype, volume, image.name, overwrite=overwrite)
+
+
+def _until(stop: Stop, slices: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """The slices, as long as nobody wants to stop."""
+    for plane in slices:
+        if stop.asked:
+            raise StoppedError(stop.number)
+        yield plane
 
 
 def _by_name(target: Path) -> FileFormat:
@@ -102,3 +165,7 @@ def _refuse_incomplete(stored: Output, image: ExportImage, *, coarser: bool) -> 
     for number, level in enumerate(image.levels[1:] if coarser else (), 1):
         if missing := level.missing:
             raise OutputError(f"level {number} of {stored.path} lacks {missing} of {len(level.blocks)} parts: {remedy}")
+
+
+def _ignore(event: Event) -> None:
+    """Nobody watches."""

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from numpy.typing import NDArray
-
-from emseg.box import Box, Triple
-from emseg.errors import OutputError, VolumeError
+from emseg.box import Triple
+from emseg.errors import OutputError, PlanError, VolumeError
 from emseg.grid.blocks import Blocks
 from emseg.specs.volume import VolumeSpec
 from emseg.store.array_stack import Array
 from emseg.store.formats import open_stack
 from emseg.store.new_volume import brick_layout, new_volume, slab_layout
 from emseg.store.ome import LENGTH_UNITS
-from emseg.store.stack import ChunkedStack, Stack, Stated
+from emseg.store.stack import ChunkedStack, Known, Stack, Stated
 from emseg.store.staging import output_path
+from emseg_workflows.dispatch import Policy
+from emseg_workflows.events import Event, Observer
+from emseg_workflows.flows.copying import Copying, Parts
+from emseg_workflows.ingesting import IngestWork
+from emseg_workflows.placement import ClusterKind, Placement
+from emseg_workflows.site import Site
+from emseg_workflows.stop import Stop
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 NOT_STATED = Stated((1.0, 1.0, 1.0), (None, None, None), "nowhere: it is not stated")
 
@@ -46,18 +53,29 @@ def ingest(
     unit: str = "nanometer",
     allow_missing: bool = False,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    workers: int | None = None,
+    adapt: tuple[int, int] | None = None,
+    host: str | None = None,
+    scheduler: str | None = None,
+    tls: tuple[Path, Path, Path] | None = None,
+    client: Client | None = None,
+    cluster: ClusterKind = "local",
+    site: Site | None = None,
+    policy: Policy | None = None,
+    stop: Stop | None = None,
+    on_event: Observer | None = None,
 ) -> Ingested:
     """The volume made of a stack of slices; it is there in whole, or not at all.
 
-    One that was killed or stopped goes on where it was when it is asked for again, if its source is as it was.
+    One that was killed or stopped goes on where it was when it is asked for again, if its source is as it was. The volume has
+    the same bytes for any workers: each copies whole shards, a slab of slices or, of what is stored in chunks, one shard.
 
     Parameters
     ----------
     source
         A TIFF file of many pages, an MRC or HDF5 file, a folder of PNG or one-page TIFF files, numbered in their names, an N5
         container or dataset, or a Neuroglancer precomputed volume; or an array ``(z, y, x)`` or ``(y, x)`` of NumPy, Dask or
-        Zarr.
+        Zarr, which this process reads by itself.
     volume_path
         Where to make the volume, an OME-Zarr image.
     dataset
@@ -71,32 +89,59 @@ def ingest(
         precomputed may be missing, too, as their writers may leave out what is 0.
     overwrite
         Whether to replace a volume that was ingested before.
-    progress
-        Called with the number of slices done, and of all slices, whenever it has grown.
+    workers
+        Worker processes to start on this machine, 0 for this process, without Dask. None for this process where no more than
+        a gigabyte is left to be copied, which takes seconds; else for one per core, as far as there are parts and memory.
+    adapt, host, scheduler, tls, client, cluster, site, policy, stop, on_event
+        As for `emseg_workflows.segment`; workers on other hosts must see the source and the volume under the same paths. The
+        first part that fails ends it.
 
     Raises
     ------
     VolumeError
         If the slices cannot be read, or are not one volume.
     OutputError
-        If the volume cannot be written there.
+        If the volume cannot be written there, or another process is making it.
+    PlanError
+        If there are no such workers, or they have too little memory.
+    UnfinishedError
+        If workers or disks went away before the end: what is stored stays for the next try.
+    OrphanError
+        If another process has taken over, as this one was taken for dead.
     """
+    notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
+    placement = Placement(workers, host, scheduler, client, cluster, tls=tls, site=site, adapt=adapt)
     given = None if voxel_size is None else _given(voxel_size, unit)
     target = output_path(volume_path)
     with open_stack(source, dataset, allow_missing=allow_missing) as stack:
-        if isinstance(source, str | Path):
-            _refuse_overlap(Path(source), target)
         size = given or stack.stated or NOT_STATED
-        shard, chunk, part, read = _layout(stack)
-        spec = VolumeSpec(stack.shape, stack.dtype, chunk, 3, size.scale, size.translation, size.units)
-        state = _state_of(Path(source), dataset) if isinstance(source, str | Path) else ""
-        with new_volume(target, spec, shard, missing=stack.missing, replace=overwrite, source=state) as volume:
-            for block in Blocks(spec.box, part):
-                if not volume.has(block.write):
-                    volume.write_box(block.write, read(block.write))
-                if progress is not None and block.write.stop[1:] == spec.shape[1:]:
-                    progress(block.write.stop[0], spec.shape[0])
-    return Ingested(spec, size.source, stack.missing)
+        shard, chunk, part = _layout(stack)
+        known = Known(stack.shape, stack.dtype, stack.missing)
+    spec = VolumeSpec(known.shape, known.dtype, chunk, 3, size.scale, size.translation, size.units)
+    if isinstance(source, str | Path):
+        place: Path | Array = Path(source).absolute()
+        _refuse_overlap(Path(source), target)
+        state = _state_of(Path(source), dataset)
+    else:
+        place, state, placement = source, "", _in_this_process(placement)
+    with new_volume(target, spec, shard, missing=known.missing, replace=overwrite, source=state) as volume:
+        work = IngestWork(place, dataset, allow_missing, known, target, volume.folder, volume.token)
+        parts = Blocks(spec.box, part)
+        copying = Copying(target, placement, policy, stop, notify, volume.lease)
+        failed = copying.run([Parts(work, work.name, parts, volume.slabs.done(parts), spec.itemsize)])
+        if failed is not None:
+            volume.token.check()
+            volume.discard()
+            cause = failed.cause or "no reason given"
+            raise OutputError(cause) if failed.seconds.write else VolumeError(cause)
+    return Ingested(spec, size.source, known.missing)
+
+
+def _in_this_process(placement: Placement) -> Placement:
+    """The placement for an array, which no other process can see."""
+    if placement not in (Placement(), Placement(workers=0)):
+        raise PlanError("an array is read by this process alone: leave out the workers, or name the path of a stack")
+    return Placement(workers=0)
 
 
 def _state_of(source: Path, dataset: str | None) -> str:
@@ -106,13 +151,13 @@ def _state_of(source: Path, dataset: str | None) -> str:
     return json.dumps([str(source.absolute()), dataset, facts])
 
 
-def _layout(stack: Stack) -> tuple[Triple, Triple, Triple, Callable[[Box], NDArray[Any]]]:
-    """Shapes (z, y, x) of shards, of chunks, and of what is in memory at once; and what reads that."""
+def _layout(stack: Stack) -> tuple[Triple, Triple, Triple]:
+    """Shapes (z, y, x) of shards, of chunks, and of what is in memory at once."""
     if isinstance(stack, ChunkedStack):
         shard, chunk = brick_layout(stack.shape[0], stack.dtype)
-        return shard, chunk, shard, stack.read_box
+        return shard, chunk, shard
     shard, chunk = slab_layout(stack.shape, stack.dtype)
-    return shard, chunk, (shard[0], *stack.shape[1:]), lambda box: stack.read(box.start[0], box.stop[0])
+    return shard, chunk, (shard[0], *stack.shape[1:])
 
 
 def _given(voxel_size: tuple[float, float, float], unit: str) -> Stated:
@@ -131,3 +176,7 @@ def _refuse_overlap(source: Path, target: Path) -> None:
         raise OutputError(
             f"the volume {target} and its source {source} lie in one another: choose another place for the volume"
         )
+
+
+def _ignore(event: Event) -> None:
+    """Nobody watches."""

@@ -27,11 +27,12 @@ from emseg_workflows.stop import Stop
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """Runs stages under a lease, each for the blocks that are left of it."""
+    """Runs stages one after another, each for the blocks that are left of it."""
 
     output: Place
     executor: Executor
-    lease: Lease
+    lease: Lease | None
+    """The right to write to the output; None if nobody else knows where that is."""
     policy: Policy
     stop: Stop
     notify: Observer
@@ -59,7 +60,7 @@ class Stages:
                     case BlockRetried(block, cause):
                         tally.retry(block, cause)
                 self.notify(event)
-                if self.lease.lost and not self.stop.asked:
+                if self.lease is not None and self.lease.lost and not self.stop.asked:
                     self.notify(Noticed(f"another run has taken over {self.output}: this one ends"))
                     self.stop.ask()
         report = tally.report(perf_counter() - start, self.stop.number)
