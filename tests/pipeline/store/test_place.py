@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from emseg.errors import OutputError, VolumeError
-from emseg.store.output import is_output, open_output
-from emseg.store.place import Address, local, place_of
+from emseg.errors import VolumeError
+from emseg.store.place import Address, beside, local, place_of
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,9 @@ def test_what_is_no_address(given: str, why: str) -> None:
     assert "abc" not in message
 
 
-def test_an_output_is_local() -> None:
-    with pytest.raises(OutputError, match="address of a remote store"):
-        open_output("s3://bucket/o.zarr")
-    assert not is_output("s3://bucket/o.zarr")
+def test_what_lies_beside_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this machine in any case."""
+    monkeypatch.chdir(tmp_path)
+    assert beside(Path("/a/o.zarr"), "o.png") == Path("/a/o.png")
+    assert beside(place_of("s3://bucket/a/o.zarr"), "o.png") == tmp_path / "o.png"
+    assert place_of("s3://bucket/a").absolute() == place_of("s3://bucket/a")
