@@ -319,6 +319,16 @@ def test_a_store_that_is_away_is_told_of_at_once(
     assert time.monotonic() < began + 30
 
 
+def test_an_output_that_cannot_be_read_is_not_called_damaged(folder: Path, store: ObjectStore, output: str) -> None:
+    assert segment(folder / "volume.zarr", output, model=folder / "model.safetensors", **RUN).exit_code == 0
+    for part in (f"{output.rpartition('/')[2]}/zarr.json", "labels/classes/0/zarr.json", "probabilities/1/zarr.json"):
+        store.refuse = lambda key, signed, part=part: DENIED if key.endswith(part) else ""
+        with pytest.raises(OutputError, match=f"{output} cannot be read .403 Forbidden, AccessDenied.: set credentials"):
+            open_output(output)
+    store.willing()
+    open_output(output)
+
+
 def test_stopped_and_gone_on_with(folder: Path, store: ObjectStore, output: str) -> None:
     """The lease is given back."""
     stop = Stop()

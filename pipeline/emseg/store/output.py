@@ -32,7 +32,7 @@ from emseg.errors import OutputError, VolumeError
 from emseg.grid.pyramid import Rule, level_shapes
 from emseg.specs.volume import VolumeSpec
 from emseg.store.arrays import NODE, create_array, create_group, describe_group, group_metadata, open_shards
-from emseg.store.blame import reason
+from emseg.store.blame import StoreError, reason
 from emseg.store.classes import image_label, omero
 from emseg.store.files import Files, LocalFiles, open_files
 from emseg.store.instances import list_labels, remove_instances
@@ -301,6 +301,8 @@ def open_output(path: str | Place, token: Token | None = None) -> Output:
             raise ValueError("the arrays have write units of different shapes")
     except OutputError:
         raise
+    except StoreError as error:  # which says nothing about what is there
+        raise OutputError(f"{path} cannot be read ({error.strerror}): {error.remedy}") from error
     except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
         raise OutputError(f"the output {path} is damaged ({reason(error)}): remove it, and compute it again") from error
     attributes = {key: value for key, value in node.attributes["emseg"].items() if key != SELF}
