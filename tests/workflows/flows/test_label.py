@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ from runs import PLANAR, emseg, save_random_model, save_volume, shape_of_many_bl
 from emseg.box import triple
 from emseg.errors import InputError, OutputError
 from emseg.specs.labelling import Labelling
-from emseg.store import instances as store_instances
 from emseg.store.output import open_output
 from emseg_workflows import compare_instances, ingest, label, preview, segment
 from emseg_workflows.events import BlockEnded, Event, RunStarted
@@ -252,9 +250,10 @@ def test_how_good_they_are(made: Path, tmp_path: Path) -> None:
     assert "adapted Rand error        0.0000" in done.stdout
 
 
-def test_they_are_drawn(whole: Path) -> None:
+@pytest.mark.parametrize("name", ["instances", "soma"])
+def test_they_are_drawn(whole: Path, name: str) -> None:
     plain = pixels(preview(whole))
-    label(whole, workers=0)
+    label(whole, name=name, workers=0)
     drawn = pixels(preview(whole))
     assert drawn.shape[1] > plain.shape[1]
     right = drawn[28:, -drawn.shape[0] // 2 :]
@@ -275,16 +274,16 @@ def test_after_a_run(made: Path, whole: Path, tmp_path: Path) -> None:
     assert json.loads(again.stdout)["instances"]["segments"] == instances(output).max()
 
 
-@pytest.mark.parametrize("step", ["shutil", "list_labels"])
+@pytest.mark.parametrize("step", ["files.LocalFiles.remove_all", "files.LocalFiles.rename_all", "instances.list_labels"])
 def test_killed_while_it_is_published(whole: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """Before an older image is replaced, and before the new one is listed."""
+    """Before an older image is removed, before it is replaced, and before the new one is listed."""
     label(whole, workers=0, threshold=0.7)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_instances, step, SimpleNamespace(rmtree=killed) if step == "shutil" else killed)
+        patch.setattr(f"emseg.store.{step}", killed)
         with pytest.raises(KeyboardInterrupt):
             label(whole, workers=0, overwrite=True)
     done = label(whole, workers=0, overwrite=True)

@@ -90,8 +90,8 @@ def read_sizes(stored: Output, name: str) -> SegmentSizes | None:
     """What the table of segments tells, read line by line; None if it is not there or not such a table."""
     try:
         described = stored_instances(stored.files, name) or {}
-        with stored.files.reading(table_of(name)) as stream:
-            return _sizes(name, described, csv.reader(io.TextIOWrapper(stream, "utf-8", "replace", newline="")))
+        with stored.files.reading(table_of(name)) as stream, io.TextIOWrapper(stream, "utf-8", "replace", newline="") as text:
+            return _sizes(name, described, csv.reader(text))
     except (OSError, ValueError, csv.Error):
         return None
 
