@@ -116,7 +116,7 @@ class _Folder:
 
     def __init__(self, path: Path, dtypes: tuple[str, ...], allow_missing: bool, known: Known | None) -> None:
         self._slices, self._dtypes = slice_files(path, allow_missing=allow_missing), dtypes
-        self._kind = None if known is None else (known.shape[1:], known.dtype)
+        self._kind: tuple[tuple[int, ...], str] | None = None if known is None else (known.shape[1:], known.dtype)
         stated = set()
         for file in self._slices.files if known is None else ():
             with _open(file) as tif, _damage(f"the TIFF file {file}"):
