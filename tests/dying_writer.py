@@ -7,28 +7,31 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 from emseg.store.staging import PARTIAL
 
 ONCE = Path(os.environ["EMSEG_TEST_ONCE"])
 """A file that is made by who dies."""
-known = os.fsync
-left = int(os.environ["EMSEG_TEST_FILE"])
 
 
-def fsync(handle: int) -> None:
-    """Writes to the disk, but not the last time."""
-    global left  # noqa: PLW0603
-    if Path(f"/proc/self/fd/{handle}").readlink().name.endswith(PARTIAL):
-        left -= 1
-        if left == 0 and not ONCE.exists():
+def dying(fsync: Callable[[int], None]) -> Callable[[int], None]:
+    """What writes to the disk, but not the last time."""
+    files = count(1)
+
+    def dying(handle: int) -> None:
+        half_written = Path(f"/proc/self/fd/{handle}").readlink().name.endswith(PARTIAL)
+        if half_written and next(files) == int(os.environ["EMSEG_TEST_FILE"]) and not ONCE.exists():
             ONCE.touch()
             if os.environ["EMSEG_TEST_DEATH"] == "all":
                 os.killpg(os.getpgrp(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
-    known(handle)
+        fsync(handle)
+
+    return dying
 
 
-if os.fsync.__module__ != "dying_writer":  # a worker loads its preloads twice
-    os.fsync = fsync
+if os.fsync.__name__ != "dying":  # a worker loads its preloads twice
+    os.fsync = dying(os.fsync)

@@ -222,7 +222,7 @@ def copying_options(command: Command) -> Command:
     workers_option = click.option(
         "--workers",
         type=click.IntRange(min=0),
-        help="Worker processes; by default one per core, or none for less than a gigabyte. 0: no Dask.",
+        help="Worker processes; by default one per core, or none for less than 2 GiB. 0: no Dask.",
     )
     return workers_option(adapt_option(elsewhere_options(cpu_cluster_option(site_option(command)))))
 

@@ -114,10 +114,10 @@ def tile_budget(placement: Placement, threads: int, device: Device) -> int:
 
 
 def most_workers(needed: int) -> int:
-    """Most workers that keep the cores of this machine busy, of which each has so many bytes of memory; at least one."""
-    from emseg_workflows.clusters.local import default_workers, memory_share  # noqa: PLC0415
+    """Most workers that this machine has a core, and so many bytes of memory, for; at least one."""
+    from emseg_workflows.clusters.local import workers_within  # noqa: PLC0415
 
-    return max(1, min(default_workers(1), memory_share(1) * default_workers(1) // needed))
+    return workers_within(needed)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -173,7 +174,7 @@ def cut_zipped(path: Path) -> None:
 
 def cut_chunk(path: Path) -> None:
     with h5py.File(path) as file:
-        place = file["volumes/raw"].id.get_chunk_info(9).byte_offset
+        place = file["volumes/raw"].id.get_chunk_info(1).byte_offset
     damage(path, place)
 
 
@@ -204,7 +205,7 @@ def test_damage_is_one_line_and_leaves_nothing(tmp_path: Path, client: Client, n
         told: list[Event] = []
         with pytest.raises(VolumeError) as caught:
             ingest(source, tmp_path / "v", on_event=told.append, **placed)
-        said.append(str(caught.value))
+        said.append(re.sub(r"slices \d+ to \d+", "slices", str(caught.value)))  # a chunk may lie in several parts
         assert "\n" not in said[-1]
         assert [path.name for path in tmp_path.iterdir()] == [name]
         assert not any(isinstance(event, RunEnded | BlockRetried | WorkerLeft) for event in told)
@@ -288,7 +289,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_file(tmp_path: Path) -> None:
 def test_what_was_killed_with_its_workers_goes_on(tmp_path: Path) -> None:
     source, told = save_png(tmp_path / "s", voxels()), list[Event]()
     ingest(source, tmp_path / "whole.zarr", workers=0)
-    ended = run_dying(tmp_path, "ingest", source, 14, "all")
+    ended = run_dying(tmp_path, "ingest", source, 26, "all")
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     (left,) = tmp_path.glob(".emseg-*")
     assert list(left.rglob("*.partial"))
@@ -347,7 +348,7 @@ def test_who_was_taken_for_dead_leaves_all_to_the_next(tmp_path: Path, client: C
     with pytest.raises(OrphanError, match="run 1 may not write any more, as run 2 has taken over"):
         ingest(source, tmp_path / "v.zarr", client=client, on_event=take_over)
     (folder,) = tmp_path.glob(".emseg-*")
-    assert not list(folder.rglob("c"))
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == {"zarr.json", "lease.json"}
     with pytest.raises(OrphanError):
         Token(Records(LocalFiles(folder)), 1).check()
 

@@ -48,6 +48,11 @@ def default_workers(threads: int) -> int:
     return max(1, int(CPU_COUNT) // max(1, threads))
 
 
+def workers_within(needed: int) -> int:
+    """Worker processes that have a core, and so many bytes of memory, each; at least one."""
+    return max(1, min(default_workers(1), int(MEMORY_LIMIT) // needed))
+
+
 def memory_share(threads: int) -> int:
     """Bytes of this machine's memory for each of its `default_workers`."""
     return int(MEMORY_LIMIT) // default_workers(threads)

@@ -23,8 +23,9 @@ from emseg_workflows.launch import Launch, most_workers, open_executor
 from emseg_workflows.placement import Executor, Placement
 from emseg_workflows.stop import Stop, StoppedError
 
-SMALL = 2**30
-"""Bytes of voxels for which it does not pay to start workers, unless somebody asks for them."""
+SMALL = 2**31
+"""Bytes of voxels for which it does not pay to start workers, unless somebody asks for them: half a minute in this process,
+which compresses in as many threads as there are cores, but reads in one."""
 
 
 @dataclass(frozen=True, slots=True)

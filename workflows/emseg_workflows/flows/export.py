@@ -81,7 +81,7 @@ def export(
         Replace an export that is already there.
     workers
         Worker processes to start on this machine, 0 for this process, without Dask; each copies whole files. None for this
-        process where there is no more than a gigabyte to be copied, else for one per core, as far as there are parts and
+        process where there is no more than 2 GiB to be copied, else for one per core, as far as there are parts and
         memory. A TIFF is one file, whose slices are compressed one after another: it is always written by this process.
     adapt, host, scheduler, tls, client, cluster, site, policy, stop, on_event
         As for `emseg_workflows.segment`; workers on other hosts must see the output and the target under the same paths. The

@@ -91,7 +91,7 @@ def ingest(
         Whether to replace a volume that was ingested before.
     workers
         Worker processes to start on this machine, 0 for this process, without Dask. None for this process where no more than
-        a gigabyte is left to be copied, which takes seconds; else for one per core, as far as there are parts and memory.
+        2 GiB are left to be copied, which takes seconds; else for one per core, as far as there are parts and memory.
     adapt, host, scheduler, tls, client, cluster, site, policy, stop, on_event
         As for `emseg_workflows.segment`; workers on other hosts must see the source and the volume under the same paths. The
         first part that fails ends it.
