@@ -259,7 +259,7 @@ def test_what_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         known(self, box, voxels, **more)
 
     monkeypatch.setattr(new_volume.SlabWriter, "write_box", write_box)
-    for killed_at, changed in ((8, False), (8, True)):
+    for killed_at, changed in ((16, False), (16, True)):
         words = [sys.executable, "-c", KILLED, tmp_path / "s.tif", tmp_path / "v.zarr", killed_at]
         died = subprocess.run(list(map(str, words)), capture_output=True, text=True)
         assert died.returncode == -signal.SIGKILL, died.stderr
