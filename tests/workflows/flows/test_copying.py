@@ -424,8 +424,7 @@ def test_exports_have_the_same_bytes(output: Path, tmp_path: Path, client: Clien
 
 def test_a_damaged_output_is_one_line_and_leaves_nothing(output: Path, tmp_path: Path, client: Client) -> None:
     damaged, said = Path(shutil.copytree(output, tmp_path / "damaged")), set()
-    for shard in (path for path in (damaged / "labels" / "classes" / "1" / "c").rglob("*") if path.is_file()):
-        cut_file(shard)
+    cut_file(min(path for path in (damaged / "labels" / "classes" / "1" / "c").rglob("*") if path.is_file()))
     for file_format, placed in itertools.product(("ome-zarr-0.5", "precomputed"), ({"workers": 0}, {"client": client})):
         with pytest.raises(BlockError, match=r"of a level of .*damaged cannot be read .*mend it") as caught:
             export(damaged, tmp_path / "made", file_format=file_format, **placed)  # type: ignore[arg-type]
