@@ -273,7 +273,7 @@ def open_output(path: str | Place, token: Token | None = None) -> Output:
     place = _place(path)
     try:
         files = open_files(place, patient=token is not None)
-        node = read_node(place, files=files)
+        node = read_node(path, files=files)  # so that messages name it as it was given
     except VolumeError as error:
         raise OutputError(str(error)) from error
     described = _described(node)
