@@ -65,6 +65,8 @@ class LocalFiles(LocalStore):
 
     def put(self, name: str, document: bytes | memoryview, permit: Callable[[], None] | None = None) -> None:
         """Put a file in its place whole, and on the disk; `permit` is asked at the last moment and may raise."""
+        if permit is not None:  # first, so that an orphan does not even make a folder
+            permit()
         file = self.root / name
         make_folders(file.parent, self.root)
         commit(file, document, permit)
@@ -166,8 +168,9 @@ class LocalFiles(LocalStore):
 
     def remove_all(self, folder: str) -> None:
         """Remove a folder, if there is one."""
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.root / folder)
+        while (self.root / folder).exists():
+            with suppress(FileNotFoundError):  # of a file that somebody else has taken away meanwhile
+                shutil.rmtree(self.root / folder)
 
     def rename(self, name: str, to: str) -> None:
         """Give a file another name, also one that a file had until then."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from emseg.box import AXES, Box, Triple
@@ -104,7 +105,8 @@ def publish(files: Files, scratch: str, name: str, classes: str) -> None:
             files.remove_all(place)
             files.rename_all(f"{scratch}/{IMAGE}", place)
         list_labels(files, classes)
-        files.remove_all(scratch)
+        with suppress(OSError):  # what is left of it goes with the next labelling
+            files.remove_all(scratch)
     except OSError as error:
         raise output_error(files.place / place, error) from error
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.box import Box, Triple
-from emseg.errors import BlockError
+from emseg.errors import BlockError, OrphanError
 from emseg.instances.contacts import Contacts
 from emseg.instances.piece import Piece, Seam, Segments
 from emseg.store.arrays import NODE, Shards, create_array, create_group, describe_group, open_shards
@@ -57,11 +57,11 @@ class Scratch:
 
     def fragments(self) -> Shards:
         """Segments of each block's voxels, uint32, numbered from 1 in each block."""
-        return open_shards(self.files, f"{self.folder}/{FRAGMENTS}", 0, self.permit)
+        return open_shards(self.files, f"{self.folder}/{FRAGMENTS}", 0, self.check)
 
     def instances(self, level: int = 0) -> Shards:
         """The final segments, uint64."""
-        return open_shards(self.files, f"{self.folder}/{IMAGE}/{level}", 0, self.permit, dense=True)
+        return open_shards(self.files, f"{self.folder}/{IMAGE}/{level}", 0, self.check, dense=True)
 
     def levels(self, steps: Sequence[Triple]) -> tuple[Level, ...]:
         """The final segments, uint64, and their coarser levels with these steps in voxels of the next finer one."""
@@ -73,6 +73,19 @@ class Scratch:
     def place(self) -> Place:
         """The folder."""
         return self.files.place / self.folder
+
+    def check(self) -> None:
+        """Nothing, if there is still something to be written here.
+
+        Raises
+        ------
+        OrphanError
+            If the output belongs to somebody else by now, or the labelling is complete.
+        """
+        if self.permit is not None:
+            self.permit()
+        if not self.begun:
+            raise OrphanError(f"{self.place} is no labelling that goes on: stop it")
 
     @property
     def begun(self) -> bool:
@@ -135,7 +148,7 @@ class Scratch:
         """Keep an array that all blocks share."""
         stream = io.BytesIO()
         np.save(stream, numbers)
-        self.files.put(f"{self.folder}/{name}.npy", stream.getbuffer(), self.permit)
+        self.files.put(f"{self.folder}/{name}.npy", stream.getbuffer(), self.check)
 
     def numbers(self, name: str) -> NDArray[Any] | None:
         """An array that all blocks share, if it is there."""
@@ -149,7 +162,7 @@ class Scratch:
         stream, file = io.BytesIO(), self._file(kind, block)
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
         with blamed(f"{self.files.place / file} cannot be written", "check the disk"):
-            self.files.put(file, stream.getbuffer(), self.permit)
+            self.files.put(file, stream.getbuffer(), self.check)
 
     def _get(self, kind: str, block: int) -> dict[str, NDArray[Any]] | None:
         file = self._file(kind, block)
