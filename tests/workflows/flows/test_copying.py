@@ -210,7 +210,9 @@ def test_damage_is_one_line_and_leaves_nothing(tmp_path: Path, client: Client, n
         with pytest.raises(VolumeError) as caught:
             ingest(source, tmp_path / "v", on_event=told.append, **placed)
         assert "\n" not in str(caught.value)
-        said.append(re.sub(r"slices \d+ to \d+|voxels \S+", "part", str(caught.value))[:200])  # a chunk may lie in several parts
+        said.append(
+            re.sub(r"slices \d+ to \d+|voxels \S+", "part", str(caught.value))[:200]
+        )  # a chunk may lie in several parts
         assert [path.name for path in tmp_path.iterdir()] == [name]
         assert not any(isinstance(event, RunEnded | BlockRetried | WorkerLeft) for event in told)
     assert said[0] == said[1]
