@@ -19,10 +19,9 @@ from zarr.storage import MemoryStore
 
 from emseg.box import Box, Triple, triple
 from emseg.store.files import Files
+from emseg.store.remote import NODE
 from emseg.store.shard import CODECS, encode_shard, sharding
 
-NODE = "zarr.json"
-"""Metadata of a Zarr node."""
 INDEX_ENTRY = 16
 """Bytes in a shard's index for each chunk: offset and length; 4 more are the index's checksum."""
 

@@ -13,10 +13,11 @@ from typing import Any
 from emseg.box import AXES, Box, Triple
 from emseg.errors import OutputError
 from emseg.specs.volume import VolumeSpec
-from emseg.store.arrays import NODE, Shards, describe_group, open_shards
+from emseg.store.arrays import Shards, describe_group, open_shards
 from emseg.store.files import Files
 from emseg.store.ome import VERSION, Space, levels_at, multiscales
 from emseg.store.records import FOLDER
+from emseg.store.remote import NODE
 from emseg.store.scratch import DESCRIBED, IMAGE
 from emseg.store.staging import output_error
 

@@ -31,7 +31,7 @@ from emseg.box import AXES, Box, Triple, triple
 from emseg.errors import OutputError, VolumeError
 from emseg.grid.pyramid import Rule, level_shapes
 from emseg.specs.volume import VolumeSpec
-from emseg.store.arrays import NODE, create_array, create_group, describe_group, group_metadata, open_shards
+from emseg.store.arrays import create_array, create_group, describe_group, group_metadata, open_shards
 from emseg.store.blame import StoreError, reason
 from emseg.store.classes import image_label, omero
 from emseg.store.files import Files, LocalFiles, open_files
@@ -43,6 +43,7 @@ from emseg.store.nodes import Node, read_node
 from emseg.store.ome import VERSION, Space, levels_at, multiscales
 from emseg.store.place import Address, Place, local, place_of
 from emseg.store.records import FOLDER
+from emseg.store.remote import NODE
 from emseg.store.staging import output_error, output_path, staged
 
 FORMAT = 2

@@ -26,13 +26,14 @@ from emseg.box import Box, Triple
 from emseg.errors import BlockError, OrphanError
 from emseg.instances.contacts import Contacts
 from emseg.instances.piece import Piece, Seam, Segments
-from emseg.store.arrays import NODE, Shards, create_array, create_group, describe_group, open_shards
+from emseg.store.arrays import Shards, create_array, create_group, describe_group, open_shards
 from emseg.store.blame import blamed
 from emseg.store.files import Files
 from emseg.store.level import Level
 from emseg.store.ome import Space
 from emseg.store.place import Place
 from emseg.store.records import FOLDER
+from emseg.store.remote import NODE
 from emseg.store.staging import output_error
 
 Table = TypeVar("Table", Segments, Contacts)
