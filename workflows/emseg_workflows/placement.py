@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
 
 from emseg.errors import PlanError
 from emseg.grid.blocks import Block
@@ -74,6 +74,54 @@ class Watch(Protocol):
     def take_back(self, blocks: Iterable[int]) -> None:
         """Blocks that were written are not there any more."""
         ...
+
+
+class Where(TypedDict, total=False):
+    """What may be said of who computes, and where.
+
+    Parameters
+    ----------
+    workers
+        Worker processes to start on this machine; None for one per core (and thread), 0 for this process, without Dask.
+    adapt
+        Least and most worker processes; between them, as many as there are blocks for. Instead of ``workers``.
+    host
+        Address of this machine where workers on other hosts may join, in TLS; None for loopback alone.
+    scheduler, client
+        A running Dask cluster to use instead, by the address of its scheduler or by a client.
+    tls
+        Files of the authority, the certificate and its key that the scheduler wants to see.
+    cluster
+        What workers are started on: ``local`` for the cores of this machine, ``cuda`` for its GPUs, one on each, ``srun`` for
+        steps of the SLURM job that this runs in, ``slurm`` for SLURM jobs of their own.
+    site
+        What SLURM is told for each worker of ``srun`` and ``slurm``.
+    """
+
+    workers: int | None
+    adapt: tuple[int, int] | None
+    host: str | None
+    scheduler: str | None
+    client: Client | None
+    tls: tuple[Path, Path, Path] | None
+    cluster: ClusterKind
+    site: Site | None
+
+
+class WhereOnGpus(Where, total=False):
+    """What may be said of it where predictors compute: as in `Where`, and this.
+
+    Parameters
+    ----------
+    gpus
+        Which GPUs, numbered as `nvidia-smi` does; None for each that is visible.
+    workers_per_gpu
+        Workers that share a GPU; more are refused, also on a running cluster. None for one, or with ``cluster="cuda"`` for as
+        many, up to four, as there are cores to feed them.
+    """
+
+    gpus: tuple[int, ...] | None
+    workers_per_gpu: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,8 @@ from emseg_workflows.events import Event, Observer
 from emseg_workflows.exporting import ExportWork
 from emseg_workflows.flows.copying import Copying, Parts
 from emseg_workflows.flows.record import recipe_of
-from emseg_workflows.placement import ClusterKind, Placement
-from emseg_workflows.site import Site
+from emseg_workflows.placement import Placement, Where
 from emseg_workflows.stop import Stop, StoppedError
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 FileFormat = Literal["tiff", "ome-zarr-0.4", "ome-zarr-0.5", "precomputed"]
 BY_SUFFIX: dict[str, FileFormat] = {".tif": "tiff", ".tiff": "tiff", ".zarr": "ome-zarr-0.5"}
@@ -44,18 +40,11 @@ def export(
     file_format: FileFormat | None = None,
     allow_incomplete: bool = False,
     overwrite: bool = False,
-    workers: int | None = None,
-    adapt: tuple[int, int] | None = None,
-    host: str | None = None,
-    scheduler: str | None = None,
-    tls: tuple[Path, Path, Path] | None = None,
-    client: Client | None = None,
-    cluster: ClusterKind = "local",
-    site: Site | None = None,
     policy: Policy | None = None,
     stop: Stop | None = None,
     on_event: Observer | None = None,
     tell: Callable[[str], None] = lambda _: None,
+    **where: Unpack[Where],
 ) -> Path:
     """What was made of an output's classes, or of something else in it; voxel size and units are kept.
 
@@ -79,15 +68,15 @@ def export(
         Take what there is; 255, or for instances 0, is *not computed*.
     overwrite
         Replace an export that is already there.
-    workers
-        Worker processes to start on this machine, 0 for this process, without Dask; each copies whole files. None for this
-        process where there is no more than 2 GiB to be copied, else for one per core, as far as there are parts and
-        memory. A TIFF is one file, whose slices are compressed one after another: it is always written by this process.
-    adapt, host, scheduler, tls, client, cluster, site, policy, stop, on_event
-        As for `emseg_workflows.segment`; workers on other hosts must see the output and the target under the same paths. The
-        first part that fails ends it.
+    policy, stop, on_event
+        As for `emseg_workflows.segment`; the first part that fails ends it.
     tell
         Called with a line for each thing that the format cannot say.
+    **where
+        Who copies, and where: see `emseg_workflows.placement.Where`. By default this process where there is no more than 2 GiB
+        to be copied, else a worker per core, as far as there are parts and memory; each copies whole files, and those on other
+        hosts must see the output and the target under the same paths. A TIFF is one file, whose slices are compressed one
+        after another: it is always written by this process.
 
     Raises
     ------
@@ -98,7 +87,7 @@ def export(
     UnfinishedError
         If workers or disks went away before the end; nothing stays.
     """
-    placement = Placement(workers, host, scheduler, client, cluster, tls=tls, site=site, adapt=adapt)
+    placement = Placement(**where)
     stored, kind = open_output(output), file_format or _by_name(Path(target))
     _refuse_inside(stored.path, output_path(target))
     image = image_of(stored, recipe_of(stored).volume, instances, probability)

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Unpack
 
 from emseg.box import Triple
 from emseg.errors import OutputError, PlanError, VolumeError
@@ -22,12 +22,8 @@ from emseg_workflows.dispatch import Policy
 from emseg_workflows.events import Event, Observer
 from emseg_workflows.flows.copying import Copying, Parts
 from emseg_workflows.ingesting import IngestWork
-from emseg_workflows.placement import ClusterKind, Placement
-from emseg_workflows.site import Site
+from emseg_workflows.placement import Placement, Where
 from emseg_workflows.stop import Stop
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 NOT_STATED = Stated((1.0, 1.0, 1.0), (None, None, None), "nowhere: it is not stated")
 
@@ -53,17 +49,10 @@ def ingest(
     unit: str = "nanometer",
     allow_missing: bool = False,
     overwrite: bool = False,
-    workers: int | None = None,
-    adapt: tuple[int, int] | None = None,
-    host: str | None = None,
-    scheduler: str | None = None,
-    tls: tuple[Path, Path, Path] | None = None,
-    client: Client | None = None,
-    cluster: ClusterKind = "local",
-    site: Site | None = None,
     policy: Policy | None = None,
     stop: Stop | None = None,
     on_event: Observer | None = None,
+    **where: Unpack[Where],
 ) -> Ingested:
     """The volume made of a stack of slices; it is there in whole, or not at all.
 
@@ -89,12 +78,12 @@ def ingest(
         precomputed may be missing, too, as their writers may leave out what is 0.
     overwrite
         Whether to replace a volume that was ingested before.
-    workers
-        Worker processes to start on this machine, 0 for this process, without Dask. None for this process where no more than
-        2 GiB are left to be copied, which takes seconds; else for one per core, as far as there are parts and memory.
-    adapt, host, scheduler, tls, client, cluster, site, policy, stop, on_event
-        As for `emseg_workflows.segment`; workers on other hosts must see the source and the volume under the same paths. The
-        first part that fails ends it.
+    policy, stop, on_event
+        As for `emseg_workflows.segment`; the first part that fails ends it.
+    **where
+        Who copies, and where: see `emseg_workflows.placement.Where`. By default this process where no more than 2 GiB are left
+        to be copied, which takes seconds; else a worker per core, as far as there are parts and memory. Workers on other
+        hosts must see the source and the volume under the same paths.
 
     Raises
     ------
@@ -110,7 +99,7 @@ def ingest(
         If another process has taken over, as this one was taken for dead.
     """
     notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
-    placement = Placement(workers, host, scheduler, client, cluster, tls=tls, site=site, adapt=adapt)
+    placement = Placement(**where)
     given = None if voxel_size is None else _given(voxel_size, unit)
     target = output_path(volume_path)
     with open_stack(source, dataset, allow_missing=allow_missing) as stack:

@@ -9,8 +9,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,13 +37,8 @@ from emseg_workflows.flows.record import recipe_of
 from emseg_workflows.flows.stage import Stages
 from emseg_workflows.labelling import LabelWork, Stage
 from emseg_workflows.launch import Launch, open_executor
-from emseg_workflows.placement import ClusterKind, Placement
-from emseg_workflows.site import Site
+from emseg_workflows.placement import Placement, Where
 from emseg_workflows.stop import Stop
-
-if TYPE_CHECKING:
-    from distributed import Client
-
 
 CLASSES = ("membrane", "boundary", "border", "membranes", "boundaries")
 """Names of the class that parts segments."""
@@ -88,17 +82,10 @@ def label(
     name: str = "instances",
     allow_incomplete: bool = False,
     overwrite: bool = False,
-    workers: int | None = None,
-    adapt: tuple[int, int] | None = None,
-    host: str | None = None,
-    scheduler: str | None = None,
-    tls: tuple[Path, Path, Path] | None = None,
-    client: Client | None = None,
-    cluster: ClusterKind = "local",
-    site: Site | None = None,
     policy: Policy | None = None,
     stop: Stop | None = None,
     on_event: Observer | None = None,
+    **where: Unpack[Where],
 ) -> Labelled:
     """How the labelling of what a run has stored ended; what an earlier one has done is not done again.
 
@@ -124,8 +111,10 @@ def label(
         Label what there is, and leave the rest *not computed*: 0.
     overwrite
         Replace instance labels that were made otherwise.
-    workers, adapt, host, scheduler, tls, client, cluster, site, policy, stop, on_event
+    policy, stop, on_event
         As for `emseg_workflows.segment`.
+    **where
+        Who computes, and where: see `emseg_workflows.placement.Where`.
 
     Raises
     ------
@@ -133,7 +122,7 @@ def label(
         If what was asked for does not fit; nothing was written then.
     """
     notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
-    placement = Placement(workers, host, scheduler, client, cluster, tls=tls, site=site, adapt=adapt)
+    placement = Placement(**where)
     place = place_of(output).absolute()
     stored = open_output(place)
     recipe = recipe_of(stored)

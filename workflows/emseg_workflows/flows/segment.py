@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,13 +36,9 @@ from emseg_workflows.flows.record import RunRecord
 from emseg_workflows.flows.settle import Draft, draft_run, settle
 from emseg_workflows.flows.stage import Stages
 from emseg_workflows.launch import Launch, open_executor, open_watch, with_shared_gpus
-from emseg_workflows.placement import ClusterKind, Executor, Placement
+from emseg_workflows.placement import Executor, Placement, WhereOnGpus
 from emseg_workflows.report import Report, Tally
-from emseg_workflows.site import Site
 from emseg_workflows.stop import Stop, StoppedError
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 
 def segment(
@@ -63,16 +59,6 @@ def segment(
     normalise: Scope | None = None,
     tile: Triple | None = None,
     threads: int = 1,
-    workers: int | None = None,
-    adapt: tuple[int, int] | None = None,
-    host: str | None = None,
-    scheduler: str | None = None,
-    tls: tuple[Path, Path, Path] | None = None,
-    client: Client | None = None,
-    cluster: ClusterKind = "local",
-    gpus: tuple[int, ...] | None = None,
-    workers_per_gpu: int | None = None,
-    site: Site | None = None,
     device: Device | None = None,
     backend: Backend | None = None,
     precision: Precision | None = None,
@@ -82,6 +68,7 @@ def segment(
     policy: Policy | None = None,
     stop: Stop | None = None,
     on_event: Observer | None = None,
+    **where: Unpack[WhereOnGpus],
 ) -> Report:
     """The report of a run that segments a volume; blocks that an earlier run has written are not computed again.
 
@@ -125,23 +112,6 @@ def segment(
         Shape (z, y, x) in voxels of one network input; chosen by the planner if None.
     threads
         Threads that each predictor computes with. They are part of the plan: another number may change the last bits.
-    workers
-        Worker processes to start on this machine; None for one per core (and thread), 0 for this process, without Dask.
-    adapt
-        Least and most worker processes; between them, as many as there are blocks for. Instead of ``workers``.
-    host
-        Address of this machine where workers on other hosts may join, in TLS; None for loopback alone.
-    scheduler, client
-        A running Dask cluster to use instead, by the address of its scheduler or by a client.
-    tls
-        Files of the authority, the certificate and its key that the scheduler wants to see.
-    cluster
-        What workers are started on: the cores of this machine, or with ``cuda`` its GPUs, one on each.
-    gpus
-        Which GPUs, numbered as `nvidia-smi` does; None for each that is visible.
-    workers_per_gpu
-        Workers that share a GPU; more are refused, also on a running cluster. None for one, or with ``cluster="cuda"`` for as
-        many, up to four, as there are cores to feed them.
     device
         What predictors compute on, ``cpu`` or ``cuda``; None for the GPUs of ``cluster="cuda"``, and for the CPU elsewhere.
     backend
@@ -149,8 +119,6 @@ def segment(
     precision
         Type of the activations; None for the one that the output was begun with, else the first of bfloat16 and float16 that
         the hardware has arithmetic for and that gives 99.9 % of a sample of the volume the labels of float32, else that.
-    site
-        What SLURM is told for each worker of ``srun`` (steps of the job that this runs in) and ``slurm`` (jobs of their own).
     overwrite
         Begin an output that is already there anew.
     mixed_hardware
@@ -163,6 +131,8 @@ def segment(
         Asked to stop, the run hands out no more blocks and waits a while for those in hand.
     on_event
         Called with each event of the run; see `emseg_workflows.events`.
+    **where
+        Who computes, and where: see `emseg_workflows.placement.WhereOnGpus`. By default a worker per core (and thread).
 
     Raises
     ------
@@ -171,9 +141,7 @@ def segment(
     """
     notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
     report = Path(performance_report) if performance_report is not None else None
-    placement = with_shared_gpus(
-        Placement(workers, host, scheduler, client, cluster, gpus, workers_per_gpu, tls, site, report, adapt)
-    )
+    placement = with_shared_gpus(Placement(performance_report=report, **where))
     device, volume = device or placement.default_device, volume_at(volume, output, voxel_size)
     place = place_of(output) if output is not None else default_output(volume)
     check_output_place(place, volume)

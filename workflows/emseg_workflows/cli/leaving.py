@@ -1,0 +1,20 @@
+"""How a command leaves that does not just return."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+
+def leave(message: str, code: int) -> NoReturn:
+    """Print a line on the standard error stream, and end the process with this code."""
+    click.echo(message, err=True)
+    sys.exit(code)
+
+
+def stopped_by(number: int) -> str:
+    """What is told of a run that a signal stopped."""
+    return f"stopped by {signal.Signals(number).name}: what is written stays; the same command goes on from there"
