@@ -165,8 +165,8 @@ def tell(times: dict[tuple[str, int], list[float]], count: int) -> None:
 def copy(folder: Path, pool: ProcessPoolExecutor, workers: int, raw: bool) -> float:
     """Seconds that a copy takes."""
     plan, target = plan_of(folder), folder / "copy.zarr"
-    shapes = {"shape": SHAPE, "shard": plan.unit, "chunk": plan.chunk}
-    create_array(LocalFiles(target), "", **shapes, dtype="uint8", fill_value=255, axes=("z", "y", "x"))  # type: ignore[arg-type]
+    shapes: dict[str, Any] = {"shape": SHAPE, "shard": plan.unit, "chunk": plan.chunk}
+    create_array(LocalFiles(target), "", **shapes, dtype="uint8", fill_value=255, axes=("z", "y", "x"))
     part = partial(copy_part, folder / "volume.zarr", target, None if raw else mean_of(folder))
     boxes = [block.write for block in plan]
     began = perf_counter()
@@ -198,8 +198,8 @@ def run(folder: Path, client: Client, name: str) -> float:
 
 def cpu_by_stage(folder: Path, name: str) -> dict[str, float]:
     """CPU seconds of all threads of this process by stage."""
-    real_clock, real_predictor = emseg.outcome.perf_counter, backend.open_predictor
-    emseg.outcome.perf_counter = process_time
+    real_clock, real_predictor = perf_counter, backend.open_predictor
+    emseg.outcome.perf_counter = process_time  # type: ignore[attr-defined]
     try:
         if name in MODELS:
             from thresholding import open_threshold  # noqa: PLC0415
@@ -208,14 +208,15 @@ def cpu_by_stage(folder: Path, name: str) -> dict[str, float]:
         with ran(folder, name, workers=0) as clock:
             return dict(clock.spent or {})
     finally:
-        emseg.outcome.perf_counter, backend.open_predictor = real_clock, real_predictor
+        emseg.outcome.perf_counter = real_clock  # type: ignore[attr-defined]
+        backend.open_predictor = real_predictor
 
 
 @contextmanager
 def ran(folder: Path, name: str, **where: Any) -> Iterator[Clock]:
     """The clock of a run that has ended, and whose output is still there."""
     place, clock = folder / "out.zarr", Clock()
-    asked = {"model": folder / f"{name}.safetensors", "precision": "float32"}
+    asked: dict[str, Any] = {"model": folder / f"{name}.safetensors", "precision": "float32"}
     report = segment(folder / "volume.zarr", place, on_event=clock, **asked, **where)
     assert report.exit_code == 0, report.failures
     if name in MODELS:

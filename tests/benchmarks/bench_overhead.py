@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from emseg_workflows.flows import outputs, record, segment, settle
 SAMPLE = Path(__file__).parents[2] / "examples" / "fib25-sample" / "raw.tif"
 COPIES = 8
 
-spent: Counter[str] = Counter()
+spent: defaultdict[str, float] = defaultdict(float)
 """CPU seconds of the calling threads by the part that they are spent for."""
 
 
@@ -77,7 +77,7 @@ def main(folder: Path) -> None:
     print(f"{report.blocks} blocks in {report.seconds:.0f} s, {total:.1f} CPU seconds")
     for part, seconds in sorted(spent.items()):
         print(f"{part:<28}{seconds:8.3f} s {100 * seconds / total:7.3f} %")
-    print(f"{'together':<28}{spent.total():8.3f} s {100 * spent.total() / total:7.3f} %")
+    print(f"{'together':<28}{sum(spent.values()):8.3f} s {100 * spent.total() / total:7.3f} %")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -42,6 +43,7 @@ from emseg.grid.order import strands_of
 from emseg.grid.plan import Plan
 from emseg.model.backend import default_backend
 from emseg.model.bundled import resolve_model
+from emseg.model.source import describe
 from emseg.normalise import Normalisation
 from emseg.outcome import Outcome, Seconds
 from emseg.recipe import Recipe
@@ -139,7 +141,8 @@ def measure_run(
     with local_cluster(workers, BLOCKS_IN_FLIGHT) as client:
         as_it_is = Normalisation("volume", (0.0,), (1.0,))
         backend, file = default_backend("cpu"), resolve_model(model)
-        client.run(try_out, Trial(source, None, file, as_it_is, plan.tile, 1, "cpu", backend, "float32", measured=True))
+        spec = describe(file)[0]
+        client.run(try_out, Trial(source, None, file, spec, as_it_is, plan.tile, 1, "cpu", backend, "float32", measured=True))
         start_up, before = perf_counter() - began, sum(client.run(process_time).values())
         psutil.cpu_percent()
         place = source.with_name("out.zarr")
@@ -173,7 +176,7 @@ def measure_first(volume: str, model: str, tile: list[int]) -> dict[str, Any]:
                 seconds["task"] = now - sum(astuple(outcome.seconds))
                 stop.ask()
 
-    flow.check_space = lambda output, output_bytes: None  # this disk could not hold what is never computed
+    setattr(flow, "check_space", lambda output, output_bytes: None)  # noqa: B010  this disk could not hold what is never computed
     place = source.with_name("out.zarr")
     flow.segment(source, place, model=model, tile=triple(tile), precision="float32", workers=2, stop=stop, on_event=observe)
     shutil.rmtree(place)
@@ -188,7 +191,7 @@ def measure_books(folder: str) -> dict[str, Any]:
     plan = Plan(volume.box, TILE, volume.shape, POINTWISE, TILE, 1, TILE)
     numerics = Numerics("none", "none", "float32", 1, "none")
     recipe = Recipe(volume, "none", "none", Normalisation("volume", (0.0,), (1.0,)), plan, numerics, False)
-    prepare_output(place, recipe, {}, overwrite=False)
+    prepare_output(place, recipe, None, {}, overwrite=False)
     output = open_output(place)
     job = Job(recipe, Path(folder), Path(folder), place, Token(output.records, 1))
     now, dispatch, tally = 0.0, Dispatch(strands_of(plan, volume, np.ones(blocks, bool)), Policy()), Tally(plan, 0)
@@ -212,7 +215,7 @@ def measure_books(folder: str) -> dict[str, Any]:
     return {"memory": memory, "seconds": seconds / blocks}
 
 
-MEASURES = {"run": measure_run, "first": measure_first, "books": measure_books}
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {"run": measure_run, "first": measure_first, "books": measure_books}
 
 
 def measure(name: str, pause: float | None = None, **options: Any) -> dict[str, Any]:

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 import zarr
 from distributed import Client
-from monai.inferers import sliding_window_inference
+from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 
 from emseg.box import Box, triple
@@ -219,6 +219,7 @@ def monai(predictor: Predictor, values: NDArray[np.float32]) -> Labels:
     for one in mirrored(values):
         source = torch.from_numpy(one)[None, None]
         logits = sliding_window_inference(source, (WINDOW, WINDOW), 1, predict, overlap, roi_weight_map=importance)
+        assert isinstance(logits, torch.Tensor)
         found.append(logits[0, :, inner, inner].argmax(dim=0).numpy())
     return np.stack(found).astype(np.uint8)
 
