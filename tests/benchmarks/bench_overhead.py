@@ -77,7 +77,7 @@ def main(folder: Path) -> None:
     print(f"{report.blocks} blocks in {report.seconds:.0f} s, {total:.1f} CPU seconds")
     for part, seconds in sorted(spent.items()):
         print(f"{part:<28}{seconds:8.3f} s {100 * seconds / total:7.3f} %")
-    print(f"{'together':<28}{sum(spent.values()):8.3f} s {100 * spent.total() / total:7.3f} %")
+    print(f"{'together':<28}{sum(spent.values()):8.3f} s {100 * sum(spent.values()) / total:7.3f} %")
 
 
 if __name__ == "__main__":
