@@ -165,6 +165,7 @@ def tell(times: dict[tuple[str, int], list[float]], count: int) -> None:
 def copy(folder: Path, pool: ProcessPoolExecutor, workers: int, raw: bool) -> float:
     """Seconds that a copy takes."""
     plan, target = plan_of(folder), folder / "copy.zarr"
+    target.mkdir()
     shapes: dict[str, Any] = {"shape": SHAPE, "shard": plan.unit, "chunk": plan.chunk}
     create_array(LocalFiles(target), "", **shapes, dtype="uint8", fill_value=255, axes=("z", "y", "x"))
     part = partial(copy_part, folder / "volume.zarr", target, None if raw else mean_of(folder))
