@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from emseg_workflows.cli.values import Location, Meaning, Span
+from emseg_workflows.cli.values import Location, Meaning, Pair
 
 if TYPE_CHECKING:
     from emseg.store.place import Place
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--ignore", type=int, multiple=True, metavar="VALUE", help="A value of the truth that does not count.")
 @click.option("--class", "border", metavar="NAME", help="The class that parts segments; by default membrane or boundary.")
 @click.option("--threshold", type=float, default=0.5, show_default=True, help="From which probability on a voxel is border.")
-@click.option("--slices", type=Span(), help="Slices of OUTPUT, counted from 0; the truth may have these alone.")
+@click.option("--slices", type=Pair("first:stop"), help="Slices of OUTPUT, counted from 0; the truth may have these alone.")
 @click.option("--instances", is_flag=True, help="Compare the instance labels of `emseg label` with the truth's ids.")
 @click.option("--name", default="instances", show_default=True, help="With --instances: the image of instance labels.")
 @click.option("--seams", "with_seams", is_flag=True, help="Look for seams at the faces of blocks and tiles; needs no truth.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from emseg_workflows.cli.values import Bounds, GpuNumbers, Numbers
+from emseg_workflows.cli.values import GpuNumbers, Numbers, Pair
 
 if TYPE_CHECKING:
     from emseg.store.place import Place
@@ -48,7 +48,7 @@ mask_option = click.option(
     "--mask", type=click.Path(path_type=Path), help="A Zarr of any voxel size: blocks where it is 0 throughout are left out."
 )
 adapt_option = click.option(
-    "--adapt", type=Bounds(), help="Least and most workers: as many as there are blocks for, instead of --workers."
+    "--adapt", type=Pair("min:max"), help="Least and most workers: as many as there are blocks for, instead of --workers."
 )
 device_option = click.option(
     "--device",
@@ -67,23 +67,7 @@ _ELSEWHERE = (
     click.option("--tls-cert", type=_FILE, help="The certificate to show to the scheduler."),
     click.option("--tls-key", type=_FILE, help="The key of that certificate."),
 )
-_CPUS = (
-    click.option(
-        "--cluster",
-        type=click.Choice(["local", "srun", "slurm"]),
-        default="local",
-        show_default=True,
-        help="Where workers start: the cores here, steps of this SLURM job, or SLURM jobs of their own.",
-    ),
-)
 _GPUS = (
-    click.option(
-        "--cluster",
-        type=click.Choice(["local", "cuda", "srun", "slurm"]),
-        default="local",
-        show_default=True,
-        help="Where workers start: the cores here, the GPUs here, steps of this SLURM job, or SLURM jobs of their own.",
-    ),
     click.option("--gpus", type=GpuNumbers(), help="The GPUs of --cluster cuda, as nvidia-smi numbers them; by default all."),
     click.option(
         "--workers-per-gpu", type=click.IntRange(min=1), help="Workers that share a GPU; by default one for four cores."
@@ -103,7 +87,15 @@ def placement_options(workers: str, *, gpus: bool = False) -> Callable[[Callable
         Whether these may be GPUs.
     """
     number = click.option("--workers", type=click.IntRange(min=0), help=workers)
-    options = (number, adapt_option, *_ELSEWHERE, *(_GPUS if gpus else _CPUS), _SITE)
+    cluster = click.option(
+        "--cluster",
+        type=click.Choice(["local", *(["cuda"] if gpus else []), "srun", "slurm"]),
+        default="local",
+        show_default=True,
+        help=f"Where workers start: the cores here, {'the GPUs here, ' if gpus else ''}steps of this SLURM job, or SLURM "
+        "jobs of their own.",
+    )
+    options = (number, adapt_option, *_ELSEWHERE, cluster, *(_GPUS if gpus else ()), _SITE)
     names = ("workers", "adapt", "host", "scheduler", "cluster", *(("gpus", "workers_per_gpu") if gpus else ()))
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

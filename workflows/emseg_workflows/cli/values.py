@@ -50,32 +50,20 @@ class GpuNumbers(click.ParamType[tuple[int, ...]]):
             self.fail(f"{value!r} is not a list of whole numbers n,n", param, ctx)
 
 
-class Bounds(click.ParamType[tuple[int, int]]):
-    """The least and the most of something, as they are typed after ``--adapt``: ``1:8``."""
+class Pair(click.ParamType[tuple[int, int]]):
+    """Two whole numbers as they are typed after ``--adapt`` and ``--slices``, with a colon between: ``1:8``."""
 
-    name = "min:max"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """The two numbers."""
-        try:
-            least, most = (int(part) for part in value.split(":")) if isinstance(value, str) else value
-        except ValueError:
-            self.fail(f"{value!r} is not two whole numbers min:max", param, ctx)
-        return least, most
-
-
-class Span(click.ParamType[tuple[int, int]]):
-    """Slices as they are typed after ``--slices``: ``18:24``."""
-
-    name = "first:stop"
+    def __init__(self, name: str) -> None:
+        """`name` says what they are, ``min:max``."""
+        self.name = name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         """The two numbers."""
         try:
-            first, stop = (int(part) for part in value.split(":")) if isinstance(value, str) else value
+            first, second = (int(part) for part in value.split(":")) if isinstance(value, str) else value
         except ValueError:
-            self.fail(f"{value!r} is not two whole numbers first:stop", param, ctx)
-        return first, stop
+            self.fail(f"{value!r} is not two whole numbers {self.name}", param, ctx)
+        return first, second
 
 
 class Declared(click.ParamType[tuple[float, str]]):
