@@ -94,6 +94,11 @@ class Scratch:
         return self.files.size(f"{self.folder}/{DESCRIBED}") is not None
 
     @property
+    def left(self) -> bool:
+        """Whether anything of it is there."""
+        return PurePosixPath(self.folder).name in self.files.entries(FOLDER)
+
+    @property
     def image(self) -> bool:
         """Whether the instance labels are still in it, complete or not."""
         return self.files.size(f"{self.folder}/{IMAGE}/{NODE}") is not None

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from runs import PLANAR, emseg, save_random_model, save_volume, shape_of_many_bl
 from emseg.box import triple
 from emseg.errors import InputError, OutputError
 from emseg.specs.labelling import Labelling
+from emseg.store.files import LocalFiles
 from emseg.store.output import open_output
 from emseg_workflows import compare_instances, ingest, label, preview, segment
 from emseg_workflows.events import BlockEnded, Event, RunStarted
@@ -290,3 +292,26 @@ def test_killed_while_it_is_published(whole: Path, monkeypatch: pytest.MonkeyPat
     assert done.segments == instances(whole).max()
     assert not list((whole / "emseg").glob("instances-*"))
     assert json.loads((whole / "labels" / "zarr.json").read_text())["attributes"]["ome"]["labels"] == ["classes", "instances"]
+
+
+@pytest.mark.parametrize("gone", [(), ("labelling.json",), ("segments.npy",), ("labelling.json", "pieces", "seams")])
+def test_killed_while_what_it_was_made_from_is_removed(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, gone: tuple[str, ...]
+) -> None:
+    """In any order; the same command again removes the rest, and changes nothing else."""
+    remove_all = LocalFiles.remove_all
+
+    def killed(self: LocalFiles, folder: str) -> None:
+        for name in gone:
+            (self.remove if "." in name else partial(remove_all, self))(f"{folder}/{name}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "remove_all", lambda self, f: (killed if f.startswith("emseg/") else remove_all)(self, f))
+        with pytest.raises(KeyboardInterrupt):
+            label(whole, workers=0)
+    before = files(whole)
+    done = label(whole, workers=0)
+    assert (done.exit_code, done.segments) == (0, instances(whole).max())
+    assert files(whole) == before
+    assert not list((whole / "emseg").glob("instances-*"))

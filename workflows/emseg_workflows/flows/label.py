@@ -138,7 +138,10 @@ def label(
     before, folder = stored_instances(stored.files, name), f"{name}-{described['fingerprint'][:12]}"
     same = before is not None and before.get("fingerprint") == described["fingerprint"]
     scratch = Scratch(stored.files, f"{FOLDER}/{folder}", None)
-    if before is not None and same and not scratch.begun:
+    if before is not None and same and not scratch.image:
+        if scratch.left:  # killed while it was published
+            with claimed(place) as claim, claim.held():
+                publish(stored.files, scratch.folder, name, Generation(stored.generation).classes)
         return Labelled(place / f"labels/{name}", place / table_of(name), int(before["segments"]), 0)
     if before is not None and not (same or overwrite):
         raise OutputError(
@@ -181,22 +184,21 @@ class _Labeller:
             shapes = level_shapes(self.stored.region.shape, steps)
             group = instances_group(space, steps, self.described)
             create_scratch(scratch, space, shapes, self.stored.unit, self.stored.chunk, self.described, group)
-        if scratch.image:  # else all but the publishing is done
-            if code := self._run("cut", scratch.kept("pieces", blocks)):
-                return replace(unfinished, exit_code=code)
-            if scratch.numbers("offsets") is None:
-                counts = [len(scratch.piece(block).segments) for block in range(blocks)]
-                scratch.keep_numbers("offsets", np.cumsum([0, *counts])[:-1])
-            if code := self._run("sew", scratch.kept("seams", blocks)):
-                return replace(unfinished, exit_code=code)
-            if scratch.numbers("segments") is None:
-                scratch.keep_numbers("segments", np.array(self._number()))
-            if code := self._run("paint", scratch.instances().stored().ravel()):
-                return replace(unfinished, exit_code=code)
-            if self.stages.build(scratch.levels(steps), np.ones(self.recipe.plan.grid, bool)):
-                return replace(unfinished, exit_code=128 + stop.number if stop.asked else 3)
-            describe(scratch, instances_group(space, steps, {**self.described, "segments": self._segments}))
+        if code := self._run("cut", scratch.kept("pieces", blocks)):
+            return replace(unfinished, exit_code=code)
+        if scratch.numbers("offsets") is None:
+            counts = [len(scratch.piece(block).segments) for block in range(blocks)]
+            scratch.keep_numbers("offsets", np.cumsum([0, *counts])[:-1])
+        if code := self._run("sew", scratch.kept("seams", blocks)):
+            return replace(unfinished, exit_code=code)
+        if scratch.numbers("segments") is None:
+            scratch.keep_numbers("segments", np.array(self._number()))
+        if code := self._run("paint", scratch.instances().stored().ravel()):
+            return replace(unfinished, exit_code=code)
+        if self.stages.build(scratch.levels(steps), np.ones(self.recipe.plan.grid, bool)):
+            return replace(unfinished, exit_code=128 + stop.number if stop.asked else 3)
         segments = self._segments
+        describe(scratch, instances_group(space, steps, {**self.described, "segments": segments}))
         publish(scratch.files, scratch.folder, self.name, Generation(self.stored.generation).classes)
         return replace(unfinished, segments=segments, exit_code=0)
 
