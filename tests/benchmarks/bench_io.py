@@ -10,9 +10,10 @@ two, each with as many threads as a worker has:
 as a run's labels have them;
 *copy* the same with a threshold in between, so that what is written is the labels of a run;
 *emseg* a run whose predictor only compares a voxel with the mean (`thresholding.py`), from the first block that is handed
-out to the end of the last, of a network that sees no neighbours, and *solid* of a 3-D U-Net, which reads a context.
+out to the end of the last, of a network that sees no neighbours, and *solid* of a 3-D U-Net, which reads a context;
+*emseg, levels* the same as the first, and then the coarser levels, which no copy makes.
 
-All but the raw copy write the same bytes, or the script ends. Workers have started and have done it once before any clock
+All but the raw copy write the same labels, or the script ends. Workers have started and have done it once before any clock
 runs. *Of copy* is the median of the ratios within each round. Then CPU seconds by stage, of runs in this process, block
 after block: so all that a stage has other threads do is counted with it. A *network* there has one layer, two 3 x 3
 convolutions with 2 or 4 channels, which are computed.
@@ -74,6 +75,8 @@ MODELS = {
     "emseg, solid": ModelSpec.unet(width=1, depth=2, kernel=(3, 3, 3)),
 }
 """Stood in for by a threshold: these decide what a block reads."""
+LEVELS = "emseg, levels"
+"""The first of these once more, with coarser levels."""
 NETWORKS = {f"network of {width}": ModelSpec.unet(width=width, depth=0) for width in (2, 4)}
 """Computed."""
 SIZES = (1, 2)
@@ -122,7 +125,7 @@ def main(rounds: int, folder: Path) -> None:
                 client = held.enter_context(local_cluster(workers, BLOCKS_IN_FLIGHT))
             for name, raw in (("copy, raw", True), ("copy", False)):
                 ways[name, workers] = partial(copy, folder, pool, workers, raw)
-            for name in MODELS:
+            for name in (*MODELS, LEVELS):
                 ways[name, workers] = partial(run, folder, client, name)
         for turn in range(rounds + 1):
             for case, way in ways.items():
@@ -193,7 +196,8 @@ def copy_part(source: Path, target: Path, threshold: int | None, boxes: list[Box
 
 def run(folder: Path, client: Client, name: str) -> float:
     """Seconds that a run takes."""
-    with ran(folder, name, client=client) as clock:
+    model, levels = ("emseg", True) if name == LEVELS else (name, False)
+    with ran(folder, model, client=client, pyramid=levels) as clock:
         return clock.seconds
 
 
@@ -206,7 +210,7 @@ def cpu_by_stage(folder: Path, name: str) -> dict[str, float]:
             from thresholding import open_threshold  # noqa: PLC0415
 
             backend.open_predictor = open_threshold  # type: ignore[assignment]
-        with ran(folder, name, workers=0) as clock:
+        with ran(folder, name, workers=0, pyramid=False) as clock:
             return dict(clock.spent or {})
     finally:
         emseg.outcome.perf_counter = real_clock  # type: ignore[attr-defined]
@@ -214,14 +218,14 @@ def cpu_by_stage(folder: Path, name: str) -> dict[str, float]:
 
 
 @contextmanager
-def ran(folder: Path, name: str, **where: Any) -> Iterator[Clock]:
+def ran(folder: Path, name: str, **settings: Any) -> Iterator[Clock]:
     """The clock of a run that has ended, and whose output is still there."""
     place, clock = folder / "out.zarr", Clock()
     asked: dict[str, Any] = {"model": folder / f"{name}.safetensors", "precision": "float32"}
-    report = segment(folder / "volume.zarr", place, on_event=clock, **asked, **where)
+    report = segment(folder / "volume.zarr", place, on_event=clock, **asked, **settings)
     assert report.exit_code == 0, report.failures
     if name in MODELS:
-        check_bytes(place / "labels" / "classes" / "0", f"{name} of {where}")
+        check_bytes(place / "labels" / "classes" / "0", f"{name} with {settings}")
     yield clock
     shutil.rmtree(place)
 

@@ -25,7 +25,8 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -38,11 +39,13 @@ import tifffile
 import zarr
 
 from emseg.box import Triple, triple
+from emseg.grid.blocks import Block
 from emseg.grid.cost import BLOCKS_IN_FLIGHT
 from emseg.grid.order import strands_of
 from emseg.grid.plan import Plan
 from emseg.model.backend import default_backend
 from emseg.model.bundled import resolve_model
+from emseg.model.device import Device
 from emseg.model.source import describe
 from emseg.normalise import Normalisation
 from emseg.outcome import Outcome, Seconds
@@ -56,6 +59,7 @@ from emseg_workflows.bench import Job, Trial, try_out
 from emseg_workflows.clusters.local import local_cluster
 from emseg_workflows.dispatch import Dispatch, Policy
 from emseg_workflows.events import BlockEnded, Event, RunStarted, WorkerJoined
+from emseg_workflows.executors.dask import DaskExecutor
 from emseg_workflows.flows import segment as flow
 from emseg_workflows.flows.outputs import prepare_output
 from emseg_workflows.flows.plan import plan_run
@@ -90,6 +94,24 @@ GRIDS = ((1, 10, 10), (100, 400, 250))
 """Blocks along (z, y, x): a hundred, and ten million."""
 MARKS = (1_000, 10_000, 100_000)
 """Blocks after which the memory of the driver's books is looked at."""
+MANY = 160_000
+"""Blocks of nothing at all that a driver hands out, more than there are task names that Dask remembers."""
+STEP = 20_000
+"""Blocks between two looks at its memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoWork:
+    """Nothing is done to a block, not even at the output: all that is left is the driver's."""
+
+    name: str = "segment"
+    device: Device = "cpu"
+    workers_per_gpu: int = 1
+
+    @contextmanager
+    def opened(self, turn: object = None) -> Iterator[tuple[Callable[[Block], Outcome], None]]:
+        """What does nothing to a block."""
+        yield lambda block: Outcome(block.index, "done", block.write.voxels, Seconds(0.1, 0.1, 0.1, 0.1)), None
 
 
 @dataclass
@@ -104,8 +126,6 @@ class Moments:
     """The same for each worker."""
     spent: float = 0.0
     """CPU seconds of this process until the last block's end."""
-    memory: list[int] = field(default_factory=list)
-    """Bytes of this process after each thousand blocks."""
 
     def __call__(self, event: Event) -> None:
         """Take note of an event."""
@@ -116,8 +136,6 @@ class Moments:
                 self.ended.append(perf_counter())
                 self.ended_on[outcome.worker].append(self.ended[-1])
                 self.spent = process_time()
-                if len(self.ended) % 1000 == 0:
-                    self.memory.append(psutil.Process().memory_info().rss)
 
     @property
     def seconds(self) -> float:
@@ -146,7 +164,7 @@ def measure_run(
         start_up, before = perf_counter() - began, sum(client.run(process_time).values())
         psutil.cpu_percent()
         place = source.with_name("out.zarr")
-        asked = {"model": model, "tile": shape, "region": region, "precision": "float32"}
+        asked = {"model": model, "tile": shape, "region": region, "precision": "float32", "pyramid": False}
         report = flow.segment(source, place, client=client, on_event=moments, **asked)  # type: ignore[arg-type]
         machine, after = psutil.cpu_percent(), sum(client.run(process_time).values())
     shutil.rmtree(place)
@@ -159,7 +177,6 @@ def measure_run(
         "driver_cpu": (moments.spent - moments.idle) / report.done,
         "worker_cpu": (after - before) / report.done,
         "machine": machine,
-        "memory": moments.memory,
     }
 
 
@@ -183,6 +200,25 @@ def measure_first(volume: str, model: str, tile: list[int]) -> dict[str, Any]:
     shutil.rmtree(place)
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     return {**seconds, "returned": perf_counter() - began, "peak": 1024 * peak}
+
+
+def measure_driver() -> dict[str, Any]:
+    """Memory of a driver with its scheduler, which hand out very many blocks to workers that do nothing to them."""
+    volume, stop, ended = VolumeSpec((MANY, *TILE[1:]), "uint8", TILE), Stop(), 0
+    plan, memory = Plan(volume.box, TILE, volume.shape, POINTWISE, TILE, 1, TILE), []
+    with local_cluster(2, BLOCKS_IN_FLIGHT) as client:
+        began, idle = perf_counter(), process_time()
+        strands = strands_of(plan, volume, np.ones(MANY, bool))
+        for event in DaskExecutor(client, stop).run(NoWork(), strands, Policy(), stop):
+            if isinstance(event, BlockEnded):
+                ended += 1
+                if ended % STEP == 0:
+                    memory.append(psutil.Process().memory_info().rss)
+        return {
+            "memory": memory,
+            "seconds": (perf_counter() - began) / ended,
+            "driver_cpu": (process_time() - idle) / ended,
+        }
 
 
 def measure_books(folder: str) -> dict[str, Any]:
@@ -216,7 +252,12 @@ def measure_books(folder: str) -> dict[str, Any]:
     return {"memory": memory, "seconds": seconds / blocks}
 
 
-MEASURES: dict[str, Callable[..., dict[str, Any]]] = {"run": measure_run, "first": measure_first, "books": measure_books}
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
+    "run": measure_run,
+    "first": measure_first,
+    "driver": measure_driver,
+    "books": measure_books,
+}
 
 
 def measure(name: str, pause: float | None = None, **options: Any) -> dict[str, Any]:
@@ -287,7 +328,12 @@ def limits(folder: Path, volume: Path, model: Path) -> None:
         f"scheduler {1000 * found['driver_cpu']:.1f} ms, which is {1 / found['driver_cpu']:.0f} blocks/s on a core of its "
         f"own, worker {1000 * found['worker_cpu']:.1f} ms"
     )
-    print(f"driver's memory after each 1000 blocks: {mebibytes(found['memory'])}", flush=True)
+    found = measure("driver")
+    print(
+        f"{1 / found['seconds']:.0f} blocks/s that nothing is done to, driver's CPU {1000 * found['driver_cpu']:.1f} ms; its "
+        f"memory after each {STEP} of {MANY}: {mebibytes(found['memory'])}",
+        flush=True,
+    )
     for grid in GRIDS:
         large = folder / "large.zarr"
         save(large, triple(n * length for n, length in zip(grid, LARGE_TILE, strict=True)), LARGE_TILE)
