@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_overhead.py [FOLDER]
 
 One process does all the work, so nothing escapes the count: the bundled network on the bundled sample, put beside itself
-eight times, some minutes of arithmetic. FOLDER is a temporary one by default; it is removed at the end.
+64 times, some minutes of arithmetic. FOLDER is a temporary one by default; it is removed at the end.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import numpy as np
 import tifffile
 import zarr
 
-from emseg.model import predictor
-from emseg.store import arrays, lease, ledger, staging
+from emseg.store import files, lease, ledger, staging
+from emseg_workflows import bench
 from emseg_workflows.flows import outputs, record, segment, settle
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "fib25-sample" / "raw.tif"
-COPIES = 8
+COPIES = 64
 
 spent: defaultdict[str, float] = defaultdict(float)
 """CPU seconds of the calling threads by the part that they are spent for."""
@@ -63,11 +63,12 @@ def main(folder: Path) -> None:
     count("lease", lease.Token, "check")
     count("lease", outputs, "lease_output")
     count("ledger", ledger.Output, "done_units", "_check")
-    count("ledger", arrays, "make_folders")
+    count("ledger", files, "make_folders")
     count("ledger", staging, "sync_folder")
     count("ledger", outputs, "settle_output")
     count("record", record.RunRecord, "__init__", "tell", "end")
-    count("checks: canary", predictor, "canary_of")
+    count("checks: canary", bench, "_numerics")
+    count("checks: precision", bench, "accuracy_of")
     count("checks: recipe", segment, "check_same", "check_chunks", "check_memory", "check_space")
     count("checks: recipe", settle, "digest_of")
     before = time.process_time()

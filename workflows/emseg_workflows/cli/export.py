@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from emseg_workflows.cli.options import placement_options
+from emseg_workflows.cli.terminal import on_terminal
 from emseg_workflows.cli.values import Location
-from emseg_workflows.stop import Stop
 
 if TYPE_CHECKING:
     from emseg.store.place import Place
@@ -46,19 +46,8 @@ def export(
 
     That is a TIFF stack, which one process writes, or with all levels OME-Zarr or Neuroglancer precomputed.
     """
-    stop = Stop()
-    with stop.on_signals():
-        from emseg_workflows.console import RunConsole  # noqa: PLC0415
+    with on_terminal() as terminal:
         from emseg_workflows.flows.export import export as flow  # noqa: PLC0415
 
-        with RunConsole() as console:
-            made = flow(
-                output,
-                target,
-                **where,
-                **options,
-                stop=stop,
-                on_event=console,
-                tell=lambda line: click.echo(line, err=True),
-            )
+        made = flow(output, target, **where, **options, **terminal, tell=lambda line: click.echo(line, err=True))
     click.echo(made)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from emseg_workflows.cli.options import placement_options
-from emseg_workflows.stop import Stop
+from emseg_workflows.cli.terminal import on_terminal
 
 if TYPE_CHECKING:
     from emseg_workflows.placement import Where
@@ -36,20 +36,10 @@ def ingest(
 
     SOURCE is a multi-page TIFF, MRC or HDF5 file, a folder of TIFF or PNG slices, N5, or Neuroglancer precomputed.
     """
-    stop = Stop()
-    with stop.on_signals():
-        from emseg_workflows.console import RunConsole  # noqa: PLC0415
+    with on_terminal() as terminal:
         from emseg_workflows.flows.ingest import ingest as flow  # noqa: PLC0415
 
-        with RunConsole() as console:
-            made = flow(
-                source,
-                volume,
-                **where,
-                **options,
-                stop=stop,
-                on_event=console,
-            )
+        made = flow(source, volume, **where, **options, **terminal)
     spec = made.spec
     click.echo(f"{volume}: {' x '.join(map(str, spec.shape))} {spec.dtype}, {_voxel_size(spec.scale, spec.units)}")
     if made.missing:

@@ -10,8 +10,8 @@ import click
 
 from emseg_workflows.cli.leaving import leave, stopped_by
 from emseg_workflows.cli.options import json_option, placement_options
+from emseg_workflows.cli.terminal import on_terminal
 from emseg_workflows.cli.values import Location
-from emseg_workflows.stop import Stop
 
 if TYPE_CHECKING:
     from emseg.store.place import Place
@@ -56,20 +56,10 @@ def label(
     **options: Any,
 ) -> None:
     """Give each neuron in OUTPUT a number of its own, or go on with that."""
-    stop = Stop()
-    with stop.on_signals():
-        from emseg_workflows.console import RunConsole  # noqa: PLC0415
-        from emseg_workflows.flows.label import label as label_output  # noqa: PLC0415
+    with on_terminal() as terminal:
+        from emseg_workflows.flows.label import label as flow  # noqa: PLC0415
 
-        with RunConsole() as console:
-            labelled = label_output(
-                output,
-                connectivity=CONNECTIVITY[connectivity],
-                **where,
-                **options,
-                stop=stop,
-                on_event=console,
-            )
+        labelled = flow(output, connectivity=CONNECTIVITY[connectivity], **where, **options, **terminal)
     click.echo(json.dumps(labelled.to_json(), indent=2) if as_json else labelled)
     if labelled.exit_code > 128:
         leave(stopped_by(labelled.exit_code - 128), labelled.exit_code)

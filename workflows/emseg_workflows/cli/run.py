@@ -29,6 +29,7 @@ from emseg_workflows.cli.options import (
     timepoint_option,
     tta_option,
 )
+from emseg_workflows.cli.terminal import on_terminal
 from emseg_workflows.cli.values import Declared, Location
 from emseg_workflows.slurm_job import SlurmJob
 from emseg_workflows.stop import Stop, StoppedError
@@ -145,45 +146,42 @@ def run(
     stop = Stop(grace, job.seconds_left() if job else None)
     restarted = job is not None and job.restarts > 0  # what is begun anew is so once
     try:
-        with stop.on_signals():
-            from emseg_workflows.console import RunConsole  # noqa: PLC0415
+        with on_terminal(stop) as terminal:
             from emseg_workflows.dispatch import Policy  # noqa: PLC0415
             from emseg_workflows.flows.segment import segment  # noqa: PLC0415
 
-            with RunConsole() as console:
-                report = segment(
-                    volume,
-                    output,
-                    channel=channel,
-                    timepoint=timepoint,
-                    model=model,
-                    region=roi,
-                    probabilities=probabilities or instances,
-                    tta=tta,
-                    pyramid=pyramid,
-                    mask=mask,
-                    empty=empty,
-                    normalise=normalise,
-                    tile=tile,
-                    threads=threads,
-                    **where,
-                    device=device,
-                    backend=backend,
-                    precision=None if precision == "auto" else precision,
-                    overwrite=overwrite and not restarted,
-                    mixed_hardware=mixed_hardware,
-                    performance_report=performance_report,
-                    policy=Policy(block_timeout, 1 if fail_fast else max_failures),
-                    stop=stop,
-                    on_event=console,
-                )
-                labelled = None
-                if instances and report.exit_code == 0:
-                    from emseg_workflows.flows.label import label as label_output  # noqa: PLC0415
-                    from emseg_workflows.flows.places import default_output  # noqa: PLC0415
+            report = segment(
+                volume,
+                output,
+                channel=channel,
+                timepoint=timepoint,
+                model=model,
+                region=roi,
+                probabilities=probabilities or instances,
+                tta=tta,
+                pyramid=pyramid,
+                mask=mask,
+                empty=empty,
+                normalise=normalise,
+                tile=tile,
+                threads=threads,
+                **where,
+                device=device,
+                backend=backend,
+                precision=None if precision == "auto" else precision,
+                overwrite=overwrite and not restarted,
+                mixed_hardware=mixed_hardware,
+                performance_report=performance_report,
+                policy=Policy(block_timeout, 1 if fail_fast else max_failures),
+                **terminal,
+            )
+            labelled = None
+            if instances and report.exit_code == 0:
+                from emseg_workflows.flows.label import label as label_output  # noqa: PLC0415
+                from emseg_workflows.flows.places import default_output  # noqa: PLC0415
 
-                    place = output or default_output(volume)
-                    labelled = label_output(place, **_on_cpus(where), stop=stop, on_event=console)
+                place = output or default_output(volume)
+                labelled = label_output(place, **_on_cpus(where), **terminal)
     except StoppedError as stopped:
         if requeue and stopped.number == signal.SIGTERM:
             _queue_again(volume, output)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from emseg_workflows.cli.options import json_option
+from emseg_workflows.cli.terminal import on_terminal
 from emseg_workflows.cli.values import Location
-from emseg_workflows.stop import Stop
 
 if TYPE_CHECKING:
     from emseg.store.place import Place
@@ -48,7 +48,10 @@ def verify(
     if workers is not None and not repair:
         raise click.UsageError(f"--workers {workers} is for --repair, which is not given")
     if repair:
-        found: Soundness | Verdict = _repaired(output, volume, model, workers, device)
+        with on_terminal() as terminal:
+            from emseg_workflows.flows.repair import repair as mend  # noqa: PLC0415
+
+            found: Soundness | Verdict = mend(output, volume=volume, model=model, workers=workers, device=device, **terminal)
     elif checksums:
         from emseg_workflows.flows.repair import check  # noqa: PLC0415
 
@@ -59,15 +62,3 @@ def verify(
         found = flow(output, boxes=boxes, seed=seed, volume=volume, model=model, device=device)
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
     sys.exit(found.exit_code)
-
-
-def _repaired(
-    output: Place, volume: Place | None, model: str | None, workers: int | None, device: Literal["cpu", "cuda"]
-) -> Soundness:
-    stop = Stop()
-    with stop.on_signals():
-        from emseg_workflows.console import RunConsole  # noqa: PLC0415
-        from emseg_workflows.flows.repair import repair  # noqa: PLC0415
-
-        with RunConsole() as console:
-            return repair(output, volume=volume, model=model, workers=workers, device=device, stop=stop, on_event=console)
