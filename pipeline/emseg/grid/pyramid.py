@@ -106,10 +106,14 @@ def _mean(parts: NDArray[Any]) -> NDArray[Any]:
 
 def _mode(parts: NDArray[Any]) -> NDArray[Any]:
     """The most frequent value along the first axis, the smallest of those that are equally frequent."""
+    counts = np.ones(parts.shape, np.uint8)
+    for one, other in itertools.combinations(range(len(parts)), 2):
+        same = (parts[one] == parts[other]).view(np.uint8)
+        counts[one] += same
+        counts[other] += same
     best: NDArray[Any] = parts[0].copy()
-    most = np.zeros(parts.shape[1:], np.uint8)
-    for candidate in parts:
-        count = (parts == candidate).sum(axis=0, dtype=np.uint8)
-        better = (count > most) | ((count == most) & (candidate < best))
-        best[better], most[better] = candidate[better], count[better]
+    most = counts[0]
+    for candidate, count in zip(parts[1:], counts[1:], strict=True):
+        np.copyto(best, candidate, where=(count > most) | ((count == most) & (candidate < best)))
+        np.maximum(most, count, out=most)
     return best
