@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from emseg.grid.stitch import QUANTA
 from emseg.instances.contacts import Contacts, Indices
+from emseg.joining import roots_of
 
 
 def agglomerate(
@@ -83,13 +84,6 @@ def agglomerate(
     undecided = np.zeros(count, bool)
     undecided[names[np.flatnonzero(waiting)]] = True
     return names, undecided
-
-
-def roots_of(into: Indices) -> Indices:
-    """Where each chain of ``into`` ends, ``(n,) int64``."""
-    while np.any((further := into[into]) != into):
-        into = further
-    return into
 
 
 def smallest_of(roots: Indices) -> Indices:

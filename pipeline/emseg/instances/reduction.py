@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg.instances.agglomerate import agglomerate, roots_of
+from emseg.instances.agglomerate import agglomerate
 from emseg.instances.contacts import Contacts, Indices
 from emseg.instances.piece import Piece, Seam, Segments
+from emseg.joining import joined
 from emseg.specs.labelling import Labelling
 
 SIDE = 12
@@ -212,7 +213,7 @@ def _merged(known: Seam, open_: Indices, threshold: float) -> tuple[_Wholes, Sea
         Segments of which not all is known.
     """
     parts = np.unique(known.segments)
-    wholes = _components(len(parts), np.searchsorted(parts, known.same))
+    wholes = joined(len(parts), *np.searchsorted(parts, known.same).T)
     if not len(known.contacts):
         return _Wholes(parts, parts[wholes]), Seam.of(Contacts.none())
     one, other = np.searchsorted(parts, known.contacts.one), np.searchsorted(parts, known.contacts.other)
@@ -237,17 +238,3 @@ def _open_of(merged: Merged, offset: np.int64, count: int) -> tuple[Indices, Ind
     """Open segments of a block, counted from 0, and what they are part of."""
     begin, end = np.searchsorted(merged.parts, [offset + 1, offset + count + 1])
     return merged.parts[begin:end] - offset - 1, merged.wholes[begin:end]
-
-
-def _components(count: int, pairs: Indices) -> Indices:
-    """The smallest number that each of `count` nodes hangs together with, ``(count,) int64``, by pairs ``(n, 2)``."""
-    roots = np.arange(count)
-    one, other = pairs[:, 0], pairs[:, 1]
-    while True:
-        a, b = roots[one], roots[other]
-        apart = a != b
-        if not apart.any():
-            return roots
-        one, other = a[apart], b[apart]
-        np.minimum.at(roots, np.maximum(one, other), np.minimum(one, other))
-        roots = roots_of(roots)

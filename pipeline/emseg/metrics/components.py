@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from emseg.joining import joined
+
 Labels = NDArray[np.int64]
 """Number of the segment of each pixel, ``(y, x) int64``; 0 where there is none."""
 
@@ -15,7 +17,7 @@ def components(inside: NDArray[np.bool_]) -> Labels:
     Pixels are neighbours if they share an edge. Borders one pixel wide that run diagonally then keep two segments apart;
     with eight neighbours the segments would touch through each corner of such a line.
 
-    Rows are cut into runs, runs that touch the row above are joined, and chains of joints are halved until they end.
+    Rows are cut into runs, and runs that touch the row above are joined.
 
     Parameters
     ----------
@@ -32,20 +34,6 @@ def components(inside: NDArray[np.bool_]) -> Labels:
     begins = inside & ~np.pad(inside, ((0, 0), (1, 0)))[:, :-1]
     runs: Labels = np.where(inside, np.cumsum(begins).reshape(inside.shape), 0)
     touching = inside[1:] & inside[:-1]
-    roots = _roots(int(runs.max(initial=0)) + 1, runs[:-1][touching], runs[1:][touching])
+    roots = joined(int(runs.max(initial=0)) + 1, runs[:-1][touching], runs[1:][touching])
     numbers: Labels = np.cumsum(roots == np.arange(len(roots))) - 1
     return numbers[roots][runs]
-
-
-def _roots(count: int, above: Labels, below: Labels) -> Labels:
-    """The lowest node ``(count,) int64`` that each node is joined to, over any number of joints ``above[i]``, ``below[i]``."""
-    roots = np.arange(count)
-    while True:
-        one, other = roots[above], roots[below]
-        apart = one != other
-        if not apart.any():
-            return roots
-        above, below = one[apart], other[apart]
-        np.minimum.at(roots, np.maximum(above, below), np.minimum(above, below))
-        while np.any((further := roots[roots]) != roots):
-            roots = further
