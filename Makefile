@@ -3,13 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet -c deploy/constraints.txt
 
-.PHONY: demo test lint slurm browser hosts faults fuzz bench clean
+.PHONY: demo test lint slurm browser hosts faults fuzz tissue bench clean
 
 demo: .venv/demo
 	$(BIN)/python examples/segment_sample.py demo
 
-# What takes long, or more than pip installs, has targets of its own: faults, fuzz, browser, hosts, slurm. `.ci/run` runs all.
-APART := faults fuzz browser hosts slurm
+# What takes long, or more than pip installs, has targets of its own: faults, fuzz, tissue, browser, hosts, slurm. `.ci/run` runs all.
+APART := faults fuzz tissue browser hosts slurm
 test: lint
 	$(BIN)/pytest -n 2 --dist worksteal $(APART:%=--ignore=tests/%)
 
@@ -40,6 +40,10 @@ faults: .venv/test
 
 fuzz: .venv/test
 	EMSEG_FUZZ=5 EMSEG_FUZZ_SEED=$(FUZZ_SEED) $(BIN)/pytest -s -v tests/fuzz
+
+# Real sections with truth, where EMSEG_DATA names a folder that has them.
+tissue: .venv/test
+	$(BIN)/pytest tests/tissue
 
 # Measurements: they take minutes and judge nothing.
 bench: .venv/test

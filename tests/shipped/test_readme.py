@@ -1,11 +1,8 @@
 """Every block of the READMEs is run, or, where it would install or take an hour, checked as far as that goes."""
 
 import json
-import os
 import re
-import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -13,39 +10,17 @@ import pytest
 import tifffile
 import zarr
 from numpy.typing import NDArray
+from readmes import ROOT, block, blocks, run
 from scipy import ndimage
 
 from emseg.metrics.membrane import best_threshold, f1
 from emseg.model.foreign import SETTINGS, read_foreign
 
-ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "examples" / "fib25-sample" / "raw.tif"
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 BAR = 0.85
 """Membrane F1 that five annotated slices must lead to."""
 READMES = sorted(path.relative_to(ROOT) for path in ROOT.glob("**/README.md") if ".venv" not in path.parts)
-
-needs_data = pytest.mark.skipif("EMSEG_DATA" not in os.environ, reason="EMSEG_DATA names no folder")
-
-
-def blocks(readme: str) -> list[tuple[str, str]]:
-    """Language and text of each fenced block."""
-    return BLOCK.findall((ROOT / readme).read_text())
-
-
-def block(readme: str, start: str) -> str:
-    """The one block that starts with these words."""
-    (found,) = [text for _, text in blocks(readme) if text.startswith(start)]
-    return found
-
-
-def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A command that must succeed, with the package's commands on the path."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -165,35 +140,6 @@ def best_blur(raw: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
         flat = blurred - shade
         scores.append(best_threshold(-flat / flat.std(axis=(1, 2), keepdims=True), truth)[1])
     return max(scores)
-
-
-def trained(command: str, folder: Path) -> Path:
-    """The model of a shipped configuration, cut to two steps of a tiny network."""
-    given, emseg, train, path = command.split()
-    assert (given, emseg, train) == ("EMSEG_DATA=/path/to/data", "emseg", "train")
-    text = (ROOT / path).read_text()
-    config = tomllib.loads(text)
-    for table, key, value in (("model", "width", 2), ("fit", "steps", 2), ("fit", "warmup", 1), ("fit", "validate_every", 2)):
-        text = text.replace(f"{key} = {config[table][key]}", f"{key} = {value}", 1)
-    (folder / "cut.toml").write_text(text)
-    run("emseg", "train", "cut.toml", folder=folder)
-    return folder / config["output"]
-
-
-@needs_data
-def test_training_starts(tmp_path: Path) -> None:
-    assert trained(block("README.md", "EMSEG_DATA="), tmp_path).exists()
-
-
-@needs_data
-@pytest.mark.parametrize("name", ["isbi2012", "drosophila-vnc"])
-def test_scores_are_measured_as_told(name: str, tmp_path: Path) -> None:
-    (command,) = [text for _, text in blocks("workflows/README.md") if text.split()[-1] == f"workflows/{name}.toml"]
-    model = trained(command, tmp_path)
-    (commands,) = [text for _, text in blocks("workflows/README.md") if f"--model {model.name}" in text]
-    done = run("bash", "-euc", commands, folder=tmp_path)
-    assert "membrane" in done.stdout
-    assert "V_Rand" in done.stdout
 
 
 @pytest.mark.parametrize("readme", READMES, ids=str)

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ from emseg.specs.volume import VolumeSpec
 from emseg.store.arrays import Shards, create_array, create_group, open_shards
 from emseg.store.blame import reason
 from emseg.store.files import LocalFiles
-from emseg.store.lease import Lease, Token, take_lease
+from emseg.store.lease import Lease, Token
 from emseg.store.level import above
+from emseg.store.making import clear, leased, records_in, restore, written
 from emseg.store.nodes import read_node
 from emseg.store.ome import VERSION, Space, multiscales
-from emseg.store.records import FOLDER, Records
-from emseg.store.staging import output_error, output_path, publish, refuse_taken, staging_folder
+from emseg.store.records import FOLDER
+from emseg.store.staging import output_path, publish, refuse_taken, staging_folder
 
 SLAB_BYTES = 2**28
 """Most bytes of slices held at once."""
@@ -136,7 +137,7 @@ class NewVolume:
     @property
     def token(self) -> Token:
         """The right to write to it."""
-        return Token(Records(LocalFiles(self.folder)), self.lease.run)
+        return Token(records_in(self.folder), self.lease.run)
 
     def discard(self) -> None:
         """Keep nothing of it: what was being made cannot be."""
@@ -170,12 +171,14 @@ def new_volume(
         _refuse_foreign(target)
     facts = json.dumps([target.name, spec.to_json(), shard, list(missing), source])
     work = staging_folder(target, hashlib.sha256(facts.encode()).hexdigest()[:12] if source else "")
-    lease = _lease(work, target)
+    aside = work.with_name(f"{work.name}-old")
+    lease = leased(work, target)
     volume: NewVolume | None = None
     published = False
     try:
         with lease.held():
-            with _written(target):
+            with written(target):
+                restore(aside, target)
                 if not (work / "0" / "zarr.json").exists():
                     _begin(work, spec, shard, missing)
                 volume = NewVolume(work, lease, open_slabs(work), bool(source))
@@ -183,35 +186,13 @@ def new_volume(
             volume.token.check()
             volume.slabs.done(Blocks(spec.box, shard))  # workers that died have left files half-written
             volume.discard()  # if its name is taken by now, it has none
-        with _written(target):
+        with written(target):
             shutil.rmtree(work / FOLDER)
-            publish(work, target, replace=replace)
+            publish(work, target, aside, replace=replace)
         published = True
     finally:
         if not (published or _goes_on(volume, Blocks(spec.box, shard))):
             shutil.rmtree(work, ignore_errors=True)
-
-
-def _lease(work: Path, target: Path) -> Lease:
-    """The sole right to work in a folder, which is made if it is not there."""
-    try:
-        with _written(target):
-            (work / FOLDER).mkdir(parents=True, exist_ok=True)
-        return take_lease(Records(LocalFiles(work)), target)
-    except OutputError:
-        for folder in (*(work / FOLDER).glob("*"), work / FOLDER, work):  # what a full disk has left, but nothing of others
-            with suppress(OSError):
-                folder.rmdir()
-        raise
-
-
-@contextmanager
-def _written(target: Path) -> Iterator[None]:
-    """Turns what a disk refuses within the ``with`` into an `OutputError`."""
-    try:
-        yield
-    except OSError as error:
-        raise output_error(target, error) from error
 
 
 def _goes_on(volume: NewVolume | None, shards: Blocks) -> bool:
@@ -227,9 +208,7 @@ def _goes_on(volume: NewVolume | None, shards: Blocks) -> bool:
 
 def _begin(work: Path, spec: VolumeSpec, shard: Triple, missing: Sequence[int]) -> None:
     """Make an empty volume in a folder, in the place of one that was begun no further."""
-    for left in work.iterdir():
-        if left.name != FOLDER:
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    clear(work)
     space = Space(AXES, spec.scale, spec.translation, spec.units)
     image = {"version": VERSION, "multiscales": multiscales([("0", space)], "volume")}
     files = LocalFiles(work)

@@ -24,8 +24,9 @@ from emseg.store.classes import image_label, omero
 from emseg.store.exported import MARK, ExportImage, ExportLevel, LevelCopy, Store, export_folder
 from emseg.store.files import LocalFiles
 from emseg.store.ledger import NOT_COMPUTED
+from emseg.store.making import making
 from emseg.store.ome import multiscales
-from emseg.store.staging import PARTIAL, staged, sync_tree
+from emseg.store.staging import PARTIAL, sync_tree
 
 Version = Literal["0.4", "0.5"]
 
@@ -43,7 +44,8 @@ def ome_export(path: str | Path, image: ExportImage, version: Version, *, overwr
         If there is something already that is not to be replaced, or it cannot be written.
     """
     target = export_folder(path, overwrite=overwrite)
-    with staged(target, replace=overwrite) as work:
+    with making(target, replace=overwrite) as work:
+        work.mkdir()
         if version == "0.5":
             create_group(LocalFiles(work), "", {"ome": {"version": version, **_described(image, version)}, "emseg": MARK})
         else:

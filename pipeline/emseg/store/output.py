@@ -39,12 +39,13 @@ from emseg.store.instances import list_labels, remove_instances
 from emseg.store.lease import Token
 from emseg.store.ledger import NOT_COMPUTED, Output
 from emseg.store.level import Level, above
+from emseg.store.making import making
 from emseg.store.nodes import Node, read_node
 from emseg.store.ome import VERSION, Space, levels_at, multiscales
 from emseg.store.place import Address, Place, local, place_of
 from emseg.store.records import FOLDER
 from emseg.store.remote import NODE
-from emseg.store.staging import output_error, output_path, staged
+from emseg.store.staging import output_error, output_path
 
 FORMAT = 2
 """Version of the layout above."""
@@ -199,7 +200,8 @@ def create_output(path: str | Place, form: Form) -> None:
     """
     place = _place(path)
     if isinstance(place, Path):
-        with staged(output_path(place)) as work:
+        with making(output_path(place)) as work:
+            work.mkdir()
             folder = LocalFiles(work)
             folder.put(NODE, _fill(folder, form))
         return

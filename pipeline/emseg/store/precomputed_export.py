@@ -24,9 +24,10 @@ from emseg.errors import OutputError
 from emseg.grid.blocks import Blocks
 from emseg.store.exported import MARK, PROPERTIES, ExportImage, ExportLevel, LevelCopy, Store, export_folder
 from emseg.store.extras import load_extra
+from emseg.store.making import making
 from emseg.store.new_volume import brick_layout
 from emseg.store.precomputed import DRIVER, INFO
-from emseg.store.staging import staged, sync_tree, write_json
+from emseg.store.staging import sync_tree, write_json
 from emseg.store.tensor import LIBRARY, why
 
 CHUNK_BITS = 6
@@ -60,7 +61,8 @@ def precomputed_export(
     target = export_folder(path, overwrite=overwrite)
     load_extra(LIBRARY, LIBRARY, target, "written")
     size, offsets = _nanometres(target, image, tell), offsets_of(image, tell)
-    with staged(target, replace=overwrite) as work:
+    with making(target, replace=overwrite) as work:
+        work.mkdir()
         scales: list[LevelCopy] = []
         for number, (level, offset) in enumerate(zip(image.levels, offsets, strict=True)):
             resolution = [length * factor for length, factor in zip(size, level.factor, strict=True)]

@@ -1,4 +1,4 @@
-"""All or nothing: what a folder or a file is made under another name, and renamed when it is complete."""
+"""All or nothing: a file, or what is made beside its place, gets its name when it is complete."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,49 +56,33 @@ def output_path(path: str | Path) -> Path:
     return target
 
 
-@contextmanager
-def staged(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A folder beside `path`, which gets that name when the body ends and is removed if the body fails.
-
-    With `replace`, what `path` was until then is deleted after the renaming.
-
-    Raises
-    ------
-    OutputError
-        If `path` exists and is not to be replaced, or an `OSError` stops the writing.
-    """
-    if not replace:
-        refuse_taken(path)
-    work = staging_folder(path)
-    try:
-        work.mkdir()
-        yield work
-        publish(work, path, replace=replace)
-    except OSError as error:
-        raise output_error(path, error) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def refuse_taken(path: Path) -> None:
     """Raises `OutputError` if there is something at a path already."""
     if os.path.lexists(path):
         raise OutputError(f"{path} already exists: choose another name, or remove it first")
 
 
-def publish(work: Path, path: Path, *, replace: bool = False) -> None:
-    """Gives a folder that is complete its name; with `replace`, what had it until then is deleted after that.
+def publish(work: Path, path: Path, aside: Path, *, replace: bool = False) -> None:
+    """Gives a file or folder that is complete its name.
+
+    Parameters
+    ----------
+    aside
+        With `replace`, what a folder of that name until then is called meanwhile; it is deleted in the end.
 
     Raises
     ------
     OutputError
-        If that fails: the folder is where it was.
+        If that fails: what was made is where it was.
     """
     try:
-        if replace and os.path.lexists(path):
-            _exchange(work, path)
+        if not replace and os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "there is such a name", str(path))
+        if replace and work.is_dir() and path.is_dir():
+            _exchange(work, path, aside)
         else:
-            work.rename(path)
+            work.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and os.path.lexists(path):
             raise OutputError(f"{path} was made by somebody else in the meantime: choose another name") from error
@@ -186,13 +169,12 @@ def staging_folder(path: Path, key: str = "") -> Path:
     return path.parent / f".emseg-{key or secrets.token_hex(6)}"
 
 
-def _exchange(work: Path, path: Path) -> None:
-    """Put `work` in the place of `path`, and delete what was there."""
-    old = staging_folder(path)
-    path.rename(old)
+def _exchange(work: Path, path: Path, aside: Path) -> None:
+    """Put `work` in the place of a folder, and delete what was there."""
+    path.rename(aside)
     try:
         work.rename(path)
     except OSError:
-        old.rename(path)
+        aside.rename(path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)

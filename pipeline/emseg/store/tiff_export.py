@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,8 +15,9 @@ from tifffile import TiffWriter
 from emseg.box import AXES, Triple
 from emseg.errors import OutputError
 from emseg.specs.volume import VolumeSpec
+from emseg.store.making import making
 from emseg.store.nodes import TIFF_SUFFIXES
-from emseg.store.staging import PARTIAL, output_error, output_path, sync_folder
+from emseg.store.staging import output_path, sync_folder
 
 SYMBOLS = {"angstrom": "Å", "micrometer": "µm", "millimeter": "mm", "nanometer": "nm", "picometer": "pm"}
 """Units of length as OME-XML spells them."""
@@ -62,17 +62,9 @@ def write_tiff(
     for axis, size, unit in zip(AXES, volume.scale, volume.units, strict=True):
         if unit in SYMBOLS:
             metadata |= {f"PhysicalSize{axis.upper()}": size, f"PhysicalSize{axis.upper()}Unit": SYMBOLS[unit]}
-    work = target.with_name(f".{target.name}.{secrets.token_hex(6)}{PARTIAL}")
     planes = (np.ascontiguousarray(plane, dtype) for plane in slices)
-    try:
+    with making(target, replace=overwrite) as work:
         with TiffWriter(work, bigtiff=True, ome=True) as tif:
             tif.write(planes, shape=shape, dtype=dtype, metadata=metadata, compression="zlib", photometric="minisblack")
-        with work.open("rb") as stream:
-            os.fsync(stream.fileno())
-        work.replace(target)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise output_error(target, error) from error
-    finally:
-        work.unlink(missing_ok=True)
+        sync_folder(work)
     return target

@@ -587,7 +587,7 @@ def test_two_makers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     make_array = staging.Path.mkdir
 
     def other_first(path: Path, *arguments: Any, **options: Any) -> None:
-        if path.name.startswith(".emseg-"):
+        if path.parent.name.startswith(".emseg-") and path.name.isdecimal():  # where it is made
             make_array(tmp_path / "o")
             (tmp_path / "o" / "theirs").touch()
         make_array(path, *arguments, **options)

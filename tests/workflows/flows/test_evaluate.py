@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +22,12 @@ from emseg.metrics.partition import Scores
 from emseg.metrics.warping import warp
 from emseg.store.output import open_output
 from emseg.truth import membrane_truth
-from emseg_workflows import evaluate, ingest, segment
+from emseg_workflows import evaluate, segment
 from emseg_workflows.flows.evaluate import Evaluation
 
 SHAPE = (7, 45, 53)
 LABELS = {"membrane": (0,), "inside": (255, 128)}
 IGNORED = 9
-DATA = Path(os.environ.get("EMSEG_DATA", "."))
 
 
 @pytest.fixture(scope="module")
@@ -285,19 +283,3 @@ def test_as_a_command(folder: Path, tmp_path: Path) -> None:
     assert {**said, "output": "", "truth": ""} == {**found.to_json(), "output": "", "truth": ""}
     assert said["output"] == "planar.zarr"
     assert done.stdout.splitlines()[2:] == str(found).splitlines()[2:]
-
-
-@pytest.mark.skipif(not (DATA / "isbi2012").exists(), reason="EMSEG_DATA names no folder with isbi2012")
-def test_real_sections(tmp_path: Path) -> None:
-    """The bundled network knows other tissue, so a threshold that is chosen here does better than 0.5."""
-    labels = {"membrane": (0,), "inside": (255,)}
-    truth = DATA / "isbi2012" / "train-labels.tif"
-    ingest(DATA / "isbi2012" / "train-volume.tif", tmp_path / "isbi.zarr", voxel_size=(50, 4, 4))
-    segment(tmp_path / "isbi.zarr", tmp_path / "out.zarr", workers=0, region="20:22,:,:", normalise="slice", probabilities=True)
-    found = evaluate(tmp_path / "out.zarr", truth, labels=labels).to_json()
-    best = found["best"]["0.02"]["rand"]
-    assert 0.3 < found["classes"]["membrane"]["f1"] < 0.8
-    assert 0.5 < best["score"] < 1
-    assert best["score"] > found["segments"]["rand"]
-    perfect = evaluate(truth, truth, labels=labels, slices=(20, 22)).to_json()
-    assert (perfect["segments"]["rand"], perfect["segments"]["info"], perfect["warping_error"]) == pytest.approx((1, 1, 0))

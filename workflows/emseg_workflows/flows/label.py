@@ -26,6 +26,7 @@ from emseg.store.files import open_files
 from emseg.store.instances import TABLE, instances_group, publish, space_of, stored_instances, table_of
 from emseg.store.lease import Token
 from emseg.store.ledger import Output
+from emseg.store.level import remove_unfounded
 from emseg.store.output import Generation, open_output
 from emseg.store.place import Place, place_of
 from emseg.store.records import FOLDER
@@ -184,6 +185,7 @@ class _Labeller:
             shapes = level_shapes(self.stored.region.shape, steps)
             group = instances_group(space, steps, self.described)
             create_scratch(scratch, space, shapes, self.stored.unit, self.stored.chunk, self.described, group)
+        levels = scratch.levels(steps)
         if code := self._run("cut", scratch.kept("pieces", blocks)):
             return replace(unfinished, exit_code=code)
         if scratch.numbers("offsets") is None:
@@ -193,9 +195,9 @@ class _Labeller:
             return replace(unfinished, exit_code=code)
         if scratch.numbers("segments") is None:
             scratch.keep_numbers("segments", np.array(self._number()))
-        if code := self._run("paint", scratch.instances().stored().ravel()):
+        if code := self._run("paint", remove_unfounded(levels).ravel()):
             return replace(unfinished, exit_code=code)
-        if self.stages.build(scratch.levels(steps), np.ones(self.recipe.plan.grid, bool)):
+        if self.stages.build(levels, np.ones(self.recipe.plan.grid, bool)):
             return replace(unfinished, exit_code=128 + stop.number if stop.asked else 3)
         segments = self._segments
         describe(scratch, instances_group(space, steps, {**self.described, "segments": segments}))

@@ -1,0 +1,94 @@
+"""What is made beside its place, by one process at a time, and gets its name when it is complete.
+
+.emseg-KEY/emseg   who is making it: a lease, as outputs have; removed before that
+.emseg-KEY/N       what the holder of lease N is making: whoever takes over from one that died writes elsewhere
+
+The key follows from the name. So what a process has left that was killed is found, and removed, when the same is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from emseg.errors import OutputError
+from emseg.store.files import LocalFiles
+from emseg.store.lease import Lease, Token, newest_run, take_lease
+from emseg.store.records import FOLDER, Records
+from emseg.store.staging import output_error, publish, refuse_taken, staging_folder
+
+
+@contextmanager
+def making(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Where to make a file or a folder, which is called `path` when the body ends, and removed if the body fails.
+
+    With `replace`, what `path` was until then is deleted after the renaming.
+
+    Raises
+    ------
+    OutputError
+        If `path` exists and is not to be replaced, another process that lives is making it, or an `OSError` stops the writing.
+    OrphanError
+        If another process has taken over.
+    """
+    folder = staging_folder(path, hashlib.sha256(path.name.encode()).hexdigest()[:12])
+    lease = leased(folder, path)
+    work, aside = folder / str(lease.run), folder / "old"
+    try:
+        with lease.held(), written(path):
+            restore(aside, path)
+            clear(folder)
+            if not replace:
+                refuse_taken(path)
+            yield work
+            Token(records_in(folder), lease.run).check()
+        with written(path):
+            shutil.rmtree(folder / FOLDER)
+            publish(work, path, aside, replace=replace)
+    finally:
+        shutil.rmtree(work if newest_run(records_in(folder)) > lease.run else folder, ignore_errors=True)
+
+
+def leased(folder: Path, path: Path) -> Lease:
+    """The sole right to work in a folder, which is made if it is not there; messages name `path`."""
+    try:
+        with written(path):
+            (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        return take_lease(records_in(folder), path)
+    except OutputError:
+        for empty in (*(folder / FOLDER).glob("*"), folder / FOLDER, folder):  # what a full disk has left
+            with suppress(OSError):
+                empty.rmdir()
+        raise
+
+
+def records_in(folder: Path) -> Records:
+    """The records of who works in a folder."""
+    return Records(LocalFiles(folder))
+
+
+def restore(aside: Path, path: Path) -> None:
+    """Undoes the replacement of a folder that was put aside, if a kill has come in between."""
+    if aside.is_dir() and not os.path.lexists(path):
+        aside.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def clear(folder: Path) -> None:
+    """Removes all that others have left in a leased folder."""
+    for left in folder.iterdir():
+        if left.name != FOLDER:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Turns what a disk refuses within the ``with`` into an `OutputError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise output_error(path, error) from error

@@ -1,0 +1,31 @@
+"""The fenced blocks of the READMEs, and running them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(readme: str) -> list[tuple[str, str]]:
+    """Language and text of each fenced block."""
+    return BLOCK.findall((ROOT / readme).read_text())
+
+
+def block(readme: str, start: str) -> str:
+    """The one block that starts with these words."""
+    (found,) = [text for _, text in blocks(readme) if text.startswith(start)]
+    return found
+
+
+def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A command that must succeed, with the package's commands on the path."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return done
