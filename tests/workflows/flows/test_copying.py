@@ -38,6 +38,7 @@ from emseg.store.png import PngFolder
 from emseg.store.records import Records
 from emseg.store.stack import Known
 from emseg_workflows import cli, dispatch, export
+from emseg_workflows.cli.export import export as command
 from emseg_workflows.clusters.local import local_cluster
 from emseg_workflows.events import BlockEnded, BlockRetried, Event, RunEnded, RunStarted, WorkerLeft
 from emseg_workflows.flows import copying
@@ -448,10 +449,17 @@ def test_an_export_whose_worker_dies_in_the_middle_of_a_file(output: Path, tmp_p
 
 
 @pytest.mark.parametrize("name", ["made.tif", "made.zarr"])
-def test_an_export_that_is_stopped_leaves_nothing(output: Path, tmp_path: Path, name: str) -> None:
+def test_an_export_that_is_stopped_leaves_nothing(
+    output: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     stop = Stop()
     stop.ask(signal.SIGINT)
     with pytest.raises(StoppedError) as caught:
         export(output, tmp_path / name, workers=0, stop=stop)
     assert caught.value.number == signal.SIGINT
+    monkeypatch.setattr("emseg_workflows.cli.terminal.Stop", lambda: stop)
+    with pytest.raises(SystemExit) as left:
+        command.main([str(output), str(tmp_path / name), "--workers", "0"], standalone_mode=False)
+    assert left.value.code == 128 + signal.SIGINT
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped by SIGINT: nothing stays; the same command begins anew"
     assert not list(tmp_path.iterdir())

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from emseg_workflows.cli.leaving import leave, stopped_by
 from emseg_workflows.cli.options import placement_options
 from emseg_workflows.cli.terminal import on_terminal
 from emseg_workflows.cli.values import Location
+from emseg_workflows.stop import StoppedError
 
 if TYPE_CHECKING:
     from emseg.store.place import Place
@@ -46,8 +48,11 @@ def export(
 
     That is a TIFF stack, which one process writes, or with all levels OME-Zarr or Neuroglancer precomputed.
     """
-    with on_terminal() as terminal:
-        from emseg_workflows.flows.export import export as flow  # noqa: PLC0415
+    try:
+        with on_terminal() as terminal:
+            from emseg_workflows.flows.export import export as flow  # noqa: PLC0415
 
-        made = flow(output, target, **where, **options, **terminal, tell=lambda line: click.echo(line, err=True))
+            made = flow(output, target, **where, **options, **terminal, tell=lambda line: click.echo(line, err=True))
+    except StoppedError as stopped:
+        leave(stopped_by(stopped.number, "nothing stays; the same command begins anew"), 128 + stopped.number)
     click.echo(made)

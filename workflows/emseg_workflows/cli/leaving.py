@@ -15,6 +15,6 @@ def leave(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def stopped_by(number: int) -> str:
-    """What is told of a run that a signal stopped."""
-    return f"stopped by {signal.Signals(number).name}: what is written stays; the same command goes on from there"
+def stopped_by(number: int, left: str = "what is written stays; the same command goes on from there") -> str:
+    """What is told of a command that a signal stopped, with what is left of it."""
+    return f"stopped by {signal.Signals(number).name}: {left}"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import click
 
-from emseg_workflows.cli.leaving import leave
+from emseg_workflows.cli.leaving import leave, stopped_by
 from emseg_workflows.stop import StoppedError
 
 
@@ -55,6 +55,6 @@ def train(config: Path, resume: bool, device: Literal["cpu", "cuda"], processes:
     except (KeyboardInterrupt, StoppedError) as stopped:
         number = stopped.number if isinstance(stopped, StoppedError) else signal.SIGINT
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun, which was signalled too, says it again
-        leave(f"stopped by {signal.Signals(number).name}: with --resume it goes on from the latest validation", 128 + number)
+        leave(stopped_by(number, "with --resume it goes on from the latest validation"), 128 + number)
     if leads():
         click.echo(path)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from emseg_workflows.cli.leaving import leave
+from emseg_workflows.cli.leaving import leave, stopped_by
 from emseg_workflows.cli.values import Location
 from emseg_workflows.stop import StoppedError
 
@@ -40,4 +40,4 @@ def view(output: Place, port: int, link: bool, no_browser: bool, volume: Place |
             shown.wait()
     except (KeyboardInterrupt, StoppedError) as stopped:
         number = stopped.number if isinstance(stopped, StoppedError) else signal.SIGINT
-        leave(f"stopped by {signal.Signals(number).name}: nothing is served any more", 128 + number)
+        leave(stopped_by(number, "nothing is served any more"), 128 + number)
