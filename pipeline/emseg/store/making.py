@@ -9,7 +9,6 @@ The key follows from the name. So what a process has left that was killed is fou
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from emseg.errors import OutputError
 from emseg.store.files import LocalFiles
 from emseg.store.lease import Lease, Token, newest_run, take_lease
 from emseg.store.records import FOLDER, Records
-from emseg.store.staging import output_error, publish, refuse_taken, staging_folder
+from emseg.store.staging import output_error, publish, refuse_taken, restore, staging_folder
 
 
 @contextmanager
@@ -50,7 +49,10 @@ def making(path: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(folder / FOLDER)
             publish(work, path, aside, replace=replace)
     finally:
-        shutil.rmtree(work if newest_run(records_in(folder)) > lease.run else folder, ignore_errors=True)
+        taken_over = newest_run(records_in(folder)) > lease.run
+        if not taken_over:
+            restore(aside, path)
+        shutil.rmtree(work if taken_over else folder, ignore_errors=True)
 
 
 def leased(folder: Path, path: Path) -> Lease:
@@ -69,13 +71,6 @@ def leased(folder: Path, path: Path) -> Lease:
 def records_in(folder: Path) -> Records:
     """The records of who works in a folder."""
     return Records(LocalFiles(folder))
-
-
-def restore(aside: Path, path: Path) -> None:
-    """Undoes the replacement of a folder that was put aside, if a kill has come in between."""
-    if aside.is_dir() and not os.path.lexists(path):
-        aside.rename(path)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def clear(folder: Path) -> None:

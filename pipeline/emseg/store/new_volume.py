@@ -28,11 +28,11 @@ from emseg.store.blame import reason
 from emseg.store.files import LocalFiles
 from emseg.store.lease import Lease, Token
 from emseg.store.level import above
-from emseg.store.making import clear, leased, records_in, restore, written
+from emseg.store.making import clear, leased, records_in, written
 from emseg.store.nodes import read_node
 from emseg.store.ome import VERSION, Space, multiscales
 from emseg.store.records import FOLDER
-from emseg.store.staging import output_path, publish, refuse_taken, staging_folder
+from emseg.store.staging import output_path, publish, refuse_taken, restore, staging_folder
 
 SLAB_BYTES = 2**28
 """Most bytes of slices held at once."""

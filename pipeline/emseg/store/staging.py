@@ -171,10 +171,23 @@ def staging_folder(path: Path, key: str = "") -> Path:
 
 def _exchange(work: Path, path: Path, aside: Path) -> None:
     """Put `work` in the place of a folder, and delete what was there."""
-    path.rename(aside)
     try:
+        path.rename(aside)
         work.rename(path)
-    except OSError:
-        aside.rename(path)
+    except BaseException:  # a signal, too, may come between the two
+        restore(aside, path)
         raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def restore(aside: Path, path: Path) -> None:
+    """Undoes the replacement of a folder that was put aside, if nothing is in its place; else deletes that.
+
+    Raises
+    ------
+    OSError
+        If it cannot be put back: it stays aside.
+    """
+    if aside.is_dir() and not os.path.lexists(path):
+        aside.rename(path)
     shutil.rmtree(aside, ignore_errors=True)

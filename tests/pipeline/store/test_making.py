@@ -106,3 +106,44 @@ def test_what_was_put_aside_is_put_back(tmp_path: Path) -> None:
         make(tmp_path / "made", "new")
     assert names(tmp_path) == ["made"]
     assert (tmp_path / "made" / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_replacement_that_ends_half_way_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """By a signal, or a disk that refuses the second renaming."""
+    make(tmp_path / "made", "old")
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if path.name.isdecimal():
+            raise error
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises((KeyboardInterrupt, OutputError)):
+        make(tmp_path / "made", "new", replace=True)
+    assert names(tmp_path) == ["made"]
+    assert (tmp_path / "made" / "file").read_text() == "old"
+
+
+def test_what_cannot_be_put_back_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "made", "old")
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if path.name != "made":
+            raise OSError
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", failing)
+        with pytest.raises((OSError, OutputError)):
+            make(tmp_path / "made", "new", replace=True)
+        (aside,) = tmp_path.glob(".emseg-*/old/file")
+        assert aside.read_text() == "old"
+    with pytest.raises(OutputError, match="already exists"):
+        make(tmp_path / "made", "new")
+    assert names(tmp_path) == ["made"]
+    assert (tmp_path / "made" / "file").read_text() == "old"
