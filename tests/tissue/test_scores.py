@@ -43,6 +43,7 @@ def test_scores_are_measured_as_told(name: str, tmp_path: Path) -> None:
     assert "V_Rand" in done.stdout
 
 
+@pytest.mark.skipif(not (DATA / "isbi2012").exists(), reason="EMSEG_DATA names no folder with isbi2012")
 def test_real_sections(tmp_path: Path) -> None:
     """The bundled network knows other tissue, so a threshold that is chosen here does better than 0.5."""
     labels = {"membrane": (0,), "inside": (255,)}
