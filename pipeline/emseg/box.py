@@ -57,6 +57,11 @@ class Box:
         """The box from the origin with this shape, in voxels."""
         return cls((0, 0, 0), shape)
 
+    @classmethod
+    def at(cls, place: Triple, shape: Triple) -> Box:
+        """The box at a place (z, y, x) in a grid of boxes of this shape, in voxels; the grid starts at the origin."""
+        return cls(place, triple(index + 1 for index in place)).refine(shape)
+
     @property
     def shape(self) -> Triple:
         """Length per axis (z, y, x), in voxels."""

@@ -104,6 +104,11 @@ def strike(process: subprocess.Popen[str], times: int, pause: Callable[[], float
     return landed
 
 
+def a_while(rng: random.Random) -> float:
+    """A millisecond to two seconds: it may be over before what was not found is looked for again."""
+    return float(10 ** rng.uniform(-3, 0.3))
+
+
 def test_workers_killed_at_any_moment(undisturbed: Undisturbed, tmp_path: Path) -> None:
     rng = random.Random(SEED)
     output = tmp_path / "out.zarr"
@@ -158,7 +163,7 @@ def test_a_volume_that_is_away_for_a_while(undisturbed: Undisturbed, tmp_path: P
 
     def outage() -> bool:
         volume.rename(away)
-        time.sleep(rng.uniform(0.2, 2))
+        time.sleep(a_while(rng))
         away.rename(volume)
         return True
 
@@ -181,7 +186,7 @@ def test_an_output_that_is_away_for_a_while(undisturbed: Undisturbed, tmp_path: 
 
     def outage() -> bool:
         output.rename(away)
-        time.sleep(rng.uniform(0.2, 2))
+        time.sleep(a_while(rng))
         assert not output.exists()
         away.rename(output)
         return True

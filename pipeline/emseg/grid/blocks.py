@@ -52,5 +52,4 @@ class Blocks:
         if not 0 <= index < len(self):
             raise IndexError(f"block {index} is not in a plan of {len(self)} blocks")
         place = triple(int(i) for i in np.unravel_index(index, self.grid))
-        corner = triple(i * unit for i, unit in zip(place, self.unit, strict=True))
-        return Block(index, Box.of_shape(self.unit).shift(corner).shift(self.region.start).intersect(self.region))
+        return Block(index, Box.at(place, self.unit).shift(self.region.start).intersect(self.region))

@@ -18,7 +18,7 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from emseg.box import Box, Triple, triple
-from emseg.store.files import Files
+from emseg.store.files import ArrayFiles, Files
 from emseg.store.remote import NODE
 from emseg.store.shard import CODECS, encode_shard, sharding
 
@@ -90,7 +90,7 @@ def open_shards(
     Exception
         Of almost any type, if the metadata are damaged.
     """
-    array = zarr.open_array(store=files, path=name, mode="r", zarr_format=3)
+    array = zarr.open_array(store=ArrayFiles(files, _node(name)), path=name, mode="r", zarr_format=3)
     return Shards(files, name, array, channels, permit, dense)
 
 
@@ -164,11 +164,6 @@ class Shards:
         """Number of shards along (z, y, x)."""
         return triple(-(-length // unit) for length, unit in zip(self.shape, self.unit, strict=True))
 
-    @property
-    def exists(self) -> bool:
-        """Whether the array, whatever it holds, is still in its place."""
-        return self._files.size(_node(self._name)) is not None
-
     def remove(self, index: Triple) -> None:
         """Makes a shard one that was never written."""
         self._files.remove(self._file(index))
@@ -213,8 +208,7 @@ class Shards:
 
     def _write_shard(self, index: Triple, box: Box, values: NDArray[Any]) -> None:
         """Store the part of a box that lies in one shard."""
-        corner = triple(i * unit for i, unit in zip(index, self.unit, strict=True))
-        part = values[(..., *Box.of_shape(self.unit).shift(corner).intersect(box).relative_to(box.start).slices())]
+        part = values[(..., *Box.at(index, self.unit).intersect(box).relative_to(box.start).slices())]
         part = part.reshape((*self.channels, *part.shape[-self._rank :]))
         array, file = self.array, self._file(index)
         values = part.astype(array.dtype, copy=False)
@@ -232,13 +226,25 @@ class Shards:
         """Whether each shard exists, ``(z, y, x) bool`` on the grid; lists each folder once.
 
         With `tidy`, files that a killed writer has left half-written are removed.
+
+        Raises
+        ------
+        StoreError
+            If the array is not there any more, which says nothing about its shards.
         """
+        found = self._listed(tidy=tidy)
+        # nothing may have been found because all was away for a moment
+        if not found.any() and not self._files.lacks(self._folder, _node(self._name)):
+            found = self._listed(tidy=tidy)
+        return found.reshape(self.grid)
+
+    def _listed(self, *, tidy: bool) -> NDArray[np.bool_]:
         shape = self.grid[-self._rank :]
         found = np.zeros(shape, dtype=bool)
         for name, size in self._files.sizes(self._folder, tidy=tidy):
             if size > self._least and (place := _place(name, shape)):
                 found[place] = True
-        return found.reshape(self.grid)
+        return found
 
     @property
     def _folder(self) -> str:

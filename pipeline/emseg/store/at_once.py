@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg.box import Box, Triple, triple
+from emseg.box import Box, Triple
 from emseg.store.chunk_cache import places_of
 
 AT_ONCE = 10
@@ -35,12 +35,12 @@ def parts_of(box: Box, chunk: Triple, shard: Triple, layers: int = 1) -> Iterato
     ['0:1,0:4,0:4', '0:1,0:2,4:5', '0:1,2:4,4:5']
     """
     for place in places_of(box, shard):
-        inside = _at(place, shard).intersect(box)
+        inside = Box.at(place, shard).intersect(box)
         chunks = places_of(inside, chunk)
         if len(chunks) == layers * math.prod(shard) // math.prod(chunk):
             yield inside
         else:
-            yield from (_at(each, chunk).intersect(inside) for each in chunks)
+            yield from (Box.at(each, chunk).intersect(inside) for each in chunks)
 
 
 def read_at_once(
@@ -68,7 +68,3 @@ def read_at_once(
     finally:
         pool.shutdown(cancel_futures=True)
     return voxels
-
-
-def _at(place: Triple, shape: Triple) -> Box:
-    return Box.of_shape(shape).shift(triple(i * length for i, length in zip(place, shape, strict=True)))

@@ -25,6 +25,11 @@ class StoreError(OSError):
         """Whether it will say so again. Some stores refuse each object that is not there."""
 
 
+def away(*, back: bool = False) -> StoreError:
+    """What to raise where something was looked for that is away, or is `back` already."""
+    return StoreError("it was away for a moment" if back else "it is not there any more", "mount or restore it")
+
+
 def reason(error: BaseException) -> str:
     """Why something failed, on one line: the system's words for an `OSError`, else type and message."""
     if isinstance(error, OSError) and error.strerror:

@@ -136,8 +136,7 @@ class ChunkCache:
 
     def _box(self, place: Triple) -> Box:
         """The voxels of a chunk, cut short at the volume's far end."""
-        corner = triple(i * length for i, length in zip(place, self._spec.chunk, strict=True))
-        return Box.of_shape(self._spec.chunk).shift(corner).intersect(self._spec.box)
+        return Box.at(place, self._spec.chunk).intersect(self._spec.box)
 
     def _count(self, voxels: int) -> None:
         with self._changed:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.box import Box, Triple, triple
-from emseg.errors import BlockError, InputError, OutputError, VolumeError
+from emseg.errors import InputError, OutputError, VolumeError
 from emseg.grid.blocks import Blocks
 from emseg.specs.volume import VolumeSpec
 from emseg.store.arrays import Shards, open_shards
@@ -69,8 +69,6 @@ class ExportLevel:
         """
         with blamed(f"{box} of a level of {self.path} cannot be read", MEND):
             voxels = self.array.read(box)
-        if not self.array.exists:  # Zarr takes each shard for one never written then
-            raise BlockError(f"the output {self.path} is not there any more: mount or restore it", "store")
         return voxels if self.channel is None else voxels[self.channel]
 
 

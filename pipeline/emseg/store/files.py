@@ -6,6 +6,7 @@ rename folders at once and lock; nothing here depends on that.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import shutil
@@ -16,8 +17,9 @@ from typing import IO, TypeAlias
 
 from zarr.abc.store import ByteRequest, RangeByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, WrapperStore
 
+from emseg.store.blame import away
 from emseg.store.place import Address, Place
 from emseg.store.remote import RemoteFiles, open_remote
 from emseg.store.staging import PARTIAL, commit, make_folders, sync_folder
@@ -31,9 +33,6 @@ class LocalFiles(LocalStore):
     there are.
     """
 
-    missed = 0
-    """How many that were asked for were not there."""
-
     @property
     def place(self) -> Path:
         """The folder."""
@@ -43,6 +42,28 @@ class LocalFiles(LocalStore):
         """A whole file; None if it is not there."""
         file = self.root / name
         return file.read_bytes() if file.is_file() else None
+
+    def lacks(self, name: str, beside: str) -> bool:
+        """Whether a file or folder is not there while the file `beside` is.
+
+        Both are looked for from one open folder, whatever lies at its path a moment before or after: the place of a disk
+        that is away does not hold `beside`.
+
+        Raises
+        ------
+        StoreError
+            If `beside` is not there, which says nothing about the other.
+        """
+        try:
+            folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            raise away() from None
+        try:
+            if not _is_in(folder, beside):
+                raise away()
+            return not _is_in(folder, name)
+        finally:
+            os.close(folder)
 
     @contextmanager
     def reading(self, name: str) -> Iterator[IO[bytes]]:
@@ -139,6 +160,11 @@ class LocalFiles(LocalStore):
         """Name, within a folder, and bytes of each file below it; each folder is listed once.
 
         With `tidy`, files that a killed writer has left half-written are removed.
+
+        Raises
+        ------
+        StoreError
+            If a folder vanishes that was listed.
         """
         left = [(os.fspath(self.root / folder), "")]
         while left:
@@ -153,7 +179,8 @@ class LocalFiles(LocalStore):
                         else:
                             yield f"{inside}{entry.name}", entry.stat().st_size
             except (FileNotFoundError, NotADirectoryError):
-                continue
+                if inside:  # it was listed a moment ago
+                    raise away() from None
 
     def tidy(self, folder: str = "", *, deep: bool = True) -> None:
         """Remove files that a killed writer has left half-written below a folder, or only right in it."""
@@ -187,14 +214,57 @@ class LocalFiles(LocalStore):
         if isinstance(byte_range, RangeByteRequest) and file.is_file() and (size := file.stat().st_size) < byte_range.end:
             raise ValueError(f"the file {key} has {size} bytes, but should have at least {byte_range.end}")
         found = await super().get(key, prototype, byte_range)
-        if found is None:
-            self.missed += 1
-        elif len(found) == 0:
+        if found is not None and len(found) == 0:
             raise ValueError(f"the file {key} is empty")
         return found
 
 
+def _is_in(folder: int, name: str) -> bool:
+    """Whether there is a file or folder of this name below an open folder."""
+    try:
+        os.stat(name, dir_fd=folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 Files: TypeAlias = LocalFiles | RemoteFiles
+
+
+class ArrayFiles(WrapperStore[Files]):
+    """The files of an array as Zarr reads them: none is missing unless the array's own metadata are there.
+
+    Zarr takes what is missing for what was never written, and gives the fill value, also while a disk or a store is away.
+    """
+
+    def __init__(self, store: Files, node: str) -> None:
+        """The metadata are the file `node`."""
+        super().__init__(store)
+        self.files = store
+        self._node = node
+
+    def _with_store(self, store: Files) -> ArrayFiles:
+        return ArrayFiles(store, self._node)
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        found = await self.files.get(key, prototype, byte_range)
+        if found is None and key != self._node and not await asyncio.to_thread(self.files.lacks, key, self._node):
+            raise away(back=True)
+        return found
+
+
+def find(files: Files, name: str, beside: str) -> bytes | None:
+    """A whole file; None if it is not there while the file `beside` is.
+
+    Raises
+    ------
+    StoreError
+        If that is not there either, or the file is there after all: a disk or a store is away, or was for a moment.
+    """
+    found = files.read(name)
+    if found is None and not files.lacks(name, beside):
+        raise away(back=True)
+    return found
 
 
 def open_files(place: Place, *, patient: bool = False) -> Files:

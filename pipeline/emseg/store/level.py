@@ -20,7 +20,7 @@ from emseg.grid.blocks import Block, Blocks
 from emseg.grid.pyramid import Rule, coarsened
 from emseg.outcome import Stopwatch
 from emseg.store.arrays import Shards
-from emseg.store.blame import blamed
+from emseg.store.blame import StoreError, blamed
 from emseg.store.place import Place
 from emseg.store.staging import output_error
 
@@ -76,11 +76,11 @@ class Level:
         try:
             for array in self.arrays:
                 done &= array.stored(tidy=tidy)
-            there = all(array.exists for array in self.arrays)
+        except StoreError as error:
+            remedy = f"{error.remedy}, and run again to go on"
+            raise OutputError(f"the output {self.path} cannot be listed ({error.strerror}): {remedy}") from error
         except OSError as error:
             raise output_error(self.path, error) from error
-        if not there:
-            raise OutputError(f"the output {self.path} is not there any more: mount or restore it, and run again to go on")
         return done if self.outside is None else done | self.outside
 
     def written(self) -> NDArray[np.bool_]:

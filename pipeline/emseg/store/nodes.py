@@ -14,7 +14,7 @@ import zarr
 from emseg.errors import VolumeError
 from emseg.store.blame import StoreError, reason
 from emseg.store.blosc import use_whole_blosc
-from emseg.store.files import Files, LocalFiles
+from emseg.store.files import ArrayFiles, Files, LocalFiles, find
 from emseg.store.place import Address, Place, local, place_of
 from emseg.store.remote import ENDS, open_remote
 
@@ -108,7 +108,8 @@ def open_array(node: Node) -> zarr.Array[Any]:
     if node.kind != "array":
         raise VolumeError(f"{node.path} is a Zarr group, not an array: name an array inside")
     try:
-        return zarr.open_array(store=node.files, mode="r", zarr_format=node.format)
+        store = ArrayFiles(node.files, METADATA_OF[node.format][0])
+        return zarr.open_array(store=store, mode="r", zarr_format=node.format)
     except StoreError as error:
         raise _unreachable(node.path, error) from error
     except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
@@ -130,7 +131,7 @@ def _parse(place: Place, files: Files, name: str, data: bytes) -> Node:
         kind, attributes = document.get("node_type"), document.get("attributes", {})
     else:
         kind = "array" if name == ".zarray" else "group"
-        stored = files.read(".zattrs")
+        stored = find(files, ".zattrs", name)
         attributes = {} if stored is None else _json(place / ".zattrs", stored)
     if kind not in ("array", "group"):
         found = reprlib.repr(kind)

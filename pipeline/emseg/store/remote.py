@@ -24,7 +24,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import ObjectStore
 
 from emseg.errors import VolumeError
-from emseg.store.blame import StoreError
+from emseg.store.blame import StoreError, away
 from emseg.store.extras import load_extra
 from emseg.store.place import Address
 
@@ -81,9 +81,6 @@ class RemoteFiles(ObjectStore[Any]):
     To Zarr, none of them is empty or ends within what is read of it.
     """
 
-    missed = 0
-    """How many that were asked for were not there."""
-
     def __init__(self, store: Any, place: Address, *, patient: bool, ends: int) -> None:
         super().__init__(store, read_only=True)
         self.place = place
@@ -102,6 +99,18 @@ class RemoteFiles(ObjectStore[Any]):
         with suppress(FileNotFoundError), _explaining():
             return bytes(self.store.get(name).bytes())
         return None
+
+    def lacks(self, name: str, beside: str) -> bool:
+        """Whether an object is not there while the one `beside` is, which is looked for first.
+
+        Raises
+        ------
+        StoreError
+            If `beside` is not there, which says nothing about the other.
+        """
+        if self.read(beside) is None:
+            raise away()
+        return self.part(name, (0, 1)) is None
 
     def part(self, name: str, asked: Part) -> tuple[bytes, int, int] | None:
         """Part of an object, where it begins, and the bytes of the whole; None if it is not there."""
@@ -240,12 +249,8 @@ class RemoteFiles(ObjectStore[Any]):
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         if isinstance(byte_range, SuffixByteRequest):
-            found = await self._end(key, prototype, byte_range)
-        else:
-            found = await self._get(key, prototype, byte_range)
-        if found is None:
-            self.missed += 1
-        return found
+            return await self._end(key, prototype, byte_range)
+        return await self._get(key, prototype, byte_range)
 
     async def _end(self, key: str, prototype: BufferPrototype | None, byte_range: ByteRequest) -> Buffer | None:
         """The end of an object, for all who ask for it at the same time or soon after."""

@@ -28,7 +28,7 @@ from emseg.instances.contacts import Contacts
 from emseg.instances.piece import Piece, Seam, Segments
 from emseg.store.arrays import Shards, create_array, create_group, describe_group, open_shards
 from emseg.store.blame import blamed
-from emseg.store.files import Files
+from emseg.store.files import Files, find
 from emseg.store.level import Level
 from emseg.store.ome import Space
 from emseg.store.place import Place
@@ -85,13 +85,17 @@ class Scratch:
         """
         if self.permit is not None:
             self.permit()
-        if not self.begun:
+        if not self.begun and self.files.lacks(self._described, NODE):
             raise OrphanError(f"{self.place} is no labelling that goes on: stop it")
 
     @property
     def begun(self) -> bool:
         """Whether it has been made."""
-        return self.files.size(f"{self.folder}/{DESCRIBED}") is not None
+        return self.files.size(self._described) is not None
+
+    @property
+    def _described(self) -> str:
+        return f"{self.folder}/{DESCRIBED}"
 
     @property
     def left(self) -> bool:
@@ -158,7 +162,7 @@ class Scratch:
 
     def numbers(self, name: str) -> NDArray[Any] | None:
         """An array that all blocks share, if it is there."""
-        stored = self.files.read(f"{self.folder}/{name}.npy")
+        stored = find(self.files, f"{self.folder}/{name}.npy", self._described)
         return None if stored is None else np.load(io.BytesIO(stored))
 
     def _file(self, kind: str, block: int) -> str:
@@ -173,7 +177,7 @@ class Scratch:
     def _get(self, kind: str, block: int) -> dict[str, NDArray[Any]] | None:
         file = self._file(kind, block)
         with blamed(f"{self.files.place / file} cannot be read", f"remove {self.place}, and label again"):
-            document = self.files.read(file)
+            document = find(self.files, file, self._described)
             if document is None:
                 return None
             with np.load(io.BytesIO(document)) as stored:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from emseg.box import AXES, Box, triple
 from emseg.errors import VolumeError
 from emseg.store.blame import reason
+from emseg.store.chunk_cache import places_of
 from emseg.store.extras import load_extra
 from emseg.store.stack import Stated
 
@@ -80,6 +81,8 @@ class Tensor:
             )
         self._array = array.transpose([axes.index(axis) for axis in (*rest, *spatial)])
         self._axes = len(spatial)
+        inner = self._array.chunk_layout.read_chunk.shape or self._array.shape
+        self._chunk = triple((1,) * (3 - self._axes) + tuple(map(int, inner[-self._axes :])))
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Slices from `start` to before `stop`, ``(z, y, x)``."""
@@ -87,6 +90,19 @@ class Tensor:
 
     def read_box(self, box: Box) -> NDArray[Any]:
         """The voxels of a box, ``(z, y, x)``."""
+        found = self._read(box)
+        if not self._path.is_dir():  # what is missing may read as 0
+            raise VolumeError(f"{self._path} is not there any more: mount or restore it")
+        if self._may_lack(box, found) and not np.array_equal(found, self._read(box)):
+            raise VolumeError(f"{self._path} was away for a moment: mount or restore it, and run again")
+        return found
+
+    def _may_lack(self, box: Box, found: NDArray[Any]) -> bool:
+        """Whether a chunk has no voxel but 0 within a box, as one that is missing or was, until a moment ago, away."""
+        parts = (Box.at(place, self._chunk).intersect(box) for place in places_of(box, self._chunk))
+        return not all(found[part.relative_to(box.start).slices()].any() for part in parts)
+
+    def _read(self, box: Box) -> NDArray[Any]:
         origin = self._array.domain.origin  # a precomputed volume may begin anywhere
         front = self._array.ndim - self._axes
         where = tuple(
@@ -99,6 +115,4 @@ class Tensor:
             cause = why(error)
             remedy = "copy it again" + (", or read what is missing as 0 with --allow-missing" if MISSING_DATA in cause else "")
             raise VolumeError(f"the voxels {box} of {self._path} cannot be read ({cause}): {remedy}") from error
-        if not self._path.is_dir():  # what is missing may read as 0
-            raise VolumeError(f"{self._path} is not there any more: mount or restore it")
         return np.ascontiguousarray(found, self.dtype).reshape(box.shape)

@@ -23,7 +23,7 @@ from emseg.store.at_once import read_at_once
 from emseg.store.blame import StoreError, fault_of, reason
 from emseg.store.channels import front_of, kind_of
 from emseg.store.chunk_cache import ChunkCache
-from emseg.store.files import Files
+from emseg.store.files import ArrayFiles
 from emseg.store.nodes import METADATA_OF, Node, open_array, read_node
 from emseg.store.ome import Space, channel_labels, level, levels, multiscales_of
 from emseg.store.place import Address, Place
@@ -67,7 +67,7 @@ class ZarrVolume:
         self._dtypes = dtypes
         self._spec, self.front = _chosen(stored, part, dtypes)
         """Entry of each axis of the stored array in front of (z, y, x)."""
-        self._chunks = ChunkCache(self._spec, partial(_load, path, stored.array, self._spec, self.front), cache_bytes)
+        self._chunks = ChunkCache(self._spec, partial(_load, stored.array, self._spec, self.front), cache_bytes)
 
     @property
     def spec(self) -> VolumeSpec:
@@ -98,6 +98,7 @@ class ZarrVolume:
         except Exception as error:  # a damaged chunk may raise anything, according to the codec that meets it
             fault = fault_of(error)
             remedy = "restore them" if fault == "block" else "check the disk or the network"
+            remedy = error.remedy if isinstance(error, StoreError) else remedy
             raise BlockError(f"the voxels {box} of {self.path} cannot be read ({reason(error)}): {remedy}", fault) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -189,24 +190,20 @@ def level_path(path: str | Path | Address, number: int) -> Place:
         raise VolumeError(f"the OME metadata of {path} are wrong, {error}: repair them, or name the array itself") from error
 
 
-def _load(path: Place, array: zarr.Array[Any], spec: VolumeSpec, front: tuple[int, ...], box: Box) -> NDArray[Any]:
+def _load(array: zarr.Array[Any], spec: VolumeSpec, front: tuple[int, ...], box: Box) -> NDArray[Any]:
     """The voxels of a box, ``(z, y, x)``, from the store; `front` are the entries of the axes in front."""
 
     def read(part: Box) -> NDArray[Any]:
         selection = front + part.slices()[-spec.rank :]
         return np.asarray(array[selection]).reshape(part.shape)
 
-    files = cast("Files", array.store)
-    missed = files.missed
+    files = cast("ArrayFiles", array.store).files
     if isinstance(files, RemoteFiles) and array.shards is not None:
         shard = triple((1,) * (3 - spec.rank) + array.shards[-spec.rank :])
         layers = math.prod(array.shards[: -spec.rank]) // math.prod(array.chunks[: -spec.rank])
         voxels = read_at_once(read, box, spec.chunk, shard, spec.dtype, layers)
     else:
         voxels = read(box)
-    # Zarr takes what is missing for what was never written
-    if files.missed > missed and files.read(METADATA_OF[array.metadata.zarr_format][0]) is None:
-        raise BlockError(f"the volume {path} is not there any more: mount or restore it", "store")
     return np.ascontiguousarray(voxels, dtype=spec.dtype)
 
 

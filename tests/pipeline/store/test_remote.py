@@ -152,14 +152,14 @@ def test_chunks_within_a_shard_are_asked_for_at_once(store: ObjectStore) -> None
 
 
 def test_a_chunk_that_was_never_written_is_the_fill_value(store: ObjectStore) -> None:
-    """One look at the metadata proves, for all that are missing in a call, that the volume is still there."""
+    """A look at the metadata proves that the volume is still there, a second one at the chunk that it was there before."""
     store.put("sparse/zarr.json", store.get("em data/v3/zarr.json"))
     store.put("sparse/c/0/0/1", store.get("em data/v3/c/0/0/1"))
     found = open_volume(store.address("sparse"))
     with store.counting() as asked:
         voxels = found.read(Box((0, 0, 0), (3, 16, 24)))
-    assert len(asked) == 6 + 1
-    assert asked[-1] == "GET sparse/zarr.json"
+    assert len(asked) == 6 + 2 * 5
+    assert asked.count("GET sparse/zarr.json") == 5
     np.testing.assert_array_equal(voxels[:, :8, 8:16], VALUES[:3, :8, 8:16])
     assert not voxels[:, 8:].any()
     store.remove("sparse/zarr.json")

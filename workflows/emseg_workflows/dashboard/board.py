@@ -193,8 +193,7 @@ class Board:
 
     def _box(self, place: Iterable[Any], shape: Triple) -> Box:
         region = self.opening.region
-        corner = triple(int(p) * length for p, length in zip(place, shape, strict=True))
-        return Box.of_shape(shape).shift(corner).shift(region.start).intersect(region)
+        return Box.at(triple(map(int, place)), shape).shift(region.start).intersect(region)
 
     def _add_speed(self, seconds: float, speed: float) -> None:
         self._skipped += 1
