@@ -51,6 +51,13 @@ def test_shift_and_back(box: Box, offset: Triple) -> None:
     assert box.relative_to(box.start) == Box.of_shape(box.shape)
 
 
+@given(triples(st.integers(0, 4)), shapes(5), triples(st.integers(0, 40)))
+def test_each_voxel_is_at_one_place_of_a_grid(place: Triple, shape: Triple, voxel: Triple) -> None:
+    assert Box.at(place, shape).shape == shape
+    inside = triple(v // length for v, length in zip(voxel, shape, strict=True)) == place
+    assert (voxel in voxels(Box.at(place, shape))) is inside
+
+
 @given(st.data(), shapes(6))
 def test_slices_cut_the_box_out(data: st.DataObject, shape: Triple) -> None:
     box = data.draw(boxes(0, 6))
