@@ -14,7 +14,7 @@ from emseg.box import AXES, Box, Triple
 from emseg.errors import OutputError
 from emseg.specs.volume import VolumeSpec
 from emseg.store.arrays import Shards, describe_group, open_shards
-from emseg.store.files import Files
+from emseg.store.files import Files, find
 from emseg.store.ome import VERSION, Space, levels_at, multiscales
 from emseg.store.records import FOLDER
 from emseg.store.remote import NODE
@@ -54,7 +54,7 @@ def stored_instances(files: Files, name: str) -> dict[str, Any] | None:
     """
     place = files.place / f"labels/{name}"
     try:
-        document = files.read(f"labels/{name}/{NODE}")
+        document = find(files, f"labels/{name}/{NODE}", NODE)
         described = None if document is None else json.loads(document)["attributes"]["emseg"]
     except OSError as error:
         raise output_error(place, error) from error
@@ -140,5 +140,6 @@ def remove_instances(files: Files) -> None:
 
 def _images(files: Files) -> list[str]:
     """Names of instance labels; those of classes say nothing about themselves."""
-    found = ((name, files.read(f"labels/{name}/{NODE}")) for name in files.entries("labels") if not name.endswith(".json"))
+    entries = (name for name in files.entries("labels") if not name.endswith(".json"))
+    found = ((name, find(files, f"labels/{name}/{NODE}", NODE)) for name in entries)
     return [name for name, document in found if document is not None and "emseg" in json.loads(document)["attributes"]]
