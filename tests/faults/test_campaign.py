@@ -28,11 +28,13 @@ SEED = int(os.environ.get("EMSEG_FAULTS", "0"))
 SHAPE = (384, 150, 150) if LONG else (32, 150, 150)
 WORKER_KILLS = 50 if LONG else 2
 DRIVER_KILLS = 20 if LONG else 2
-OUTAGES = 20 if LONG else 2
+OUTAGES = 100 if LONG else 2
 FULL_DISKS = 10 if LONG else 1
 CORRUPT_CHUNKS = 5 if LONG else 1
 PAUSE = 0.5
 """Seconds that each tile takes longer, so that the blows are struck while there is work."""
+RUN = ("run", "volume.zarr", "--tile", "56,72,104")
+"""With tiles as they are planned for a small volume: those of a large one would be few blocks."""
 IN_HAND = 8
 """Two workers of two threads, each with as many blocks to come."""
 
@@ -46,18 +48,18 @@ class Undisturbed:
         self.folder = folder
         save_volume(folder / "volume.zarr", texture(SHAPE), (32, 64, 64))
         self.output = folder / "undisturbed.zarr"
-        done = emseg("run", "volume.zarr", "-o", self.output, "--workers", "0", cwd=folder)
+        done = emseg(*RUN, "-o", self.output, "--workers", "0", cwd=folder)
         assert done.returncode == 0, done.stderr
         self.blocks = len(shards(self.output))
         assert self.blocks >= 24
 
     def start(self, output: Path, *more: object) -> subprocess.Popen[str]:
-        command = ("run", "volume.zarr", "-o", output, "--workers", "2", "--json", *more)
+        command = (*RUN, "-o", output, "--workers", "2", "--json", *more)
         return emseg_process(*command, cwd=self.folder, env=slowed(PAUSE))
 
     def finish(self, output: Path) -> dict[str, Any]:
         """The report of a run that goes on undisturbed."""
-        done = emseg("run", "volume.zarr", "-o", output, "--workers", "2", "--json", cwd=self.folder)
+        done = emseg(*RUN, "-o", output, "--workers", "2", "--json", cwd=self.folder)
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
 

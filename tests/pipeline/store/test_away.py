@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,9 @@ from emseg.store.volume import open_volume
 SHAPE, CHUNK = (4, 24, 16), (4, 8, 8)
 VALUES = texture(SHAPE) | 1
 """Without a 0, which is what missing voxels would be."""
+
+
+KINDS: list[dict[str, Any]] = [{"zarr_format": 3}, {"zarr_format": 2}, {"shards": (4, 24, 16)}]
 
 
 class Blink:
@@ -77,7 +83,7 @@ def blinking(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return begin
 
 
-@pytest.mark.parametrize("kind", [{"zarr_format": 3}, {"zarr_format": 2}, {"shards": (4, 24, 16)}])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cache", [0, 2**20])
 def test_a_volume(kind: dict[str, Any], cache: int, tmp_path: Path, blinking: Callable[..., None]) -> None:
     array = zarr.create_array(tmp_path / "v", shape=SHAPE, chunks=CHUNK, dtype="uint8", **kind)
@@ -88,6 +94,36 @@ def test_a_volume(kind: dict[str, Any], cache: int, tmp_path: Path, blinking: Ca
         volume.read(volume.spec.box)
     assert caught.value.fault == "store"
     np.testing.assert_array_equal(volume.read(volume.spec.box), VALUES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_volume_that_comes_and_goes_all_the_time(kind: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever moment it is, the voxels are right, or there are none."""
+    array = zarr.create_array(tmp_path / "v", shape=SHAPE, chunks=CHUNK, dtype="uint8", **kind)
+    array[...] = VALUES
+    volume, end, ended = open_volume(tmp_path / "v"), Event(), Counter[str]()
+    rng = random.Random(0)
+
+    def come_and_go() -> None:
+        while not end.is_set():
+            with Blink(tmp_path / "v", 1):
+                time.sleep(rng.uniform(0, 1e-3))
+            time.sleep(rng.uniform(0, 1e-2))
+
+    coming = Thread(target=come_and_go)
+    coming.start()
+    try:
+        for _ in range(100):
+            try:
+                np.testing.assert_array_equal(volume.read(volume.spec.box), VALUES)
+                ended["right"] += 1
+            except BlockError as error:
+                ended[error.fault] += 1
+    finally:
+        end.set()
+        coming.join()
+    assert set(ended) == {"right", "store"}
+    assert min(ended.values()) > 3
 
 
 def test_the_voxel_size_of_a_volume(tmp_path: Path, blinking: Callable[..., None]) -> None:
@@ -213,7 +249,7 @@ def store() -> Iterator[ObjectStore]:
         yield store
 
 
-@pytest.mark.parametrize("kind", [{"zarr_format": 3}, {"zarr_format": 2}, {"shards": (4, 24, 16)}])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_remote_volume(kind: dict[str, Any], store: ObjectStore, tmp_path: Path) -> None:
     """As a web server whose disk is away has it."""
     array = zarr.create_array(tmp_path / "v", shape=SHAPE, chunks=CHUNK, dtype="uint8", **kind)
