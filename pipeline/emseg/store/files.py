@@ -55,15 +55,12 @@ class LocalFiles(LocalStore):
             If `beside` is not there, which says nothing about the other.
         """
         try:
-            folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+            with _open_folder(self.root) as folder:
+                if not _is_in(folder, beside):
+                    raise away()
+                return not _is_in(folder, name)
         except (FileNotFoundError, NotADirectoryError):
             raise away() from None
-        try:
-            if not _is_in(folder, beside):
-                raise away()
-            return not _is_in(folder, name)
-        finally:
-            os.close(folder)
 
     @contextmanager
     def reading(self, name: str) -> Iterator[IO[bytes]]:
@@ -170,14 +167,14 @@ class LocalFiles(LocalStore):
         while left:
             path, inside = left.pop()
             try:
-                with os.scandir(path) as found:
+                with _open_folder(path) as opened, os.scandir(opened) as found:
                     for entry in found:
                         if tidy and entry.name.endswith(PARTIAL):
-                            Path(entry.path).unlink(missing_ok=True)
+                            _unlink(opened, entry.name)
                         elif entry.is_dir():
-                            left.append((entry.path, f"{inside}{entry.name}/"))
-                        else:
-                            yield f"{inside}{entry.name}", entry.stat().st_size
+                            left.append((f"{path}/{entry.name}", f"{inside}{entry.name}/"))
+                        elif (size := _size(entry)) is not None:
+                            yield f"{inside}{entry.name}", size
             except (FileNotFoundError, NotADirectoryError):
                 if inside:  # it was listed a moment ago
                     raise away() from None
@@ -217,6 +214,30 @@ class LocalFiles(LocalStore):
         if found is not None and len(found) == 0:
             raise ValueError(f"the file {key} is empty")
         return found
+
+
+@contextmanager
+def _open_folder(path: str | Path) -> Iterator[int]:
+    """A folder that stays the same one, whatever comes to lie at its path."""
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
+def _unlink(folder: int, name: str) -> None:
+    """Remove a file of an open folder, unless somebody else has."""
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
+
+
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """Bytes of a file of an open folder; None if it has been removed, or given its final name, since that was listed."""
+    try:
+        return entry.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def _is_in(folder: int, name: str) -> bool:

@@ -186,6 +186,18 @@ def test_a_folder_that_goes_while_it_is_listed(stored: Shards, tmp_path: Path) -
         Level(tmp_path / "o", (stored,), ("mode",)).done()
 
 
+def test_a_file_that_goes_while_it_is_listed(tmp_path: Path) -> None:
+    """As each one does that a writer has written, and gives its final name."""
+    files = LocalFiles(tmp_path)
+    for number in range(3):
+        files.put(f"a/{number}", b"%d" % number)
+    listing = files.sizes("a")
+    listed = {next(listing)[0]}
+    gone = min({"0", "1", "2"} - listed)
+    files.remove(f"a/{gone}")
+    assert {name for name, _ in listing} | listed == {"0", "1", "2"} - {gone}
+
+
 def test_what_a_block_knows_of_its_segments(tmp_path: Path, blinking: Callable[..., None]) -> None:
     """Without it its segments would keep apart from all others, in silence."""
     (tmp_path / "o").mkdir()
