@@ -107,8 +107,8 @@ def strike(process: subprocess.Popen[str], times: int, pause: Callable[[], float
 
 
 def a_while(rng: random.Random) -> float:
-    """A millisecond to two seconds: it may be over before what was not found is looked for again."""
-    return float(10 ** rng.uniform(-3, 0.3))
+    """Up to two seconds, or so short that it may be over before what was not found is looked for again."""
+    return rng.choice((rng.uniform(0.001, 0.1), rng.uniform(0.2, 2)))
 
 
 def test_workers_killed_at_any_moment(undisturbed: Undisturbed, tmp_path: Path) -> None:

@@ -49,13 +49,19 @@ def fault_of(error: BaseException) -> Fault:
 
 
 @contextmanager
-def blamed(what: str, remedy: str) -> Iterator[None]:
-    """Whatever disk, Zarr or a codec raise within the ``with``, as a `BlockError`: what happened, why, and the remedy."""
+def blamed(what: str, remedy: str, passing: str | None = None) -> Iterator[None]:
+    """Whatever disk, Zarr or a codec raise within the ``with``, as a `BlockError`: what happened, why, and the remedy.
+
+    `passing` is the remedy where a store failed in a way that may pass, if it is another one.
+    """
     try:
         yield
     except (BlockError, OrphanError):
         raise
     except Exception as error:
+        fault = fault_of(error)
         if isinstance(error, StoreError):
             remedy = error.remedy
-        raise BlockError(f"{what} ({reason(error)}): {remedy}", fault_of(error)) from error
+        elif passing is not None and fault == "store":
+            remedy = passing
+        raise BlockError(f"{what} ({reason(error)}): {remedy}", fault) from error

@@ -170,7 +170,7 @@ class LocalFiles(LocalStore):
                 with _open_folder(path) as opened, os.scandir(opened) as found:
                     for entry in found:
                         if tidy and entry.name.endswith(PARTIAL):
-                            _unlink(opened, entry.name)
+                            Path(path, entry.name).unlink(missing_ok=True)
                         elif entry.is_dir():
                             left.append((f"{path}/{entry.name}", f"{inside}{entry.name}/"))
                         elif (size := _size(entry)) is not None:
@@ -224,12 +224,6 @@ def _open_folder(path: str | Path) -> Iterator[int]:
         yield opened
     finally:
         os.close(opened)
-
-
-def _unlink(folder: int, name: str) -> None:
-    """Remove a file of an open folder, unless somebody else has."""
-    with suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=folder)
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:

@@ -17,10 +17,10 @@ import zarr
 from numpy.typing import NDArray
 
 from emseg.box import AXES, Box, triple
-from emseg.errors import BlockError, VolumeError
+from emseg.errors import VolumeError
 from emseg.specs.volume import DTYPES, Part, VolumeSpec
 from emseg.store.at_once import read_at_once
-from emseg.store.blame import StoreError, fault_of, reason
+from emseg.store.blame import StoreError, blamed, reason
 from emseg.store.channels import front_of, kind_of
 from emseg.store.chunk_cache import ChunkCache
 from emseg.store.files import ArrayFiles
@@ -91,15 +91,9 @@ class ZarrVolume:
         """
         if not self.spec.box.contains(box):
             raise ValueError(f"the box {box} is not within the volume {self.spec.box}")
-        try:
+        what = f"the voxels {box} of {self.path} cannot be read"
+        with blamed(what, "restore them", passing="check the disk or the network"):
             return self._chunks.read(box)
-        except BlockError:
-            raise
-        except Exception as error:  # a damaged chunk may raise anything, according to the codec that meets it
-            fault = fault_of(error)
-            remedy = "restore them" if fault == "block" else "check the disk or the network"
-            remedy = error.remedy if isinstance(error, StoreError) else remedy
-            raise BlockError(f"the voxels {box} of {self.path} cannot be read ({reason(error)}): {remedy}", fault) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_volume, (self.path, self._cache_bytes, self._dtypes, self._part)
