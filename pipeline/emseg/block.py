@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from emseg.box import Box, Triple
 from emseg.canary import batch_is_free
+from emseg.digest import voxel_digest
 from emseg.errors import BlockError, Fault, MemoryShortageError
 from emseg.grid.blocks import Block
-from emseg.grid.mirror import reflect
+from emseg.grid.mirror import Reflection, reflect
+from emseg.grid.plan import Plan
 from emseg.grid.stitch import NOT_COMPUTED, QUANTA, Canvas, classify, finite, quantise, softmax
 from emseg.grid.tiles import Tile, hull_of, tiles_of
 from emseg.normalise import Normalisation, normalised, refuse_nonfinite
@@ -50,13 +52,27 @@ def segment_block(bench: Bench, block: Block) -> Outcome:
     return outcome_of(block, partial(_segment, bench, block))
 
 
-def outcome_of(block: Block, work: Callable[[Stopwatch], None]) -> Outcome:
-    """How the work on one block ended; a failure is an outcome, never an exception."""
+def reread_block(volume: VolumeReader, plan: Plan, block: Block) -> Outcome:
+    """How reading again ended what one block sees of a volume; nothing else is done to it."""
+
+    def reread(watch: Stopwatch) -> str:
+        with watch.phase("read"):
+            return voxel_digest(volume.read(reflect(plan.read_box(block), volume.spec.shape).source))
+
+    return outcome_of(block, reread)
+
+
+def outcome_of(block: Block, work: Callable[[Stopwatch], str | None]) -> Outcome:
+    """How the work on one block ended, with the digest of what it has read, where it gives one.
+
+    A failure is an outcome, never an exception.
+    """
     watch = Stopwatch()
     cause: str | None = None
+    read: str | None = None
     fault: Fault | None = None
     try:
-        work(watch)
+        read = work(watch)
     except BlockError as error:
         cause, fault = str(error), error.fault
     except Exception as error:  # whatever goes wrong in one block must not end the run
@@ -70,17 +86,18 @@ def outcome_of(block: Block, work: Callable[[Stopwatch], None]) -> Outcome:
         fault=fault,
         worker=f"{socket.gethostname()}:{os.getpid()}",
         peak_bytes=_peak_bytes(),
+        read=read or "",
     )
 
 
-def _segment(bench: Bench, block: Block, watch: Stopwatch) -> None:
+def _segment(bench: Bench, block: Block, watch: Stopwatch) -> str:
     plan, model, box = bench.recipe.plan, bench.recipe.plan.model, block.write
     with watch.phase("read"):
-        seen = read_seen(bench.volume, bench.recipe.normalisation, plan.read_box(block))
+        seen, read = _read(bench.volume, bench.recipe.normalisation, plan.read_box(block))
     if bench.recipe.empty is not None and seen.shows_only(bench.recipe.empty.value):
         with watch.phase("write"):
             bench.labels.write(box, *declared(bench.recipe, bench.recipe.empty, box))
-        return
+        return read
     labels: Canvas[np.uint8] = Canvas(box, np.uint8)
     probabilities: Canvas[np.uint8] | None = None
     if bench.recipe.probabilities:
@@ -93,6 +110,7 @@ def _segment(bench: Bench, block: Block, watch: Stopwatch) -> None:
                 probabilities.paste(target, stored)
     with watch.phase("write"):
         bench.labels.write(box, labels.finish(), None if probabilities is None else probabilities.finish())
+    return read
 
 
 class InTurn:
@@ -187,7 +205,18 @@ def read_seen(volume: VolumeReader, normalisation: Normalisation, box: Box) -> S
         If a voxel is NaN or infinite, or what is stored cannot be read.
     """
     reflection = reflect(box, volume.spec.shape)
+    return _mirrored(volume.read(reflection.source), reflection, normalisation, box)
+
+
+def _read(volume: VolumeReader, normalisation: Normalisation, box: Box) -> tuple[Seen, str]:
+    """As `read_seen`, with the digest of what was read."""
+    reflection = reflect(box, volume.spec.shape)
     values = volume.read(reflection.source)
+    return _mirrored(values, reflection, normalisation, box), voxel_digest(values)
+
+
+def _mirrored(values: NDArray[Any], reflection: Reflection, normalisation: Normalisation, box: Box) -> Seen:
+    """The voxels of a box, made of those ``(z, y, x)`` of them that lie within the volume."""
     refuse_nonfinite(values, reflection.source, BlockError)
     return Seen(box, reflection.fill(values), *normalisation.table(reflection.source.start[0] + reflection.gather[0]))
 

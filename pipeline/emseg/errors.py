@@ -7,6 +7,7 @@
     |   |-- PlanError         volume, model, region and limits do not fit together
     |   |-- NumericsError     a worker computes other last bits than the run
     |   |-- DeviceError       there is no such GPU, or too many workers on it
+    |   |-- UnguardedError    a script would run again in each of its workers; also a SystemExit
     |   `-- OutputError       the place for the output is taken, inside the input, or not writable
     |-- BlockError            one block cannot be computed; the others go on              exit code 3
     |-- MemoryShortageError   a predictor has too little memory for its batch
@@ -56,6 +57,15 @@ class NumericsError(InputError):
 
 class DeviceError(InputError):
     """There is no such GPU, or too many workers are on it."""
+
+
+class UnguardedError(InputError, SystemExit):
+    """A script begins a run where each worker process that imports it would begin it again.
+
+    Such a script catches nothing: it ends with the exit code of a refusal, without a traceback.
+    """
+
+    code = 2
 
 
 class BlockError(EmsegError):

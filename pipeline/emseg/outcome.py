@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,10 @@ from typing import Any, Literal, Self, get_args
 from emseg.errors import Fault
 
 Status = Literal["done", "failed"]
+LONGEST = 1e12
+"""Seconds that nothing takes, in 30,000 years."""
+MOST = 2**63
+"""A number that no count of blocks, voxels or bytes reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,10 @@ class Seconds:
         TypeError, ValueError
             If they are not; there is no time below 0.
         """
-        seconds = {name: float(spent) for name, spent in dict(data).items()}
-        if not all(math.isfinite(spent) and spent >= 0 for spent in seconds.values()):
-            raise ValueError(f"no seconds: {seconds}")
-        return cls(**seconds)
+        seconds = dict(data)
+        if not all(0 <= spent < LONGEST for spent in seconds.values()):
+            raise ValueError("no seconds")
+        return cls(**{name: float(spent) for name, spent in seconds.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,14 @@ class Outcome:
     """Largest memory of that process so far."""
     fault: Fault | None = None
     """What was at fault where it failed."""
+    read: str = ""
+    """Digest of the voxels that it read, see `emseg.digest`; empty where that is not told."""
+    sent: tuple[int, ...] = ()
+    """What it has sent to an object store: of each array, 64 bits of the object's name there and of its bytes' digest."""
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return asdict(self)
+        """The fields as JSON values, but for what was sent, which is of use while the run goes on."""
+        return {name: value for name, value in asdict(self).items() if name != "sent"}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -84,17 +91,20 @@ class Outcome:
         if data["status"] not in get_args(Status) or fault not in (None, *get_args(Fault)):
             raise ValueError(f"no outcome: {data['status']}, {fault}")
         block, voxels, peak = (int(data[name]) for name in ("block", "voxels", "peak_bytes"))
-        if min(block, voxels, peak) < 0:
-            raise ValueError(f"no outcome: block {block}, {voxels} voxels, {peak} bytes")
+        if not all(0 <= number < MOST for number in (block, voxels, peak)):
+            raise ValueError("no outcome: blocks, voxels and bytes are counted")
+        if not (isinstance(data["worker"], str) and isinstance(data["cause"], str | None)):
+            raise TypeError("no outcome: worker and cause are text")
         return cls(
             block=block,
             status=data["status"],
             voxels=voxels,
             seconds=Seconds.from_json(data["seconds"]),
-            cause=None if data["cause"] is None else str(data["cause"]),
-            worker=str(data["worker"]),
+            cause=data["cause"],
+            worker=data["worker"],
             peak_bytes=peak,
             fault=fault,
+            read=str(data.get("read", "")),  # older records do not have it
         )
 
 

@@ -11,7 +11,7 @@ from emseg.outcome import Outcome, Seconds, Stopwatch
 
 
 def test_json_names_everything() -> None:
-    outcome = Outcome(3, "failed", 512, Seconds(1.0, 2.0, 3.0, 4.0), "disk full", "host:1", 2**30, "store")
+    outcome = Outcome(3, "failed", 512, Seconds(1.0, 2.0, 3.0, 4.0), "disk full", "host:1", 2**30, "store", "0123456789abcdef")
     assert json.loads(json.dumps(outcome.to_json())) == {
         "block": 3,
         "status": "failed",
@@ -21,15 +21,21 @@ def test_json_names_everything() -> None:
         "worker": "host:1",
         "peak_bytes": 2**30,
         "fault": "store",
+        "read": "0123456789abcdef",
     }
 
 
 OUTCOME = Outcome(3, "failed", 512, Seconds(1.0, 2.0, 3.0, 4.0), "disk full", "host:1", 2**30, "store")
 
 
-@pytest.mark.parametrize("outcome", [OUTCOME, Outcome(0, "done", 8)])
+@pytest.mark.parametrize("outcome", [OUTCOME, Outcome(0, "done", 8), Outcome(0, "done", 8, read="0123456789abcdef")])
 def test_json_and_back(outcome: Outcome) -> None:
     assert Outcome.from_json(json.loads(json.dumps(outcome.to_json()))) == outcome
+
+
+def test_an_older_record_tells_no_digest() -> None:
+    older = {name: value for name, value in OUTCOME.to_json().items() if name != "read"}
+    assert Outcome.from_json(older) == OUTCOME
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 
 from emseg.box import Triple, triple
+from emseg.documents import read_document
 from emseg.errors import ModelError
-from emseg.model.package import DESCRIPTIONS, read_package
+from emseg.model.package import DESCRIPTIONS, MOST_MODEL_BYTES, read_package
 from emseg.specs.contract import Activation, Contract
 
 Kind = Literal["onnx", "exported"]
@@ -76,15 +77,15 @@ def read_foreign(path: Path, told: Contract | None = None) -> ForeignModel:
     """
     try:
         if path.suffix.lower() in KINDS:
-            data = path.read_bytes()
+            data = read_document(path, MOST_MODEL_BYTES)
             beside = path.with_name(f"{path.name}.toml")
-            text = beside.read_bytes() if beside.exists() else b""
+            text = read_document(beside) if beside.exists() else b""
             settings = _checked(tomllib.loads(text.decode()), beside)
             kind = KINDS[path.suffix.lower()]
         else:
             kind = "onnx"  # all that is taken of a package
             data, text, settings = read_package(path)
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, LookupError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ModelError):
             raise
         said = " ".join(f"{type(error).__name__}: {error}".split())

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 from emseg.box import Triple
 from emseg.errors import ModelError
+from emseg.printable import printable
 from emseg.specs.model import ModelSpec
 
 KEY = "emseg"
@@ -222,4 +223,4 @@ def _shown(value: Any) -> str:
 
 def _plain(text: str) -> str:
     """Text on one line that does nothing to a terminal."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return printable(" ".join(text.split()))

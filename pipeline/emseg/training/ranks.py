@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
+import psutil
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from emseg.errors import InputError
 from emseg.model.device import Device
 
+RENDEZVOUS = "EMSEG_RENDEZVOUS"
+"""Variable with the file, in a folder of this user alone, by which processes of one machine find one another."""
 PATIENCE = timedelta(hours=12)
 """How long processes wait for one another: the first one validates meanwhile."""
 
@@ -70,15 +73,55 @@ class Ranks:
 
 @contextmanager
 def joined(device: Device) -> Iterator[Ranks]:
-    """This process among those that ``torchrun`` started, if it did; on GPUs, each has its own."""
+    """This process among those that ``torchrun``, or another starter on this machine, started, if one did; each has its GPU.
+
+    Raises
+    ------
+    InputError
+        If another process has connected to this one.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Ranks()
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    backend = "nccl" if device == "cuda" else "gloo"
+    place = os.environ.get(RENDEZVOUS)
+    if place is None:
+        distributed.init_process_group(backend, timeout=PATIENCE)
+    else:
+        store = distributed.FileStore(place, count)  # type: ignore[attr-defined]
+        store.set_timeout(PATIENCE)
+        distributed.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=count, timeout=PATIENCE)
     try:
+        if place is not None and backend == "gloo":
+            check_peers()
         yield Ranks(distributed.get_rank(), count)
     finally:
         distributed.destroy_process_group()
+
+
+def check_peers() -> None:
+    """Nothing, if all that has connected to this process is those that were started with it.
+
+    torch's packages have no TLS for Gloo, so who is at the other end is asked of the system; NCCL asks by a number that is told
+    in the rendezvous alone.
+
+    Raises
+    ------
+    InputError
+        If another process has.
+    """
+    me = psutil.Process()
+    mine = me.net_connections("tcp")
+    doors = {connection.laddr for connection in mine if connection.status == psutil.CONN_LISTEN}
+    arrived = {(connection.raddr, connection.laddr) for connection in mine if connection.raddr and connection.laddr in doors}
+    for process in (me.parent() or me).children():
+        with suppress(psutil.Error):  # one that has ended
+            arrived -= {(connection.laddr, connection.raddr) for connection in process.net_connections("tcp")}
+    if arrived:
+        raise InputError(
+            f"a process that is not of this training has connected to it from port {arrived.pop()[0].port}: find out whose "
+            "that is, and start again"
+        )

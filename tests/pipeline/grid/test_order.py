@@ -6,7 +6,7 @@ import itertools
 import tracemalloc
 from collections import OrderedDict
 from collections.abc import Iterable
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -157,9 +157,9 @@ def test_the_first_of_many_million_blocks_comes_at_once() -> None:
     assert len(plan) > 10**6
     tracemalloc.start()
     try:
-        began = perf_counter()
+        began = process_time()
         first = next(strands_of(plan, volume, wanted))
-        assert perf_counter() - began < 5
+        assert process_time() - began < 5
         assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
     finally:
         tracemalloc.stop()

@@ -305,4 +305,4 @@ def test_any_damage_ends_in_a_model_error_or_a_model(
 
 def test_a_card_does_nothing_to_a_terminal(path: Path) -> None:
     save_model(path, UNet(SPEC), {"na\nme": "red \x1b[31m\r\nand\ttwo  lines"})
-    assert read_header(path)[1] == {"na me": "red [31m and two lines"}
+    assert read_header(path)[1] == {"na me": r"red \x1b[31m and two lines"}

@@ -21,21 +21,40 @@ def test_in_order_whatever_takes_longer() -> None:
 
 def test_no_further_ahead_than_said() -> None:
     begun: list[int] = []
+
+    def settled(expected: int) -> int:
+        """How many have begun, some time after so many have."""
+        while len(begun) < expected:
+            time.sleep(0.001)
+        time.sleep(0.1)
+        return len(begun)
+
     with feeding(begun.append, range(100)) as feed:
-        time.sleep(0.1)
-        assert len(begun) == AHEAD
+        assert settled(AHEAD) == AHEAD
         next(feed)
-        time.sleep(0.1)
-        assert len(begun) == AHEAD + 1
+        assert settled(AHEAD + 1) == AHEAD + 1
     assert len(begun) <= AHEAD + 1
 
 
-def test_waiting_is_counted() -> None:
-    gate = threading.Event()
-    threading.Timer(0.2, gate.set).start()
-    with feeding(lambda step: gate.wait(), range(1)) as feed:
-        next(feed)
-        assert 0.1 < feed.waited < 2
+def test_waiting_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From when it is asked for to when it is there."""
+    asked, now = threading.Event(), 0.0
+
+    def clock() -> float:
+        read = now
+        asked.set()
+        return read
+
+    def make(step: int) -> int:
+        nonlocal now
+        asked.wait()
+        now = 5.0
+        return step
+
+    monkeypatch.setattr("emseg.training.feed.perf_counter", clock)
+    with feeding(make, range(1)) as feed:
+        assert next(feed) == 0
+        assert feed.waited == 5.0
 
 
 def test_what_fails_is_raised_where_it_is_needed() -> None:

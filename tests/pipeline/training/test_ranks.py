@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from emseg.errors import InputError
+from emseg.training.ranks import check_peers
 
 TRAINING = """
 import json, sys
@@ -64,3 +69,18 @@ def test_the_same_loss_curve_and_weights(tmp_path: Path) -> None:
     sums = [list(told["sums"].values()) for told in (one, two)]  # type: ignore[attr-defined]
     assert np.allclose(*sums, rtol=1e-3, atol=1e-3)
     assert abs(one["score"] - two["score"]) < 1e-3  # type: ignore[operator]
+
+
+def test_a_stranger_who_has_connected_is_found() -> None:
+    """Whoever was not started with this process; one of its own is not."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        check_peers()
+        with socket.create_connection(door.getsockname()), door.accept()[0]:
+            check_peers()
+        knock = "import socket, sys; held = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); sys.stdin.read()"
+        command = [sys.executable, "-c", knock, str(door.getsockname()[1])]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as stranger, door.accept()[0] as arrived:
+            port = arrived.getpeername()[1]
+            with pytest.raises(InputError, match=f"not of this training has connected to it from port {port}"):
+                check_peers()
+            stranger.kill()

@@ -1,0 +1,143 @@
+"""Files that are read whole have a bound, and so has what is in them."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emseg.documents import MOST_BYTES, read_document
+from emseg.errors import InputError, ModelError, VolumeError
+from emseg.model.foreign import read_foreign
+from emseg.model.package import DEEPEST, MOST_VALUES, read_package
+from emseg.store.n5 import open_n5
+from emseg.store.nodes import read_node
+from emseg.store.precomputed import open_precomputed
+from emseg.store.remote import MOST_METADATA
+from emseg_workflows.strict_toml import read_toml
+
+PLAIN = """\
+weights: {onnx: {source: net.onnx}}
+inputs: [{preprocessing: []}]
+outputs: [{axes: []}]
+"""
+
+
+def package(path: Path, text: str | bytes, *, kind: str, method: int = zipfile.ZIP_DEFLATED, network: bytes = b"ONNX") -> Path:
+    """A package in a folder or a zip file."""
+    files = {"rdf.yaml": text.encode() if isinstance(text, str) else text, "net.onnx": network}
+    if kind == "folder":
+        path.mkdir()
+        for name, data in files.items():
+            (path / name).write_bytes(data)
+        return path
+    with zipfile.ZipFile(path.with_suffix(".zip"), "w", method) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path.with_suffix(".zip")
+
+
+def laughs(levels: int) -> str:
+    """Each line is nine times the one before."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels)]
+    return PLAIN + "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (PLAIN + "# " + "x" * MOST_BYTES, "bytes"),
+        (laughs(30), f"more than {MOST_VALUES} values"),
+        (PLAIN + "deep: " + "[" * 1000 + "]" * 1000, f"more than {DEEPEST} deep"),
+        (PLAIN + "deep: " + "{a: " * 1000 + "}" * 1000, f"more than {DEEPEST} deep"),
+        (PLAIN + "itself: &a [*a]", "a value holds itself"),
+        (PLAIN + f"many: [{'x, ' * MOST_VALUES}]", f"more than {MOST_VALUES} values"),
+        (b"\xff\xfe\x00weights", "codec"),
+        (b"weights: \x00\x01", "not plain YAML"),
+        ("- weights", "holds no mapping"),
+        (PLAIN.replace("[{axes: []}]", "3"), "cannot be read"),
+        ("weights: !!python/object/apply:os.getcwd []", "not plain YAML"),
+    ],
+    ids=range(11),
+)
+def test_a_description_out_of_bounds(tmp_path: Path, kind: str, text: str | bytes, said: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        read_foreign(package(tmp_path / "net", text, kind=kind))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_an_alias_is_no_harm(tmp_path: Path, kind: str) -> None:
+    text = PLAIN.replace("preprocessing: []", "a: &a {kwargs: {}}, preprocessing: [], b: [*a, *a]")
+    assert read_package(package(tmp_path / "net", text, kind=kind))[0] == b"ONNX"
+    assert read_package(package(tmp_path / "many", laughs(3), kind=kind))[0] == b"ONNX"
+
+
+def test_a_network_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = package(tmp_path / "odd", PLAIN, kind="zip", method=zipfile.ZIP_LZMA)
+    with pytest.raises(ModelError, match="compressed in an unusual way"):
+        read_foreign(odd)
+    monkeypatch.setattr("emseg.model.package.MOST_MODEL_BYTES", 1000)
+    for kind in ("folder", "zip"):
+        large = package(tmp_path / f"large-{kind}", PLAIN, kind=kind, network=bytes(2000))
+        with pytest.raises(ModelError, match="more than 1000"):
+            read_foreign(large)
+
+
+@dataclass(frozen=True)
+class Settings:
+    name: str
+
+
+def toml(path: Path) -> None:
+    read_toml(path, Settings)
+
+
+def beside(path: Path) -> None:
+    network = path.with_name("net.onnx")
+    network.write_bytes(b"ONNX")
+    path.rename(path.with_name("net.onnx.toml"))
+    read_foreign(network)
+
+
+@pytest.mark.parametrize("read", [toml, beside])
+@pytest.mark.parametrize("text", [b"#" + b"x" * MOST_BYTES, b"name = " + b"[" * 5000, b"\xff", b"name = 3"], ids=range(4))
+def test_settings_out_of_bounds(tmp_path: Path, read: Callable[[Path], None], text: bytes) -> None:
+    (tmp_path / "s.toml").write_bytes(text)
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "s.toml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("zarr.json", read_node),
+        (".zarray", read_node),
+        ("attributes.json", lambda path: open_n5(path, None)),
+        ("info", open_precomputed),
+    ],
+)
+def test_metadata_out_of_bounds(tmp_path: Path, name: str, read: Callable[[Path], Any]) -> None:
+    """A file that has no bytes on the disk, but says so."""
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(MOST_METADATA + 1)
+    with pytest.raises(VolumeError, match=f"{MOST_METADATA}"):
+        read(tmp_path)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(ModelError, match=r"pipe\.onnx is no file"):
+        read_foreign(tmp_path / "pipe.onnx")
+    with pytest.raises(ValueError, match="is no file"):
+        read_document(Path("/dev/zero"))
