@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -18,8 +19,9 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from emseg.box import Box, Triple, triple
+from emseg.store.codecs import most_stored
 from emseg.store.files import ArrayFiles, Files
-from emseg.store.remote import NODE
+from emseg.store.remote import NODE, RemoteFiles
 from emseg.store.shard import CODECS, encode_shard, sharding
 
 INDEX_ENTRY = 16
@@ -39,16 +41,36 @@ def group_metadata(attributes: dict[str, Any]) -> bytes:
 
 
 def describe_group(files: Files, name: str, attributes: dict[str, Any]) -> None:
-    """Gives a group other attributes, all at once, unless it has them already."""
-    document = json.loads(files.read(_node(name)) or b"{}")
-    if document["attributes"] != json.loads(json.dumps(attributes)):
-        document = {**document, "attributes": attributes}
-        files.put(_node(name), (json.dumps(document, indent=2, allow_nan=False) + "\n").encode())
+    """Gives a group other attributes, all at once, unless it has them already; its metadata may be lost or damaged."""
+    document = group_metadata(attributes)
+    if not says_the_same(files.read(_node(name)), document):
+        files.put(_node(name), document)
 
 
-def create_array(
-    files: Files,
-    name: str,
+def says_the_same(found: bytes | None, document: bytes) -> bool:
+    """Whether a file is as a document that belongs there: its bytes, or for JSON the same values as the same writer puts them.
+
+    Releases of emseg and of zarr-python differ in the order of keys, and in whether a line ends the file.
+    """
+    if found is None or found == document:
+        return found is not None
+    try:
+        values = json.loads(found)
+        alike: bool = values == json.loads(document)
+    except (ValueError, RecursionError):
+        return False
+    return alike and found.rstrip(b"\n") == json.dumps(values, indent=2).encode()
+
+
+def create_array(files: Files, name: str, **layout: Any) -> None:
+    """Makes an empty array `name` within the Zarr that these files are, laid out as `array_metadata` takes it.
+
+    Nothing about the time, the machine or the path is stored, so the same voxels give the same files.
+    """
+    files.put(_node(name), array_metadata(**layout))
+
+
+def array_metadata(
     *,
     shape: tuple[int, ...],
     shard: tuple[int, ...],
@@ -56,11 +78,8 @@ def create_array(
     dtype: str,
     fill_value: int,
     axes: tuple[str, ...],
-) -> None:
-    """Makes an empty array `name` within the Zarr that these files are.
-
-    Nothing about the time, the machine or the path is stored, so the same voxels give the same files.
-    """
+) -> bytes:
+    """The file of an array that is laid out like this."""
     store = MemoryStore()
     zarr.create_array(
         store=store,
@@ -75,13 +94,13 @@ def create_array(
         dimension_names=axes,
         zarr_format=3,
     )
-    files.put(_node(name), _stored(store, NODE))
+    return _stored(store, NODE)
 
 
 def open_shards(
     files: Files, name: str, channels: int, permit: Callable[[], None] | None = None, *, dense: bool = False
 ) -> Shards:
-    """The array `name` within the Zarr that these files are; each shard is written only if `permit` does not raise.
+    """The array `name` within the Zarr that these files are; each shard is written only if `permit`, too, does not raise.
 
     If `dense`, shards of nothing but fill values are written as well.
 
@@ -90,7 +109,9 @@ def open_shards(
     Exception
         Of almost any type, if the metadata are damaged.
     """
-    array = zarr.open_array(store=ArrayFiles(files, _node(name)), path=name, mode="r", zarr_format=3)
+    store = ArrayFiles(files, _node(name))
+    array = zarr.open_array(store=store, path=name, mode="r", zarr_format=3)
+    store.most = most_stored(array)
     return Shards(files, name, array, channels, permit, dense)
 
 
@@ -138,6 +159,12 @@ class Shards:
         self._name = name
         self._channels = channels
         self._rank = rank
+        self._sent: dict[Triple, tuple[int, int]] = {}
+
+    @property
+    def dense(self) -> bool:
+        """Whether each shard is stored, also one of nothing but fill values."""
+        return self._dense
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -216,7 +243,27 @@ class Shards:
         if document is None:
             self._files.remove(file)
             return
-        self._files.put(file, document, self._permit)
+        if tag := self._files.put(file, document, self._permit):
+            self._sent[index] = _short(tag.encode()), _short(document)
+
+    def take_sent(self, index: Triple) -> tuple[int, int]:
+        """64 bits of the tag, and of the digest, of the object that was last sent for a shard; zeros if none was."""
+        return self._sent.pop(index, (0, 0))
+
+    def tags(self) -> NDArray[np.uint64]:
+        """64 bits of the tag of each shard on an object store, ``(z, y, x)``; zeros where there is none."""
+        assert isinstance(self._files, RemoteFiles)
+        shape = self.grid[-self._rank :]
+        found = np.zeros(shape, np.uint64)
+        for name, tag in self._files.tags(self._folder):
+            if tag and (place := _place(name, shape)):
+                found[place] = _short(tag.encode())
+        return found.reshape(self.grid)
+
+    def digest(self, index: Triple) -> int:
+        """64 bits of the digest of a shard's bytes as they are stored; 0 if it is not there."""
+        document = self._files.read(self._file(index))
+        return 0 if document is None else _short(document)
 
     def has(self, index: Triple) -> bool:
         """Whether a shard exists; a file that is shorter than its own index does not count."""
@@ -256,6 +303,11 @@ class Shards:
 
     def _three(self, lengths: tuple[int, ...]) -> Triple:
         return triple((1,) * (3 - self._rank) + lengths[-self._rank :])
+
+
+def _short(document: bytes | memoryview) -> int:
+    """64 bits of a digest, never 0."""
+    return int.from_bytes(hashlib.blake2b(document, digest_size=8).digest()) or 1
 
 
 def _place(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:

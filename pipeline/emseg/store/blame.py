@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from emseg.errors import BlockError, Fault, OrphanError
+from emseg.printable import printable
 
 LASTING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
@@ -35,7 +36,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     text = f"{type(error).__name__}: {error}"[:1000]
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:300]
+    return printable(" ".join(text.split()))[:300]
 
 
 def fault_of(error: BaseException) -> Fault:

@@ -17,9 +17,9 @@ from emseg.box import Box, Triple, triple
 from emseg.errors import InputError, OutputError, VolumeError
 from emseg.grid.blocks import Blocks
 from emseg.specs.volume import VolumeSpec
-from emseg.store.arrays import Shards, open_shards
-from emseg.store.blame import blamed, reason
-from emseg.store.instances import open_instances, space_of, stored_instances
+from emseg.store.arrays import Shards
+from emseg.store.blame import blamed
+from emseg.store.instances import instance_levels, space_of, stored_instances
 from emseg.store.ledger import Output
 from emseg.store.level import MEND
 from emseg.store.nodes import METADATA, read_node
@@ -174,14 +174,11 @@ def export_folder(path: str | Path, *, overwrite: bool) -> Path:
 
 def _instances(stored: Output, name: str) -> tuple[list[Shards], int]:
     """Each level of instance labels, and how many segments they are."""
-    finest = open_instances(stored.files, name)
-    folder = stored.path / f"labels/{name}"
+    arrays = [level.arrays[0] for level in instance_levels(stored, name)]
     try:
-        paths = [inside for inside, _ in levels(multiscales_of(read_node(folder).attributes))]
-        arrays = [finest, *(open_shards(stored.files, f"labels/{name}/{inside}", 0) for inside in paths[1:])]
         return arrays, int((stored_instances(stored.files, name) or {})["segments"])
-    except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
-        raise OutputError(f"{folder} is damaged ({reason(error)}): label again") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise OutputError(f"{stored.path / f'labels/{name}'} does not say how many segments it has: label again") from error
 
 
 def _levels(stored: Output, arrays: list[Shards], channel: int | None) -> tuple[ExportLevel, ...]:

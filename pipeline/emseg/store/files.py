@@ -10,8 +10,10 @@ import asyncio
 import os
 import secrets
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -20,13 +22,16 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
 from emseg.store.blame import away
+from emseg.store.ownership import Owned
 from emseg.store.place import Address, Place
-from emseg.store.remote import RemoteFiles, open_remote
+from emseg.store.remote import MOST_METADATA, RemoteFiles, open_remote, refuse_long
 from emseg.store.staging import PARTIAL, commit, make_folders, sync_folder
 
 
-class LocalFiles(LocalStore):
+class LocalFiles(Owned, LocalStore):
     """Files below a folder, by names with ``/`` in them. All raise `OSError` if the disk refuses.
+
+    Whatever changes them raises `OrphanError` if they have an owner who has lost them.
 
     To Zarr, none of them is empty or ends within what is read of it: a power cut may leave a file empty, and zarr 3.1 takes
     an empty shard for one that was never written, in silence. It also takes memory for as many bytes as metadata say that
@@ -42,6 +47,17 @@ class LocalFiles(LocalStore):
         """A whole file; None if it is not there."""
         file = self.root / name
         return file.read_bytes() if file.is_file() else None
+
+    def read_metadata(self, name: str) -> bytes | None:
+        """A whole file of metadata; None if it is not there.
+
+        Raises
+        ------
+        TooLongError
+            If it has more than `MOST_METADATA` bytes.
+        """
+        refuse_long(name, self.size(name) or 0, MOST_METADATA)
+        return self.read(name)
 
     def lacks(self, name: str, beside: str) -> bool:
         """Whether a file or folder is not there while the file `beside` is.
@@ -81,17 +97,27 @@ class LocalFiles(LocalStore):
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def put(self, name: str, document: bytes | memoryview, permit: Callable[[], None] | None = None) -> None:
-        """Put a file in its place whole, and on the disk; `permit` is asked at the last moment and may raise."""
-        if permit is not None:  # first, so that an orphan does not even make a folder
-            permit()
+    def put(self, name: str, document: bytes | memoryview, permit: Callable[[], None] | None = None) -> str:
+        """Put a file in its place whole, and on the disk; `permit` is asked at the last moment and may raise.
+
+        Always an empty text: nothing that was sent before arrives later.
+        """
+
+        def allowed() -> None:
+            self.check_owner()
+            if permit is not None:
+                permit()
+
+        allowed()  # first, so that an orphan does not even make a folder
         file = self.root / name
         make_folders(file.parent, self.root)
-        commit(file, document, permit)
+        commit(file, document, allowed)
+        return ""
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """A file to be written piece by piece; it is in its place, whole, when the ``with`` has ended."""
+        self.check_owner()
         file = self.root / name
         make_folders(file.parent, self.root)
         work = file.with_name(f"{file.name}{PARTIAL}")
@@ -99,11 +125,13 @@ class LocalFiles(LocalStore):
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+        self.check_owner()
         work.replace(file)
         sync_folder(file.parent)
 
     def create(self, name: str, document: bytes) -> bool:
         """Put a file unless there is one of this name; whether this caller, and nobody else, has made it."""
+        self.check_owner()
         file = self.root / name
         make_folders(file.parent, self.root)
         try:
@@ -121,7 +149,10 @@ class LocalFiles(LocalStore):
         return True
 
     def modified(self, name: str) -> float | None:
-        """When a file was put, in seconds by the clock of the file system, which all hosts share; None if it is not there."""
+        """When a file was put, in seconds by the clock of the file system, which all hosts share; None if it is not there.
+
+        Of a folder it is when a name in it was last made or removed.
+        """
         try:
             return (self.root / name).stat().st_mtime
         except (FileNotFoundError, NotADirectoryError):
@@ -163,6 +194,8 @@ class LocalFiles(LocalStore):
         StoreError
             If a folder vanishes that was listed.
         """
+        if tidy:
+            self.check_owner()
         left = [(os.fspath(self.root / folder), "")]
         while left:
             path, inside = left.pop()
@@ -181,27 +214,32 @@ class LocalFiles(LocalStore):
 
     def tidy(self, folder: str = "", *, deep: bool = True) -> None:
         """Remove files that a killed writer has left half-written below a folder, or only right in it."""
+        self.check_owner()
         root = self.root / folder
         for left in list(root.rglob(f"*{PARTIAL}") if deep else root.glob(f"*{PARTIAL}")):
             left.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""
+        self.check_owner()
         with suppress(NotADirectoryError):
             (self.root / name).unlink(missing_ok=True)
 
     def remove_all(self, folder: str) -> None:
         """Remove a folder, if there is one."""
+        self.check_owner()
         while (self.root / folder).exists():
             with suppress(FileNotFoundError):  # of a file that somebody else has taken away meanwhile
                 shutil.rmtree(self.root / folder)
 
     def rename(self, name: str, to: str) -> None:
         """Give a file another name, also one that a file had until then."""
+        self.check_owner()
         (self.root / name).replace(self.root / to)
 
     def rename_all(self, folder: str, to: str) -> None:
         """Give a Zarr node with all that is in it another name, which none has."""
+        self.check_owner()
         (self.root / folder).rename(self.root / to)
 
     async def get(
@@ -214,6 +252,57 @@ class LocalFiles(LocalStore):
         if found is not None and len(found) == 0:
             raise ValueError(f"the file {key} is empty")
         return found
+
+
+class HeldFiles(LocalFiles):
+    """Files below a folder that is opened once: whatever comes to lie at its path later takes no file of them.
+
+    A folder that was removed takes none, either; one that was moved takes them where it is now. Whoever gets these files in
+    another process opens the folder there, at the first use.
+    """
+
+    def __init__(self, place: Path, owner: bytes | None = None) -> None:
+        super().__init__(place, read_only=True)
+        self._place = place
+        self.owner = owner
+
+    def __reduce__(self) -> tuple[type[HeldFiles], tuple[Path, bytes | None]]:
+        return type(self), (self._place, self.owner)
+
+    @property
+    def place(self) -> Path:
+        """Where the folder was."""
+        return self._place
+
+    @property
+    def root(self) -> Path:
+        """A path that leads to the open folder; its own where the system has no such paths."""
+        return Path(f"/proc/self/fd/{self._opened}") if _HAS_PATHS_OF_OPEN_FOLDERS else self._place
+
+    @root.setter
+    def root(self, path: Path) -> None:
+        """What is below a path is reached through the open folder."""
+
+    @cached_property
+    def _opened(self) -> int:
+        try:
+            opened = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            raise away() from None
+        weakref.finalize(self, os.close, opened)
+        return opened
+
+    def check_owner(self) -> None:
+        """As for all files; where the disk was away the folder is opened anew, but only if it still is the owner's."""
+        try:
+            super().check_owner()
+        except OSError:
+            anew = HeldFiles(self._place, self.owner)
+            Owned.check_owner(anew)
+            os.dup2(anew._opened, self._opened, inheritable=False)
+
+
+_HAS_PATHS_OF_OPEN_FOLDERS = Path("/proc/self/fd").is_dir()
 
 
 @contextmanager
@@ -256,12 +345,16 @@ class ArrayFiles(WrapperStore[Files]):
         """The metadata are the file `node`."""
         super().__init__(store)
         self.files = store
+        self.most = MOST_METADATA
+        """Most bytes of a file on a disk; more once the metadata have told how large a chunk is."""
         self._node = node
 
     def _with_store(self, store: Files) -> ArrayFiles:
         return ArrayFiles(store, self._node)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        if byte_range is None and isinstance(self.files, LocalFiles):
+            refuse_long(key, self.files.size(key) or 0, self.most)
         found = await self.files.get(key, prototype, byte_range)
         if found is None and key != self._node and not await asyncio.to_thread(self.files.lacks, key, self._node):
             raise away(back=True)
@@ -269,21 +362,23 @@ class ArrayFiles(WrapperStore[Files]):
 
 
 def find(files: Files, name: str, beside: str) -> bytes | None:
-    """A whole file; None if it is not there while the file `beside` is.
+    """A whole file of metadata; None if it is not there while the file `beside` is.
 
     Raises
     ------
+    TooLongError
+        If it has more than `MOST_METADATA` bytes.
     StoreError
         If that is not there either, or the file is there after all: a disk or a store is away, or was for a moment.
     """
-    found = files.read(name)
+    found = files.read_metadata(name)
     if found is None and not files.lacks(name, beside):
         raise away(back=True)
     return found
 
 
 def open_files(place: Place, *, patient: bool = False) -> Files:
-    """What is below a place, to read and to write.
+    """What is below a place, to read.
 
     Parameters
     ----------
@@ -298,3 +393,23 @@ def open_files(place: Place, *, patient: bool = False) -> Files:
     if isinstance(place, Address):
         return open_remote(place, patient=patient)
     return LocalFiles(place, read_only=True)
+
+
+def hold_files(place: Place, owner: bytes | None = None, *, patient: bool = False) -> Files:
+    """What is below a place, to read and to write: on a disk below the folder that lies there when it is first used.
+
+    Parameters
+    ----------
+    owner
+        What the file that names the owner must hold before anything is changed; None for anything.
+    patient
+        As for `open_files`.
+
+    Raises
+    ------
+    VolumeError
+        As `open_files`.
+    """
+    if isinstance(place, Address):
+        return open_remote(place, patient=patient, owner=owner)
+    return HeldFiles(place, owner)

@@ -44,7 +44,7 @@ def open_stack(
     path = local(source)
     suffix = path.suffix.lower() if path.is_file() else ""
     if suffix in HDF5_SUFFIXES:
-        return open_hdf5(path, dataset)
+        return open_hdf5(path, dataset, allow_missing=allow_missing, known=known)
     if is_n5(path):
         return nullcontext(open_n5(path, dataset, allow_missing=allow_missing))
     if dataset is not None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from emseg.box import triple
 from emseg.errors import VolumeError
-from emseg.specs.volume import DTYPES
 from emseg.store.blame import reason
-from emseg.store.extras import load_extra
+from emseg.store.hdf5_links import OpenFiles, external
+from emseg.store.hdf5_voxels import Voxels
 from emseg.store.plain import plain_space
-from emseg.store.stack import Stack, Stated
+from emseg.store.stack import Known, Stack, Stated
 
 if TYPE_CHECKING:
     import h5py
@@ -29,24 +28,31 @@ LISTED = 8
 
 
 @contextmanager
-def open_hdf5(path: Path, dataset: str | None) -> Iterator[Stack]:
+def open_hdf5(path: Path, dataset: str | None, *, allow_missing: bool = False, known: Known | None = None) -> Iterator[Stack]:
     """The stack in a dataset, for as long as the ``with`` lasts; a file that holds a single one need not say which.
 
     Its voxel size is that of the attributes ``voxel_size`` or ``resolution``, ``offset`` and ``units``, where nothing is said
     of the unit taken for nanometres, as CREMI's files mean it, or of ``element_size_um``.
 
+    Parameters
+    ----------
+    allow_missing
+        Whether chunks may never have been written, as long as more were; they are what the dataset is filled with.
+    known
+        What the stack was found to be before; None to look into all datasets that a virtual one is made of.
+
     Raises
     ------
     VolumeError
-        If h5py is not installed, or there is no such stack, or one that emseg cannot read.
+        If h5py is not installed, or there is no such stack, or one that emseg cannot read, or voxels of it are missing or lie
+        outside of the file's folder.
     """
-    h5py = load_extra("h5py", "hdf5", path)
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise VolumeError(f"{path} cannot be opened as HDF5 ({reason(error)}): name an HDF5 file, or copy it again") from error
-    with file:
-        yield _Dataset(path, _chosen(path, file, dataset))
+    with closing(OpenFiles(path)) as files:
+        with _damage(f"the HDF5 file {path}"):
+            stored = _chosen(files, dataset)
+            voxels = Voxels(files, path, stored, allow_missing, set() if known is None else None)
+            stack = _Dataset(stored, voxels)
+        yield stack
 
 
 class _Dataset:
@@ -54,27 +60,21 @@ class _Dataset:
 
     missing: tuple[int, ...] = ()
 
-    def __init__(self, path: Path, stored: h5py.Dataset) -> None:
-        self._name = f"{stored.name} of {path}"
-        self._stored = stored
-        lengths = stored.shape
-        if len(lengths) < 2 or any(length != 1 for length in lengths[:-3]) or 0 in lengths:
+    def __init__(self, stored: h5py.Dataset, voxels: Voxels) -> None:
+        self._name, self._stored, self._voxels = voxels.name, stored, voxels
+        lengths = voxels.shape
+        if len(lengths) < 2 or any(length != 1 for length in lengths[:-3]):
             raise VolumeError(f"{self._name} has shape {lengths}, but emseg reads (z, y, x) or (y, x): choose another dataset")
-        self.dtype = stored.dtype.newbyteorder("=").name
-        if self.dtype not in DTYPES:
-            raise VolumeError(f"{self._name} is {self.dtype}, but emseg reads {', '.join(DTYPES)}: convert it first")
+        self.dtype = voxels.dtype.name
         self.shape = triple((1,) * (3 - len(lengths)) + lengths[-3:])
         self.stated = self._size()
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        where = (0,) * (self._stored.ndim - 3) + ((slice(start, stop),) if self._stored.ndim > 2 else ())
-        try:
-            found = np.asarray(self._stored[where])
-        except OSError as error:
-            raise VolumeError(
-                f"slices {start} to {stop - 1} of {self._name} cannot be read ({reason(error)}): copy it again"
-            ) from error
-        return found.astype(self.dtype, copy=False).reshape(stop - start, *self.shape[1:])
+        region = tuple(slice(0, length) for length in self._voxels.shape)
+        if len(region) > 2:
+            region = (*region[:-3], slice(start, stop), *region[-2:])
+        with _damage(f"slices {start} to {stop - 1} of {self._name}"):
+            return self._voxels.read(region).reshape(stop - start, *self.shape[1:])
 
     def _size(self) -> Stated | None:
         """The voxel size that the attributes state, all of it or none."""
@@ -93,18 +93,41 @@ class _Dataset:
         return Stated((z, y, x), (one, two, three), "the attributes of the dataset", (a, b, c))
 
 
-def _chosen(path: Path, file: h5py.File, dataset: str | None) -> h5py.Dataset:
+@contextmanager
+def _damage(what: str) -> Iterator[None]:
+    """Turns whatever a damaged file makes h5py, or a filter, raise into a `VolumeError`."""
+    try:
+        yield
+    except VolumeError:
+        raise
+    except Exception as error:
+        where = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+        raise VolumeError(f"{what} cannot be read ({where}{reason(error)}): copy it again") from error
+
+
+def _chosen(files: OpenFiles, dataset: str | None) -> h5py.Dataset:
     """The dataset of that name, or the only one there is."""
+    path = files.path
+    if dataset is not None and (found := files.dataset(path, dataset)) is not None:
+        return found
     there: list[str] = []
+    leading: list[VolumeError] = []
 
     def note(name: str, item: object) -> None:
         if getattr(item, "ndim", 0) >= 2:  # a group has none
             there.append(name)
 
-    file.visititems(note)
-    asked = there if dataset is None else [name for name in there if name == dataset.strip("/")]
-    if len(asked) == 1:
-        return file[asked[0]]
+    def note_link(name: str, link: object) -> None:
+        if isinstance(link, files.h5py.ExternalLink):
+            leading.append(external(path, name, link))
+
+    files.open(path).visititems(note)
+    if dataset is None and len(there) == 1:
+        return files.open(path)[there[0]]
+    if dataset is None and not there:
+        files.open(path).visititems_links(note_link)
+        if leading:
+            raise leading[0]
     listed = ", ".join(there[:LISTED]) + (", ..." if len(there) > LISTED else "") or "none"
     said = f"no dataset {dataset!r}" if dataset is not None else f"{len(there)} datasets"
     raise VolumeError(f"{path} has {said}: choose with --dataset; there are {listed}")

@@ -21,7 +21,7 @@ from emseg.grid.pyramid import Rule, coarsened
 from emseg.outcome import Stopwatch
 from emseg.store.arrays import Shards
 from emseg.store.blame import StoreError, blamed
-from emseg.store.place import Place
+from emseg.store.place import Address, Place
 from emseg.store.staging import output_error
 
 MEND = "mend it with `emseg verify --repair`"
@@ -109,8 +109,22 @@ class Level:
         for array in self.arrays:
             with blamed(f"{name} of {self.path} cannot be read", "compute it again"):
                 highest = int(array.read(box).max())
+            if array.dense:  # the fill value is one of those that are computed
+                continue
             if highest == array.array.fill_value and (self.outside is None or self.step == (1, 1, 1)):  # else part is outside
                 raise BlockError(f"{name} of {self.path} has voxels that were not computed: compute it again")
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is on an object store."""
+        return isinstance(self.path, Address)
+
+    def take_sent(self, box: Box) -> tuple[int, ...]:
+        """What was last sent to an object store for the write unit `box`, see `emseg.outcome.Outcome.sent`."""
+        if not self.remote:
+            return ()
+        (index,) = self.indices(box)
+        return tuple(itertools.chain.from_iterable(array.take_sent(index) for array in self.arrays))
 
     def remove(self, box: Box) -> None:
         """Makes each write unit of `box` *not computed* again, the last array first.
@@ -179,18 +193,22 @@ def above(units: NDArray[np.bool_], step: Triple) -> NDArray[np.bool_]:
     return units
 
 
-def remove_unfounded(levels: Sequence[Level]) -> NDArray[np.bool_]:
+def remove_unfounded(levels: Sequence[Level], doubted: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
     """Removes each write unit of a coarser level that is made of one which is not there: it will be built again.
 
     Files that a killed writer has left half-written are removed, too; only who holds the lease may ask for that. Which write
-    units of the finest level there are, ``(z, y, x) bool``.
+    units of the finest level there are, ``(z, y, x) bool``. Those that are `doubted`, ``(z, y, x) bool``, count as not there:
+    they stay until something else is put in their place.
 
     Raises
     ------
     OutputError
         If the disk refuses.
     """
-    founded = finest = levels[0].done(tidy=True)
+    finest = levels[0].done(tidy=True)
+    if doubted is not None:
+        finest &= ~doubted if levels[0].outside is None else ~doubted | levels[0].outside
+    founded = finest
     for level in levels[1:]:
         there, ready = level.done(tidy=True), level.ready(founded)
         for index in np.flatnonzero(there & ~ready):

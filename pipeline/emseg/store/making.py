@@ -1,7 +1,7 @@
 """What is made beside its place, by one process at a time, and gets its name when it is complete.
 
-.emseg-KEY/emseg   who is making it: a lease, as outputs have; removed before that
-.emseg-KEY/N       what the holder of lease N is making: whoever takes over from one that died writes elsewhere
+.emseg-KEY/emseg     who is making it: a lease, as outputs have; removed before that
+.emseg-KEY/N-TAKING  what the holder of lease N is making: whoever takes over from one that died writes elsewhere
 
 The key follows from the name. So what a process has left that was killed is found, and removed, when the same is made again.
 """
@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from emseg.errors import OutputError
-from emseg.store.files import LocalFiles
-from emseg.store.lease import Lease, Token, newest_run, take_lease
+from emseg.store.files import HeldFiles, LocalFiles
+from emseg.store.lease import Lease, newest_run, take_lease
 from emseg.store.records import FOLDER, Records
 from emseg.store.staging import output_error, publish, refuse_taken, restore, staging_folder
 
@@ -36,7 +36,7 @@ def making(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     folder = staging_folder(path, hashlib.sha256(path.name.encode()).hexdigest()[:12])
     lease = leased(folder, path)
-    work, aside = folder / str(lease.run), folder / "old"
+    work, aside = folder / f"{lease.run}-{lease.taking}", folder / "old"
     try:
         with lease.held(), written(path):
             restore(aside, path)
@@ -44,12 +44,13 @@ def making(path: Path, *, replace: bool = False) -> Iterator[Path]:
             if not replace:
                 refuse_taken(path)
             yield work
-            Token(records_in(folder), lease.run).check()
+            lease.token.check()
+            LocalFiles(work).tidy()  # what workers that died have left half-written
         with written(path):
             shutil.rmtree(folder / FOLDER)
             publish(work, path, aside, replace=replace)
     finally:
-        taken_over = newest_run(records_in(folder)) > lease.run
+        taken_over = newest_run(Records(LocalFiles(folder))) > lease.run
         if not taken_over:
             restore(aside, path)
         shutil.rmtree(work if taken_over else folder, ignore_errors=True)
@@ -57,20 +58,16 @@ def making(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 def leased(folder: Path, path: Path) -> Lease:
     """The sole right to work in a folder, which is made if it is not there; messages name `path`."""
+    with written(path):
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     try:
-        with written(path):
-            (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-        return take_lease(records_in(folder), path)
+        return take_lease(Records(HeldFiles(folder)), path)
     except OutputError:
-        for empty in (*(folder / FOLDER).glob("*"), folder / FOLDER, folder):  # what a full disk has left
-            with suppress(OSError):
-                empty.rmdir()
+        if newest_run(Records(LocalFiles(folder))) == 0:  # a full disk has left nothing but empty folders
+            for empty in (folder / FOLDER, folder):
+                with suppress(OSError):
+                    empty.rmdir()
         raise
-
-
-def records_in(folder: Path) -> Records:
-    """The records of who works in a folder."""
-    return Records(LocalFiles(folder))
 
 
 def clear(folder: Path) -> None:

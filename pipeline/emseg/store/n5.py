@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from emseg.box import AXES
+from emseg.box import AXES, Box
 from emseg.errors import VolumeError
 from emseg.specs.volume import DTYPES
 from emseg.store.blame import reason
@@ -69,7 +69,13 @@ def open_n5(path: Path, dataset: str | None, *, allow_missing: bool = False) -> 
         stated = _stated(folder, attributes, named)
     except ValueError as error:
         raise VolumeError(f"the attributes of {folder} are wrong, {error}: repair them") from error
-    return Tensor(folder, array, named, DTYPES, stated)
+    edges = dict(zip(named, array.chunk_layout.read_chunk.shape, strict=True))
+
+    def file_of(chunk: Box) -> Path:
+        start = dict(zip(AXES, chunk.start, strict=True))
+        return folder.joinpath(*(str(start.get(axis, 0) // edges[axis]) for axis in named))
+
+    return Tensor(folder, array, named, DTYPES, stated, file_of)
 
 
 def _attributes(folder: Path) -> dict[str, Any]:

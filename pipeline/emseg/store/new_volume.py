@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ from emseg.grid.blocks import Blocks
 from emseg.specs.volume import VolumeSpec
 from emseg.store.arrays import Shards, create_array, create_group, open_shards
 from emseg.store.blame import reason
-from emseg.store.files import LocalFiles
+from emseg.store.files import Files
 from emseg.store.lease import Lease, Token
 from emseg.store.level import above
-from emseg.store.making import clear, leased, records_in, written
+from emseg.store.making import clear, leased, written
 from emseg.store.nodes import read_node
 from emseg.store.ome import VERSION, Space, multiscales
 from emseg.store.records import FOLDER
@@ -110,8 +110,8 @@ class SlabWriter:
             self._shards.write(shard.write, voxels[shard.write.relative_to(box.start).slices()])
 
 
-def open_slabs(folder: Path, permit: Callable[[], None] | None = None) -> SlabWriter:
-    """What writes to a volume that is being made in a folder; each shard only if `permit` does not raise.
+def open_slabs(files: Files) -> SlabWriter:
+    """What writes to a volume that is being made, by its files.
 
     Raises
     ------
@@ -119,16 +119,17 @@ def open_slabs(folder: Path, permit: Callable[[], None] | None = None) -> SlabWr
         If there is none.
     """
     try:
-        return SlabWriter(open_shards(LocalFiles(folder), "0", 0, permit))
+        return SlabWriter(open_shards(files, "0", 0))
     except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
-        raise VolumeError(f"the volume being made in {folder} is gone or damaged ({reason(error)}): begin again") from error
+        raise VolumeError(
+            f"the volume being made in {files.place} is gone or damaged ({reason(error)}): begin again"
+        ) from error
 
 
 class NewVolume:
     """A volume that is being made in a folder of its own, by one process and those that this tells to."""
 
-    def __init__(self, folder: Path, lease: Lease, slabs: SlabWriter, kept: bool) -> None:
-        self.folder = folder
+    def __init__(self, lease: Lease, slabs: SlabWriter, kept: bool) -> None:
         self.lease = lease
         self.slabs = slabs
         self.kept = kept
@@ -137,7 +138,7 @@ class NewVolume:
     @property
     def token(self) -> Token:
         """The right to write to it."""
-        return Token(records_in(self.folder), self.lease.run)
+        return self.lease.token
 
     def discard(self) -> None:
         """Keep nothing of it: what was being made cannot be."""
@@ -174,14 +175,15 @@ def new_volume(
     aside = work.with_name(f"{work.name}-old")
     lease = leased(work, target)
     volume: NewVolume | None = None
-    published = False
+    published = kept = False
     try:
         with lease.held():
             with written(target):
                 restore(aside, target)
                 if not (work / "0" / "zarr.json").exists():
-                    _begin(work, spec, shard, missing)
-                volume = NewVolume(work, lease, open_slabs(work), bool(source))
+                    clear(work)  # one that was begun no further
+                    _begin(lease.token.files, spec, shard, missing)
+                volume = NewVolume(lease, open_slabs(lease.token.files), bool(source))
             yield volume
             volume.token.check()
             volume.slabs.done(Blocks(spec.box, shard))  # workers that died have left files half-written
@@ -191,8 +193,11 @@ def new_volume(
             publish(work, target, aside, replace=replace)
         published = True
     finally:
-        if not (published or _goes_on(volume, Blocks(spec.box, shard))):
-            shutil.rmtree(work, ignore_errors=True)
+        try:
+            kept = published or _goes_on(volume, Blocks(spec.box, shard))
+        finally:  # also where that cannot be told
+            if not kept:
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _goes_on(volume: NewVolume | None, shards: Blocks) -> bool:
@@ -206,12 +211,10 @@ def _goes_on(volume: NewVolume | None, shards: Blocks) -> bool:
     return volume.kept and bool(volume.slabs.done(shards).any())
 
 
-def _begin(work: Path, spec: VolumeSpec, shard: Triple, missing: Sequence[int]) -> None:
-    """Make an empty volume in a folder, in the place of one that was begun no further."""
-    clear(work)
+def _begin(files: Files, spec: VolumeSpec, shard: Triple, missing: Sequence[int]) -> None:
+    """Make an empty volume."""
     space = Space(AXES, spec.scale, spec.translation, spec.units)
     image = {"version": VERSION, "multiscales": multiscales([("0", space)], "volume")}
-    files = LocalFiles(work)
     create_group(files, "", {"ome": image, "emseg": MARK | ({MISSING: list(missing)} if missing else {})})
     create_array(files, "0", shape=spec.shape, shard=shard, chunk=spec.chunk, dtype=spec.dtype, fill_value=0, axes=AXES)
 

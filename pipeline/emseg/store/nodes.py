@@ -11,14 +11,17 @@ from typing import Any, Literal
 
 import zarr
 
+from emseg.documents import read_document
 from emseg.errors import VolumeError
 from emseg.store.blame import StoreError, reason
-from emseg.store.blosc import use_whole_blosc
+from emseg.store.codecs import most_stored, use_bounded_codecs
+from emseg.store.event_loop import end_loop_at_exit
 from emseg.store.files import ArrayFiles, Files, LocalFiles, find
 from emseg.store.place import Address, Place, local, place_of
-from emseg.store.remote import ENDS, open_remote
+from emseg.store.remote import ENDS, MOST_METADATA, TooLongError, open_remote
 
-use_whole_blosc()
+use_bounded_codecs()
+end_loop_at_exit()
 
 METADATA = ("zarr.json", ".zarray", ".zgroup")
 """Files that make a folder a Zarr node, the newest format first."""
@@ -66,12 +69,14 @@ def read_node(path: str | Place, names: Sequence[str] = METADATA, files: Files |
         if not folder.is_dir():
             raise _not_zarr(folder)
         files = LocalFiles(folder, read_only=True)
-        found = next(((name, data) for name in names if (data := files.read(name)) is not None), None)
+        found = next(((name, data) for name in names if (data := files.read_metadata(name)) is not None), None)
         if found is None:
             raise _not_zarr(folder)
         return _parse(folder, files, *found)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise VolumeError(f"there is nothing at {path}: check the spelling of the path") from error
+    except TooLongError as error:
+        raise VolumeError(f"{path} cannot be read ({error}): restore its metadata from a copy") from error
     except OSError as error:
         raise VolumeError(f"{path} cannot be read ({reason(error)}): check its permissions and its disk") from error
 
@@ -82,7 +87,7 @@ def _read_remote(address: Address, names: Sequence[str], files: Files | None) ->
     try:
         for name in names:
             try:
-                data = files.read(name)
+                data = files.read_metadata(name)
             except StoreError as error:
                 if not error.lasting:
                     raise
@@ -92,6 +97,8 @@ def _read_remote(address: Address, names: Sequence[str], files: Files | None) ->
                 return _parse(address, files, name, data)
         if denial is not None:
             raise denial
+    except TooLongError as error:
+        raise VolumeError(f"{address} cannot be read ({error}): restore its metadata from a copy") from error
     except StoreError as error:
         raise _unreachable(address, error) from error
     raise VolumeError(f"there is none of {', '.join(names)} at {address}, so it is no Zarr: check the spelling of the address")
@@ -109,7 +116,9 @@ def open_array(node: Node) -> zarr.Array[Any]:
         raise VolumeError(f"{node.path} is a Zarr group, not an array: name an array inside")
     try:
         store = ArrayFiles(node.files, METADATA_OF[node.format][0])
-        return zarr.open_array(store=store, mode="r", zarr_format=node.format)
+        array = zarr.open_array(store=store, mode="r", zarr_format=node.format)
+        store.most = most_stored(array)
+        return array
     except StoreError as error:
         raise _unreachable(node.path, error) from error
     except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
@@ -151,7 +160,11 @@ def read_json(file: Path) -> dict[str, Any]:
     OSError
         If it cannot be read.
     """
-    return _json(file, file.read_bytes())
+    try:
+        document = read_document(file, MOST_METADATA)
+    except ValueError as error:
+        raise VolumeError(f"{file} cannot be read ({error}): restore it from a copy") from error
+    return _json(file, document)
 
 
 def _json(file: Place, data: bytes) -> dict[str, Any]:

@@ -4,7 +4,8 @@
     OUT/labels/classes/0  (z, y, x) uint8, the class of each voxel, 255 = not computed
     OUT/probabilities/0   (c, z, y, x) uint8, 0 to 254 for 0 to 1, 255 = not computed
     OUT/.../1, 2, ...     the coarser levels of each, see `emseg.grid.pyramid`
-    OUT/emseg             leases and records of the runs, as JSON files; outside.npy, the blocks that a mask leaves out
+    OUT/emseg             leases and records of the runs, as JSON files; identity.json, which says whose the output is;
+                          outside.npy, the blocks that a mask leaves out
 
 A 2-D volume gives (y, x) and (c, y, x). The arrays start at the corner of the region that the output covers.
 
@@ -15,11 +16,13 @@ generation counts, and are switched last.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,20 +31,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.box import AXES, Box, Triple, triple
-from emseg.errors import OutputError, VolumeError
+from emseg.errors import InputError, OutputError, VolumeError
 from emseg.grid.pyramid import Rule, level_shapes
 from emseg.specs.volume import VolumeSpec
-from emseg.store.arrays import create_array, create_group, describe_group, group_metadata, open_shards
+from emseg.store.arrays import array_metadata, create_group, describe_group, group_metadata, open_shards
 from emseg.store.blame import StoreError, reason
 from emseg.store.classes import image_label, omero
+from emseg.store.described import (
+    DIGEST,
+    SELF,
+    copies,
+    described,
+    find_file,
+    holds,
+    keep_copies,
+    root_description,
+    with_digest,
+)
 from emseg.store.files import Files, LocalFiles, open_files
-from emseg.store.instances import list_labels, remove_instances
+from emseg.store.instances import list_labels, listed, remove_instances
 from emseg.store.lease import Token
 from emseg.store.ledger import NOT_COMPUTED, Output
-from emseg.store.level import Level, above
+from emseg.store.level import MEND, Level, above
 from emseg.store.making import making
 from emseg.store.nodes import Node, read_node
-from emseg.store.ome import VERSION, Space, levels_at, multiscales
+from emseg.store.ome import LONGEST_NAME, VERSION, Space, levels_at, multiscales
 from emseg.store.place import Address, Place, local, place_of
 from emseg.store.records import FOLDER
 from emseg.store.remote import NODE
@@ -50,8 +64,8 @@ from emseg.store.staging import output_error, output_path
 FORMAT = 2
 """Version of the layout above."""
 
-SELF = "output"
-"""Key of the attributes ``emseg`` under which an output describes itself."""
+MOST_UNITS = 2**28
+"""Write units of an output at most: those of a petavoxel, of which each takes some bytes of whoever looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +121,7 @@ class Form:
     probabilities: bool
     """Whether to keep probabilities beside the labels."""
     attributes: dict[str, Any]
-    """JSON values to keep, later found as `Output.attributes`; the key ``output`` is taken."""
+    """JSON values to keep, later found as `Output.attributes`; the keys ``output`` and ``sha256`` are taken."""
     steps: tuple[Triple, ...] = ()
     """Step (z, y, x) of each coarser level, in voxels of the next finer one."""
     outside: NDArray[np.bool_] | None = None
@@ -120,8 +134,8 @@ class Form:
             raise ValueError(f"the write unit {self.unit} is not a multiple of the chunk {self.chunk}")
         if not 1 <= len(self.classes) <= NOT_COMPUTED:
             raise ValueError(f"{len(self.classes)} classes do not fit uint8 beside {NOT_COMPUTED} for not computed")
-        if SELF in self.attributes:
-            raise ValueError(f"the attribute {SELF!r} is taken")
+        if taken := sorted({SELF, DIGEST} & self.attributes.keys()):
+            raise ValueError(f"the attribute {taken[0]!r} is taken")
         json.dumps(self.attributes, allow_nan=False)
 
     @property
@@ -131,7 +145,7 @@ class Form:
 
     def root(self, generation: Generation) -> dict[str, Any]:
         """Attributes of the root group."""
-        described = {
+        layout = {
             "format": FORMAT,
             "generation": generation.number,
             "region": [self.region.start, self.region.stop],
@@ -140,25 +154,30 @@ class Form:
             **({"levels": self.steps} if self.steps else {}),
             **({} if self.outside is None else {"masked": True}),
         }
-        own = json.loads(json.dumps({**self.attributes, SELF: described}))
+        own = with_digest({**self.attributes, SELF: layout})
         return {"ome": self._image(f"{generation.probabilities}/", f"{generation.labels}/"), "emseg": own}
 
-    def make_arrays(self, files: Files, generation: Generation) -> None:
-        """Makes the empty arrays of a generation, and keeps what is left out of them; nothing refers to them yet."""
+    def documents(self, generation: Generation) -> Iterator[tuple[str, bytes]]:
+        """Name and bytes of each file of a generation's empty arrays: their metadata, and what is left out of them."""
         if self.outside is not None:
             stream = io.BytesIO()
             np.save(stream, np.packbits(self.outside))
-            files.put(generation.outside, stream.getbuffer())
+            yield generation.outside, stream.getvalue()
         shard, inner = self.unit[-self.volume.rank :], self.chunk[-self.volume.rank :]
-        create_group(files, generation.labels, {"ome": self._labels()})
+        yield f"{generation.labels}/{NODE}", group_metadata({"ome": self._labels()})
         if self.probabilities:
-            create_group(files, generation.probabilities, {"ome": self._image("", "")})
+            yield f"{generation.probabilities}/{NODE}", group_metadata({"ome": self._image("", "")})
         for level, three in enumerate(level_shapes(self.region.shape, self.steps)):
             shape = three[-self.volume.rank :]
-            _create_array(files, f"{generation.labels}/{level}", self.space, shape, shard, inner)
+            yield f"{generation.labels}/{level}/{NODE}", _array(self.space, shape, shard, inner)
             if self.probabilities:
-                count, space, name = (len(self.classes),), self.space.with_channels(), f"{generation.probabilities}/{level}"
-                _create_array(files, name, space, count + shape, count + shard, (1, *inner))
+                count, space = (len(self.classes),), self.space.with_channels()
+                yield f"{generation.probabilities}/{level}/{NODE}", _array(space, count + shape, count + shard, (1, *inner))
+
+    def make_arrays(self, files: Files, generation: Generation) -> None:
+        """Makes the empty arrays of a generation; nothing refers to them yet."""
+        for name, document in self.documents(generation):
+            files.put(name, document)
 
     def _image(self, probabilities: str, labels: str) -> dict[str, Any]:
         """OME metadata of a group that is an image of the arrays below one of these paths."""
@@ -190,8 +209,13 @@ def is_taken(place: Place) -> bool:
         raise output_error(place, error) from error
 
 
-def create_output(path: str | Place, form: Form) -> None:
+def create_output(path: str | Place, form: Form, token: Token | None = None) -> None:
     """Makes an empty output, or nothing at all; on an object store under a lease, as nothing appears there all at once.
+
+    Parameters
+    ----------
+    token
+        Of that lease, if there is one.
 
     Raises
     ------
@@ -205,7 +229,7 @@ def create_output(path: str | Place, form: Form) -> None:
             folder = LocalFiles(work)
             folder.put(NODE, _fill(folder, form))
         return
-    files = open_files(place)
+    files = open_files(place) if token is None else token.files
     try:
         created = files.create(NODE, _fill(files, form))
     except OSError as error:
@@ -217,14 +241,15 @@ def create_output(path: str | Place, form: Form) -> None:
 def _fill(files: Files, form: Form) -> bytes:
     """Makes all of an empty output but the metadata that make it one."""
     first = Generation(1)
-    create_group(files, FOLDER, {})
-    create_group(files, "labels", _listed(first))
+    root = form.root(first)
+    create_group(files, FOLDER, copies(root["emseg"], {}))
+    create_group(files, "labels", listed(first.classes, ()))
     form.make_arrays(files, first)
-    return group_metadata(form.root(first))
+    return group_metadata(root)
 
 
-def renew_output(place: str | Place, form: Form) -> None:
-    """Begins an output anew, under a lease: new arrays first, then the attributes that lead to them.
+def renew_output(place: str | Place, form: Form, token: Token | None = None) -> None:
+    """Begins an output anew, under the lease of a token: new arrays first, then the attributes that lead to them.
 
     Old arrays are removed by `settle_output`.
 
@@ -233,30 +258,32 @@ def renew_output(place: str | Place, form: Form) -> None:
     OutputError
         If the output cannot be opened or written.
     """
-    output = open_output(place)
+    output = open_output(place, token)
     files, new = output.files, Generation(output.generation + 1)
     try:
         _remove_other_generations(files, output.generation)
         form.make_arrays(files, new)
-        describe_group(files, "labels", _listed(new))
+        describe_group(files, "labels", listed(new.classes, ()))
         describe_group(files, "", form.root(new))
         remove_instances(files)
+        keep_copies(files, {})
     except OSError as error:
         raise output_error(output.path, error) from error
 
 
-def settle_output(place: str | Place) -> None:
-    """Removes, under a lease, what runs that were killed have left: other generations and half-written files.
+def settle_output(place: str | Place, token: Token | None = None) -> None:
+    """Removes, under the lease of a token, what runs that were killed have left: other generations and half-written files.
 
     Raises
     ------
     OutputError
         If the output cannot be opened or written.
     """
-    output = open_output(place)
+    output = open_output(place, token)
     files = output.files
     try:
         _remove_other_generations(files, output.generation)
+        remove_instances(files, output.generation)
         list_labels(files, Generation(output.generation).classes)
         files.tidy("", deep=False)
         files.tidy("labels", deep=False)
@@ -275,29 +302,33 @@ def open_output(path: str | Place, token: Token | None = None) -> Output:
     """
     place = _place(path)
     try:
-        files = open_files(place, patient=token is not None)
+        files = open_files(place) if token is None else token.files
         node = read_node(path, files=files)  # so that messages name it as it was given
-    except VolumeError as error:
-        raise OutputError(str(error)) from error
-    described = _described(node)
-    permit = None if token is None else token.check
+        own = _described(node)
+    except InputError as error:
+        raise _not_an_output(place, error) from error
     try:
-        if described["format"] != FORMAT:
-            raise OutputError(f"{path} is an output of format {described['format']}, not {FORMAT}: use the emseg that wrote it")
-        start, stop = described["region"]
-        region, classes = Box(triple(start), triple(stop)), tuple(map(str, described["classes"]))
-        names = Generation(int(described["generation"]))
+        if own["format"] != FORMAT:
+            raise OutputError(f"{path} is an output of format {own['format']}, not {FORMAT}: use the emseg that wrote it")
+        if not holds(node.attributes["emseg"]):
+            raise OutputError(f"the output {path} is damaged ({NODE} is not as it was written): {MEND}")
+        start, stop = own["region"]
+        region, classes = Box(triple(start), triple(stop)), tuple(own["classes"])
+        if not 1 <= len(classes) <= NOT_COMPUTED or not all(isinstance(n, str) and len(n) <= LONGEST_NAME for n in classes):
+            raise ValueError("its classes are not a few names")
+        names = Generation(int(own["generation"]))
         images: list[tuple[str, int, Rule]] = []
-        if described["probabilities"]:
+        if own["probabilities"]:
             images.append((names.probabilities, len(classes), "mean"))
         images.append((names.labels, 0, "mode"))
-        steps = [triple(step) for step in described.get("levels", ())]
+        steps = [triple(step) for step in own.get("levels", ())]
         levels: list[Level] = []
         for step, shape in zip([(1, 1, 1), *steps], level_shapes(region.shape, steps), strict=True):
-            level = _open_level(files, len(levels), step, shape, images, permit)
-            if described.get("masked"):
+            level = _open_level(files, len(levels), step, shape, images)
+            if own.get("masked"):
                 finer = levels[-1].outside if levels else None
-                left_out = _left_out(files, names.outside, level.blocks.grid) if finer is None else above(finer, step)
+                masked = node.attributes["emseg"].get("recipe", {}).get("mask")
+                left_out = _left_out(files, names.outside, level.blocks.grid, masked) if finer is None else above(finer, step)
                 level = replace(level, outside=left_out)
             levels.append(level)
         if len({array.unit for level in levels for array in level.arrays}) > 1:
@@ -307,9 +338,20 @@ def open_output(path: str | Place, token: Token | None = None) -> Output:
     except StoreError as error:  # which says nothing about what is there
         raise OutputError(f"{path} cannot be read ({error.strerror}): {error.remedy}") from error
     except Exception as error:  # metadata can be wrong in any way, and Zarr then raises almost any type
-        raise OutputError(f"the output {path} is damaged ({reason(error)}): remove it, and compute it again") from error
-    attributes = {key: value for key, value in node.attributes["emseg"].items() if key != SELF}
+        raise OutputError(
+            f"the output {path} is damaged ({reason(error)}): {MEND}, or remove it, and compute it again"
+        ) from error
+    attributes = {key: value for key, value in node.attributes["emseg"].items() if key not in (SELF, DIGEST)}
     return Output(files, names.number, region, classes, attributes, tuple(levels))
+
+
+def _not_an_output(place: Place, error: InputError) -> OutputError:
+    """The error for a place whose root does not say that it is an output; one that has lost it can be mended."""
+    with suppress(OSError, VolumeError):
+        files = open_files(place)
+        if described(find_file(files, NODE)) is None and root_description(files) is not None:
+            return OutputError(f"the output {place} is damaged ({NODE} is not as it was written): {MEND}")
+    return OutputError(str(error))
 
 
 def _place(path: str | Place) -> Place:
@@ -321,11 +363,13 @@ def _place(path: str | Place) -> Place:
         raise OutputError(str(error)) from error
 
 
-def _left_out(files: Files, name: str, grid: Triple) -> NDArray[np.bool_]:
-    """Write units that a mask leaves out, ``(z, y, x) bool``."""
+def _left_out(files: Files, name: str, grid: Triple, digest: str | None) -> NDArray[np.bool_]:
+    """Write units that a mask leaves out, ``(z, y, x) bool``, with this SHA-256 if that is known."""
     with files.reading(name) as stream:
-        bits = np.unpackbits(np.load(stream))[: math.prod(grid)]
-    return bits.astype(bool).reshape(grid)
+        packed = np.load(stream)
+    if digest not in (None, hashlib.sha256(packed.tobytes()).hexdigest()):
+        raise ValueError(f"{name} is not as it was written")
+    return np.unpackbits(packed)[: math.prod(grid)].astype(bool).reshape(grid)
 
 
 def is_output(path: str | Place) -> bool:
@@ -336,11 +380,6 @@ def is_output(path: str | Place) -> bool:
         return False
     own = node.attributes.get("emseg")
     return node.kind == "group" and isinstance(own, dict) and SELF in own
-
-
-def _listed(generation: Generation) -> dict[str, Any]:
-    """Attributes of the group ``labels``."""
-    return {"ome": {"version": VERSION, "labels": [generation.classes]}}
 
 
 def _remove_other_generations(files: Files, kept: int) -> None:
@@ -355,16 +394,15 @@ def _remove_other_generations(files: Files, kept: int) -> None:
 def _described(node: Node) -> dict[str, Any]:
     """What an output says about itself."""
     own = node.attributes.get("emseg")
-    described = own.get(SELF) if isinstance(own, dict) else None
-    if node.kind != "group" or not isinstance(described, dict) or "format" not in described:
+    layout = own.get(SELF) if isinstance(own, dict) else None
+    if node.kind != "group" or not isinstance(layout, dict) or "format" not in layout:
         raise OutputError(f"{node.path} is a Zarr {node.kind}, but not an output of emseg: name the folder that a run has made")
-    return described
+    return layout
 
 
-def _create_array(
-    files: Files, name: str, space: Space, shape: tuple[int, ...], shard: tuple[int, ...], chunk: tuple[int, ...]
-) -> None:
-    create_array(files, name, shape=shape, shard=shard, chunk=chunk, dtype="uint8", fill_value=NOT_COMPUTED, axes=space.names)
+def _array(space: Space, shape: tuple[int, ...], shard: tuple[int, ...], chunk: tuple[int, ...]) -> bytes:
+    """Metadata of an array of classes or probabilities."""
+    return array_metadata(shape=shape, shard=shard, chunk=chunk, dtype="uint8", fill_value=NOT_COMPUTED, axes=space.names)
 
 
 def _open_level(
@@ -373,15 +411,16 @@ def _open_level(
     step: Triple,
     shape: Triple,
     images: Sequence[tuple[str, int, Rule]],
-    permit: Callable[[], None] | None,
 ) -> Level:
     """A level of images, each given by its path, its channels and the rule of its coarser levels."""
-    arrays = [open_shards(files, f"{image}/{number}", channels, permit) for image, channels, _ in images]
+    arrays = [open_shards(files, f"{image}/{number}", channels) for image, channels, _ in images]
     for shards in arrays:
         if shards.array.dtype != "uint8" or shards.array.fill_value != NOT_COMPUTED:
             raise ValueError(
                 f"an array is {shards.array.dtype} with fill value {shards.array.fill_value}, not uint8 with {NOT_COMPUTED}"
             )
+        if math.prod(shards.grid) > MOST_UNITS:
+            raise ValueError(f"an array has {math.prod(shards.grid)} write units, more than {MOST_UNITS}")
         if shards.shape != shape:
             raise ValueError(f"an array of level {number} has shape {shards.shape}, not {shape}")
     return Level(files.place, tuple(arrays), tuple(rule for _, _, rule in images), step)

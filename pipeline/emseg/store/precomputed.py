@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from emseg.box import Box
 from emseg.errors import VolumeError
 from emseg.specs.volume import DTYPES, TRUTH_DTYPES
 from emseg.store.blame import reason
@@ -57,9 +58,18 @@ def open_precomputed(path: Path, *, allow_missing: bool = False) -> Tensor:
         stated = _stated(info)
     except (ValueError, LookupError, TypeError) as error:
         raise VolumeError(f"{path / INFO} describes no volume ({reason(error)}): restore it from a copy") from error
-    _refuse_packed(path / str(info["scales"][0].get("key", "")))
+    finest = info["scales"][0]
+    scale = path / str(finest.get("key", ""))
+    _refuse_packed(scale)
     array = open_tensor(DRIVER, path, allow_missing=allow_missing, scale_index=0)
-    return Tensor(path, array, NAMES, TRUTH_DTYPES if info.get("type") == "segmentation" else DTYPES, stated)
+    start, stop = array.domain.origin[:3], array.domain.exclusive_max[:3]
+
+    def file_of(chunk: Box) -> Path:
+        spans = zip(start, stop, chunk.start[::-1], chunk.stop[::-1], strict=True)
+        return scale / "_".join(f"{first + a}-{min(first + b, last)}" for first, last, a, b in spans)
+
+    dtypes = TRUTH_DTYPES if info.get("type") == "segmentation" else DTYPES
+    return Tensor(path, array, NAMES, dtypes, stated, None if finest.get("sharding") else file_of)
 
 
 def _stated(info: dict[str, Any]) -> Stated:

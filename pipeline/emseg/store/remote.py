@@ -12,11 +12,12 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import PurePosixPath
+from time import monotonic, sleep
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
@@ -26,6 +27,7 @@ from zarr.storage import ObjectStore
 from emseg.errors import VolumeError
 from emseg.store.blame import StoreError, away
 from emseg.store.extras import load_extra
+from emseg.store.ownership import Owned
 from emseg.store.place import Address
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ PATIENT: RetryConfig = {
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=3), "base": 2},
 }
 """Where a block that has been computed waits to be written, or a whole run to be told what is there."""
+PAUSE, LONGEST_PAUSE = 0.1, 3.0
+"""Seconds between two tries to put an object, at first and at most."""
 ENDS = 64
 """Most shards of a volume whose index is kept."""
 LISTED = 1000
@@ -75,14 +79,32 @@ TIMEOUT = timedelta(seconds=60)
 """For a whole request: as long as a large chunk needs on a slow line."""
 
 
-class RemoteFiles(ObjectStore[Any]):
+MOST_METADATA = 2**24
+"""Most bytes of the metadata of Zarr, of N5 or of a precomputed volume."""
+
+
+class TooLongError(ValueError):
+    """A file has more bytes than it can have."""
+
+
+def refuse_long(name: str, size: int, most: int) -> None:
+    """Raises `TooLongError` if a file has more than `most` bytes."""
+    if size > most:
+        raise TooLongError(f"the file {name} has {size} bytes, but no more than {most} can be right")
+
+
+class RemoteFiles(Owned, ObjectStore[Any]):
     """The objects below an address, by names with ``/`` in them. All raise `StoreError` if the store refuses, or is away.
 
-    To Zarr, none of them is empty or ends within what is read of it.
+    To Zarr, none of them is empty or ends within what is read of it. Whatever changes them raises `OrphanError` if they have
+    an owner who has lost them.
     """
 
-    def __init__(self, store: Any, place: Address, *, patient: bool, ends: int) -> None:
+    def __init__(self, store: Any, once: Any, place: Address, *, patient: bool, ends: int, owner: bytes | None) -> None:
+        """A request to `once` is not made again."""
         super().__init__(store, read_only=True)
+        self._once = once
+        self.owner = owner
         self.place = place
         """What they are below."""
         self._patient = patient
@@ -92,12 +114,26 @@ class RemoteFiles(ObjectStore[Any]):
 
     def __reduce__(self) -> tuple[Callable[..., RemoteFiles], tuple[object, ...]]:
         """Whoever gets it opens it with credentials of its own."""
-        return _open, (self.place, self._patient, self._most_ends)
+        return _open, (self.place, self._patient, self._most_ends, self.owner)
 
     def read(self, name: str) -> bytes | None:
         """A whole object; None if it is not there."""
         with suppress(FileNotFoundError), _explaining():
             return bytes(self.store.get(name).bytes())
+        return None
+
+    def read_metadata(self, name: str) -> bytes | None:
+        """A whole object of metadata; None if it is not there.
+
+        Raises
+        ------
+        TooLongError
+            If it has more than `MOST_METADATA` bytes.
+        """
+        with suppress(FileNotFoundError), _explaining():
+            found = self.store.get(name)
+            refuse_long(name, found.meta["size"], MOST_METADATA)
+            return bytes(found.bytes())
         return None
 
     def lacks(self, name: str, beside: str) -> bool:
@@ -138,12 +174,25 @@ class RemoteFiles(ObjectStore[Any]):
             return int(self.store.head(name)["size"])
         return None
 
-    def put(self, name: str, document: bytes | memoryview, permit: Callable[[], None] | None = None) -> None:
-        """Put an object in its place, whole; `permit` is asked at the last moment and may raise."""
-        if permit is not None:
-            permit()
-        with _explaining():
-            self.store.put(name, document, use_multipart=False)
+    def put(self, name: str, document: bytes | memoryview, permit: Callable[[], None] | None = None) -> str:
+        """Put an object in its place, whole; `permit` is asked at the last moment and may raise. What `tags` will call it.
+
+        Both `permit` and the owner are asked anew before each request, so none begins once somebody else has taken over.
+        """
+        retries = PATIENT if self._patient else RETRIES
+        end, pause = monotonic() + retries["retry_timeout"].total_seconds(), PAUSE
+        while True:
+            self.check_owner()
+            if permit is not None:
+                permit()
+            try:
+                with _explaining():
+                    return _tag(self._once.put(name, document, use_multipart=False))
+            except StoreError as error:
+                if error.lasting or monotonic() > end:
+                    raise
+            sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
@@ -151,11 +200,13 @@ class RemoteFiles(ObjectStore[Any]):
         with tempfile.TemporaryFile() as stream:
             yield stream
             stream.seek(0)
+            self.check_owner()
             with _explaining():
                 self.store.put(name, stream)
 
     def create(self, name: str, document: bytes) -> bool:
         """Put an object unless there is one of this name; whether this caller, and nobody else, has made it."""
+        self.check_owner()
         if not self._create(name, document):
             return self.read(name) == document  # the answer to the first of several tries was lost
         if self._create(name, document):
@@ -212,16 +263,25 @@ class RemoteFiles(ObjectStore[Any]):
                 for found in some:
                     yield found["path"].removeprefix(f"{folder}/"), found["size"]
 
+    def tags(self, folder: str) -> Iterator[tuple[str, str]]:
+        """Name, within a folder, and tag of each object below it: another one for other bytes; empty if the store has none."""
+        with _explaining():
+            for some in self.store.list(folder, chunk_size=LISTED):
+                for found in some:
+                    yield found["path"].removeprefix(f"{folder}/"), _tag(found)
+
     def tidy(self, folder: str = "", *, deep: bool = True) -> None:
         """Nothing: what a writer that was killed had not sent whole was never there."""
 
     def remove(self, name: str) -> None:
         """Remove an object, if there is one."""
+        self.check_owner()
         with suppress(FileNotFoundError), _explaining():
             self.store.delete(name)
 
     def remove_all(self, folder: str) -> None:
         """Remove all below a folder."""
+        self.check_owner()
         names = [f"{folder}/{name}" for name, _ in self.sizes(folder)]
         for first in range(0, len(names), LISTED):
             with _explaining():
@@ -229,6 +289,7 @@ class RemoteFiles(ObjectStore[Any]):
 
     def rename(self, name: str, to: str) -> None:
         """Give an object another name, also one that an object had until then."""
+        self.check_owner()
         with _explaining():
             self.store.copy(name, to)
             self.store.delete(name)
@@ -238,12 +299,17 @@ class RemoteFiles(ObjectStore[Any]):
 
         Its metadata are copied last and removed first: where it ended half-way, calling it again goes on.
         """
+        self.check_owner()
         names = [name for name, _ in self.sizes(folder) if name != NODE]
         with ThreadPoolExecutor(AT_ONCE) as threads, _explaining():
-            list(threads.map(lambda name: self.store.copy(f"{folder}/{name}", f"{to}/{name}"), names))
+            list(threads.map(lambda name: self._copy(f"{folder}/{name}", f"{to}/{name}"), names))
             self.store.copy(f"{folder}/{NODE}", f"{to}/{NODE}")
         self.remove(f"{folder}/{NODE}")
         self.remove_all(folder)
+
+    def _copy(self, name: str, to: str) -> None:
+        self.check_owner()
+        self.store.copy(name, to)
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
@@ -286,7 +352,12 @@ class RemoteFiles(ObjectStore[Any]):
         return found
 
 
-def open_remote(address: Address, *, patient: bool = False, ends: int = 0) -> RemoteFiles:
+def _tag(found: Mapping[str, Any]) -> str:
+    """The tag of an object, which some answers put in quotes."""
+    return (found["e_tag"] or "").strip('"')
+
+
+def open_remote(address: Address, *, patient: bool = False, ends: int = 0, owner: bytes | None = None) -> RemoteFiles:
     """What is below an address; no request is made yet.
 
     Parameters
@@ -295,29 +366,34 @@ def open_remote(address: Address, *, patient: bool = False, ends: int = 0) -> Re
         Whether a store that does not answer is asked for a minute, not only for seconds.
     ends
         Most shards whose index is kept: none of what somebody may write meanwhile.
+    owner
+        What the file that names the owner must hold before anything is changed; None for anything.
 
     Raises
     ------
     VolumeError
         If obstore is not installed, or the environment says something that it does not take.
     """
-    store, retries = load_extra("obstore.store", "remote", address), PATIENT if patient else RETRIES
-    try:
+    store = load_extra("obstore.store", "remote", address)
+
+    def opened(retries: RetryConfig) -> Any:
         if address.scheme in ("http", "https"):
             client = {"timeout": TIMEOUT, "allow_http": address.scheme == "http"}
-            found = store.HTTPStore.from_url(str(address), client_options=client, retry_config=retries)
-        else:
-            kind = store.S3Store if address.scheme == "s3" else store.GCSStore
-            # as one of its own options: with `client_options` it would not look for others in the environment
-            options = {"timeout": TIMEOUT, **({} if _says_who(address.scheme) else {"skip_signature": True})}
-            found = kind(address.host, prefix=address.key or None, retry_config=retries, **options)
-        return RemoteFiles(found, address, patient=patient, ends=ends)
+            return store.HTTPStore.from_url(str(address), client_options=client, retry_config=retries)
+        kind = store.S3Store if address.scheme == "s3" else store.GCSStore
+        # as one of its own options: with `client_options` it would not look for others in the environment
+        options = {"timeout": TIMEOUT, **({} if _says_who(address.scheme) else {"skip_signature": True})}
+        return kind(address.host, prefix=address.key or None, retry_config=retries, **options)
+
+    try:
+        found, once = opened(PATIENT if patient else RETRIES), opened({**RETRIES, "max_retries": 0})
+        return RemoteFiles(found, once, address, patient=patient, ends=ends, owner=owner)
     except Exception as error:  # each kind of store has errors of its own for what it does not take
         raise VolumeError(f"{address} cannot be opened ({_first_line(error)}): check it, and the environment") from error
 
 
-def _open(address: Address, patient: bool, ends: int) -> RemoteFiles:
-    return open_remote(address, patient=patient, ends=ends)
+def _open(address: Address, patient: bool, ends: int, owner: bytes | None) -> RemoteFiles:
+    return open_remote(address, patient=patient, ends=ends, owner=owner)
 
 
 def _says_who(scheme: str) -> bool:

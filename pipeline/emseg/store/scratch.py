@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from emseg.box import Box, Triple
 from emseg.errors import BlockError, OrphanError
 from emseg.instances.contacts import Contacts
 from emseg.instances.piece import Piece, Seam, Segments
-from emseg.store.arrays import Shards, create_array, create_group, describe_group, open_shards
+from emseg.store.arrays import Shards, array_metadata, create_array, describe_group, group_metadata, open_shards
 from emseg.store.blame import blamed
 from emseg.store.files import Files, find
 from emseg.store.level import Level
@@ -53,8 +53,6 @@ class Scratch:
     """Of the output."""
     folder: str
     """Where it is, in the output."""
-    permit: Callable[[], None] | None
-    """Asked before each file is put in its place; raises if the output belongs to somebody else by now."""
 
     def fragments(self) -> Shards:
         """Segments of each block's voxels, uint32, numbered from 1 in each block."""
@@ -81,10 +79,8 @@ class Scratch:
         Raises
         ------
         OrphanError
-            If the output belongs to somebody else by now, or the labelling is complete.
+            If the labelling is complete.
         """
-        if self.permit is not None:
-            self.permit()
         if not self.begun and self.files.lacks(self._described, NODE):
             raise OrphanError(f"{self.place} is no labelling that goes on: stop it")
 
@@ -210,17 +206,31 @@ def create_scratch(
     group
         Attributes of the image.
     """
-    rank = len(space.names)
-    layout: dict[str, Any] = {"shard": unit[-rank:], "chunk": chunk[-rank:], "axes": space.names, "fill_value": 0}
     files, folder = scratch.files, scratch.folder
+    layout = _layout(space, unit, chunk)
     try:
-        create_array(files, f"{folder}/{FRAGMENTS}", dtype="uint32", shape=shapes[0][-rank:], **layout)
-        create_group(files, f"{folder}/{IMAGE}", group)
-        for level, shape in enumerate(shapes):
-            create_array(files, f"{folder}/{IMAGE}/{level}", dtype="uint64", shape=shape[-rank:], **layout)
+        create_array(files, f"{folder}/{FRAGMENTS}", dtype="uint32", shape=shapes[0][-len(space.names) :], **layout)
+        for name, document in image_documents(f"{folder}/{IMAGE}", space, shapes, unit, chunk, group):
+            files.put(name, document)
         files.put(f"{folder}/{DESCRIBED}", json.dumps(attributes).encode())
     except OSError as error:
         raise output_error(scratch.place, error) from error
+
+
+def image_documents(
+    image: str, space: Space, shapes: Sequence[Triple], unit: Triple, chunk: Triple, group: dict[str, Any]
+) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each file of an image of instance labels but its shards; parameters as for `create_scratch`."""
+    yield f"{image}/{NODE}", group_metadata(group)
+    for level, shape in enumerate(shapes):
+        layout = _layout(space, unit, chunk)
+        yield f"{image}/{level}/{NODE}", array_metadata(dtype="uint64", shape=shape[-len(space.names) :], **layout)
+
+
+def _layout(space: Space, unit: Triple, chunk: Triple) -> dict[str, Any]:
+    """What is the same for all arrays of a labelling."""
+    rank = len(space.names)
+    return {"shard": unit[-rank:], "chunk": chunk[-rank:], "axes": space.names, "fill_value": 0}
 
 
 def describe(scratch: Scratch, group: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ LIBRARY = "tensorstore"
 MISSING_DATA = "NOT_FOUND"
 """How tensorstore begins where a chunk has no file."""
 
+ROOM = 2**16
+"""What headers may add to a chunk, which compressing in vain makes twice as long at most."""
+MOST_HEADER = 256
+"""Bytes in which the headers of a chunk are."""
 MOST_BYTES = 2**31
 """Most bytes of a chunk: tensorstore takes memory for as many as metadata say, and ends the process where there are none."""
 
@@ -51,7 +56,15 @@ class Tensor:
 
     missing: tuple[int, ...] = ()
 
-    def __init__(self, path: Path, array: Any, axes: tuple[str, ...], dtypes: tuple[str, ...], stated: Stated | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        array: Any,
+        axes: tuple[str, ...],
+        dtypes: tuple[str, ...],
+        stated: Stated | None,
+        file_of: Callable[[Box], Path] | None = None,
+    ) -> None:
         """Raises `VolumeError` unless its axes, named in the order of the array, are one volume of one of the types.
 
         Parameters
@@ -60,7 +73,10 @@ class Tensor:
             As tensorstore has it.
         dtypes
             Names of the NumPy types that will do.
+        file_of
+            Where a chunk is stored, by its voxels; None if several are in one file.
         """
+        self._file_of = file_of
         self._path, self.stated = path, stated
         lengths = dict(zip(axes, array.shape, strict=True))
         spatial = [axis for axis in AXES if axis in lengths]
@@ -79,6 +95,7 @@ class Tensor:
             raise VolumeError(
                 f"{path} says that its chunks have shape {chunk}, which no memory holds: it is damaged, copy it again"
             )
+        self._blosc = "blosc" in str(array.codec)
         self._array = array.transpose([axes.index(axis) for axis in (*rest, *spatial)])
         self._axes = len(spatial)
         inner = self._array.chunk_layout.read_chunk.shape or self._array.shape
@@ -99,7 +116,31 @@ class Tensor:
                 raise VolumeError(f"{self._path} was away for a moment: mount or restore it, and run again")
         return found
 
+    def _refuse_long(self, box: Box) -> None:
+        """Refuses chunks whose files, or what these say to decompress to, are too long: tensorstore reads all of it."""
+        most = math.prod(self._chunk) * np.dtype(self.dtype).itemsize
+        if self._file_of is None:
+            return
+        for place in places_of(box, self._chunk):
+            file = self._file_of(Box.at(place, self._chunk))
+            try:
+                size = file.stat().st_size
+                with file.open("rb") as stored:
+                    head = stored.read(MOST_HEADER)
+            except OSError:
+                continue  # a chunk that is missing is told of as such
+            said = self._says(head)
+            for what, found in (("has", size), ("says that it decompresses to", said)):
+                if found > 2 * most + ROOM:
+                    raise VolumeError(f"the chunk {file} {what} {found} bytes, but should have {most}: copy it again")
+
+    def _says(self, head: bytes) -> int:
+        """Bytes that a chunk of N5 says to decompress to, by its first bytes, where that is in a header of Blosc; else 0."""
+        start = 4 + 4 * self._array.ndim
+        return int.from_bytes(head[start + 4 : start + 8], "little") if self._blosc else 0
+
     def _read(self, box: Box) -> NDArray[Any]:
+        self._refuse_long(box)
         origin = self._array.domain.origin  # a precomputed volume may begin anywhere
         front = self._array.ndim - self._axes
         where = tuple(

@@ -18,10 +18,12 @@ from emseg.box import Triple, triple
 from emseg.errors import VolumeError
 from emseg.specs.volume import DTYPES, LONGEST_AXIS
 from emseg.store.blame import reason
+from emseg.store.decompress import TooLargeError
 from emseg.store.place import local
 from emseg.store.slices import slice_files
 from emseg.store.stack import Known, Stack
 from emseg.store.tiff_chain import chain_length
+from emseg.store.tiff_decoders import bound_decoder
 from emseg.store.tiff_ome import refuse_claims
 from emseg.store.tiff_size import stated_size
 
@@ -251,7 +253,12 @@ def _whole(page: TiffPage | TiffFrame | None, shape: tuple[int, ...]) -> NDArray
         > page.parent.filehandle.size
     ):
         raise VolumeError(f"page {page.index} of {page.parent.filehandle.path} is cut short: copy the file again")
-    pixels = page.asarray()
+    bound_decoder(page)
+    try:
+        pixels = page.asarray()
+    except TooLargeError as error:
+        where = f"a strip or tile of page {page.index} of {page.parent.filehandle.path}"
+        raise VolumeError(f"{where} is damaged, {error}: copy the file again") from error
     if pixels.shape != shape:
         raise VolumeError(
             f"page {page.index} of {page.parent.filehandle.path} is {pixels.shape}, the first is {shape}: copy it again"

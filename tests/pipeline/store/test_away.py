@@ -202,7 +202,7 @@ def test_what_a_block_knows_of_its_segments(tmp_path: Path, blinking: Callable[.
     """Without it its segments would keep apart from all others, in silence."""
     (tmp_path / "o").mkdir()
     files = LocalFiles(tmp_path / "o")
-    scratch = Scratch(files, "emseg/s", None)
+    scratch = Scratch(files, "emseg/s")
     files.put("emseg/s/labelling.json", b"{}")
     files.put("zarr.json", b"{}")
     scratch.keep_map(3, np.arange(9, dtype=np.uint64))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +24,11 @@ from emseg.box import Box
 from emseg.errors import OrphanError, OutputError
 from emseg.specs.volume import VolumeSpec
 from emseg.store import lease as leases
-from emseg.store.files import LocalFiles
+from emseg.store.files import HeldFiles, LocalFiles
 from emseg.store.lease import STALE, Holder, Lease, Token, newest_run, take_lease, tenure
+from emseg.store.making import making
 from emseg.store.output import Form, create_output, open_output
+from emseg.store.ownership import Owned
 from emseg.store.records import Records
 
 
@@ -32,9 +38,9 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     taken: list[Lease] = []
 
     class Watched(Lease):
-        def __init__(self, records: Records, run: int, holder: Holder) -> None:
+        def __init__(self, *some: Any, **more: Any) -> None:
             taken.append(self)
-            super().__init__(records, run, holder)
+            super().__init__(*some, **more)
 
     monkeypatch.setattr(leases, "Lease", Watched)
     yield
@@ -42,8 +48,10 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         lease._stop()
 
 
-class ObjectStore:
-    """Records in memory, with what an object store has and no more; its clock is moved by hand."""
+class Memory(Owned):
+    """Files in memory, with what an object store has and no more; its clock is moved by hand."""
+
+    place = Path("labels.zarr")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,7 +59,7 @@ class ObjectStore:
         self.now = 0.0
 
     def create(self, name: str, document: bytes) -> bool:
-        """Keep a document unless there is one."""
+        self.check_owner()
         with self._lock:
             if name in self._kept:
                 return False
@@ -59,42 +67,66 @@ class ObjectStore:
             return True
 
     def put(self, name: str, document: bytes) -> None:
-        """Keep a document."""
+        self.check_owner()
         with self._lock:
             self._kept[name] = (document, self.now)
 
-    def get(self, name: str) -> bytes | None:
-        """The document."""
+    def read(self, name: str) -> bytes | None:
         return self._kept.get(name, (None, 0.0))[0]
 
-    def has(self, name: str) -> bool:
-        """Whether it is there."""
-        return name in self._kept
+    def size(self, name: str) -> int | None:
+        return len(self._kept[name][0]) if name in self._kept else None
 
-    def age(self, name: str) -> float | None:
-        """Seconds since it was put."""
-        return self.now - self._kept[name][1] if name in self._kept else None
+    def modified(self, name: str) -> float | None:
+        return self._kept[name][1] if name in self._kept else None
+
+    def clock(self, folder: str) -> float:
+        return self.now
+
+    def entries(self, folder: str = "") -> list[str]:
+        return sorted({name.removeprefix(f"{folder}/").partition("/")[0] for name in self.names(f"{folder}/")})
 
     def names(self, prefix: str = "") -> list[str]:
-        """All names."""
         return sorted(name for name in self._kept if name.startswith(prefix))
 
     def remove(self, name: str) -> None:
-        """Forget it."""
+        self.check_owner()
         with self._lock:
             self._kept.pop(name, None)
+
+    def remove_all(self, folder: str) -> None:
+        for name in self.names(f"{folder}/"):
+            self.remove(name)
+
+
+class Seen(Memory):
+    """The same files, as another process has opened them."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__()
+        self._lock, self._kept, self._memory = memory._lock, memory._kept, memory
+
+    @property
+    def now(self) -> float:
+        return self._memory.now if hasattr(self, "_memory") else 0.0
+
+    @now.setter
+    def now(self, seconds: float) -> None:
+        """Its clock is that of the others."""
 
 
 class Shelf:
     """Records of one kind, and a way to make them older."""
 
-    def __init__(self, records: Records, pass_time: Callable[[float], None]) -> None:
-        self.records = records
+    def __init__(self, opened: Callable[[], Any], pass_time: Callable[[float], None]) -> None:
+        self._opened = opened
+        self.records = Records(opened())
+        """As somebody sees them who does not own them."""
         self.pass_time = pass_time
 
     def take(self) -> Lease:
-        """A lease."""
-        return take_lease(self.records, Path("labels.zarr"))
+        """A lease, as another process takes it."""
+        return take_lease(Records(self._opened()), Path("labels.zarr"))
 
     def hold(self, run: int, holder: Holder, *, released: bool = False) -> None:
         """Let somebody have a lease."""
@@ -111,17 +143,17 @@ def shelf(request: pytest.FixtureRequest, tmp_path: Path) -> Shelf:
     if request.param == "folder":
 
         def turn_back(seconds: float) -> None:
-            for file in tmp_path.rglob("lease.json"):
+            for file in sorted(tmp_path.rglob("*"), reverse=True):
                 then = file.stat().st_mtime - seconds
                 os.utime(file, (then, then))
 
-        return Shelf(Records(LocalFiles(tmp_path)), turn_back)
-    store = ObjectStore()
+        return Shelf(lambda: HeldFiles(tmp_path), turn_back)
+    memory = Memory()
 
     def go_on(seconds: float) -> None:
-        store.now += seconds
+        memory.now += seconds
 
-    return Shelf(store, go_on)
+    return Shelf(lambda: Seen(memory), go_on)
 
 
 ELSEWHERE = Holder("node17", "another boot", 4711, "123")
@@ -130,7 +162,7 @@ ELSEWHERE = Holder("node17", "another boot", 4711, "123")
 def test_the_first_lease(shelf: Shelf) -> None:
     assert tenure(shelf.records).run == newest_run(shelf.records) == 0
     taken = shelf.take()
-    assert (taken.run, taken.lost) == (1, False)
+    assert (taken.run, taken.loss) == (1, "")
     now = tenure(shelf.records)
     assert (now.run, now.state, now.holder) == (1, "held", Holder.here())
     assert now.holder is not None
@@ -146,7 +178,7 @@ def test_a_live_holder_on_this_host_refuses_however_long_it_was_silent(shelf: Sh
         OutputError, match=rf"labels.zarr is in use by run 1, process {os.getpid()} on .*: wait for it or stop it$"
     ):
         shelf.take()
-    assert shelf.records.names() == [name(1)]
+    assert shelf.records.names() == ["identity.json", name(1)]
 
 
 SLEEPER = """
@@ -289,7 +321,8 @@ def test_the_heart_beats_until_the_end(shelf: Shelf, monkeypatch: pytest.MonkeyP
         for beats in (1, 5):
             wait_for(lambda beats=beats: read(shelf, 1)["beats"] >= beats)
         assert tenure(shelf.records).age < STALE
-        assert read(shelf, 1) == {"holder": asdict(Holder.here()), "beats": read(shelf, 1)["beats"], "released": False}
+        beats = read(shelf, 1)["beats"]
+        assert read(shelf, 1) == {"holder": asdict(Holder.here()), "beats": beats, "released": False, "taking": lease.taking}
     last = read(shelf, 1)
     assert last["released"] is True
     assert set(threading.enumerate()) <= before
@@ -298,17 +331,18 @@ def test_the_heart_beats_until_the_end(shelf: Shelf, monkeypatch: pytest.MonkeyP
 
 def test_a_store_that_is_away_for_a_while_does_not_stop_the_heart(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "BEAT", 0.01)
-    put, away = shelf.records.put, 3
+    put, away = Records.put, 0
 
-    def refuse(name: str, document: bytes) -> None:
+    def refuse(records: Records, name: str, document: bytes) -> None:
         nonlocal away
         away -= 1
         if away >= 0:
             raise OutputError("the server does not answer")
-        put(name, document)
+        put(records, name, document)
 
-    monkeypatch.setattr(shelf.records, "put", refuse)
+    monkeypatch.setattr(Records, "put", refuse)
     with shelf.take().held():
+        away = 3
         wait_for(lambda: read(shelf, 1)["beats"] > 3)
     assert tenure(shelf.records).state == "released"
 
@@ -317,7 +351,7 @@ def test_who_was_followed_notices_and_leaves_the_new_lease_alone(shelf: Shelf, m
     monkeypatch.setattr(leases, "BEAT", 0.01)
     with shelf.take().held() as old:
         shelf.hold(2, ELSEWHERE)
-        wait_for(lambda: old.lost)
+        wait_for(lambda: bool(old.loss))
         before = read(shelf, 1), read(shelf, 2)
         time.sleep(0.05)
     assert (read(shelf, 1), read(shelf, 2)) == before
@@ -339,13 +373,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
 # -- tokens ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_token_is_good_until_the_next_run(tmp_path: Path) -> None:
-    records = Records(LocalFiles(tmp_path))
-    first = Token(records, take_lease(records, tmp_path).run)
+def test_a_token_is_good_until_the_next_run(shelf: Shelf) -> None:
+    first = shelf.take().token
     first.check()
-    Shelf(records, lambda _: None).hold(1, ELSEWHERE, released=True)
+    shelf.hold(1, ELSEWHERE, released=True)
     first.check()
-    second = Token(records, take_lease(records, tmp_path).run)
+    second = shelf.take().token
     second.check()
     with pytest.raises(OrphanError, match="run 1 may not write any more, as run 2 has taken over the output: stop it"):
         first.check()
@@ -354,19 +387,16 @@ def test_a_token_is_good_until_the_next_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("late", [False, True], ids=["before it writes", "while it writes"])
 def test_an_orphan_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
     """Also one that is followed when its bytes are on the disk, but not yet in their place."""
-    box = Box((0, 0, 0), (8, 16, 16))
-    path = tmp_path / "o"
-    create_output(path, Form(VolumeSpec(box.shape, "uint8", box.shape), box, ("a", "b"), box.shape, box.shape, True, {}))
-    records = Records(LocalFiles(path))
-    old = open_output(path, Token(records, take_lease(records, path).run))
+    box, path = Box((0, 0, 0), (8, 16, 16)), empty_output(tmp_path / "o")
+    old = open_output(path, lease_on(path).token)
     ones, both = np.ones(box.shape, np.uint8), np.ones((2, *box.shape), np.uint8)
     old.write(box, ones, both)
     before = voxels(path)
     assert len(before) == 2
 
     def follow() -> Token:
-        Shelf(records, lambda _: None).hold(1, ELSEWHERE, released=True)
-        return Token(records, take_lease(records, path).run)
+        Shelf(lambda: HeldFiles(path), lambda _: None).hold(1, ELSEWHERE, released=True)
+        return lease_on(path).token
 
     tokens: list[Token] = []
     fsync = os.fsync
@@ -389,6 +419,18 @@ def test_an_orphan_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest.Monk
     assert (open_output(path).read_probabilities(box) == 2).all()
 
 
+def empty_output(path: Path) -> Path:
+    """An output of one block."""
+    box = Box((0, 0, 0), (8, 16, 16))
+    create_output(path, Form(VolumeSpec(box.shape, "uint8", box.shape), box, ("a", "b"), box.shape, box.shape, True, {}))
+    return path
+
+
+def lease_on(path: Path) -> Lease:
+    """The right to write to an output."""
+    return take_lease(Records(HeldFiles(path)), path)
+
+
 def voxels(path: Path) -> dict[Path, bytes]:
     """The files with voxels, and what is in them."""
     return {file: file.read_bytes() for file in path.rglob("c/**/*") if file.is_file()}
@@ -407,3 +449,270 @@ def test_a_job_that_was_queued_again_knows_that_its_former_self_is_gone(monkeypa
     assert (here.job, here.restarts) == ("7", 2)
     assert str(here).endswith("in job 7")
     assert not here.dead(0.0)
+
+
+# -- whose output it is ---------------------------------------------------------------------------------------------
+
+
+def identity(shelf: Shelf) -> dict[str, Any]:
+    """What the file says that names the owner."""
+    found: dict[str, Any] = json.loads(shelf.records.get("identity.json") or b"")
+    return found
+
+
+def test_an_output_keeps_its_identity_from_run_to_run(shelf: Shelf) -> None:
+    with shelf.take().held():
+        first = identity(shelf)
+    with shelf.take().held():
+        second = identity(shelf)
+    assert first["output"] == second["output"]
+    assert (first["run"], second["run"]) == (1, 2)
+    assert first["holder"] != second["holder"]
+
+
+@pytest.mark.parametrize("damaged", [None, b"", b"{", b"[]", b'{"output": 7}'])
+def test_without_one_it_gets_one_at_the_next_run(shelf: Shelf, damaged: bytes | None) -> None:
+    old = shelf.take()
+    with old.held():
+        pass
+    shelf.records.remove("identity.json") if damaged is None else shelf.records.put("identity.json", damaged)
+    with pytest.raises(OrphanError):
+        old.token.check()
+    with shelf.take().held():
+        assert len(identity(shelf)["output"]) == 32
+
+
+def test_restored_without_its_runs_it_is_another_output(shelf: Shelf) -> None:
+    """Its run that still lives has the number of the next one, and neither writes nor beats any more."""
+    old = shelf.take()
+    before = identity(shelf)
+    shelf.records.remove(name(1))
+    new = shelf.take()
+    assert new.run == old.run == 1
+    assert identity(shelf)["output"] != before["output"]
+    with pytest.raises(OrphanError, match="run 1 may not write any more, as another output is in its place: stop it"):
+        old.token.check()
+    kept = read(shelf, 1)
+    old._put(released=True)
+    assert old.loss == "run 1 may not write any more, as another output is in its place"
+    assert read(shelf, 1) == kept
+    new.token.check()
+
+
+def test_where_no_identity_can_be_read_nothing_is_written(shelf: Shelf) -> None:
+    lease = shelf.take()
+    shelf.records.remove("identity.json")
+    files, before = lease.token.files, shelf.records.names()
+    changes: list[Callable[[], object]] = [
+        lambda: files.put("x", b""),
+        lambda: files.create("x", b""),
+        lambda: files.remove("zarr.json"),
+    ]
+    for change in changes:
+        with pytest.raises(OrphanError, match=r"the output was removed, or has lost its emseg/identity\.json"):
+            change()
+    lease.look()
+    assert "was removed" in lease.loss
+    assert shelf.records.names() == before
+
+
+def test_a_refused_run_takes_the_identity_that_it_gave_away_again(shelf: Shelf) -> None:
+    shelf.take().withdraw()
+    assert shelf.records.names() == []
+    with shelf.take().held():
+        before = identity(shelf)
+    shelf.take().withdraw()
+    assert shelf.records.names() == ["identity.json", name(1)]
+    assert identity(shelf) == before
+
+
+# -- an output that is removed, and another one in its place ----------------------------------------------------------
+
+
+def test_a_removed_output_takes_no_file_and_neither_does_the_next_one(tmp_path: Path) -> None:
+    """Every way to change something on a disk."""
+    path = empty_output(tmp_path / "o")
+    lease = lease_on(path)
+    files = lease.token.files
+    files.put("kept", b"")
+    shutil.rmtree(path)
+    changes: list[Callable[[], object]] = [
+        lambda: files.put("x/y", b"old"),
+        lambda: files.create("x", b"old"),
+        lambda: files.remove("zarr.json"),
+        lambda: files.remove_all("labels"),
+        lambda: files.rename("zarr.json", "old"),
+        lambda: files.rename_all("labels", "old"),
+        files.tidy,
+        lambda: files.writing("x").__enter__(),
+        lambda: open_output(path, lease.token).write(
+            Box((0, 0, 0), (8, 16, 16)), np.ones((8, 16, 16), np.uint8), np.ones((2, 8, 16, 16), np.uint8)
+        ),
+    ]
+
+    def refused() -> None:
+        for change in changes[:-1]:
+            with pytest.raises(OrphanError, match="the output was removed"):
+                change()
+        with pytest.raises((OrphanError, OutputError)):  # its own metadata are not there any more
+            changes[-1]()
+
+    refused()
+    assert not path.exists()
+    empty_output(path)
+    new = lease_on(path)
+    (path / "x").write_bytes(b"new")
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    refused()
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    new.token.check()
+
+
+def test_a_worker_that_comes_late_opens_the_output_that_lies_there_and_leaves_it(tmp_path: Path) -> None:
+    """Its token was on the way while another output came."""
+    path = empty_output(tmp_path / "o")
+    late = pickle.dumps(lease_on(path).token)
+    shutil.rmtree(path)
+    token = pickle.loads(late)
+    with pytest.raises(OutputError, match="it is not there any more"):  # an outage, as far as it can know
+        token.check()
+    empty_output(path)
+    with pytest.raises(OrphanError, match="the output was removed, or has lost its"):  # before the other's first run
+        token.check()
+    new = lease_on(path)
+    with pytest.raises(OrphanError, match="another output is in its place"):
+        token.check()
+    new.token.check()
+
+
+def test_an_output_that_is_moved_takes_its_files_along(tmp_path: Path) -> None:
+    path = empty_output(tmp_path / "o")
+    files = lease_on(path).token.files
+    path.rename(tmp_path / "moved")
+    empty_output(path)
+    files.put("x", b"old")
+    assert (tmp_path / "moved/x").read_bytes() == b"old"
+    assert not (path / "x").exists()
+
+
+def test_a_disk_that_was_away_is_opened_anew_if_the_output_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file handle does not come back with a network disk."""
+    path = empty_output(tmp_path / "o")
+    lease = lease_on(path)
+    files, read = lease.token.files, HeldFiles.read
+    stale = str(files.root)
+
+    def stale_read(self: HeldFiles, name: str) -> bytes | None:
+        if self is files and str(Path(stale).readlink()) == str(path):
+            raise OSError(errno.ESTALE, "stale file handle")
+        return read(self, name)
+
+    monkeypatch.setattr(HeldFiles, "read", stale_read)
+    path.rename(tmp_path / "away")
+    (tmp_path / "away").rename(path)
+    lease.token.check()
+    monkeypatch.undo()
+    files.put("x", b"mine")
+    assert (path / "x").read_bytes() == b"mine"
+
+
+# -- leases that are lost, or from the future --------------------------------------------------------------------------
+
+
+def test_a_lost_lease_does_not_lock_an_output_for_ever(shelf: Shelf) -> None:
+    """The age of the newest file that its run has left counts."""
+    for run in (1, 2):
+        shelf.hold(run, ELSEWHERE)
+    shelf.records.put("run-0002/00000.jsonl", b"{}")
+    shelf.records.remove(name(2))
+    assert tenure(shelf.records).run == 2
+    with pytest.raises(OutputError, match=r"in use by run 2, which is just starting, seen 0 s ago: .* try again in 60 s"):
+        shelf.take()
+    shelf.pass_time(STALE + 1)
+    assert tenure(shelf.records).state == "dead"
+    assert shelf.take().run == 3
+
+
+def test_a_run_folder_with_nothing_in_it_counts_by_its_own_age(tmp_path: Path) -> None:
+    (tmp_path / "emseg/run-0001").mkdir(parents=True)
+    records = Records(LocalFiles(tmp_path))
+    assert tenure(records).state == "held"
+    os.utime(tmp_path / "emseg/run-0001", (0, time.time() - STALE - 1))
+    assert tenure(records).state == "dead"
+    assert lease_on(tmp_path).run == 2
+
+
+def test_a_heart_puts_a_lost_lease_back(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "BEAT", 0.01)
+    with shelf.take().held():
+        shelf.records.remove(name(1))
+        wait_for(lambda: shelf.records.get(name(1)) is not None)
+        assert tenure(shelf.records).state == "held"
+
+
+@pytest.mark.parametrize("beats", [False, True])
+def test_a_heartbeat_from_the_future_is_judged_by_whether_it_moves(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, beats: bool
+) -> None:
+    shelf.hold(1, ELSEWHERE)
+    shelf.pass_time(-1e6)
+    assert tenure(shelf.records).from_the_future
+    looks = 0
+
+    def look(_: float) -> None:
+        nonlocal looks
+        looks += 1
+        if beats and looks == 3:
+            shelf.hold(1, ELSEWHERE)
+
+    now = iter(range(10**6))
+    monkeypatch.setattr(leases, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(leases, "sleep", look)
+    if beats:
+        with pytest.raises(OutputError, match="in use by run 1, process 4711 on node17, seen 0 s ago"):
+            shelf.take()
+        assert looks == 3
+    else:
+        assert shelf.take().run == 2
+        assert looks >= STALE - 1
+
+
+def test_of_six_that_race_for_a_new_place_one_wins_and_never_none(tmp_path: Path) -> None:
+    """Where who loses tidies up, nothing is taken away from who has just won."""
+    for turn in range(20):
+        path, together, won = tmp_path / f"{turn}", threading.Barrier(6), list[int]()
+
+        def race(path: Path = path, together: threading.Barrier = together, won: list[int] = won) -> None:
+            together.wait()
+            with suppress(OutputError), making(path) as work:
+                work.mkdir()
+                won.append(1)
+
+        racers = [threading.Thread(target=race) for _ in range(6)]
+        for racer in racers:
+            racer.start()
+        for racer in racers:
+            racer.join()
+        assert won == [1]
+        assert path.is_dir()
+        assert not list(tmp_path.glob(".emseg-*"))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"process": "4711"},
+        {"process": 10**400},
+        {"host": 7},
+        {"restarts": None},
+        {"machine": ["a"]},
+        {"born": {}},
+        {"job": 1.5},
+        {"more": 1},
+    ],
+)
+def test_an_odd_holder_is_none(shelf: Shelf, odd: dict[str, Any]) -> None:
+    shelf.records.put(name(1), json.dumps({"holder": {**asdict(ELSEWHERE), **odd}, "beats": 1, "released": False}).encode())
+    now = tenure(shelf.records)
+    assert now.state == "held"
+    assert now.holder is None

@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from ome_zarr_models.v05 import Image
+from takeover import take_over
 
 from emseg.box import Box
 from emseg.errors import OrphanError, OutputError
 from emseg.grid.blocks import Blocks
 from emseg.specs.volume import VolumeSpec
-from emseg.store.files import LocalFiles
 from emseg.store.new_volume import SLAB_BYTES, NewVolume, new_volume, slab_layout
-from emseg.store.records import Records
 from emseg.store.volume import open_volume
 
 SPEC = VolumeSpec((5, 9, 11), "uint16", (4, 8, 8), 3, (40.0, 4.5, 4.0), (0.0, 0.0, 0.0), ("nanometer",) * 3)
@@ -90,7 +89,7 @@ def begin(path: Path, *, slabs: int, discard: bool = False, orphan: bool = False
         if discard:
             volume.discard()
         if orphan:
-            assert Records(LocalFiles(volume.folder)).create("run-0002/lease.json", b"{}")
+            take_over(volume.token.files.place)
         else:
             raise RuntimeError
 

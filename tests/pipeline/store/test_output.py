@@ -30,6 +30,7 @@ from emseg.box import Box, Triple, triple
 from emseg.errors import BlockError, OutputError
 from emseg.specs.volume import VolumeSpec
 from emseg.store import staging
+from emseg.store.files import LocalFiles
 from emseg.store.ledger import Output
 from emseg.store.output import Form, create_output, open_output, renew_output, settle_output
 from emseg.store.volume import open_volume
@@ -559,14 +560,14 @@ def test_a_long_name_that_fits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "remedy"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "not read-only"), (errno.EIO, "check the disk")]
 )
-@pytest.mark.parametrize("where", ["create_array", "create_group"])
+@pytest.mark.parametrize("where", ["files.LocalFiles.put", "output.create_group"])
 def test_a_disk_that_refuses_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str, where: str
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(f"emseg.store.output.{where}", refuse)
+    monkeypatch.setattr(f"emseg.store.{where}", refuse)
     message = failure(tmp_path / "o")
     assert f"({os.strerror(code).lower()})" in message
     assert remedy in message
@@ -587,7 +588,7 @@ def test_two_makers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     make_array = staging.Path.mkdir
 
     def other_first(path: Path, *arguments: Any, **options: Any) -> None:
-        if path.parent.name.startswith(".emseg-") and path.name.isdecimal():  # where it is made
+        if path.parent.name.startswith(".emseg-") and path.name.startswith("1-"):  # where it is made
             make_array(tmp_path / "o")
             (tmp_path / "o" / "theirs").touch()
         make_array(path, *arguments, **options)
@@ -758,10 +759,7 @@ def crash_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    for name in ("emseg.store.output.create_group", "emseg.store.output.create_array"):
-        module, _, function = name.rpartition(".")
-        monkeypatch.setattr(name, counted(getattr(sys.modules[module], function)))
-    for owner, function in ((shutil, "rmtree"), (os, "fsync"), (Path, "replace"), (Path, "unlink")):
+    for owner, function in ((LocalFiles, "put"), (shutil, "rmtree"), (os, "fsync"), (Path, "replace"), (Path, "unlink")):
         monkeypatch.setattr(owner, function, counted(getattr(owner, function)))
 
 

@@ -113,11 +113,11 @@ def test_age_counts_from_the_last_put(records: Records, tmp_path: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["lease.json"]
 
 
-def test_a_document_of_the_future_is_new(records: Records, tmp_path: Path) -> None:
+def test_a_document_of_the_future_has_an_age_below_0(records: Records, tmp_path: Path) -> None:
     records.put("a.json", b"x")
     later = (tmp_path / "emseg" / "a.json").stat().st_mtime + 1000
     os.utime(tmp_path / "emseg" / "a.json", (later, later))
-    assert records.age("a.json") == 0.0
+    assert -1000 <= (records.age("a.json") or 0.0) < -990
 
 
 def test_names_are_sorted_and_begin_with_the_prefix(records: Records, tmp_path: Path) -> None:

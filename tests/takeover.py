@@ -1,0 +1,20 @@
+"""Another run that takes over what is being made, though the one before lives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from emseg.store.files import LocalFiles
+from emseg.store.lease import Holder, take_lease
+from emseg.store.records import Records
+
+
+def take_over(place: Path) -> None:
+    """Take it over, and end at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Holder, "dead", lambda self, age: True)
+        lease = take_lease(Records(LocalFiles(place)), place)
+    with lease.held():
+        pass
