@@ -16,6 +16,7 @@ from runs import bytes_of, emseg, snapshot
 from emseg.errors import DeviceError, PlanError
 from emseg.grid.cost import BLOCKS_IN_FLIGHT
 from emseg.model.device import own_gpu
+from emseg_workflows import clusters
 from emseg_workflows.executors.serial import SerialExecutor
 from emseg_workflows.flows.segment import segment
 from emseg_workflows.placement import Placement
@@ -67,7 +68,7 @@ def test_a_worker_for_each_gpu(
 
 NO_GPU = {
     "device cuda": ("--cluster cuda", {}, r"on cuda, but torch \S+ is built without CUDA here: .*--device cpu"),
-    "one GPU": ("--cluster cuda --device cpu", {"FAKE_NVML_ONE": "1"}, f"tcp://.* and tcp://.* on one GPU, {UUID}0, where 1"),
+    "one GPU": ("--cluster cuda --device cpu", {"FAKE_NVML_ONE": "1"}, f"tls://.* and tls://.* on one GPU, {UUID}0, where 1"),
     "three of two": ("--cluster cuda --device cpu --gpus 0,2", {}, "asks for 2, but there are 0, 1: choose"),
     "hidden": ("--cluster cuda --device cpu --gpus 0", {"CUDA_VISIBLE_DEVICES": "1"}, "asks for 0, but there are 1: choose"),
     "all hidden": ("--cluster cuda --device cpu", {"CUDA_VISIBLE_DEVICES": ""}, "of the driver's 2 .*leaves none"),
@@ -110,6 +111,7 @@ def test_dask_cuda_is_not_installed(inputs: tuple[Path, Path], tmp_path: Path, m
     volume, model = inputs
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
     monkeypatch.delitem(sys.modules, "emseg_workflows.clusters.cuda", raising=False)
+    monkeypatch.delattr(clusters, "cuda", raising=False)
     with pytest.raises(DeviceError, match=r"needs dask-cuda \(.*\): pip install 'emseg\[cuda\]'"):
         segment(volume, tmp_path / "out.zarr", model=model, cluster="cuda")
     assert not snapshot(tmp_path)
@@ -144,8 +146,7 @@ def test_what_computes_by_default() -> None:
 
 PROBE = """
 import json, os, signal, sys, time
-from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import HTTPCookieProcessor, build_opener
 
 import psutil
 
@@ -156,13 +157,6 @@ from emseg_workflows.executors.dask import DaskExecutor
 from emseg_workflows.stop import Stop
 
 
-def status_of(about):
-    try:
-        return urlopen(f"http://127.0.0.1:{about['services']['dashboard']}/status").status
-    except HTTPError as error:
-        return error.code
-
-
 def main(volume, model, output):
     found = {}
     with cuda_cluster(None, 1, 2) as client:
@@ -170,7 +164,11 @@ def main(volume, model, output):
         listening = [c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
         workers = client.scheduler_info(n_workers=-1)["workers"]
         found["addresses"], found["doors"] = sorted(set(listening)), len(listening)
-        found["pages"] = [urlopen(client.dashboard_link).status, *map(status_of, workers.values())]
+        found["pages"] = build_opener(HTTPCookieProcessor()).open(client.dashboard_link).status
+        found["served"] = [name for about in workers.values() for name in about["services"]]
+        found["tls"] = [client.scheduler.address, *workers, *(about["nanny"] for about in workers.values())]
+        found["folders"] = [client.cluster.scheduler.local_directory, client.security.tls_worker_key]
+        found["folders"] += client.run(lambda dask_worker: dask_worker.local_directory).values()
         found["threads"] = [about["nthreads"] for about in workers.values()]
         found["memory"] = [about["memory_limit"] for about in workers.values()]
         before = DaskExecutor(client, Stop()).gpus("cpu")
@@ -225,9 +223,15 @@ def test_each_worker_has_its_gpu(probed: dict[str, Any]) -> None:
 
 def test_only_loopback_listens(probed: dict[str, Any]) -> None:
     """Scheduler, dashboard, and for each of two workers nanny, tasks, HTTP; but workers show no dashboard."""
-    assert probed["doors"] >= 8
+    assert probed["doors"] >= 6
     assert set(probed["addresses"]) <= {"127.0.0.1", "::1"}
-    assert probed["pages"] == [200, 404, 404]
+    assert (probed["pages"], probed["served"]) == (200, [])
+
+
+def test_all_speak_tls_and_share_a_private_folder(probed: dict[str, Any]) -> None:
+    assert [address.partition("://")[0] for address in probed["tls"]] == ["tls"] * 5
+    (folder,) = {re.match(r"/.*/emseg-scratch-[^/]+-[0-9a-f]{16}/", path)[0] for path in probed["folders"]}  # type: ignore[index]
+    assert not Path(folder).exists()
 
 
 def test_signals_do_not_reach_workers(probed: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from emseg.grid.cost import BLOCKS_IN_FLIGHT
 from emseg.grid.layout import SMALL_TILE, TILE_BYTES
 from emseg.model.device import Device, least_memory
 from emseg.store.place import Place, beside
+from emseg_workflows.access import token_file, token_kept
 from emseg_workflows.bench import Job
 from emseg_workflows.events import Event, Noticed
 from emseg_workflows.placement import Executor, Placement, Watch
@@ -55,11 +56,15 @@ class Launch:
     place: Place
     """The run's output, an address or an absolute path that workers on other hosts see; certificates and logs lie beside it."""
     notify: Callable[[Noticed], None]
-    """Told how other hosts join, and how the dashboard is reached from elsewhere."""
+    """Told how other hosts join, how the dashboard is reached from elsewhere, and who is not gone at the end."""
 
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise PlanError(f"a predictor needs at least 1 thread, not {self.threads}")
+
+    def tell(self, message: str) -> None:
+        """Tell what the user should know."""
+        self.notify(Noticed(message))
 
     @property
     def workers(self) -> int:
@@ -81,6 +86,17 @@ class Launch:
 
         least, most = self.placement.adapt
         return Elastic(least, min(most, max(least, self.blocks, 1)))
+
+
+def check_main(placement: Placement) -> None:
+    """End this process if it is a worker of a run, in which importing the main module begins that run again.
+
+    Called before anything is read or written, by all that may start workers; whoever started this worker tells the user.
+    """
+    if placement.workers != 0:
+        from emseg_workflows.clusters.lifeline import end_if_being_started  # noqa: PLC0415
+
+        end_if_being_started()
 
 
 def with_shared_gpus(placement: Placement) -> Placement:
@@ -130,6 +146,8 @@ def open_executor(launch: Launch, stop: Stop) -> Iterator[Executor]:
         If there are no workers to be had.
     """
     placement = launch.placement
+    with suppress(OSError):
+        token_file(launch.place).unlink()  # of a run that was killed
     if placement.workers == 0:
         from emseg_workflows.executors.serial import SerialExecutor  # noqa: PLC0415
 
@@ -177,13 +195,14 @@ def _new_client(launch: Launch, held: ExitStack) -> Client:
 
     placement = launch.placement
     if placement.scheduler is not None:
-        return held.enter_context(running_cluster(placement.scheduler, placement.tls))
+        return held.enter_context(running_cluster(placement.scheduler, placement.tls, launch.tell))
     if placement.batch:
         client = _batch_client(launch, held)
     elif placement.cluster == "cuda":
-        client = _cuda_client(placement, held)
+        client = _cuda_client(launch, held)
     else:
         client = _local_client(launch, held)
+    held.enter_context(_token_kept(client, launch))
     if placement.batch or placement.host is not None or far_away():
         launch.notify(Noticed(f"see the dashboard from elsewhere with: {tunnel_command(client)}"))
     return client
@@ -195,15 +214,18 @@ def _local_client(launch: Launch, held: ExitStack) -> Client:
     host = launch.placement.host
     security = None if host is None else _security(launch.place, held)
     client = held.enter_context(
-        local_cluster(launch.workers, BLOCKS_IN_FLIGHT, host or LOOPBACK, security, elastic=launch.elastic)
+        local_cluster(launch.workers, BLOCKS_IN_FLIGHT, host or LOOPBACK, security, launch.elastic, launch.tell)
     )
     if host is not None:
         launch.notify(Noticed(f"another host joins with: {worker_command(client, BLOCKS_IN_FLIGHT)}"))
     return client
 
 
-def _cuda_client(placement: Placement, held: ExitStack) -> Client:
-    client: Client = held.enter_context(_cuda().cuda_cluster(placement.gpus, placement.most_per_gpu, BLOCKS_IN_FLIGHT))
+def _cuda_client(launch: Launch, held: ExitStack) -> Client:
+    placement = launch.placement
+    client: Client = held.enter_context(
+        _cuda().cuda_cluster(placement.gpus, placement.most_per_gpu, BLOCKS_IN_FLIGHT, launch.tell)
+    )
     return client
 
 
@@ -231,8 +253,22 @@ def _batch_client(launch: Launch, held: ExitStack) -> Client:
     logs.mkdir(exist_ok=True)
     security = _security(launch.place, held)
     if placement.cluster == "srun":
-        return held.enter_context(step_cluster(launch.workers, BLOCKS_IN_FLIGHT, site, security, logs))
-    return held.enter_context(job_cluster(launch.workers, BLOCKS_IN_FLIGHT, site, security, logs, launch.elastic))
+        return held.enter_context(step_cluster(launch.workers, BLOCKS_IN_FLIGHT, site, security, logs, launch.tell))
+    return held.enter_context(job_cluster(launch.workers, BLOCKS_IN_FLIGHT, site, security, logs, launch.elastic, launch.tell))
+
+
+@contextmanager
+def _token_kept(client: Client, launch: Launch) -> Iterator[None]:
+    """Within the ``with``, the dashboard's token is in a file of this user's alone; where there can be none, a note says so."""
+    cluster: Any = client.cluster
+    file = token_file(launch.place)
+    with ExitStack() as held:
+        try:
+            held.enter_context(token_kept(cluster.token, file))
+        except OSError as error:
+            why = error.strerror or error
+            launch.notify(Noticed(f"the dashboard's token cannot be kept in {file} ({why}): its link on a terminal has it"))
+        yield
 
 
 def _security(place: Place, held: ExitStack) -> Any:

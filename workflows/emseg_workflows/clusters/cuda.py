@@ -7,17 +7,21 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pynvml
 from dask.system import CPU_COUNT
 from dask_cuda import LocalCUDACluster
-from distributed import Client
+from distributed import Client, Security
 from distributed.system import MEMORY_LIMIT
 
 from emseg.errors import DeviceError
 from emseg.model.device import BOUND
+from emseg_workflows.clusters.certificates import run_security
+from emseg_workflows.clusters.lifetime import START, Tell, closed_at_last, started, untold
 from emseg_workflows.clusters.local import DASHBOARD_PORT, LOOPBACK, GuardedCluster, SturdyNanny, free_port, signals_held_back
+from emseg_workflows.clusters.private_folder import private_folder
 
 CORES = 4
 """Cores that read, decompress, compress and write for a worker on a GPU."""
@@ -37,7 +41,9 @@ def workers_fed(gpus: Sequence[int] | None) -> int:
 
 
 @contextmanager
-def cuda_cluster(gpus: Sequence[int] | None, workers_per_gpu: int, blocks_in_flight: int) -> Iterator[Client]:
+def cuda_cluster(
+    gpus: Sequence[int] | None, workers_per_gpu: int, blocks_in_flight: int, tell: Tell = untold
+) -> Iterator[Client]:
     """A client of a new cluster with workers on GPUs of this machine; their threads are the blocks in flight.
 
     All else is as in `emseg_workflows.clusters.local.local_cluster` on loopback. This process only asks the driver; a
@@ -57,16 +63,21 @@ def cuda_cluster(gpus: Sequence[int] | None, workers_per_gpu: int, blocks_in_fli
     """
     chosen = _choose(gpus)
     with ExitStack() as held:
+        folder = held.enter_context(private_folder())
+        security = held.enter_context(run_security(folder / "tls"))
         with signals_held_back():
-            cluster = held.enter_context(_Cluster(chosen, workers_per_gpu, blocks_in_flight))
-            client = held.enter_context(Client(cluster))
+            cluster = started(lambda: _Cluster(chosen, workers_per_gpu, blocks_in_flight, security, folder))
+            held.enter_context(closed_at_last(cluster, tell))
+            client = held.enter_context(closed_at_last(Client(cluster), tell))
         yield client
 
 
 class _Cluster(GuardedCluster, LocalCUDACluster):  # type: ignore[misc]
     """dask-cuda binds each worker to a GPU and its cores; what listens, and who replaces the dead, is as on CPUs."""
 
-    def __init__(self, gpus: list[int | str], workers_per_gpu: int, blocks_in_flight: int) -> None:
+    def __init__(
+        self, gpus: list[int | str], workers_per_gpu: int, blocks_in_flight: int, security: Security, folder: Path
+    ) -> None:
         LocalCUDACluster.__init__(
             self,
             CUDA_VISIBLE_DEVICES=gpus,
@@ -76,6 +87,9 @@ class _Cluster(GuardedCluster, LocalCUDACluster):  # type: ignore[misc]
             data=dict,  # outcomes of blocks are small: nothing is ever moved out of a GPU
             worker_class=SturdyNanny,
             host=LOOPBACK,
+            security=security,
+            local_directory=str(folder),
+            scheduler_kwargs={"local_directory": str(folder)},
             dashboard_address=f"{LOOPBACK}:{free_port(DASHBOARD_PORT)}",
             silence_logs=logging.CRITICAL,
         )
@@ -89,7 +103,7 @@ class _Cluster(GuardedCluster, LocalCUDACluster):  # type: ignore[misc]
         made: dict[Any, Any] = super().new_worker_spec()  # type: ignore[no-untyped-call]
         for spec in made.values():
             options = spec["options"]
-            options |= {"dashboard": False, "dashboard_address": f"{LOOPBACK}:0"}
+            options |= {"dashboard": False, "death_timeout": START}
             # else CUDA counts the fastest GPU first, and the driver the one in the first slot
             options["env"] = {**options["env"], "CUDA_DEVICE_ORDER": "PCI_BUS_ID", BOUND: "1"}
         return made

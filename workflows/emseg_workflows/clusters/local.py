@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shlex
@@ -17,10 +18,10 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
 
 from dask.system import CPU_COUNT
-from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Status
+from distributed import Client, Nanny, Security, SpecCluster, Status, nanny
+from distributed.process import AsyncProcess
 from distributed.scheduler import DEFAULT_EXTENSIONS
 from distributed.spans import SpansSchedulerExtension
 from distributed.system import MEMORY_LIMIT
@@ -28,6 +29,12 @@ from distributed.utils import format_dashboard_link
 from tornado.ioloop import PeriodicCallback
 
 from emseg.errors import InputError
+from emseg_workflows.access import link_with
+from emseg_workflows.clusters.certificates import run_security
+from emseg_workflows.clusters.guard import GuardedScheduler, SilentWorker
+from emseg_workflows.clusters.lifeline import TyingName
+from emseg_workflows.clusters.lifetime import START, StillbornError, Tell, closed_at_last, started, untold
+from emseg_workflows.clusters.private_folder import private_folder
 
 LOOPBACK = "127.0.0.1"
 DASHBOARD_PORT = 8787
@@ -39,6 +46,10 @@ DEATH = 60
 """Seconds for which a worker on another host looks for its scheduler."""
 STILLBORN = 10
 """Workers that may be lost in a row with none at work; then there is no hope."""
+WORKER = "emseg_workflows.clusters.worker"
+"""The module that a worker on another host runs."""
+LAST = 10.0
+"""Seconds for what is left of a cluster whose workers did not close."""
 GIVE_UP = 20.0
 """Seconds without a process after which a nanny is taken for lost."""
 
@@ -75,36 +86,40 @@ def local_cluster(
     host: str = LOOPBACK,
     security: Security | None = None,
     elastic: Elastic | None = None,
+    tell: Tell = untold,
 ) -> Iterator[Client]:
     """A client of a new cluster with this many worker processes; its threads are the blocks in flight.
 
-    Scheduler and workers listen on the address ``host`` alone: in plain TCP on loopback, elsewhere in TLS that nobody
-    joins without the certificate of ``security``; without one, nobody else at all. Whatever speaks HTTP knows no login,
-    and listens on loopback always. Each worker has an equal share of this machine's memory, and is started anew when it
-    takes more. SIGINT and SIGTERM do not reach the workers: they are for the caller to heed.
+    Scheduler and workers listen on the address ``host`` alone, in TLS that nobody joins without the certificate of
+    ``security``; without one, nobody but this user's processes here. The dashboard listens on loopback always, and is seen
+    by whoever has its link. Each worker has an equal share of this machine's memory, and is started anew when it
+    takes more. SIGINT and SIGTERM do not reach the workers: they are for the caller to heed. What cannot be ended in time
+    at the end is told, and left to the system.
 
     Raises
     ------
     InputError
-        If ``host`` is not an address of this machine.
+        If ``host`` is not an address of this machine, there is no place for temporary files, or a worker does not come up.
     """
     _check_own(host)
-    if security is None and host != LOOPBACK:
-        security = Security.temporary()
-    options = {
-        "host": host,
-        "security": security,
-        "nthreads": blocks_in_flight,
-        "memory_limit": MEMORY_LIMIT // workers,
-        "dashboard": False,
-        "dashboard_address": f"{LOOPBACK}:0",
-        "silence_logs": logging.CRITICAL,
-    }
     with ExitStack() as held:
+        folder = held.enter_context(private_folder())
+        security = security or held.enter_context(run_security(folder / "tls"))
+        options = {
+            "host": host,
+            "security": security,
+            "local_directory": str(folder),
+            "nthreads": blocks_in_flight,
+            "memory_limit": MEMORY_LIMIT // workers,
+            "death_timeout": START,
+            "dashboard": False,
+            "silence_logs": logging.CRITICAL,
+        }
         with signals_held_back():
             spec = {name: {"cls": SturdyNanny, "options": options} for name in range(workers)}
-            cluster = held.enter_context(GuardedCluster(spec, host, security, elastic))
-            client = held.enter_context(Client(cluster))
+            cluster = started(lambda: GuardedCluster(spec, host, security, folder, elastic))
+            held.enter_context(closed_at_last(cluster, tell))
+            client = held.enter_context(closed_at_last(Client(cluster), tell))
         yield client
 
 
@@ -113,26 +128,31 @@ def worker_command(client: Client, blocks_in_flight: int) -> str:
 
     The other host must see this Python environment and the files under the same paths.
     """
-    words = [sys.executable, "-m", "dask", "worker", client.scheduler_info()["address"]]
+    words = [sys.executable, "-m", WORKER, client.scheduler_info()["address"]]
     return shlex.join([*words, *worker_options(client.security, blocks_in_flight)])
 
 
 def worker_options(security: Any, blocks_in_flight: int) -> list[str]:
-    """Options of the command ``dask worker`` on another host that sees the certificate's files."""
+    """Options of `WORKER` on another host that sees the certificate's files."""
     options = {
         "--tls-ca-file": security.tls_ca_file,
         "--tls-cert": security.tls_worker_cert,
         "--tls-key": security.tls_worker_key,
         "--nthreads": blocks_in_flight,
-        "--dashboard-address": f"{LOOPBACK}:0",  # else its HTTP server listens everywhere, even without a dashboard
+        "--worker-class": worker_class_name(),
         "--death-timeout": DEATH,
     }
     return ["--no-dashboard", *(str(word) for option in options.items() for word in option)]
 
 
+def worker_class_name() -> str:
+    """What the command ``dask worker`` calls the class of workers."""
+    return f"{SilentWorker.__module__}.{SilentWorker.__qualname__}"
+
+
 def tunnel_command(client: Client) -> str:
     """The command line that brings the dashboard of a `local_cluster` to the same port of the machine you sit at."""
-    port = urlsplit(client.dashboard_link).port
+    port = client.scheduler_info()["services"]["dashboard"]
     return shlex.join(["ssh", "-N", "-L", f"{port}:{LOOPBACK}:{port}", socket.gethostname()])
 
 
@@ -142,7 +162,7 @@ def far_away() -> bool:
 
 
 @contextmanager
-def running_cluster(address: str, tls: tuple[Path, Path, Path] | None = None) -> Iterator[Client]:
+def running_cluster(address: str, tls: tuple[Path, Path, Path] | None = None, tell: Tell = untold) -> Iterator[Client]:
     """A client of a Dask cluster that somebody else has started, which may want an authority, a certificate and its key.
 
     Raises
@@ -154,21 +174,66 @@ def running_cluster(address: str, tls: tuple[Path, Path, Path] | None = None) ->
         client = Client(address, timeout="20s", security=None if tls is None else _security_of(*tls))
     except (OSError, TimeoutError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {address} ({error}): check the address") from error
-    with client:
+    with closed_at_last(client, tell):
         yield client
 
 
+class TiedProcess(AsyncProcess):
+    """The process of a worker, which ends with this one from its first moment on."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)  # type: ignore[no-untyped-call]
+        self._process.name = TyingName(self._process.name)
+
+
+nanny.AsyncProcess = TiedProcess  # type: ignore[attr-defined]  # a nanny cannot be told otherwise
+
+
 class SturdyNanny(Nanny):
-    """A nanny that survives the death of a worker that is just starting.
+    """A nanny that survives the death of a worker that is just starting, and does not wait for one that cannot be ended.
+
+    Its workers serve no HTTP.
 
     distributed's has one place for its worker's process, in which a start waits for word from that process. If it dies
     first, and the next one is started in the same place, the two starts take each other's messages, and one waits for ever.
     """
 
+    left = ""
+    """What is left to the system, as it was not gone in time."""
+    _ended_with: int | None = None
+
+    def __init__(self, scheduler: str, **options: Any) -> None:
+        super().__init__(scheduler, worker_class=SilentWorker, **options)
+
     async def instantiate(self) -> Status:
         if self.process is not None and self.process.status in (Status.stopped, Status.failed):
             self.process = None
-        return await super().instantiate()
+        self._ended_with = None
+        status = await super().instantiate()
+        if status != Status.running and self._ended_with is not None:
+            raise StillbornError(self._ended_with)
+        return status
+
+    async def kill(self, timeout: float = 5, reason: str = "nanny-kill") -> None:
+        """Stop the worker process; when this nanny closes, that never fails."""
+        try:
+            await super().kill(timeout, reason)
+        except Exception:
+            if self.status != Status.closing:
+                raise
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Kill the worker process, and wait no longer."""
+        process = self.process.process if self.process is not None else None
+        if process is not None and process.is_alive():
+            self.left = f"process {process.pid}"
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+    def _on_worker_exit_sync(self, exitcode: int) -> None:
+        self._ended_with = exitcode
+        super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 
 
 class BriefSpans(SpansSchedulerExtension):
@@ -191,19 +256,25 @@ class GuardedCluster(SpecCluster):
     lasting = False
     """Whether a worker that leaves is replaced by one with more time."""
 
+    left: tuple[str, ...] = ()
+    """Workers that were not gone in time, and are left to the system."""
+
     _elastic: Elastic | None = None
 
-    def __init__(self, workers: dict[Any, Any], host: str, security: Security | None, elastic: Elastic | None = None) -> None:
-        """`workers` has a class and its options for the name of each worker that there may be at once."""
+    def __init__(
+        self, workers: dict[Any, Any], host: str, security: Security, folder: Path, elastic: Elastic | None = None
+    ) -> None:
+        """`workers` has a class and its options for the name of each worker that there may be at once; in `folder` is room."""
         self._elastic, self._most = elastic, workers
         scheduler = {
             "host": host,
             "security": security,
+            "local_directory": str(folder),
             "dashboard": True,
             "dashboard_address": f"{LOOPBACK}:{free_port(DASHBOARD_PORT)}",
         }
         super().__init__(  # type: ignore[no-untyped-call]
-            scheduler={"cls": Scheduler, "options": scheduler},
+            scheduler={"cls": GuardedScheduler, "options": scheduler},
             workers=dict(islice(workers.items(), elastic.first if elastic else None)),
             security=security,
             silence_logs=logging.CRITICAL,
@@ -249,13 +320,29 @@ class GuardedCluster(SpecCluster):
         self._dead_since: dict[Any, float] = {}
         self._stillborn = 0
         self._watch = PeriodicCallback(self._replace_lost, 1000 * LOOK)
+        self.scheduler_spec["cls"] = GuardedScheduler
         self.scheduler_spec["options"]["extensions"] = {**DEFAULT_EXTENSIONS, "spans": BriefSpans}
         await super()._start()  # type: ignore[no-untyped-call]
         self._watch.start()
 
     async def _close(self) -> None:
         self._watch.stop()
+        closing = [*self.workers.values()]
         await super()._close()  # type: ignore[no-untyped-call]
+        self.left += tuple(filter(None, (getattr(worker, "left", "") for worker in closing)))
+
+    def abandon(self) -> None:
+        """Wait no longer for what did not close: end the workers at once, and close the rest."""
+        for worker in self.workers.values():
+            with suppress(Exception):
+                worker.abandon()
+            worker.status = Status.closed
+        self.workers.clear()
+        self.worker_spec.clear()
+        self.status = Status.running
+        with suppress(Exception, asyncio.CancelledError):
+            self.close(timeout=LAST)
+        self.status = Status.closed
 
     async def _replace_lost(self) -> None:
         lost = await self._lost()
@@ -279,9 +366,15 @@ class GuardedCluster(SpecCluster):
         return given_up | {name for name in dead if self.workers[name].status in (Status.closed, Status.failed)}
 
     @property
+    def token(self) -> str:
+        """What lets in to the dashboard."""
+        scheduler: Any = self.scheduler
+        return str(scheduler.guard.token)
+
+    @property
     def dashboard_link(self) -> str:
-        """Address of the dashboard's first page."""
-        return str(format_dashboard_link(LOOPBACK, self.scheduler_info["services"]["dashboard"]))
+        """The link to the dashboard's first page, with the token."""
+        return link_with(format_dashboard_link(LOOPBACK, self.scheduler_info["services"]["dashboard"]), self.token)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,9 @@ from distributed.deploy.spec import ProcessInterface
 from distributed.utils import get_ip, get_ip_interface
 
 from emseg.errors import InputError
-from emseg_workflows.clusters.local import DEATH, LOOPBACK, Elastic, GuardedCluster, worker_options
+from emseg_workflows.clusters.lifetime import Tell, closed_at_last, untold
+from emseg_workflows.clusters.local import DEATH, WORKER, Elastic, GuardedCluster, worker_class_name, worker_options
+from emseg_workflows.clusters.private_folder import private_folder
 from emseg_workflows.site import Site
 from emseg_workflows.slurm_job import ANSWER, SlurmJob, states_of_jobs
 
@@ -33,12 +36,14 @@ signal.signal(signal.SIGINT, _on_interrupt)  # dask-jobqueue takes it on import:
 
 GONE = "5s"
 """Time that a worker has to come back before its job is replaced."""
-WORKER = "distributed.cli.dask_worker"
-"""The module that a worker runs."""
+GRACE = 10.0
+"""Seconds that a step has to end."""
 
 
 @contextmanager
-def step_cluster(workers: int, blocks_in_flight: int, site: Site, security: Security, logs: Path) -> Iterator[Client]:
+def step_cluster(
+    workers: int, blocks_in_flight: int, site: Site, security: Security, logs: Path, tell: Tell = untold
+) -> Iterator[Client]:
     """A client of a new cluster whose workers are steps of this job, a task each; its threads are the blocks in flight.
 
     Raises
@@ -60,19 +65,25 @@ def step_cluster(workers: int, blocks_in_flight: int, site: Site, security: Secu
             "cls": _Step,
             "options": {"srun": srun, "worker": [*options, "--memory-limit", _dask_memory(site.memory)]},
         }
-    yield from _client(_Steps, spec, site, security)
+    yield from _client(_Steps, spec, site, security, tell=tell)
 
 
 @contextmanager
 def job_cluster(
-    workers: int, blocks_in_flight: int, site: Site, security: Security, logs: Path, elastic: Elastic | None = None
+    workers: int,
+    blocks_in_flight: int,
+    site: Site,
+    security: Security,
+    logs: Path,
+    elastic: Elastic | None = None,
+    tell: Tell = untold,
 ) -> Iterator[Client]:
     """A client of a new cluster whose workers are jobs of their own, started, lost and replaced one by one."""
     options = _job_options(blocks_in_flight, site, security, logs)
     names = [f"emseg-{number}" for number in range(workers)]
     spec = {name: {"cls": _Job, "options": {**options, "name": name}} for name in names}
     with dask.config.set({"distributed.deploy.lost-worker-timeout": GONE}):
-        yield from _client(_Jobs, spec, site, security, elastic)
+        yield from _client(_Jobs, spec, site, security, elastic, tell)
 
 
 def _job_options(blocks_in_flight: int, site: Site, security: Security, logs: Path) -> dict[str, Any]:
@@ -89,7 +100,7 @@ def _job_options(blocks_in_flight: int, site: Site, security: Security, logs: Pa
         "death_timeout": DEATH,
         "python": shlex.quote(sys.executable),
         "worker_command": WORKER,
-        "worker_extra_args": ["--no-dashboard", "--dashboard-address", f"{LOOPBACK}:0"]
+        "worker_extra_args": ["--no-dashboard", "--worker-class", worker_class_name()]
         + (["--interface", site.interface] if site.interface else []),
         "job_directives_skip": [" -t "],  # half an hour, where the site was not asked for any time
         "job_extra_directives": [*site.header, *(f"--gres={site.gres}" for _ in range(bool(site.gres)))],
@@ -98,17 +109,23 @@ def _job_options(blocks_in_flight: int, site: Site, security: Security, logs: Pa
 
 
 def _client(
-    kind: type[GuardedCluster], spec: dict[Any, Any], site: Site, security: Security, elastic: Elastic | None = None
+    kind: type[GuardedCluster],
+    spec: dict[Any, Any],
+    site: Site,
+    security: Security,
+    elastic: Elastic | None = None,
+    tell: Tell = untold,
 ) -> Iterator[Client]:
     host = get_ip_interface(site.interface) if site.interface else get_ip()
     with ExitStack() as held:
+        folder = held.enter_context(private_folder())
         try:
-            cluster = held.enter_context(kind(spec, host, security, elastic))
+            cluster = held.enter_context(closed_at_last(kind(spec, host, security, folder, elastic), tell))
         except RuntimeError as error:
             raise InputError(
                 f"no cluster could be started ({' '.join(str(error).split())}): check the site's values"
             ) from error
-        yield held.enter_context(Client(cluster))
+        yield held.enter_context(closed_at_last(Client(cluster), tell))
 
 
 def _dask_memory(memory: str) -> str:
@@ -121,9 +138,13 @@ def _dask_memory(memory: str) -> str:
 class _Step(ProcessInterface):
     """A worker as a step of this job."""
 
+    left = ""
+    """What is left to the system, as it was not gone in time."""
+
     def __init__(self, scheduler: str, name: Any, srun: list[str], worker: list[str]) -> None:
         super().__init__(scheduler=scheduler, name=name)  # type: ignore[no-untyped-call]
         self._command = [*srun, sys.executable, "-m", WORKER, scheduler, "--name", str(name), *worker]
+        self._name = name
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -134,10 +155,16 @@ class _Step(ProcessInterface):
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), 10)
+                await asyncio.wait_for(self._process.wait(), GRACE)
+            self.abandon()
+        await super().close()  # type: ignore[no-untyped-call]
+
+    def abandon(self) -> None:
+        """Kill the process that stands for the step, and wait no longer."""
+        if self._process is not None and self._process.returncode is None:
+            self.left = f"step {self._name}"
             with suppress(ProcessLookupError):
                 self._process.kill()
-        await super().close()  # type: ignore[no-untyped-call]
 
     def is_alive(self) -> bool:
         """Whether the step goes on, or waits for its turn."""
@@ -147,9 +174,27 @@ class _Step(ProcessInterface):
 class _Job(SLURMJob):
     """A worker as a job of its own."""
 
+    left = ""
+    """What is left to SLURM, which could not be asked."""
+
+    @contextmanager
+    def job_file(self) -> Iterator[str]:
+        """The script of the job, in a file that nobody else can put another in the place of."""
+        with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+            file.write(self.job_script())  # type: ignore[no-untyped-call]
+            file.flush()
+            yield file.name
+
     async def close(self) -> None:
-        await super().close()  # type: ignore[no-untyped-call]
+        try:
+            await super().close()  # type: ignore[no-untyped-call]
+        except Exception:  # there is no `scancel`, or it hangs: the worker ends without its scheduler
+            self.abandon()
         self.status = Status.closed
+
+    def abandon(self) -> None:
+        """Leave the job to SLURM."""
+        self.left = f"job {self.job_id}"
 
 
 class _Steps(GuardedCluster):

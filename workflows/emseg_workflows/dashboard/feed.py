@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import fields
 from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import numpy as np
@@ -155,4 +156,5 @@ class Feed:
 
 def map_address(dashboard: str) -> str:
     """The address of the map on a dashboard, whose first page has this address."""
-    return f"{dashboard.removesuffix('/status').rstrip('/')}/{NAME}"
+    parts = urlsplit(dashboard)
+    return parts._replace(path=f"{parts.path.removesuffix('/status').rstrip('/')}/{NAME}").geturl()

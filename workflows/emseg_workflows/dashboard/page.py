@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from html import escape
 from time import monotonic
 from typing import Any
 from urllib.parse import quote
@@ -22,6 +21,7 @@ from emseg.box import Box
 from emseg.errors import EmsegError
 from emseg_workflows.dashboard.board import Board, State
 from emseg_workflows.dashboard.drawing import COLOURS, MAP_WIDTH, Sheet, arrange, cell_colours, cell_words, draw_slice
+from emseg_workflows.markup import escaped
 from emseg_workflows.pace import clock, time_left
 
 EVERY = 1000
@@ -151,7 +151,7 @@ class RunView:
             box = self.board.block_box(newest)
             raw, both, at = await asyncio.to_thread(draw_slice, self.board.opening, box)
         except (EmsegError, OSError, ValueError) as error:
-            self._caption.text = _small(f"No picture: {escape(' '.join(str(error).split()))}")
+            self._caption.text = _small(f"No picture: {escaped(' '.join(str(error).split()))}")
         else:
             self._draw(raw, both, at)
             self._drawn = newest
@@ -262,7 +262,7 @@ def _headline(board: Board, others: list[Board]) -> str:
         ("?" if idle is None else f"{idle:.0%}", "devices idle"),
     ]
     if pace.get("slowest"):
-        facts.append((escape(pace["slowest"]), "slowest worker"))
+        facts.append((escaped(pace["slowest"]), "slowest worker"))
     tiles = "".join(
         f'<div style="margin-right:36px"><div style="font-size:17px">{value}</div>'
         f'<div style="font-size:12px;color:{FAINT}">{name}</div></div>'
@@ -270,7 +270,7 @@ def _headline(board: Board, others: list[Board]) -> str:
     )
     return (
         f'<div style="{STYLE}width:{WIDTH}px">'
-        f'<div style="font-size:15px;margin-bottom:8px"><b>{escape(board.opening.output)}</b>'
+        f'<div style="font-size:15px;margin-bottom:8px"><b>{escaped(board.opening.output)}</b>'
         f'<span style="color:{FAINT}">&ensp;{_condition(board)}{_links(others)}</span></div>'
         f'<div style="display:flex;align-items:center"><div style="flex:1;display:flex;height:14px;border-radius:3px;'
         f'overflow:hidden;background:{COLOURS[State.WAITING]}">{bar}</div>'
@@ -291,7 +291,7 @@ def _condition(board: Board) -> str:
 
 def _links(others: list[Board]) -> str:
     """Links to other runs, as HTML."""
-    return "".join(f'; <a href="?run={quote(b.opening.run)}">{escape(b.opening.output)}</a>' for b in others)
+    return "".join(f'; <a href="?run={quote(b.opening.run)}">{escaped(b.opening.output)}</a>' for b in others)
 
 
 def _stages(shares: dict[str, float] | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,8 +44,22 @@ def reporting(client_now: Callable[[], Client], file: Path, notify: Callable[[No
 
 def _write(client: Client, report: performance_report, file: Path, notify: Callable[[Noticed], None]) -> None:
     try:
-        with client.as_current():
+        with client.as_current(), _private_temporary_files():
             client.sync(report.__aexit__, None, None, None, code="emseg run")
         file.write_text(OUTSIDE.sub("", file.read_text()))
     except Exception as error:  # the scheduler may be gone, the disk full
         notify(Noticed(f"the performance report {file} is not written: {' '.join(str(error).split())}"))
+
+
+@contextmanager
+def _private_temporary_files() -> Iterator[None]:
+    """Within the ``with``, temporary files of this process are in a folder of this user alone.
+
+    A scheduler writes its report to a name that it has given up before, so that any user may put a file there.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        before, tempfile.tempdir = tempfile.tempdir, folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before

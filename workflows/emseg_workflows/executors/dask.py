@@ -7,11 +7,13 @@ blame every block that a dead worker held.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from time import monotonic, sleep
 from typing import Any, Protocol
 from uuid import uuid4
@@ -22,6 +24,7 @@ from emseg.errors import Fault, InputError
 from emseg.grid.blocks import Block
 from emseg.model.device import Device, Gpu, crowding, own_gpu
 from emseg.outcome import Outcome
+from emseg.printable import guard_streams
 from emseg.specs.numerics import Numerics
 from emseg_workflows.bench import Choice, Trial, Work, keep_small_buffers, try_out
 from emseg_workflows.dispatch import Attempt, Dispatch, Policy
@@ -67,6 +70,8 @@ class Ready:
 def prepare(run: str, work: Work) -> Ready:
     """How this worker computes for a run, once its bench stands; the first task on each worker."""
     keep_small_buffers()
+    if parent_process() is not None:  # not in a process of the user's, which may be a worker as well
+        guard_streams()
     held = ExitStack()
     act, numerics = held.enter_context(work.opened(threading.Lock()))
     with _changing:
@@ -211,7 +216,8 @@ class DaskExecutor:
         finally:
             session.close()
             if self._own:
-                self._client.close()
+                with suppress(Exception, asyncio.CancelledError):  # all is done by then
+                    self._client.close()
 
     def _reconnect(self, stop: Stop) -> bool:
         """A new client of the old scheduler's address, as soon as something answers there."""
@@ -223,7 +229,8 @@ class DaskExecutor:
                 sleep(1)
                 continue
             if self._own:
-                self._client.close()
+                with suppress(Exception, asyncio.CancelledError):  # its scheduler has gone
+                    self._client.close()
             self._client, self._own = client, True
             return True
         return False
@@ -289,7 +296,7 @@ class Session:
     def close(self) -> None:
         """Cancel what is not wanted any more, and release the benches."""
         self._ended.clear()
-        with suppress(OSError, TimeoutError):  # a cluster that has gone has nothing left to release
+        with suppress(Exception, asyncio.CancelledError):  # a cluster that has gone has nothing left to release
             if self._client.status == "running":
                 for future in self._futures.values():
                     future.cancel()
@@ -328,7 +335,7 @@ class Session:
         if self._supply is not None and not self._dispatch.stopped:
             if self._supply.lasting:  # others with more time take their places
                 yield from self._retire(self._dispatch.spent(monotonic()), "its time is up")
-            if (useful := self._dispatch.useful) is not None:
+            if not self._dispatch.policy.more_to_come and (useful := self._dispatch.useful) is not None:
                 yield from self._retire(self._supply.resize(useful, self._dispatch.idle), "there is nothing left for it to do")
 
     def _retire(self, workers: set[str], cause: str) -> Iterator[Progressed]:

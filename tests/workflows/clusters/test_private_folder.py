@@ -1,0 +1,149 @@
+"""What a run puts aside is in a folder of its own; what killed runs have left is removed, and nothing else ever is."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from distributed import Worker
+from runs import snapshot
+
+from emseg.errors import InputError
+from emseg_workflows.clusters import private_folder as module
+from emseg_workflows.clusters.local import local_cluster
+from emseg_workflows.clusters.private_folder import private_folder
+
+OTHER = 65534
+"""A user who is not this one."""
+HOLDER = """
+import sys
+from pathlib import Path
+from emseg_workflows.clusters.private_folder import private_folder
+with private_folder(Path(sys.argv[1])) as folder:
+    (folder / "work").mkdir()
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def lookalike(parent: Path) -> Path:
+    """A folder that is named as one of a run, with a file in it."""
+    path = parent / f"{module._prefix()}0123456789abcdef"
+    path.mkdir(mode=0o700)
+    (path / "notes").touch()
+    return path
+
+
+def test_nobody_else_enters_it_and_nothing_is_left(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with private_folder(tmp_path / "made") as folder:
+            about = folder.stat()
+            (folder / "notes").touch()
+    finally:
+        os.umask(before)
+    assert (stat.S_IMODE(about.st_mode), about.st_uid) == (0o700, os.geteuid())
+    assert snapshot(tmp_path) == {"made": "folder"}
+
+
+def test_that_of_a_killed_process_is_removed_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        its = Path(holder.stdout.readline().rstrip())
+        with private_folder(tmp_path):
+            assert (its / "work").is_dir()
+        holder.kill()
+        holder.wait()
+    assert (its / "work").is_dir()
+    with private_folder(tmp_path) as mine:
+        assert list(tmp_path.iterdir()) == [mine]
+
+
+def test_one_without_a_holder_is_removed(tmp_path: Path) -> None:
+    """Or the tests that follow could not fail."""
+    lookalike(tmp_path)
+    with private_folder(tmp_path) as mine:
+        assert list(tmp_path.iterdir()) == [mine]
+
+
+@pytest.mark.parametrize("mode", [0o701, 0o740, 0o770, 0o1777])
+def test_one_that_others_may_enter_or_write_to_is_left_alone(tmp_path: Path, mode: int) -> None:
+    lookalike(tmp_path).chmod(mode)
+    assert_untouched(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder away")
+def test_that_of_another_user_is_left_alone(tmp_path: Path) -> None:
+    os.chown(lookalike(tmp_path), OTHER, OTHER)
+    assert_untouched(tmp_path)
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    """Wherever it leads."""
+    theirs = tmp_path / "data"
+    lookalike(tmp_path).rename(theirs)
+    (tmp_path / f"{module._prefix()}0123456789abcdef").symlink_to(theirs)
+    assert_untouched(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["emseg-scratch-{host}x-0123456789abcdef", "emseg-scratch-{host}-data", "emseg-{host}-01"])
+def test_what_has_another_name_is_left_alone(tmp_path: Path, name: str) -> None:
+    """Also that of another host: a lock may be unknown here."""
+    lookalike(tmp_path).rename(tmp_path / name.format(host=module.socket.gethostname()))
+    assert_untouched(tmp_path)
+
+
+def assert_untouched(parent: Path) -> None:
+    before = snapshot(parent)
+    with private_folder(parent):
+        pass
+    assert snapshot(parent) == before
+
+
+def test_many_begin_at_once(tmp_path: Path) -> None:
+    """None takes the folder of another for forgotten while that is being made."""
+
+    def begin(_: int) -> bool:
+        with private_folder(tmp_path) as folder:
+            (folder / "work").mkdir()
+            return folder.is_dir()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(begin, range(200)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_place_for_it_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"no private folder can be made in .*file \(File exists\): choose another"):
+        private_folder(tmp_path / "file").__enter__()
+
+
+def test_all_of_a_cluster_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of Dask's that somebody else has made is not entered."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shared = tmp_path / "dask-scratch-space"
+    shared.mkdir()
+    shared.chmod(0o777)
+
+    def worker_folder(dask_worker: Worker) -> str:
+        return dask_worker.local_directory
+
+    with local_cluster(1, 1) as client:
+        (mine,) = tmp_path.glob("emseg-*")
+        cluster = client.cluster
+        used = [*client.run(worker_folder).values(), *client.run(worker_folder, nanny=True).values()]
+        used += [cluster.scheduler.local_directory, client.security.tls_worker_key, client.security.tls_ca_file]
+        assert len(used) == 5
+        assert {Path(path).relative_to(mine).parts[0] for path in used} == {"dask-scratch-space", "tls"}
+        assert not any("dask-scratch-space" in path and not Path(path).is_relative_to(mine) for path in sys.path)
+    assert snapshot(tmp_path) == {"dask-scratch-space": "folder"}
+    assert not any(re.search("dask-scratch-space", path) for path in sys.path)
