@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ import emseg_workflows.flows.export
 import emseg_workflows.flows.label
 import emseg_workflows.flows.segment  # noqa: F401
 from emseg.errors import OutputError
+from emseg.store.ownership import IDENTITY
 from emseg_workflows import export, ingest, label, segment
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
@@ -150,9 +152,16 @@ def make_inputs(folder: Path) -> None:
 
 
 def left_in(folder: Path) -> dict[str, str]:
-    """All that is there but the records of runs, and an empty folder if what was made in it was complete."""
+    """All that is there but the records of runs, what names the owner, and an empty folder of what was complete."""
     empty = {path.name for path in folder.glob(".emseg-*") if not any(path.iterdir())}
-    return {name: what for name, what in snapshot(folder).items() if "emseg/run-" not in name and name not in empty}
+    own = ("emseg/run-", IDENTITY)
+    return {name: what for name, what in snapshot(folder).items() if not any(o in name for o in own) and name not in empty}
+
+
+def by_name(path: str) -> str:
+    """A path that leads through an open folder, by the folder's name."""
+    found = re.match(r"/proc/self/fd/\d+", path)
+    return path if found is None else str(Path(found[0]).readlink()) + path[found.end() :]
 
 
 def in_a_fork(act: Callable[[], Any], counted: Path | None = None, dies_at: int = 0) -> Any:
@@ -165,10 +174,10 @@ def in_a_fork(act: Callable[[], Any], counted: Path | None = None, dies_at: int 
         def watch(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal changes
             opened = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
-            if (event in CHANGES or opened) and str(arguments[0]).startswith(str(counted)):
+            if (event in CHANGES or opened) and by_name(str(arguments[0])).startswith(str(counted)):
                 changes += 1
                 if changes == dies_at:
-                    os.write(writable, f"{event} {arguments[0]}".encode())
+                    os.write(writable, f"{event} {by_name(str(arguments[0]))}".encode())
                     os._exit(9)
 
         if counted is not None:

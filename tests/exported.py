@@ -11,7 +11,7 @@ from unittest.mock import patch
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from runs import PLANAR, save_random_model, texture
+from runs import PLANAR, rewrite_description, save_random_model, texture
 
 from emseg.store.output import open_output
 from emseg_workflows import label, segment
@@ -49,6 +49,7 @@ def in_unit(output: Path, place: Path, unit: str | None) -> Path:
     shutil.copytree(output, place)
     for file in place.rglob("*.json"):
         file.write_text(file.read_text().replace('"nanometer"', json.dumps(unit)))
+    rewrite_description(place, lambda text: text)
     return place
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from emseg.grid.stitch import QUANTA
 from emseg.model.file import load_model, save_model
 from emseg.specs.model import ModelSpec
 from emseg.specs.volume import VolumeSpec
+from emseg.store.described import with_digest
+from emseg.store.ownership import IDENTITY
 from emseg_workflows.clusters.local import LOOPBACK
 
 PLANAR = ModelSpec.unet(width=3, depth=1)
@@ -99,8 +103,16 @@ def assert_same_probabilities(stored: NDArray[np.uint8], truth: NDArray[np.float
 
 
 def bytes_of(output: Path) -> dict[str, str]:
-    """Digest of each file of an output, but for the records of its runs."""
-    return {name: digest for name, digest in snapshot(output).items() if not name.startswith("emseg/run-")}
+    """Digest of each file of an output, but for the records of its runs, and for what names the owner."""
+    return {name: digest for name, digest in snapshot(output).items() if not name.startswith("emseg/run-") and name != IDENTITY}
+
+
+def rewrite_description(output: Path, change: Callable[[str], str]) -> None:
+    """Have an output describe itself otherwise, as an emseg that was told so would have written it: with its digest."""
+    file = output / "zarr.json"
+    document = json.loads(change(file.read_text()))
+    document["attributes"]["emseg"] = with_digest(document["attributes"]["emseg"])
+    file.write_text(json.dumps(document))
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -140,7 +152,7 @@ def emseg_process(*arguments: object, **more: Any) -> subprocess.Popen[str]:
 def emseg(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
     """How the command line ended."""
     with emseg_process(*arguments, **more) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=240)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -67,11 +67,11 @@ def test_ten_million_blocks() -> None:
     """A message costs what it changes."""
     grid = (100, 100, 1000)
     board = board_of(grid)
-    began = perf_counter()
+    began = process_time()
     for first in range(0, 10_000, 100):
         changed = dict.fromkeys(range(first, first + 100), int(State.DONE))
         board.tell(replace(NOTHING_YET, changed=changed, running=tuple(range(first + 100, first + 1100))), 0.0)
-    assert perf_counter() - began < 2
+    assert process_time() - began < 2
     assert board.totals == {"waiting": 10**7 - 11_000, "running": 1000, "done": 10_000, "failed": 0}
 
 
@@ -124,6 +124,7 @@ def test_a_state_for_each_block() -> None:
     ("dashboard", "page"),
     [
         ("http://127.0.0.1:8787/status", "http://127.0.0.1:8787/emseg"),
+        ("http://127.0.0.1:8787/status?emseg-token=x", "http://127.0.0.1:8787/emseg?emseg-token=x"),
         ("/user/me/proxy/8787/status", "/user/me/proxy/8787/emseg"),
     ],
 )

@@ -69,6 +69,27 @@ def test_a_run_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\x1b" not in text
 
 
+def test_a_log_does_not_have_the_token(capsys: pytest.CaptureFixture[str]) -> None:
+    """Others may read it; it names the file that only this user can read. A terminal shows the link itself."""
+    page = "http://127.0.0.1:8787/emseg?emseg-token=secret"
+    text = said(capsys, started(0, page.replace("emseg?", "status?"), 2, page))
+    assert "secret" not in text
+    assert "map        http://127.0.0.1:8787/emseg?emseg-token=$(cat '/data/[red]odd[/.red].zarr.token')\n" in text
+    assert text.count("$(cat ") == 2
+
+
+def test_a_terminal_has_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen, page = Terminal(), "http://127.0.0.1:8787/emseg?emseg-token=secret"
+    monkeypatch.setattr(module, "Console", lambda **more: Console(**{**more, "stderr": False, "file": screen, "width": 200}))
+    with RunConsole() as console:
+        console(started(0, page, 2, page))
+    assert page in screen.getvalue()
+
+
 def test_in_this_process(capsys: pytest.CaptureFixture[str]) -> None:
     assert "on this process" in said(capsys, started(workers=0))
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import pytest
+from dashboards import Door
 from distributed import Client
 from runs import PLANAR, emseg, save_random_model, save_volume, shards, texture
 
@@ -64,23 +66,22 @@ def scheduler(folder: Path, *words: str, **environment: str) -> Iterator[str]:
             process.wait()
 
 
-def get(address: str) -> str:
-    with urlopen(address, timeout=20) as page:
-        assert page.status == 200
-        return page.read().decode()
+def get(link: str, path: str) -> str:
+    """What the dashboard that a link leads to shows at a path."""
+    return Door.of(link).text(path)
 
 
 def newest(started: RunStarted) -> dict[str, Any]:
     """What the page knows of the run that began last."""
     assert started.map is not None
-    return json.loads(get(f"{started.map.removesuffix('/emseg')}/json/emseg.json"))["runs"][-1]
+    return json.loads(get(started.map, "/json/emseg.json"))["runs"][-1]
 
 
 def metrics(started: RunStarted) -> dict[tuple[str, str], float]:
     """Each number on /metrics, by its name and the state or stage that it is for."""
     assert started.map is not None
     found = {}
-    for name, labels, value in METRIC.findall(get(f"{started.map.removesuffix('/emseg')}/metrics")):
+    for name, labels, value in METRIC.findall(get(started.map, "/metrics")):
         what = dict(re.findall(r'(\w+)="([^"]*)"', labels))
         if what["output"] == str(started.output):
             found[name, what.get("state") or what.get("stage", "")] = float(value)
@@ -115,13 +116,13 @@ def test_what_the_page_knows_is_what_status_says(folder: Path, monkeypatch: pyte
                 page, told = newest(started[0]), status(output)
                 assert page["over"]
                 assert (page["blocks"], page["done"], page["failed"], page["waiting"]) == (told.blocks, told.done, 0, 0)
-                text = get(started[0].map or "")
+                text = get(started[0].map or "", "/emseg")
                 assert "emseg" in text
                 assert re.findall(r'(?:src|href)="https?://(?!127)[^"]*"', text) == [
                     'href="https://dask.org/"',
                     'href="https://docs.dask.org/en/stable/"',
                 ], "links for people alone"
-                assert 'href="emseg"' in get(started[0].dashboard or ""), "other pages link to ours"
+                assert 'href="emseg"' in get(started[0].dashboard or "", "/status"), "other pages link to ours"
                 numbers = metrics(started[0])
                 assert numbers["emseg_blocks", "done"] == told.done
                 assert numbers["emseg_voxels_total", ""] == 25 * 77 * 79
@@ -155,7 +156,7 @@ def test_a_scheduler_of_others(folder: Path, tmp_path: Path) -> None:
         assert (page["blocks"], page["done"], page["waiting"]) == (told["blocks"], told["done"], told["left"])
         assert metrics(started[-1])["emseg_blocks", "failed"] == report.failed
         assert metrics(started[-1])["emseg_failures_total", ""] == report.failed
-        get(started[-1].map or "")
+        get(started[-1].map or "", "/emseg")
         return page
 
     with scheduler(tmp_path, "--dashboard-address", f"{LOOPBACK}:0") as address:
@@ -164,7 +165,7 @@ def test_a_scheduler_of_others(folder: Path, tmp_path: Path) -> None:
         region = "0:8,:,:"
         (volume / "c" / "4").rename(tmp_path / "away")
         assert run("sound.zarr")["failed"] == 0
-        runs = json.loads(get(f"{(started[-1].map or '').removesuffix('/emseg')}/json/emseg.json"))["runs"]
+        runs = json.loads(get(started[-1].map or "", "/json/emseg.json"))["runs"]
     assert [Path(known["output"]).name for known in runs] == ["failed.zarr", "sound.zarr"]
 
 
@@ -213,8 +214,18 @@ def test_a_scheduler_that_shows_no_map(lacking: str, why: str, folder: Path, tmp
     assert why in message
 
 
-def test_a_performance_report_needs_nothing_from_elsewhere(folder: Path, tmp_path: Path) -> None:
+def test_a_performance_report_needs_nothing_from_elsewhere(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "report.html"
+    modes = []
+
+    def watched(*place: Any, **more: Any) -> Any:
+        modes.append(stat.S_IMODE(Path(tempfile.gettempdir()).stat().st_mode))
+        return made(*place, **more)
+
+    made = tempfile.mkstemp
+    monkeypatch.setattr(tempfile, "mkstemp", watched)
     segment(
         folder / "volume.zarr",
         tmp_path / "out.zarr",
@@ -223,6 +234,8 @@ def test_a_performance_report_needs_nothing_from_elsewhere(folder: Path, tmp_pat
         workers=1,
         performance_report=file,
     )
+    assert modes, "Dask has made it in a temporary file"
+    assert set(modes) == {0o700}
     text = file.read_text()
     tags = re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", text.partition("<body")[0])
     assert tags

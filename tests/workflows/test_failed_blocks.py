@@ -163,7 +163,8 @@ def test_a_disk_that_fills(workers: int, small_disk: Disk, tmp_path: Path) -> No
     resize("4m")
     again = emseg(*tight, cwd=tmp_path)
     assert again.returncode == 0
-    assert json.loads(again.stdout)["done"] == report["failed"]
+    # with those that a full disk has no record of
+    assert report["failed"] <= json.loads(again.stdout)["done"] < report["blocks"]
     assert bytes_of(disk / "out.zarr") == bytes_of(tmp_path / "roomy.zarr")
 
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from seen import Seen
 
+from emseg.printable import printable
 from emseg_workflows.markup import Markup, joined, tag
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from("<>&\"'/="), max_size=30)
@@ -14,8 +15,9 @@ TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from(
 @given(TEXT, TEXT, TEXT)
 def test_nothing_gets_out_of_its_place(before: str, inside: str, attribute: str) -> None:
     seen = Seen(tag("p", before, tag("b", inside), class_=attribute, data_of=attribute))
-    assert seen.elements == [("p", {"class": attribute, "data-of": attribute}), ("b", {})]
-    assert seen.text == before + inside
+    shown = printable(attribute, keep="\n\t")
+    assert seen.elements == [("p", {"class": shown, "data-of": shown}), ("b", {})]
+    assert seen.text == printable(before, keep="\n\t") + printable(inside, keep="\n\t")
 
 
 def test_what_is_markup_is_not_escaped_again() -> None:

@@ -6,8 +6,7 @@ import json
 import signal
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from emseg.errors import VolumeError
 from emseg.store.place import place_of
 from emseg_workflows import dispatch, segment
 from emseg_workflows.cli import main
+from emseg_workflows.events import BlockRetried, Event
 from emseg_workflows.flows.places import check_output_place, default_output
 from emseg_workflows.flows.repair import repair
 from emseg_workflows.flows.status import status
@@ -66,11 +66,16 @@ def _willing(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     store.willing()
 
 
-def run(folder: Path, volume: str | Path, output: Path, workers: int = 0) -> dict[str, str]:
+def run(folder: Path, volume: str | Path, output: Path, workers: int = 0, **settings: Any) -> dict[str, str]:
     """The bytes of an output."""
-    report = segment(volume, output, model=folder / "model.safetensors", workers=workers)
+    report = segment(volume, output, model=folder / "model.safetensors", workers=workers, **settings)
     assert (report.exit_code, report.left) == (0, 0)
     return bytes_of(output)
+
+
+def until_tried_again(failed: threading.Event) -> Callable[[Event], None]:
+    """Something that watches a run, and tells when a block of it is to be tried again."""
+    return lambda event: failed.set() if isinstance(event, BlockRetried) else None
 
 
 @pytest.fixture(scope="module")
@@ -121,18 +126,19 @@ def test_one_channel_of_several(folder: Path, store: ObjectStore, tmp_path: Path
 def test_same_bytes_from_workers_while_the_store_is_away(
     folder: Path, store: ObjectStore, truth: dict[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It refuses connections for some seconds, and all that it gives afterwards is what it should be."""
+    """It serves nobody until a block has failed, and all that it gives afterwards is what it should be."""
     monkeypatch.setattr(dispatch, "BACK_OFF", (0.5,) * 7)
-    times: list[float] = []
+    gone, failed = threading.Event(), threading.Event()
 
     def away(key: str, signed: bool) -> str:
-        if "v2.zarr/0." in key and not times and (tmp_path / "out" / "emseg" / "run-0001").exists():
-            times.append(time.monotonic())
-        return "503 Slow Down" if times and time.monotonic() < times[0] + 3 else ""
+        if "v2.zarr/0." in key and (tmp_path / "out" / "emseg" / "run-0001").exists():
+            gone.set()
+        return "503 Slow Down" if gone.is_set() and not failed.is_set() else ""
 
     store.refuse = away
-    report = segment(store.address("em/v2.zarr"), tmp_path / "out", model=folder / "model.safetensors", workers=2)
-    assert times
+    address, model = store.address("em/v2.zarr"), folder / "model.safetensors"
+    report = segment(address, tmp_path / "out", model=model, workers=2, on_event=until_tried_again(failed))
+    assert gone.is_set()
     assert (report.exit_code, report.left, report.failed) == (0, 0, 0)
     assert report.retried
     assert bytes_of(tmp_path / "out") == truth["v2.zarr"]
@@ -142,18 +148,19 @@ def test_a_store_that_stops_listening_for_a_while(
     folder: Path, store: ObjectStore, truth: dict[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "BACK_OFF", (0.5,) * 7)
-    gone = threading.Event()
+    gone, failed = threading.Event(), threading.Event()
     restarts: list[threading.Thread] = []
 
     def away(key: str, signed: bool) -> str:
         if "/c/" in key and (tmp_path / "out" / "emseg" / "run-0001").exists() and not gone.is_set():
             gone.set()
-            restarts.append(threading.Thread(target=lambda: (again := store.stop(), time.sleep(2), again())))
+            restarts.append(threading.Thread(target=lambda: (again := store.stop(), failed.wait(), again())))
             restarts[0].start()
         return ""
 
     store.refuse = away
-    assert run(folder, store.address("em/sharded.zarr"), tmp_path / "out") == truth["sharded.zarr"]
+    found = run(folder, store.address("em/sharded.zarr"), tmp_path / "out", on_event=until_tried_again(failed))
+    assert found == truth["sharded.zarr"]
     assert gone.is_set()
     restarts[0].join()
     kept = [json.loads(line) for line in (tmp_path / "out/emseg/run-0001/00000.jsonl").read_text().splitlines()]

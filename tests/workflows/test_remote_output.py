@@ -15,14 +15,14 @@ from runs import PLANAR, bytes_of, save_random_model, save_volume, snapshot, tex
 
 from emseg.errors import OutputError
 from emseg.store import remote
-from emseg.store.files import open_files
+from emseg.store.files import hold_files, open_files
 from emseg.store.lease import take_lease
 from emseg.store.output import open_output
 from emseg.store.place import place_of
 from emseg.store.records import Records
 from emseg_workflows import dispatch, label, segment, status
 from emseg_workflows.cli import main
-from emseg_workflows.events import BlockEnded, Event
+from emseg_workflows.events import BlockEnded, Event, Noticed, RunStarted
 from emseg_workflows.flows.repair import check, repair
 from emseg_workflows.flows.verify import verify
 from emseg_workflows.stop import Stop
@@ -83,7 +83,7 @@ def stored(store: ObjectStore, address: str, into: Path) -> dict[str, str]:
 
 def without_instances(found: dict[str, str]) -> dict[str, str]:
     """The same as before there were instance labels."""
-    own = ("labels/instances", "emseg/instances", "labels/zarr.json")
+    own = ("labels/instances", "emseg/instances", "emseg/zarr.json", "labels/zarr.json")
     return {name: digest for name, digest in found.items() if not name.startswith(own)}
 
 
@@ -201,13 +201,74 @@ def test_the_store_stops_listening_for_a_while(
 def test_one_run_at_a_time(folder: Path, store: ObjectStore, output: str) -> None:
     """The lease is taken before there is an output, and an orphan is told."""
     model, place = folder / "model.safetensors", place_of(output)
-    with take_lease(Records(open_files(place)), place).held() as lease:
+    with take_lease(Records(hold_files(place)), place).held() as lease:
         assert open_files(place).entries() == ["emseg"]
         with pytest.raises(OutputError, match="is in use by run 1"):
             segment(folder / "volume.zarr", output, model=model, **RUN)
         assert lease.run == 1
     assert segment(folder / "volume.zarr", output, model=model, **RUN).exit_code == 0
     assert status(output).run == 2
+
+
+def test_what_was_in_flight_when_a_run_began_does_not_stay(
+    folder: Path, store: ObjectStore, truth: Path, output: str, tmp_path: Path
+) -> None:
+    """Objects of an earlier output, which arrive before this one has sent its own, or after; labels, probabilities, levels."""
+    key, late, stages = output.removeprefix(f"s3://{BUCKET}/"), list[str](), list[str]()
+
+    def arrive(*names: str) -> None:
+        for name in names:
+            late.append(name)
+            store.put(f"{key}/{name}", b"of another model" * 100)
+
+    def watch(event: Event) -> None:
+        match event:
+            case RunStarted(stage=stage) if stage not in stages:  # what is sent again is a stage again
+                stages.append(stage)
+                level = len(stages) - 1
+                arrive(f"labels/classes/{level}/c/0/0/0", f"probabilities/{level}/c/0/0/0/0")  # before it sends its own
+            case BlockEnded(outcome) if outcome.block == 1 and len(late) == 2:
+                arrive("labels/classes/0/c/0/0/1", "probabilities/0/c/0/0/0/1")  # after
+            case BlockEnded() if len(stages) == 2 and len(late) == 6:
+                arrive("labels/classes/1/c/0/0/0")
+
+    model, volume = folder / "model.safetensors", folder / "volume.zarr"
+    report = segment(volume, output, model=model, on_event=watch, **RUN)
+    assert (report.exit_code, report.left, report.unbuilt) == (0, 0, 0)
+    assert len(stages) > 1
+    assert without_instances(stored(store, output, tmp_path / "copy")) == without_instances(bytes_of(truth))
+
+
+def test_no_request_to_write_begins_once_another_output_is_there(
+    folder: Path, store: ObjectStore, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older run goes on until it looks, and ends with all blocks that it has not sent."""
+    model, other = folder / "model.safetensors", folder / "other.safetensors"
+    save_random_model(other, PLANAR, 9)
+    key, done = output.removeprefix(f"s3://{BUCKET}/"), list[int]()
+
+    def replace(event: Event) -> None:
+        if isinstance(event, BlockEnded) and not done:
+            done.append(event.outcome.block)
+            for name in store.bucket.list(key).collect():
+                store.remove(name["path"])
+            assert segment(folder / "volume.zarr", output, model=other, **RUN).exit_code == 0
+            done.append(len(store.asked))
+
+    told: list[str] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Noticed):
+            told.append(event.message)
+        replace(event)
+
+    report = segment(folder / "volume.zarr", output, model=model, on_event=watch, **RUN)
+    assert report.exit_code == 3
+    assert report.left
+    assert any("another output is in its place: this one ends" in line for line in told)
+    written = [line for line in store.asked[done[1] :] if line.startswith(("PUT", "DELETE", "POST"))]
+    assert not [line for line in written if key in line], written
+    assert segment(folder / "volume.zarr", output, model=other, **RUN).exit_code == 0
 
 
 def test_begun_anew(folder: Path, store: ObjectStore, truth: Path, output: str, tmp_path: Path) -> None:
@@ -237,6 +298,22 @@ def test_repaired(folder: Path, store: ObjectStore, truth: Path, output: str, tm
     assert (len(found.damaged), found.missing) == (1, 1)
     assert repair(output, workers=0).repaired == 2
     assert without_instances(stored(store, output, tmp_path / "copy")) == without_instances(bytes_of(truth))
+
+
+def test_all_else_is_repaired(folder: Path, store: ObjectStore, truth: Path, output: str, tmp_path: Path) -> None:
+    """Metadata, a table and a part of instance labels that are missing, and metadata that are damaged."""
+    store.upload(truth, output.removeprefix(f"s3://{BUCKET}/"))
+    files = open_files(place_of(output))
+    shard = next(name for name, _ in files.sizes("labels/instances/0/c"))
+    for name in ("zarr.json", "labels/zarr.json", "labels/instances/zarr.json", f"labels/instances/0/c/{shard}"):
+        files.remove(name)
+    files.put("probabilities/0/zarr.json", (files.read("probabilities/0/zarr.json") or b"")[:-2])
+    files.put("emseg/instances.csv", b"id\n")
+    found = check(output)
+    assert found.exit_code == 3
+    assert len(found.files_damaged) == 5, found
+    assert repair(output, workers=0).holds
+    assert stored(store, output, tmp_path / "copy") == bytes_of(truth)
 
 
 def emseg(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from emseg.accuracy import accuracy_of
@@ -29,6 +28,7 @@ from emseg.specs.network import NetworkSpec
 from emseg.specs.numerics import Accuracy, Backend, Numerics, Precision
 from emseg.specs.volume import Part
 from emseg.store.lease import Token
+from emseg.store.ledger import Output
 from emseg.store.place import Place
 
 if TYPE_CHECKING:
@@ -95,13 +95,19 @@ class Job:
         self, turn: AbstractContextManager[object] | None = None
     ) -> Iterator[tuple[Callable[[Block], Outcome], Numerics | None]]:
         """What segments a block, and how it computes; raises what `open_bench` does."""
-        with open_bench(self, turn) as (bench, numerics):
-            yield partial(segment_block, bench), numerics
+        with open_bench(self, turn) as (bench, output, numerics):
+            corner = output.region.start
+
+            def segment(block: Block) -> Outcome:
+                outcome = segment_block(bench, block)
+                return replace(outcome, sent=output.levels[0].take_sent(block.write.relative_to(corner)))
+
+            yield segment, numerics
 
 
 @contextmanager
-def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> Iterator[tuple[Bench, Numerics]]:
-    """A bench for this process and how it computes, released at the end of the ``with``.
+def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> Iterator[tuple[Bench, Output, Numerics]]:
+    """A bench for this process, the output that it writes to, and how it computes, released at the end of the ``with``.
 
     Parameters
     ----------
@@ -138,7 +144,7 @@ def open_bench(job: Job, turn: AbstractContextManager[object] | None = None) -> 
         )
     output = open_output(job.output, job.token)
     volume = await_volume(job.volume, CACHE_BYTES, recipe.volume.part)
-    yield Bench(recipe, volume, augmented(predictor, recipe), output, turn or nullcontext()), numerics
+    yield Bench(recipe, volume, augmented(predictor, recipe), output, turn or nullcontext()), output, numerics
 
 
 def keep_small_buffers() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from emseg.block import outcome_of
@@ -32,4 +32,9 @@ class CoarsenWork:
         turn: AbstractContextManager[object] | None = None,  # noqa: ARG002  no predictor here
     ) -> Iterator[tuple[Callable[[Block], Outcome], Numerics | None]]:
         """What makes a write unit."""
-        yield lambda block: outcome_of(block, partial(self.level.build, self.finer, block)), None
+
+        def coarsen(block: Block) -> Outcome:
+            outcome = outcome_of(block, partial(self.level.build, self.finer, block))
+            return replace(outcome, sent=self.level.take_sent(block.write))
+
+        yield coarsen, None

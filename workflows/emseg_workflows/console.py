@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from time import perf_counter
-from typing import Self
+from typing import Self, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -11,6 +12,9 @@ from rich.text import Text
 
 from emseg.grid.plan import Plan
 from emseg.outcome import Outcome
+from emseg.printable import PrintableStream, printable, printable_lines
+from emseg.store.place import Place
+from emseg_workflows.access import link_for_logs, token_file
 from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, RunEnded, RunStarted, WorkerLeft
 from emseg_workflows.pace import Pace, clock, time_left
 from emseg_workflows.report import Report
@@ -27,7 +31,9 @@ class RunConsole:
     """An observer of a run that writes to stderr; stdout stays free for results."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Console(
+            file=getattr(sys.stderr, "stream", sys.stderr), highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
         self._pace: Pace | None = None
         self._drawn = 0.0
@@ -47,7 +53,7 @@ class RunConsole:
             self._pace.tell(event, perf_counter())
         match event:
             case Noticed(message):
-                self._console.print(f"note: {message}", markup=False)
+                self._say(f"note: {message}")
             case RunStarted():
                 self._start(event)
             case BlockEnded(outcome):
@@ -55,41 +61,49 @@ class RunConsole:
             case BlockRetried(block, cause, delay):
                 self._retried += 1
                 if self._retried <= SHOWN:
-                    self._console.print(f"retry      block {block} in {delay:.0f} s: {cause}", markup=False)
+                    self._say(f"retry      block {block} in {delay:.0f} s: {cause}")
             case WorkerLeft(worker, cause):
-                self._console.print(f"worker     {worker} is gone: {cause}", markup=False)
+                self._say(f"worker     {worker} is gone: {cause}")
             case RunEnded(report):
                 self._live.stop()
                 self._finish(report)
                 self._pace = None
         self._redraw()
 
+    def _say(self, line: str) -> None:
+        self._console.print(Text(printable(line)))
+
     def _start(self, event: RunStarted) -> None:
         blocks, self._brief = event.blocks, bool(event.stage)
         what = f"{len(blocks)} blocks of {' x '.join(map(str, blocks.unit))} voxels"
         if event.stage:
-            self._console.print(f"{event.stage:<11}{what}", markup=False)
+            self._say(f"{event.stage:<11}{what}")
         else:
             where = f"{event.workers} worker processes" if event.workers else "this process"
             tiles = f" in tiles of {' x '.join(map(str, blocks.tile))}" if isinstance(blocks, Plan) else ""
-            self._console.print(f"output     {event.output}", markup=False)
-            self._console.print(f"plan       {what}{tiles}, on {where}")
+            self._say(f"output     {event.output}")
+            self._say(f"plan       {what}{tiles}, on {where}")
         if event.outside:
-            self._console.print(f"outside    {event.outside} blocks lie outside the mask")
+            self._say(f"outside    {event.outside} blocks lie outside the mask")
         if event.already_done > event.outside:
-            self._console.print(f"resuming   {event.already_done - event.outside} blocks are already written")
+            self._say(f"resuming   {event.already_done - event.outside} blocks are already written")
         if event.dashboard and not event.stage:
-            self._console.print(f"dashboard  {event.dashboard}", markup=False)
+            self._say(f"dashboard  {self._shown(event.dashboard, event.output)}")
         if event.map:
-            self._console.print(f"map        {event.map}", markup=False)
+            self._say(f"map        {self._shown(event.map, event.output)}")
         self._drawn = perf_counter()
         self._pace = Pace(blocks, event.already_done, event.workers, self._drawn)
         if self._console.is_terminal:
-            self._live.start()
+            self._live.start()  # until it stops, it has the error stream drawn above its own lines, control sequences and all
+            sys.stderr = cast("TextIO", PrintableStream(sys.stderr))
+
+    def _shown(self, link: str, output: Place) -> str:
+        """A link; what is no terminal may be a log that others read."""
+        return link if self._console.file.isatty() else link_for_logs(link, token_file(output))
 
     def _name_failure(self, outcome: Outcome) -> None:
         if outcome.status == "failed" and self._pace is not None and self._pace.failed <= SHOWN:
-            self._console.print(f"failed     block {outcome.block}: {outcome.cause}", markup=False)
+            self._say(f"failed     block {outcome.block}: {outcome.cause}")
 
     def _redraw(self) -> None:
         """Show how far the run is, but not too often."""
@@ -97,14 +111,15 @@ class RunConsole:
         if self._pace is None or now < self._drawn + (LIVE_EVERY if self._console.is_terminal else PLAIN_EVERY):
             return
         self._drawn = now
-        text = "\n".join(line for line in lines_of(self._pace, now) if line)
+        lines = [line for line in lines_of(self._pace, now) if line]
         if self._console.is_terminal:
-            self._live.update(Text(text))
+            self._live.update(Text(printable_lines(lines)))
         else:
-            self._console.print(text, markup=False)
+            for line in lines:
+                self._say(line)
 
     def _finish(self, report: Report) -> None:
-        self._console.print(
+        self._say(
             f"done       {report.done} blocks in {clock(report.seconds)}, {report.megavoxels_per_second:.2f} Mvoxel/s; "
             f"{report.skipped} skipped, {report.failed} failed"
             + (f", {report.retried} tries made again" if report.retried else "")
@@ -113,25 +128,23 @@ class RunConsole:
         if not self._brief:
             self._tell_time(report)
         for retry in report.retries[:SHOWN]:
-            self._console.print(
-                f"retried    block {retry.block} at {retry.box}, by {retry.worker}: {retry.cause}", markup=False
-            )
+            self._say(f"retried    block {retry.block} at {retry.box}, by {retry.worker}: {retry.cause}")
         if len(report.retries) > SHOWN:
-            self._console.print(f"retried    and {len(report.retries) - SHOWN} more, see the run record in the output")
+            self._say(f"retried    and {len(report.retries) - SHOWN} more, see the run record in the output")
         for failure in report.failures[:SHOWN]:
-            self._console.print(f"failed     block {failure.block} at {failure.box}: {failure.cause}", markup=False)
+            self._say(f"failed     block {failure.block} at {failure.box}: {failure.cause}")
         if report.failed > SHOWN:
-            self._console.print(f"failed     and {report.failed - SHOWN} more, see the run record in the output")
+            self._say(f"failed     and {report.failed - SHOWN} more, see the run record in the output")
 
     def _tell_time(self, report: Report) -> None:
         phases = report.phases
-        self._console.print(
+        self._say(
             f"time       read {phases.read:.1f} s, wait {phases.wait:.1f} s, predict {phases.predict:.1f} s, "
             f"stitch {phases.stitch:.1f} s, write {phases.write:.1f} s over all blocks; "
             f"worker peak {report.worker_peak_bytes / 2**20:.0f} MiB"
         )
         if report.idle is not None:
-            self._console.print(f"bottleneck {report.bottleneck}; devices idle {report.idle:.0%}")
+            self._say(f"bottleneck {report.bottleneck}; devices idle {report.idle:.0%}")
 
 
 def lines_of(pace: Pace, now: float) -> tuple[str, str]:

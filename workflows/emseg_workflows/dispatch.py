@@ -42,6 +42,8 @@ class Policy:
     """Seconds that a block may run before its worker is started anew."""
     max_failures: int | None = None
     """Failed blocks after which no more are handed out; None for any number."""
+    more_to_come: bool = False
+    """Whether workers stay that have nothing to do, as they are needed right after."""
 
 
 @dataclass(slots=True)

@@ -31,9 +31,9 @@ class RunStarted:
     workers: int
     """Worker processes; 0 if this process does the work itself."""
     dashboard: str | None
-    """Address of the Dask dashboard, if there is one."""
+    """Link to the Dask dashboard, if there is one; of a cluster of ours it has the token, which lets in whoever reads it."""
     map: str | None = None
-    """Address of the live map of blocks, if there is one."""
+    """Link to the live map of blocks, if there is one."""
     outside: int = 0
     """Blocks that a mask leaves out; they count as done."""
     stage: str = ""

@@ -43,8 +43,6 @@ class IngestWork:
     """What the source was found to be."""
     target: Path
     """The volume, as messages name it."""
-    folder: Path
-    """Where it is being made."""
     token: Token
     """The right to write."""
     name: str = "ingest"
@@ -69,7 +67,7 @@ class IngestWork:
                     f"{self.source} was {self.known.shape} {self.known.dtype}, but is {found.shape} {found.dtype} by now: "
                     "ingest it again when nobody writes to it"
                 )
-            slabs = open_slabs(self.folder, self.token.check)
+            slabs = open_slabs(self.token.files)
             yield lambda block: outcome_of(block, partial(self._copy, stack, slabs, turn, block)), None
 
     def _copy(

@@ -50,7 +50,7 @@ class LabelWork:
     ) -> Iterator[tuple[Callable[[Block], Outcome], Numerics | None]]:
         """What does it to a block."""
         output = open_output(self.output, self.token)
-        scratch = Scratch(output.files, self.scratch, self.token.check)
+        scratch = Scratch(output.files, self.scratch)
         stage = {"cut": self._cutting, "sew": self._sewing, "paint": self._painting}[self.name](output, scratch)
         yield lambda block: outcome_of(block, partial(stage, block)), None
 

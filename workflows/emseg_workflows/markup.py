@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
+from emseg.printable import printable
+
 EMPTY = frozenset({"meta"})
 """Elements that HTML wants without an end."""
 
@@ -30,10 +32,15 @@ def tag(name: str, /, *contents: object, **attributes: object) -> Markup:
     >>> tag("p", "2 < 3", tag("b", "really"), class_="odd", data_of='"x"')
     '<p class="odd" data-of="&quot;x&quot;">2 &lt; 3<b>really</b></p>'
     """
-    written = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items())
+    written = "".join(f' {key.rstrip("_").replace("_", "-")}="{escaped(value)}"' for key, value in attributes.items())
     return Markup(f"<{name}{written}>" if name in EMPTY else f"<{name}{written}>{joined(contents)}</{name}>")
 
 
 def joined(contents: Iterable[object]) -> Markup:
     """One thing after another; what is not markup is escaped."""
-    return Markup("".join(each if isinstance(each, Markup) else escape(str(each)) for each in contents))
+    return Markup("".join(each if isinstance(each, Markup) else escaped(each) for each in contents))
+
+
+def escaped(content: object) -> str:
+    """What may stand between elements and in attributes; controls may not, however they are written."""
+    return escape(printable(content, keep="\n\t"))

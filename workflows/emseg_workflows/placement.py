@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, cast
 
 from emseg.errors import PlanError
 from emseg.grid.blocks import Block
@@ -122,6 +122,13 @@ class WhereOnGpus(Where, total=False):
 
     gpus: tuple[int, ...] | None
     workers_per_gpu: int | None
+
+
+def on_cpus(where: WhereOnGpus) -> Where:
+    """Where instances are labelled: on the cores of a machine whose GPUs have predicted."""
+    cuda = where.get("cluster") == "cuda"
+    gone = {"gpus", "workers_per_gpu", *(("workers", "cluster") if cuda else ())}
+    return cast("Where", {name: value for name, value in where.items() if name not in gone})
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from emseg.documents import read_document
 from emseg.errors import InputError
 
 T = TypeVar("T")
@@ -24,13 +25,12 @@ def read_toml(path: Path, kind: type[T]) -> T:
         If the file is missing or is not TOML, or a key is unknown, missing or of the wrong type.
     """
     try:
-        with path.open("rb") as file:
-            table = tomllib.load(file)
+        table = tomllib.loads(read_document(path).decode())
     except FileNotFoundError as error:
         raise InputError(f"there is no configuration {path}: check the path") from error
     except OSError as error:
         raise InputError(f"the configuration {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"the configuration {path} is not TOML: {error}") from error
     try:
         return build(table, kind, "")

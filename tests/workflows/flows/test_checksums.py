@@ -240,8 +240,9 @@ def test_checksums_need_no_volume_no_model_no_torch(output: Path) -> None:
     assert done.stderr == "False\n"
     assert done.returncode == 3
     found = json.loads(done.stdout)
-    units = {"units", "units_damaged", "units_missing", "units_repaired"}
-    assert found.keys() == {"blocks", "checked", "damaged", "missing", "repaired", "holds"} | units
+    units = {f"{what}{how}" for what in ("units", "instances") for how in ("", "_damaged", "_missing", "_repaired")}
+    files = {"files_damaged", "files_repaired"}
+    assert found.keys() == {"blocks", "checked", "damaged", "missing", "repaired", "holds"} | units | files
     assert [failure.keys() for failure in found["damaged"]] == [{"block", "box", "cause"}]
 
 

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from runs import snapshot
 from stacks import save_hdf5, save_mrc, save_n5, save_png, save_precomputed
+from takeover import take_over
 
 from emseg.box import Box, triple
 from emseg.errors import BlockError, InputError, OrphanError, OutputError, PlanError, UnfinishedError, VolumeError
@@ -32,10 +33,7 @@ from emseg.grid.blocks import Block
 from emseg.grid.cost import BLOCKS_IN_FLIGHT
 from emseg.specs.volume import VolumeSpec
 from emseg.store import new_volume
-from emseg.store.files import LocalFiles
-from emseg.store.lease import Token
 from emseg.store.png import PngFolder
-from emseg.store.records import Records
 from emseg.store.stack import Known
 from emseg_workflows import cli, dispatch, export
 from emseg_workflows.cli.export import export as command
@@ -236,7 +234,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path, name: str) -
     SAVED[name](tmp_path / name, voxels())
     with new_volume.new_volume(tmp_path / "v", spec := _spec(), (4, 16, 16), source="s") as volume:
         known = Known(spec.shape, spec.dtype)
-        work = IngestWork(tmp_path / name, None, False, known, tmp_path / "v", volume.folder, volume.token)
+        work = IngestWork(tmp_path / name, None, False, known, tmp_path / "v", volume.token)
         with work.opened() as (act, numerics):
             assert numerics is None
             assert act(Block(0, Box((0, 0, 0), (4, 40, 50)))).status == "done"
@@ -347,17 +345,15 @@ def test_two_at_once(tmp_path: Path) -> None:
 def test_who_was_taken_for_dead_leaves_all_to_the_next(tmp_path: Path, client: Client) -> None:
     source = save_mrc(tmp_path / "s.mrc", voxels())
 
-    def take_over(event: Event) -> None:
+    def follow(event: Event) -> None:
         if isinstance(event, RunStarted):
             (folder,) = tmp_path.glob(".emseg-*")
-            assert Records(LocalFiles(folder)).create("run-0002/lease.json", b"{}")
+            take_over(folder)
 
     with pytest.raises(OrphanError, match="run 1 may not write any more, as run 2 has taken over"):
-        ingest(source, tmp_path / "v.zarr", client=client, on_event=take_over)
+        ingest(source, tmp_path / "v.zarr", client=client, on_event=follow)
     (folder,) = tmp_path.glob(".emseg-*")
-    assert {path.name for path in folder.rglob("*") if path.is_file()} == {"zarr.json", "lease.json"}
-    with pytest.raises(OrphanError):
-        Token(Records(LocalFiles(folder)), 1).check()
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == {"zarr.json", "lease.json", "identity.json"}
 
 
 def test_a_disk_that_is_away_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numcodecs import Blosc
 from numpy.typing import NDArray
 from runs import emseg
 from stacks import BLOCK, save_n5, save_precomputed
 
 from emseg.errors import VolumeError
+from emseg.store.formats import open_stack
 from emseg.store.tensor import Tensor
 from emseg.store.volume import open_volume
 from emseg_workflows.flows.ingest import ingest
@@ -251,3 +253,21 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ki
     assert refused(tmp_path, source).endswith(
         "is read with tensorstore, which is not installed: pip install 'emseg[tensorstore]'"
     )
+
+
+def test_chunks_that_are_longer_than_they_can_be(tmp_path: Path) -> None:
+    """A file that has no bytes on the disk, but says so; and what Blosc says in its header."""
+    for source, chunk in ((save_n5(tmp_path / "a.n5", voxels()), "0/0/0"), (save_precomputed(tmp_path / "p", voxels()), "s0")):
+        file = source / chunk if chunk != "s0" else next((source / chunk).iterdir())
+        with file.open("r+b") as stored:
+            stored.truncate(2**24)
+        with open_stack(source) as stack, pytest.raises(VolumeError, match="has 16777216 bytes, but should have 4096"):
+            stack.read(0, stack.shape[0])
+    attributes = {"dimensions": [32, 16, 8], "blockSize": [32, 16, 8], "dataType": "uint8"}
+    (tmp_path / "b.n5/0/0").mkdir(parents=True)
+    compression = {"type": "blosc", "cname": "lz4", "clevel": 1, "shuffle": 0}
+    (tmp_path / "b.n5/attributes.json").write_text(json.dumps(attributes | {"compression": compression}))
+    head = b"".join(number.to_bytes(size, "big") for number, size in ((0, 2), (3, 2), (32, 4), (16, 4), (8, 4)))
+    (tmp_path / "b.n5/0/0/0").write_bytes(head + bytes(Blosc("lz4").encode(bytes(2**20))))
+    with open_stack(tmp_path / "b.n5") as stack, pytest.raises(VolumeError, match="says that it decompresses to 1048576 bytes"):
+        stack.read(0, 8)

@@ -132,6 +132,7 @@ def test_no_process_outlives_the_one_that_started_it(config: Path) -> None:
         while not Path("tiny.safetensors.checkpoint").exists() and process.poll() is None:
             time.sleep(0.02)
         both = psutil.Process(process.pid).children()
+        assert psutil.Process(process.pid).net_connections() == [], "no server of torch's that any user may speak to"
         process.kill()
         process.communicate(timeout=60)
     assert len(both) == 2

@@ -10,6 +10,7 @@ import click
 
 from emseg import __version__
 from emseg.errors import EmsegError, UnfinishedError
+from emseg.printable import guard_streams
 from emseg_workflows.cli.evaluate import evaluate
 from emseg_workflows.cli.export import export
 from emseg_workflows.cli.ingest import ingest
@@ -47,6 +48,7 @@ for command in (evaluate, export, ingest, label, models, plan, preview, report, 
 def main() -> None:
     """Run the command line, and leave with the exit code that its end deserves."""
     signal.signal(signal.SIGTERM, _terminate)
+    guard_streams()
     try:
         cli.main(standalone_mode=False)
     except UnfinishedError as error:

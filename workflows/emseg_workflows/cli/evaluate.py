@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from emseg_workflows.cli.saying import say
 from emseg_workflows.cli.values import Location, Meaning, Pair
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def evaluate(
 
         matched = compare_instances(output, truth, name=name, slices=slices)
         said["instances"] = matched.to_json()
-        click.echo(matched)
+        say(*str(matched).splitlines())
     elif truth is not None:
         from emseg_workflows.flows.evaluate import evaluate as flow  # noqa: PLC0415
 
@@ -70,14 +71,14 @@ def evaluate(
             slices=slices,
         )
         said.update(scored.to_json())
-        click.echo(scored)
+        say(*str(scored).splitlines())
     if with_seams:
         from emseg_workflows.flows.seams import seams  # noqa: PLC0415
 
         found = seams(output)
         said["seams"] = found.to_json()
         code = found.exit_code
-        click.echo(found)
+        say(*str(found).splitlines())
     if json_file is not None:
         _write_json(json_file, said)
     sys.exit(code)

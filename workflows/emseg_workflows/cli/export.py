@@ -9,6 +9,7 @@ import click
 
 from emseg_workflows.cli.leaving import leave, stopped_by
 from emseg_workflows.cli.options import placement_options
+from emseg_workflows.cli.saying import say
 from emseg_workflows.cli.terminal import on_terminal
 from emseg_workflows.cli.values import Location
 from emseg_workflows.stop import StoppedError
@@ -52,7 +53,7 @@ def export(
         with on_terminal() as terminal:
             from emseg_workflows.flows.export import export as flow  # noqa: PLC0415
 
-            made = flow(output, target, **where, **options, **terminal, tell=lambda line: click.echo(line, err=True))
+            made = flow(output, target, **where, **options, **terminal, tell=lambda line: say(line, err=True))
     except StoppedError as stopped:
         leave(stopped_by(stopped.number, "nothing stays; the same command begins anew"), 128 + stopped.number)
-    click.echo(made)
+    say(made)

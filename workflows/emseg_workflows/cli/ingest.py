@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from emseg_workflows.cli.options import placement_options
+from emseg_workflows.cli.saying import say
 from emseg_workflows.cli.terminal import on_terminal
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ def ingest(
 
         made = flow(source, volume, **where, **options, **terminal)
     spec = made.spec
-    click.echo(f"{volume}: {' x '.join(map(str, spec.shape))} {spec.dtype}, {_voxel_size(spec.scale, spec.units)}")
+    say(f"{volume}: {' x '.join(map(str, spec.shape))} {spec.dtype}, {_voxel_size(spec.scale, spec.units)}")
     if made.missing:
-        click.echo(f"missing, and filled with 0: z = {', '.join(map(str, made.missing))}")
+        say(f"missing, and filled with 0: z = {', '.join(map(str, made.missing))}")
 
 
 def _voxel_size(scale: tuple[float, ...], units: tuple[str | None, ...]) -> str:

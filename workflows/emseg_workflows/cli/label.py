@@ -10,6 +10,7 @@ import click
 
 from emseg_workflows.cli.leaving import leave, stopped_by
 from emseg_workflows.cli.options import json_option, placement_options
+from emseg_workflows.cli.saying import say
 from emseg_workflows.cli.terminal import on_terminal
 from emseg_workflows.cli.values import Location
 
@@ -60,7 +61,7 @@ def label(
         from emseg_workflows.flows.label import label as flow  # noqa: PLC0415
 
         labelled = flow(output, connectivity=CONNECTIVITY[connectivity], **where, **options, **terminal)
-    click.echo(json.dumps(labelled.to_json(), indent=2) if as_json else labelled)
+    say(*(json.dumps(labelled.to_json(), indent=2) if as_json else str(labelled)).splitlines())
     if labelled.exit_code > 128:
         leave(stopped_by(labelled.exit_code - 128), labelled.exit_code)
     sys.exit(labelled.exit_code)

@@ -6,12 +6,12 @@ import signal
 import sys
 from typing import NoReturn
 
-import click
+from emseg_workflows.cli.saying import say
 
 
 def leave(message: str, code: int) -> NoReturn:
     """Print a line on the standard error stream, and end the process with this code."""
-    click.echo(message, err=True)
+    say(message, err=True)
     sys.exit(code)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from emseg_workflows.cli.options import json_option
+from emseg_workflows.cli.saying import say
 
 
 @click.group(invoke_without_command=True)
@@ -38,11 +39,12 @@ def _tell_models(paths: Mapping[str, Path], as_json: bool) -> None:
 
     known = {name: describe(path) for name, path in paths.items()}
     if as_json:
-        click.echo(json.dumps({name: {"spec": spec.to_json(), "card": card} for name, (spec, card) in known.items()}, indent=2))
+        told = {name: {"spec": spec.to_json(), "card": card} for name, (spec, card) in known.items()}
+        say(*json.dumps(told, indent=2).splitlines())
         return
     for name, (spec, card) in known.items():
         context, lattice = (" x ".join(map(str, sizes)) for sizes in (spec.context, spec.lattice))
-        click.echo(f"{name}: classes {', '.join(spec.classes)}, {spec.gives}; {spec.parameters} parameters")
-        click.echo(f"    sees: {context} voxels (z, y, x) beyond each side of what it labels, on a lattice of {lattice}")
+        say(f"{name}: classes {', '.join(spec.classes)}, {spec.gives}; {spec.parameters} parameters")
+        say(f"    sees: {context} voxels (z, y, x) beyond each side of what it labels, on a lattice of {lattice}")
         for key, value in (*spec.remarks(), *card.items()):
-            click.echo(f"    {key}: {value}")
+            say(f"    {key}: {value}")

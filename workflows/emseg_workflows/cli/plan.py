@@ -27,6 +27,7 @@ from emseg_workflows.cli.options import (
     timepoint_option,
     tta_option,
 )
+from emseg_workflows.cli.saying import say
 from emseg_workflows.cli.values import Location
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def plan(
     outside = 0 if left_out is None else int(left_out.sum())
     if as_json:
         layouts = {"layouts": [asdict(layout) for layout in planned.layouts]} if explain else {}
-        click.echo(json.dumps({"plan": made.to_json(), "cost": cost.to_json(), "outside": outside, **layouts}, indent=2))
+        told = {"plan": made.to_json(), "cost": cost.to_json(), "outside": outside, **layouts}
+        say(*json.dumps(told, indent=2).splitlines())
         return
     for name, value in (
         ("region", str(made.region)),
@@ -106,7 +108,7 @@ def plan(
         ("memory", f"{_size(cost.bytes_per_worker)} per worker; on a GPU {_size(cost.bytes_per_predictor)} of them"),
         ("output", f"{_size(cost.output_bytes)} before compression, in {cost.output_files} files"),
     ):
-        click.echo(f"{name:<11}{value}")
+        say(f"{name:<11}{value}")
     if explain:
         _explain(planned.layouts, cost.bytes_needed)
 
@@ -117,17 +119,18 @@ def _explain(layouts: list[Layout], needed: int) -> None:
     for layout in layouts:
         best.setdefault(layout.unit, layout)
     first, least = layouts[0], min(layout.flops for layout in layouts)
-    click.echo(f"\n{'write unit':<20}{'tile':<20}{'blocks':>9}{'arithmetic':>12}{'reading':>9}{'tile memory':>13}{'price':>8}")
+    say("", f"{'write unit':<20}{'tile':<20}{'blocks':>9}{'arithmetic':>12}{'reading':>9}{'tile memory':>13}{'price':>8}")
     for layout in islice(best.values(), SHOWN):
         unit, tile = (" x ".join(map(str, shape)) for shape in (layout.unit, layout.tile))
-        click.echo(
+        say(
             f"{unit:<20}{tile:<20}{layout.blocks:>9}{layout.flops / least:>12.2f}{layout.bytes_read / needed:>9.2f}"
             f"{_size(layout.tile_bytes):>13}{layout.price / first.price:>8.3f}"
         )
-    click.echo(
-        f"\nOf {len(layouts)} that leave enough blocks to share out, the first is taken. The price is that of the arithmetic\n"
-        "(here times the least of all), of what is read and decompressed (times what is needed), and of each call of\n"
-        "the network; and each doubling of a tile's memory must save some of it."
+    say(
+        "",
+        f"Of {len(layouts)} that leave enough blocks to share out, the first is taken. The price is that of the arithmetic",
+        "(here times the least of all), of what is read and decompressed (times what is needed), and of each call of",
+        "the network; and each doubling of a tile's memory must save some of it.",
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from emseg_workflows.cli.saying import say
 from emseg_workflows.cli.values import Location
 
 if TYPE_CHECKING:
@@ -22,4 +23,4 @@ def preview(output: Place, picture: Path | None, z: int | None, volume: Place | 
     """Draw one slice of OUTPUT as a PNG: raw, labels, and both in one."""
     from emseg_workflows.flows.preview import preview as flow  # noqa: PLC0415
 
-    click.echo(flow(output, picture, z=z, volume=volume))
+    say(flow(output, picture, z=z, volume=volume))

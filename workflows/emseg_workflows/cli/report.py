@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from emseg_workflows.cli.saying import say
 from emseg_workflows.cli.values import Location
 
 if TYPE_CHECKING:
@@ -28,4 +29,4 @@ def report(output: Place, page: Path | None, volume: Place | None, overwrite: bo
     """Write a page about OUTPUT, finished or not: settings, progress, slices, speed. One HTML file, without a network."""
     from emseg_workflows.flows.report import report_page  # noqa: PLC0415
 
-    click.echo(report_page(output, page, volume=volume, overwrite=overwrite))
+    say(report_page(output, page, volume=volume, overwrite=overwrite))

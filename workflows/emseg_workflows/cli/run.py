@@ -29,6 +29,7 @@ from emseg_workflows.cli.options import (
     timepoint_option,
     tta_option,
 )
+from emseg_workflows.cli.saying import say
 from emseg_workflows.cli.terminal import on_terminal
 from emseg_workflows.cli.values import Declared, Location
 from emseg_workflows.slurm_job import SlurmJob
@@ -36,7 +37,7 @@ from emseg_workflows.stop import Stop, StoppedError
 
 if TYPE_CHECKING:
     from emseg.store.place import Place
-    from emseg_workflows.placement import Where, WhereOnGpus
+    from emseg_workflows.placement import WhereOnGpus
 
 
 @click.command()
@@ -179,18 +180,19 @@ def run(
             if instances and report.exit_code == 0:
                 from emseg_workflows.flows.label import label as label_output  # noqa: PLC0415
                 from emseg_workflows.flows.places import default_output  # noqa: PLC0415
+                from emseg_workflows.placement import on_cpus  # noqa: PLC0415
 
                 place = output or default_output(volume)
-                labelled = label_output(place, **_on_cpus(where), **terminal)
+                labelled = label_output(place, **on_cpus(where), **terminal)
     except StoppedError as stopped:
         if requeue and stopped.number == signal.SIGTERM:
             _queue_again(volume, output)
         raise
     if as_json:
         told = {} if labelled is None else {"instances": labelled.to_json()}
-        click.echo(json.dumps({**report.to_json(), **told}, indent=2))
+        say(*json.dumps({**report.to_json(), **told}, indent=2).splitlines())
     elif labelled is not None:
-        click.echo(labelled)
+        say(*str(labelled).splitlines())
     code = report.exit_code or (0 if labelled is None else labelled.exit_code)
     if code > 128:
         if requeue and code == 128 + signal.SIGTERM:
@@ -199,21 +201,7 @@ def run(
     sys.exit(code)
 
 
-def _on_cpus(where: WhereOnGpus) -> Where:
-    """Where instances are labelled: on the cores of a machine whose GPUs have predicted."""
-    cpus: Where = {
-        "adapt": where["adapt"],
-        "host": where["host"],
-        "scheduler": where["scheduler"],
-        "tls": where["tls"],
-        "site": where["site"],
-    }
-    if where["cluster"] != "cuda":
-        cpus |= {"workers": where["workers"], "cluster": where["cluster"]}
-    return cpus
-
-
 def _queue_again(volume: Place, output: Place | None) -> None:
     from emseg_workflows.flows.requeue import queue_again  # noqa: PLC0415
 
-    queue_again(volume, output, lambda message: click.echo(message, err=True))
+    queue_again(volume, output, lambda message: say(message, err=True))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from emseg_workflows.cli.options import json_option
+from emseg_workflows.cli.saying import say
 from emseg_workflows.cli.values import Location
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def status(output: Place, watch: float | None, as_json: bool) -> None:
     if watch is not None:
         sys.exit(_watched(output, watch, as_json))
     found = flow(output)
-    click.echo(json.dumps(found.to_json(), indent=2) if as_json else str(found))
+    say(*(json.dumps(found.to_json(), indent=2) if as_json else str(found)).splitlines())
 
 
 def _watched(output: Place, every: float, as_json: bool) -> int:
@@ -46,7 +47,7 @@ def _watched(output: Place, every: float, as_json: bool) -> int:
         for found in watch(output, every):
             text = json.dumps(found.to_json()) if as_json else str(found)
             redrawn = sys.stdout.isatty() and not as_json
-            click.echo((f"\x1b[{drawn}F\x1b[J" if redrawn and drawn else "") + text + ("" if redrawn or as_json else "\n"))
+            say(*text.splitlines(), *([] if redrawn or as_json else [""]), over=drawn if redrawn else 0)
             columns = shutil.get_terminal_size().columns
             drawn = sum(max(1, -(-len(line) // columns)) for line in text.splitlines())
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import click
 
 from emseg_workflows.cli.options import adapt_option, of_level
 from emseg_workflows.cli.run import run
+from emseg_workflows.cli.saying import say
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -70,8 +71,8 @@ def submit(
         threads=asked["threads"],
     )
     if dry_run:
-        click.echo(ready.script, nl=False)
+        say(*ready.script.removesuffix("\n").split("\n"))
         return
-    click.echo(f"job        {flow(ready)}")
-    click.echo(f"watch      emseg status {ready.output}")
-    click.echo(f"log        {ready.folder}")
+    say(f"job        {flow(ready)}")
+    say(f"watch      emseg status {ready.output}")
+    say(f"log        {ready.folder}")

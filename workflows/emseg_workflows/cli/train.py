@@ -10,6 +10,7 @@ from typing import Any, Literal
 import click
 
 from emseg_workflows.cli.leaving import leave, stopped_by
+from emseg_workflows.cli.saying import say
 from emseg_workflows.stop import StoppedError
 
 
@@ -44,7 +45,7 @@ def train(config: Path, resume: bool, device: Literal["cpu", "cuda"], processes:
 
     def show(progress: Any) -> None:
         if progress.step % 50 == 0 or progress.step == progress.steps:
-            click.echo(progress, err=True)
+            say(progress, err=True)
 
     try:
         with failing_in_turn():
@@ -57,4 +58,4 @@ def train(config: Path, resume: bool, device: Literal["cpu", "cuda"], processes:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun, which was signalled too, says it again
         leave(stopped_by(number, "with --resume it goes on from the latest validation"), 128 + number)
     if leads():
-        click.echo(path)
+        say(path)

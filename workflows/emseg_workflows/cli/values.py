@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -22,6 +22,21 @@ class Location(click.ParamType["Place"]):
         from emseg.store.place import place_of  # noqa: PLC0415
 
         return place_of(value)
+
+
+class LocationOrNothing(click.ParamType["Place | Literal['']"]):
+    """A volume as it is typed after an option that may also stand without one: that is ''."""
+
+    name = "path"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Place | Literal[""]:
+        """Where it is, if that is said."""
+        return Location().convert(value, param, ctx) if value else ""
 
 
 class Numbers(click.ParamType[Triple]):

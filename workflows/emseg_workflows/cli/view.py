@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from emseg_workflows.cli.leaving import leave, stopped_by
+from emseg_workflows.cli.saying import say
 from emseg_workflows.cli.values import Location
 from emseg_workflows.stop import StoppedError
 
@@ -33,10 +34,10 @@ def view(output: Place, port: int, link: bool, no_browser: bool, volume: Place |
     try:
         with flow(output, volume=volume, port=port) as shown:
             for note in shown.notes:
-                click.echo(f"note: {note}", err=True)
-            click.echo(shown.link if link else shown.url)
+                say(f"note: {note}", err=True)
+            say(shown.link if link else shown.url)
             if no_browser or not shown.open_browser():
-                click.echo(f"from another machine: {shown.tunnel}", err=True)
+                say(f"from another machine: {shown.tunnel}", err=True)
             shown.wait()
     except (KeyboardInterrupt, StoppedError) as stopped:
         number = stopped.number if isinstance(stopped, StoppedError) else signal.SIGINT

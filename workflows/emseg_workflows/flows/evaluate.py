@@ -24,6 +24,7 @@ from emseg.metrics.isbi import FINE, TENTHS, border_scores
 from emseg.metrics.partition import Scores
 from emseg.metrics.pixel import Histogram, confusion, counts_of, pixel_error, precision_recall, reliability
 from emseg.metrics.warping import Warped, warp
+from emseg.printable import printable_lines
 from emseg.store.place import Address, Place, place_of
 from emseg.store.source import open_slices
 from emseg.truth import BORDERS, IGNORE
@@ -151,7 +152,7 @@ class Evaluation:
             scores = f"{one['f1']:>7.3f}{one['precision']:>11.3f}{one['recall']:>8.3f}{one['iou']:>7.3f}"
             lines.append(f"{name:<16}{scores}{one['voxels']:>12}")
         lines += ["", f"pixels     {pixel_error(self.table):.4f} of them have a wrong class"]
-        return "\n".join([*lines, *self._segment_lines(), *self._probability_lines()])
+        return printable_lines([*lines, *self._segment_lines(), *self._probability_lines()])
 
     def _segment_lines(self) -> Iterator[str]:
         if self.border is None:

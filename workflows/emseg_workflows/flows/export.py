@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from emseg.errors import BlockError, InputError, OutputError, PlanError
 from emseg.store.exported import ExportImage, LevelCopy, image_of
+from emseg.store.instances import instance_levels
 from emseg.store.ledger import Output
+from emseg.store.level import MEND
 from emseg.store.ome_export import ome_export
 from emseg.store.output import open_output
 from emseg.store.place import Place
@@ -24,6 +26,7 @@ from emseg_workflows.events import Event, Observer
 from emseg_workflows.exporting import ExportWork
 from emseg_workflows.flows.copying import Copying, Parts
 from emseg_workflows.flows.record import recipe_of
+from emseg_workflows.launch import check_main
 from emseg_workflows.placement import Placement, Where
 from emseg_workflows.stop import Stop, StoppedError
 
@@ -88,6 +91,7 @@ def export(
         If workers or disks went away before the end; nothing stays.
     """
     placement = Placement(**where)
+    check_main(placement)
     stored, kind = open_output(output), file_format or _by_name(Path(target))
     _refuse_inside(stored.path, output_path(target))
     image = image_of(stored, recipe_of(stored).volume, instances, probability)
@@ -151,6 +155,12 @@ def _refuse_incomplete(stored: Output, image: ExportImage, *, coarser: bool) -> 
     done = stored.done_units()
     if not done.all():
         raise OutputError(f"{stored.path} lacks {int((~done).sum())} of {done.size} blocks: {remedy}")
+    if image.kind == "instances":
+        for number, found in enumerate(instance_levels(stored, image.name)[: None if coarser else 1]):
+            if missing := int((~found.done()).sum()):
+                where = stored.path / f"labels/{image.name}/{number}"
+                raise OutputError(f"{where} lacks {missing} of {len(found.blocks)} parts: {MEND}")
+        return
     for number, level in enumerate(image.levels[1:] if coarser else (), 1):
         if missing := level.missing:
             raise OutputError(f"level {number} of {stored.path} lacks {missing} of {len(level.blocks)} parts: {remedy}")

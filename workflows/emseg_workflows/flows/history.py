@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import heapq
-import math
 import signal
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from emseg.grid.blocks import Blocks
-from emseg.outcome import Outcome
-from emseg.store.lease import newest_run
+from emseg.outcome import LONGEST, Outcome
 from emseg.store.ledger import Output
-from emseg_workflows.flows.record import all_lines_of, time_of
+from emseg_workflows.flows.record import all_lines_of, recorded_runs, time_of
 from emseg_workflows.report import Report, Tally
 
 BINS = 120
@@ -114,7 +112,7 @@ def read_history(stored: Output, blocks: Blocks) -> History:
     """
     book = _Book(blocks)
     runs = []
-    for number in range(1, newest_run(stored.records) + 1):
+    for number in recorded_runs(stored):
         page = _Page(blocks, number, stored.attributes.get("fingerprint"))
         for line in all_lines_of(stored, number):
             page.add(line, book)
@@ -189,7 +187,7 @@ class _Page:
         self.lines += 1
         try:
             self._take(line or {}, book)
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             self._lost += 1
 
     def _take(self, line: dict[str, Any], book: _Book) -> None:
@@ -206,9 +204,9 @@ class _Page:
                 self._count(line, max(0.0, (at - self._began).total_seconds()), book)
             case "retried" if self._ours:
                 for tally in (self._work, book.work):
-                    tally.retry(int(line["block"]), str(line["cause"]))
+                    tally.retry(int(line["block"]), _text(line["cause"]))
             case "noticed" if len(self._notices) < NOTICES:
-                self._notices.append(str(line["message"]))
+                self._notices.append(_text(line["message"]))
             case "ended":
                 report = dict(line["report"])
                 self._end, self._seconds = _how_it_ended(report), _sound(report["seconds"])
@@ -239,9 +237,16 @@ class _Page:
 
 def _sound(seconds: Any) -> float:
     """A time that was written down, if it is one."""
-    if not (math.isfinite(float(seconds)) and seconds >= 0):
+    if not 0 <= seconds < LONGEST:
         raise ValueError(f"no time: {seconds}")
     return float(seconds)
+
+
+def _text(words: Any) -> str:
+    """What is said in a line, if it is text."""
+    if not isinstance(words, str):
+        raise TypeError("no text")
+    return words
 
 
 def _how_it_ended(report: dict[str, Any]) -> str:

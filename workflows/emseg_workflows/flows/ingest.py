@@ -21,7 +21,9 @@ from emseg.store.staging import output_path
 from emseg_workflows.dispatch import Policy
 from emseg_workflows.events import Event, Observer
 from emseg_workflows.flows.copying import Copying, Parts
+from emseg_workflows.flows.limits import check_claims
 from emseg_workflows.ingesting import IngestWork
+from emseg_workflows.launch import check_main
 from emseg_workflows.placement import Placement, Where
 from emseg_workflows.stop import Stop
 
@@ -75,7 +77,7 @@ def ingest(
         Unit of length of `voxel_size`, as OME-Zarr spells it.
     allow_missing
         Whether slices of a folder may be missing; they are 0, and listed in the volume's attributes. Chunks of N5 and
-        precomputed may be missing, too, as their writers may leave out what is 0.
+        precomputed may be missing, too, as their writers may leave out what is 0; of HDF5, fewer than there are.
     overwrite
         Whether to replace a volume that was ingested before.
     policy, stop, on_event
@@ -100,6 +102,7 @@ def ingest(
     """
     notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
     placement = Placement(**where)
+    check_main(placement)
     given = None if voxel_size is None else _given(voxel_size, unit)
     target = output_path(volume_path)
     with open_stack(source, dataset, allow_missing=allow_missing) as stack:
@@ -107,6 +110,8 @@ def ingest(
         shard, chunk, part = _layout(stack)
         known = Known(stack.shape, stack.dtype, stack.missing)
     spec = VolumeSpec(known.shape, known.dtype, chunk, 3, size.scale, size.translation, size.units)
+    name = str(source) if isinstance(source, str | Path) else "the array"
+    check_claims(spec, part, name, target, here=placement in (Placement(), Placement(workers=0)))
     if isinstance(source, str | Path):
         place: Path | Array = Path(source).absolute()
         _refuse_overlap(Path(source), target)
@@ -114,7 +119,7 @@ def ingest(
     else:
         place, state, placement = source, "", _in_this_process(placement)
     with new_volume(target, spec, shard, missing=known.missing, replace=overwrite, source=state) as volume:
-        work = IngestWork(place, dataset, allow_missing, known, target, volume.folder, volume.token)
+        work = IngestWork(place, dataset, allow_missing, known, target, volume.token)
         parts = Blocks(spec.box, part)
         copying = Copying(target, placement, policy, stop, notify, volume.lease)
         failed = copying.run([Parts(work, work.name, parts, volume.slabs.done(parts), spec.itemsize)])

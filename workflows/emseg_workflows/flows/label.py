@@ -20,10 +20,20 @@ from emseg.grid.order import strands_of
 from emseg.grid.pyramid import level_shapes
 from emseg.instances.piece import Segments
 from emseg.instances.reduction import merge, number
+from emseg.printable import printable_lines
 from emseg.recipe import Recipe
 from emseg.specs.labelling import Connectivity, Labelling, Method
-from emseg.store.files import open_files
-from emseg.store.instances import TABLE, instances_group, publish, space_of, stored_instances, table_of
+from emseg.store.described import with_digest
+from emseg.store.instances import (
+    TABLE,
+    digest_of,
+    instances_group,
+    missing_digest,
+    publish,
+    space_of,
+    stored_instances,
+    table_of,
+)
 from emseg.store.lease import Token
 from emseg.store.ledger import Output
 from emseg.store.level import remove_unfounded
@@ -32,12 +42,13 @@ from emseg.store.place import Place, place_of
 from emseg.store.records import FOLDER
 from emseg.store.scratch import Scratch, create_scratch, describe, remove_scratch
 from emseg_workflows.dispatch import Policy
-from emseg_workflows.events import Event, Observer
+from emseg_workflows.events import Event, Noticed, Observer
 from emseg_workflows.flows.outputs import claimed, token_of
 from emseg_workflows.flows.record import recipe_of
 from emseg_workflows.flows.stage import Stages
+from emseg_workflows.flows.whole import why_not_whole
 from emseg_workflows.labelling import LabelWork, Stage
-from emseg_workflows.launch import Launch, open_executor
+from emseg_workflows.launch import Launch, check_main, open_executor
 from emseg_workflows.placement import Placement, Where
 from emseg_workflows.stop import Stop
 
@@ -67,7 +78,7 @@ class Labelled:
     def __str__(self) -> str:
         if self.segments is None:
             return "labelling  not complete: run the same command again to go on"
-        return f"instances  {self.segments} segments in {self.instances}\ntable      {self.table}"
+        return printable_lines([f"instances  {self.segments} segments in {self.instances}", f"table      {self.table}"])
 
 
 def label(
@@ -122,14 +133,67 @@ def label(
     InputError
         If what was asked for does not fit; nothing was written then.
     """
-    notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
     placement = Placement(**where)
-    place = place_of(output).absolute()
-    stored = open_output(place)
-    recipe = recipe_of(stored)
-    labelling = _labelling(stored, recipe, method, class_name, threshold, smoothing, planar, connectivity, smallest)
+    check_main(placement)
+    stored = open_output(place_of(output).absolute())
+    labelling = _labelling(stored, recipe_of(stored), method, class_name, threshold, smoothing, planar, connectivity, smallest)
+    called = _Call(allow_incomplete, overwrite, placement, policy or Policy(), stop or Stop(), on_event or _ignore)
+    return _label(stored, labelling, name, called)
+
+
+def label_again(
+    output: str | Place,
+    name: str,
+    *,
+    policy: Policy | None = None,
+    stop: Stop | None = None,
+    on_event: Observer | None = None,
+    **where: Unpack[Where],
+) -> Labelled:
+    """How instance labels of this name were made once more with the settings that they were made with, if they are not whole.
+
+    Parameters
+    ----------
+    output
+        What they were made of.
+    name
+        Of the image of instance labels.
+    policy, stop, on_event, **where
+        As for `label`.
+
+    Raises
+    ------
+    InputError
+        If there are none, or they do not say how they were made.
+    """
+    placement = Placement(**where)
+    check_main(placement)
+    stored = open_output(place_of(output).absolute())
+    try:
+        labelling = Labelling.from_json((stored_instances(stored.files, name) or {})["labelling"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise OutputError(f"{stored.path / f'labels/{name}'} does not say how it was made: label again") from error
+    called = _Call(True, True, placement, policy or Policy(), stop or Stop(), on_event or _ignore)
+    return _label(stored, labelling, name, called)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What a labelling is told besides its settings."""
+
+    allow_incomplete: bool
+    overwrite: bool
+    placement: Placement
+    policy: Policy
+    stop: Stop
+    notify: Observer
+
+
+def _label(stored: Output, labelling: Labelling, name: str, call: _Call) -> Labelled:
+    """How a labelling with these settings ended."""
+    place, recipe, stop = stored.path, recipe_of(stored), call.stop
     done = stored.done_units().ravel()
-    if not done.all() and not allow_incomplete:
+    if not done.all() and not call.allow_incomplete:
         raise OutputError(
             f"{place} lacks {int((~done).sum())} of {len(done)} blocks: finish it with the same `emseg run`, "
             "or label what there is with --allow-incomplete"
@@ -138,23 +202,25 @@ def label(
     described = _described(labelling, recipe, stored, done)
     before, folder = stored_instances(stored.files, name), f"{name}-{described['fingerprint'][:12]}"
     same = before is not None and before.get("fingerprint") == described["fingerprint"]
-    scratch = Scratch(stored.files, f"{FOLDER}/{folder}", None)
+    scratch = Scratch(stored.files, f"{FOLDER}/{folder}")
     if before is not None and same and not scratch.image:
         if scratch.left:  # killed while it was published
-            with claimed(place) as claim, claim.held():
-                publish(stored.files, scratch.folder, name, Generation(stored.generation).classes)
-        return Labelled(place / f"labels/{name}", place / table_of(name), int(before["segments"]), 0)
-    if before is not None and not (same or overwrite):
+            with claimed(place, call.notify) as claim, claim.held() as lease:
+                publish(lease.token.files, scratch.folder, name, Generation(stored.generation).classes)
+        if not (cause := why_not_whole(stored, name, stop)):
+            return Labelled(place / f"labels/{name}", place / table_of(name), int(before["segments"]), 0)
+        call.notify(Noticed(f"{cause}: {name} are made again"))
+    if before is not None and not (same or call.overwrite):
         raise OutputError(
             f"{place / f'labels/{name}'} was made with other settings (there / now): {_differences(before, described)}: choose "
             "another --name, or replace it with --overwrite"
         )
-    launch = Launch(placement, len(done), 1, place, notify)
-    with claimed(place) as claim, open_executor(launch, stop) as executor, claim.held() as lease:
+    launch = Launch(call.placement, len(done), 1, place, call.notify)
+    with claimed(place, call.notify) as claim, open_executor(launch, stop) as executor, claim.held() as lease:
         token = token_of(place, lease)
-        scratch = replace(scratch, files=open_files(place, patient=True), permit=token.check)
+        scratch = replace(scratch, files=token.files)
         remove_scratch(scratch, name)
-        stages = Stages(place, executor, lease, policy, stop, notify)
+        stages = Stages(place, executor, lease, call.policy, stop, call.notify)
         return _Labeller(
             stored, recipe, labelling, described, done & ~stored.outside.ravel(), name, scratch, token, stages
         ).label()
@@ -183,7 +249,7 @@ class _Labeller:
         space = space_of(self.recipe.volume, self.stored.region)
         if not scratch.begun:
             shapes = level_shapes(self.stored.region.shape, steps)
-            group = instances_group(space, steps, self.described)
+            group = instances_group(space, steps, with_digest(self.described))
             create_scratch(scratch, space, shapes, self.stored.unit, self.stored.chunk, self.described, group)
         levels = scratch.levels(steps)
         if code := self._run("cut", scratch.kept("pieces", blocks)):
@@ -194,15 +260,21 @@ class _Labeller:
         if code := self._run("sew", scratch.kept("seams", blocks)):
             return replace(unfinished, exit_code=code)
         if scratch.numbers("segments") is None:
-            scratch.keep_numbers("segments", np.array(self._number()))
+            segments = self._number()
+            table = digest_of(scratch.files, f"{scratch.folder}/{TABLE}") or ""
+            scratch.keep_numbers("table", np.frombuffer(bytes.fromhex(table), np.uint8))
+            scratch.keep_numbers("segments", np.array(segments))
         if code := self._run("paint", remove_unfounded(levels).ravel()):
             return replace(unfinished, exit_code=code)
+        levels[0].done(tidy=True)  # what workers that died have left half-written
         if self.stages.build(levels, np.ones(self.recipe.plan.grid, bool)):
             return replace(unfinished, exit_code=128 + stop.number if stop.asked else 3)
-        segments = self._segments
-        describe(scratch, instances_group(space, steps, {**self.described, "segments": segments}))
+        facts: dict[str, Any] = {**self.described, "segments": self._segments}
+        if (digest := scratch.numbers("table")) is not None:  # else an older release has begun it
+            facts["table"] = digest.tobytes().hex()
+        describe(scratch, instances_group(space, steps, with_digest(facts)))
         publish(scratch.files, scratch.folder, self.name, Generation(self.stored.generation).classes)
-        return replace(unfinished, segments=segments, exit_code=0)
+        return replace(unfinished, segments=facts["segments"], exit_code=0)
 
     @property
     def _segments(self) -> int:
@@ -307,9 +379,8 @@ def _labelling(
 def _described(labelling: Labelling, recipe: Recipe, stored: Output, done: NDArray[np.bool_]) -> dict[str, Any]:
     """What instance labels say about themselves: all that decides their bytes, and a digest of that."""
     facts = {"labelling": labelling.to_json(), "recipe": recipe.fingerprint, "generation": stored.generation}
-    missing = np.flatnonzero(~done)
-    if len(missing):
-        facts["missing"] = hashlib.sha256(missing.tobytes()).hexdigest()
+    if (missing := missing_digest(done)) is not None:
+        facts["missing"] = missing
     return {**facts, "fingerprint": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 
 import psutil
 
+from emseg.box import Triple
 from emseg.errors import DeviceError, OutputError, PlanError, VolumeError
 from emseg.grid.cost import Cost
 from emseg.grid.plan import Plan
@@ -17,6 +19,8 @@ from emseg.store.place import Address, Place
 
 LEAST_SPACE = 0.02
 """Share of the uncompressed output that must be free on the disk: labels are seldom compressed further than this."""
+LEAST_OF_VOLUME = 0.01
+"""The same share of a volume that is made of slices."""
 
 
 def check_space(output: Place, output_bytes: int) -> None:
@@ -61,6 +65,41 @@ def check_chunks(volume: VolumeSpec, path: Place, budget: int | None = None) -> 
             f"a chunk of {path} has {' x '.join(map(str, chunk))} voxels, {size / 2**30:.1f} GiB, but {owner} has "
             f"{memory / 2**30:.1f} GiB of memory: write the volume again in smaller chunks"
             + ("" if budget is None else ", or use fewer workers")
+        )
+
+
+def check_claims(volume: VolumeSpec, part: Triple, name: str, target: Path, *, here: bool) -> None:
+    """Refuse to make a volume that this machine cannot hold: a damaged source may say that it is of any size.
+
+    Parameters
+    ----------
+    part
+        Shape (z, y, x) of what is in memory at once, in voxels.
+    name
+        Of the source, for the message.
+    here
+        Whether this process reads it, or others of this machine; who knows about those elsewhere?
+
+    Raises
+    ------
+    VolumeError
+        If a part does not fit into memory, or less than `LEAST_OF_VOLUME` of the volume is free on the disk.
+    """
+    lengths = tuple(map(min, part, volume.shape))
+    size, memory = math.prod(lengths) * volume.itemsize, psutil.virtual_memory().total
+    remedy = "copy it again if it should be smaller, else use"
+    if here and size > memory // 2:
+        raise VolumeError(
+            f"of {name}, {' x '.join(map(str, lengths))} voxels are read at once, {size / 2**30:.1f} GiB, but this machine has "
+            f"{memory / 2**30:.1f} GiB of memory: {remedy} one with more"
+        )
+    if not target.parent.is_dir():
+        return  # it will be said what is wrong with that place
+    free = shutil.disk_usage(target.parent).free
+    if free < LEAST_OF_VOLUME * volume.nbytes:
+        raise VolumeError(
+            f"{name} has {' x '.join(map(str, volume.shape))} voxels, {volume.nbytes / 2**30:.1f} GiB, but "
+            f"{free / 2**30:.1f} GiB are free in {target.parent}, too few however well compressed: {remedy} a larger disk"
         )
 
 

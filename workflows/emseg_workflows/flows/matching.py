@@ -10,6 +10,7 @@ from typing import Any
 from emseg.box import Box
 from emseg.errors import InputError
 from emseg.metrics.instances import Blemish, Comparison, Contingency
+from emseg.printable import printable_lines
 from emseg.store.instances import open_instances
 from emseg.store.output import open_output
 from emseg.store.place import Address, Place, place_of
@@ -43,7 +44,7 @@ class Matching:
             f"merge {scores.variation_merge:.4f})",
             f"CREMI score               {found.cremi:.4f}",
         ]
-        return "\n".join([*lines, *_named("split", "true", found.splits), *_named("merge", "stored", found.merges)])
+        return printable_lines([*lines, *_named("split", "true", found.splits), *_named("merge", "stored", found.merges)])
 
 
 def compare_instances(
@@ -68,7 +69,7 @@ def compare_instances(
         If there are no instance labels, or the truth does not fit.
     """
     stored = open_output(output)
-    found, region = open_instances(stored.files, name), stored.region
+    found, region = open_instances(stored, name), stored.region
     first, stop = slices or (0, region.shape[0])
     if not 0 <= first < stop <= region.shape[0]:
         raise InputError(f"{stored.path} has slices 0 to {region.shape[0] - 1}, not {first}:{stop}: give others with --slices")

@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 
 from emseg.errors import OutputError
 from emseg.recipe import Recipe
-from emseg.store.files import open_files
+from emseg.store.files import hold_files
 from emseg.store.lease import Lease, Token, take_lease
-from emseg.store.output import Form, create_output, is_taken, open_output, renew_output, settle_output
+from emseg.store.level import MEND
+from emseg.store.output import create_output, is_taken, open_output, renew_output, settle_output
 from emseg.store.place import Address, Place
 from emseg.store.records import Records
+from emseg_workflows.events import Noticed, Observer
 from emseg_workflows.flows.record import recipe_of
+from emseg_workflows.flows.whole import form_of
 
 
 def begun_recipe(place: Place, overwrite: bool) -> Recipe | None:
@@ -32,6 +35,8 @@ def begun_recipe(place: Place, overwrite: bool) -> Recipe | None:
     try:
         output = open_output(place)
     except OutputError as error:
+        if MEND in str(error):
+            raise
         cause, _, _ = str(error).rpartition(": ")
         raise OutputError(
             f"{place} already exists, and no run can go on there ({cause}): choose another place with -o"
@@ -59,29 +64,29 @@ def check_same(place: Place, begun: Recipe, asked: Recipe) -> None:
 
 
 def prepare_output(
-    place: Place, recipe: Recipe, outside: NDArray[np.bool_] | None, card: dict[str, str], overwrite: bool
+    place: Place,
+    recipe: Recipe,
+    outside: NDArray[np.bool_] | None,
+    card: dict[str, str],
+    overwrite: bool,
+    token: Token | None = None,
 ) -> None:
-    """Make the output, or begin it anew, or tidy up what a killed run has left in it; one that is there must be leased.
+    """Make the output, or begin it anew, or tidy up what a killed run has left in it.
 
-    `outside` are the blocks that a mask leaves out, ``(z, y, x) bool`` on the grid of the plan.
+    Parameters
+    ----------
+    outside
+        The blocks that a mask leaves out, ``(z, y, x) bool`` on the grid of the plan.
+    token
+        The right to write to an output that is there, or will be on an object store.
     """
-    form = Form(
-        volume=recipe.volume,
-        region=recipe.plan.region,
-        classes=recipe.plan.model.classes,
-        unit=recipe.plan.unit,
-        chunk=recipe.plan.chunk,
-        probabilities=recipe.probabilities,
-        attributes={"recipe": recipe.to_json(), "fingerprint": recipe.fingerprint, "model": card},
-        steps=recipe.steps,
-        outside=outside,
-    )
+    form = form_of(recipe, outside, {"recipe": recipe.to_json(), "fingerprint": recipe.fingerprint, "model": card})
     if not is_taken(place):
-        create_output(place, form)
+        create_output(place, form, token)
         return
     if overwrite:
-        renew_output(place, form)
-    settle_output(place)
+        renew_output(place, form, token)
+    settle_output(place, token)
 
 
 class Claim:
@@ -90,13 +95,24 @@ class Claim:
     On an object store, where nothing appears all at once, it is leased before.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, notify: Observer) -> None:
         self._place = place
-        self._lease = lease_output(place) if isinstance(place, Address) or is_taken(place) else None
+        self._notify = notify
+        self._lease = lease_output(place, notify) if isinstance(place, Address) or is_taken(place) else None
+
+    @property
+    def token(self) -> Token | None:
+        """The right to write, if the output is leased already."""
+        return self._lease.token if self._lease else None
+
+    @property
+    def run(self) -> int:
+        """Number of the run whose lease has been taken; 0 if none has yet."""
+        return self._lease.run if self._lease is not None else 0
 
     def held(self) -> AbstractContextManager[Lease]:
         """The lease of the output, which is there by now; released at the end of the ``with``."""
-        lease, self._lease = self._lease or lease_output(self._place), None
+        lease, self._lease = self._lease or lease_output(self._place, self._notify), None
         return lease.held()
 
     def withdraw(self) -> None:
@@ -106,7 +122,7 @@ class Claim:
 
 
 @contextmanager
-def claimed(place: Place) -> Iterator[Claim]:
+def claimed(place: Place, notify: Observer) -> Iterator[Claim]:
     """A claim to a place, which is withdrawn at the end of the ``with`` unless a run has held it.
 
     Raises
@@ -114,14 +130,14 @@ def claimed(place: Place) -> Iterator[Claim]:
     OutputError
         If another run that lives has it.
     """
-    claim = Claim(place)
+    claim = Claim(place, notify)
     try:
         yield claim
     finally:
         claim.withdraw()
 
 
-def lease_output(place: Place) -> Lease:
+def lease_output(place: Place, notify: Observer) -> Lease:
     """The sole right to run on an output.
 
     Raises
@@ -129,9 +145,11 @@ def lease_output(place: Place) -> Lease:
     OutputError
         If another run that lives has it.
     """
-    return take_lease(Records(open_files(place)), place)
+    return take_lease(Records(hold_files(place.absolute())), place, lambda message: notify(Noticed(message)))
 
 
 def token_of(place: Place, lease: Lease) -> Token:
     """The right of a run to write to an output, for its workers: they wait where its store is away for a while."""
-    return Token(Records(open_files(place, patient=True)), lease.run)
+    if isinstance(place, Path):
+        return lease.token
+    return Token(Records(hold_files(place, lease.token.files.owner, patient=True)), lease.run)

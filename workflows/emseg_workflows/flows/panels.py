@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from emseg.box import Box
-from emseg.errors import OutputError
+from emseg.errors import BlockError, OutputError
 from emseg.grid.stitch import NOT_COMPUTED
 from emseg.specs.volume import VolumeSpec
 from emseg.store.blame import blamed
-from emseg.store.instances import instance_names, open_instances
+from emseg.store.instances import descriptions, open_instances
 from emseg.store.ledger import Output
 from emseg.store.level import MEND
 from emseg.store.volume import ZarrVolume
@@ -66,9 +66,14 @@ def panels_of(stored: Output, source: ZarrVolume | None, box: Box) -> list[Panel
         grey = contrast(source.read(box)[0])
         both = "both" if (labels != NOT_COMPUTED).all() else "both; grey: not computed"
         panels = [Panel(f"raw, z = {box.start[0]}", grey), colours, Panel(both, overlay(grey, labels, classes))]
-    for name in instance_names(stored.files)[:1]:  # more would not fit beside one another
-        ids = open_instances(stored.files, name).read(box.relative_to(stored.region.start))[0]
-        panels.append(Panel(name, overlay_instances(grey, ids)))
+    for name in list(descriptions(stored.files))[:1]:  # more would not fit beside one another
+        try:
+            with blamed(f"labels/{name} cannot be read", MEND):
+                ids = open_instances(stored, name).read(box.relative_to(stored.region.start))[0]
+        except (BlockError, OutputError):  # what is missing is not drawn as background
+            panels.append(Panel(f"{name}: not whole", grey))
+        else:
+            panels.append(Panel(name, overlay_instances(grey, ids)))
     return panels
 
 

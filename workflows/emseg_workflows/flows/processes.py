@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from time import monotonic, sleep
 
 import psutil
 import torch
-from torch import distributed
 
 from emseg.errors import EmsegError, InputError
 from emseg.model.device import Device
+from emseg.printable import printable
+from emseg.training.ranks import RENDEZVOUS
+from emseg_workflows.clusters.private_folder import private_folder
 from emseg_workflows.stop import GRACE, StoppedError
 
 LOOPBACK = "127.0.0.1"
-TURN = 3.0
+TURN = 10.0
 """Seconds by which a process speaks later than one that knows better what went wrong."""
 LIFELINE = "EMSEG_LIFELINE"
 """Variable with the file that ends when the process that started this one does."""
@@ -63,7 +65,7 @@ def failing_in_turn() -> Iterator[None]:
 def start_processes(words: Sequence[str], count: int, device: Device) -> int:
     """The exit code of ``emseg`` with these words in so many processes; all of them end when one fails.
 
-    They meet on loopback: nobody else has a way in.
+    They meet on loopback, and find one another by a file of this user alone: nobody else has a way in.
 
     Raises
     ------
@@ -75,23 +77,19 @@ def start_processes(words: Sequence[str], count: int, device: Device) -> int:
     named = _named_gpus()
     if device == "cuda" and (gpus := torch.cuda.device_count() if named is None else len(named)) < count:
         raise InputError(f"{count} processes need a GPU each, but there are {gpus}: use as many --processes as GPUs")
-    with socket.socket() as listening:
-        listening.bind((LOOPBACK, 0))
-        port = listening.getsockname()[1]
-        store = distributed.TCPStore(  # type: ignore[attr-defined]
-            LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
-        )
+    with private_folder() as folder:
+        return _run([sys.executable, "-m", "emseg_workflows", *words], count, folder / "rendezvous")
+
+
+def _run(command: Sequence[str], count: int, rendezvous: Path) -> int:
     env = {
         "OMP_NUM_THREADS": str(max(1, _cores() // count)),
         **os.environ,
-        "MASTER_ADDR": LOOPBACK,
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the one above, in place of one that listens on all networks
+        RENDEZVOUS: str(rendezvous),  # torch's own is a server that whoever reaches it may speak to
         "GLOO_SOCKET_IFNAME": _loopback(),
         "NCCL_SOCKET_IFNAME": _loopback(),
         "WORLD_SIZE": str(count),
     }
-    command = [sys.executable, "-m", "emseg_workflows", *words]
     processes: list[subprocess.Popen[bytes]] = []
     lifeline, held = os.pipe()  # what is held is closed when this process is gone, however that comes
     try:
@@ -108,7 +106,7 @@ def start_processes(words: Sequence[str], count: int, device: Device) -> int:
         os.close(lifeline)
         os.close(held)
     if code < 0:
-        print(f"error: a process was ended by {signal.Signals(-code).name}: --resume goes on", file=sys.stderr)
+        print(printable(f"error: a process was ended by {signal.Signals(-code).name}: --resume goes on"), file=sys.stderr)
         return 1
     return code
 

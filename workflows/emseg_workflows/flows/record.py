@@ -10,7 +10,9 @@ A segment is put anew, whole, until it is full: an object store can do that as w
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -20,9 +22,10 @@ from time import monotonic
 from typing import Any, Literal
 
 from emseg import __version__
-from emseg.errors import OutputError
+from emseg.errors import OrphanError, OutputError
 from emseg.model.source import ModelPlace, model_at
 from emseg.recipe import Recipe
+from emseg.store.blame import reason
 from emseg.store.lease import newest_run
 from emseg.store.ledger import Output
 from emseg.store.place import Address, place_of
@@ -33,8 +36,11 @@ from emseg_workflows.report import Report
 
 LINES = 1000
 """Lines of a segment."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EVERY = 10.0
 """Seconds after which lines are kept at the latest."""
+SHARE = 0.05
+"""Most of the time that may go into keeping lines sooner: what a killed driver has not kept is computed again."""
 
 
 class RunRecord:
@@ -43,7 +49,10 @@ class RunRecord:
     `on_problem` is told the first time.
     """
 
-    def __init__(self, output: Output, job: Job, workers: int, on_problem: Callable[[str], None]) -> None:
+    def __init__(
+        self, output: Output, job: Job, workers: int, on_problem: Callable[[str], None], tellers: tuple[int, ...] | None = ()
+    ) -> None:
+        """`tellers` are the runs whose records tell of all blocks that are done already; None if there are none such."""
         self._on_problem = on_problem
         self._refused = False
         self._records = output.records
@@ -53,12 +62,14 @@ class RunRecord:
         """What is done once the blocks have ended."""
         self._lines: list[str] = []
         self._new = False
-        self._kept = monotonic()
+        self._due = monotonic()
         self._add(
             "started",
             volume=str(job.volume),
             model=str(job.model),
             fingerprint=job.recipe.fingerprint,
+            generation=output.generation,
+            tellers=tellers,
             emseg=__version__,
             python=platform.python_version(),
             host=socket.gethostname(),
@@ -68,10 +79,11 @@ class RunRecord:
         self._keep()
 
     def tell(self, event: Event) -> None:
-        """Add what happened; it is kept within `EVERY` seconds."""
+        """Add what happened; it is kept soon, and within `EVERY` seconds."""
         match event:
             case RunStarted(stage=stage):
                 self._stage = stage
+                self._due = monotonic()  # what has been done is kept before more is
             case BlockEnded(outcome) if self._stage:
                 self._add("unit", stage=self._stage, **outcome.to_json())
             case BlockEnded(outcome):
@@ -84,7 +96,7 @@ class RunRecord:
                 self._add("left", **asdict(event))
             case Noticed(message):
                 self._add("noticed", message=message)
-        if len(self._lines) >= LINES or (self._new and monotonic() > self._kept + EVERY):
+        if len(self._lines) >= LINES or (self._new and monotonic() >= self._due):
             self._keep()
 
     def end(self, report: Report) -> None:
@@ -97,13 +109,16 @@ class RunRecord:
         self._lines.append(json.dumps({"event": event, "at": _now(), **facts}))
 
     def _keep(self) -> None:
-        self._kept, self._new = monotonic(), False
+        began, self._new = monotonic(), False
         try:
             self._records.put(_segment(self._run, self._segment), "".join(f"{line}\n" for line in self._lines).encode())
+        except OrphanError:  # which whoever runs is told by the lease
+            return
         except OutputError as error:
             if not self._refused:
                 self._on_problem(f"the run record is not kept: {error}")
             self._refused = True
+        self._due = monotonic() + min(EVERY, (monotonic() - began) / SHARE)
         if len(self._lines) >= LINES:
             self._segment += 1
             self._lines.clear()
@@ -128,10 +143,16 @@ def all_lines_of(output: Output, run: int) -> Iterator[dict[str, Any] | None]:
             yield read if isinstance(read, dict) else None
 
 
+def recorded_runs(output: Output) -> list[int]:
+    """Numbers of the runs that have left a record, the oldest first: as many as there are, whatever they claim to be."""
+    found = (re.fullmatch(r"run-([0-9]{4,})/[0-9]+\.jsonl", name) for name in output.records.names("run-"))
+    return sorted({int(match[1]) for match in found if match})
+
+
 def fruitless_runs(output: Output) -> int:
     """How many of the newest runs, one after another, have done no block, nor a unit of a coarser level."""
     newest = newest_run(output.records)
-    for run in range(newest, 0, -1):
+    for run in reversed(recorded_runs(output)):
         if any(line.get("event") in ("block", "unit") and line.get("status") == "done" for line in lines_of(output, run)):
             return newest - run
     return newest
@@ -146,11 +167,15 @@ def recipe_of(output: Output) -> Recipe:
         If the output does not have one that can be read.
     """
     try:
-        return Recipe.from_json(output.attributes["recipe"])
-    except (KeyError, TypeError, ValueError) as error:
+        recipe = Recipe.from_json(output.attributes["recipe"])
+        rank = recipe.volume.rank  # an image has no shards along z
+        if (recipe.plan.region, recipe.plan.unit[-rank:]) != (output.region, output.unit[-rank:]):
+            raise ValueError("its plan is that of another output")
+    except Exception as error:  # metadata can be wrong in any way
         raise OutputError(
-            f"the output {output.path} does not say how it was made ({error!r}): start over with --overwrite"
+            f"the output {output.path} does not say how it was made ({reason(error)}): start over with --overwrite"
         ) from error
+    return recipe
 
 
 def volume_of(output: Output, given: str | Path | Address | None) -> ZarrVolume:
@@ -205,13 +230,13 @@ def _recorded(output: Output, kind: Literal["volume", "model"]) -> str:
 
 
 def _check_there(output: Output, kind: Literal["volume", "model"], path: Path) -> None:
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110  a name that no disk would take is not there either
         raise OutputError(f"the {kind} of {output.path} was {path}, which is not there any more: give its place with --{kind}")
 
 
 def _newest_start(output: Output) -> dict[str, Any]:
     """How the newest run that is recorded began; empty if none is."""
-    for run in range(newest_run(output.records), 0, -1):
+    for run in reversed(recorded_runs(output)):
         for line in lines_of(output, run):
             if line.get("event") == "started":
                 return line
@@ -219,11 +244,12 @@ def _newest_start(output: Output) -> dict[str, Any]:
 
 
 def time_of(line: dict[str, Any]) -> datetime | None:
-    """When a line was written; None if it is damaged."""
+    """When a line was written; None if it is damaged, or says that this was before there were such clocks."""
     try:
-        return datetime.fromisoformat(line["at"]).astimezone(UTC)
-    except (KeyError, TypeError, ValueError, OverflowError):
+        at = datetime.fromisoformat(line["at"]).astimezone(UTC)
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
+    return at if at >= EPOCH else None
 
 
 def _segment(run: int, number: int) -> str:

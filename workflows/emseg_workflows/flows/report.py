@@ -9,7 +9,7 @@ from pathlib import Path
 
 from emseg import __version__
 from emseg.errors import InputError, OutputError
-from emseg.store.instances import instance_names
+from emseg.store.instances import descriptions
 from emseg.store.ledger import Output
 from emseg.store.output import open_output
 from emseg.store.place import Place, beside
@@ -61,7 +61,7 @@ def report_page(
     source, missing = _volume(stored, volume)
     found = status(output)
     history = read_history(stored, recipe.plan)
-    sizes = {name: read_sizes(stored, name) for name in instance_names(stored.files)}
+    sizes = {name: read_sizes(stored, name) for name in descriptions(stored.files)}
     sections = [
         Section("What was run", tuple(what_was_run(stored, recipe, found))),
         Section("How far it is", tuple(how_far_it_is(stored, found, history))),

@@ -70,7 +70,7 @@ def what_was_run(stored: Output, recipe: Recipe, found: Status) -> Iterator[Mark
 
 def _card(card: Any) -> list[tuple[str, str]]:
     """What is known of a model, its name first."""
-    known = {str(key): str(value) for key, value in card.items()} if isinstance(card, dict) else {}
+    known = {key: value for key, value in card.items() if isinstance(value, str)} if isinstance(card, dict) else {}
     return sorted(known.items(), key=lambda item: item[0] != "name")
 
 
@@ -114,6 +114,8 @@ def how_far_it_is(stored: Output, found: Status, history: History) -> Iterator[M
             ("tries made again", f"{history.work.retried:,}"),
         ]
     )
+    for flaw in found.flaws[:LISTED]:
+        yield paragraph(f"Not whole: {flaw}.", kind="note")
     yield from _failures(found)
     yield from _retries(stored, history)
 
@@ -186,11 +188,12 @@ def _end(run: RunFacts, found: Status) -> str:
     return run.end or "not recorded: killed, or its record is lost"
 
 
-def _said(run: RunFacts, name: str) -> Any:
-    return run.start.get(name, "not recorded")
+def _said(run: RunFacts, name: str) -> str | int:
+    said = run.start.get(name)
+    return said if isinstance(said, str | int) else "not recorded"
 
 
-def _workers(run: RunFacts) -> Any:
+def _workers(run: RunFacts) -> str | int:
     return "none but itself" if run.start.get("workers") == 0 else _said(run, "workers")
 
 

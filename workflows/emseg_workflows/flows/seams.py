@@ -14,6 +14,7 @@ from emseg.box import AXES, Box, triple
 from emseg.grid.plan import Plan
 from emseg.grid.tiles import tiles_of
 from emseg.metrics.seams import Excess, Planes, excess
+from emseg.printable import printable_lines
 from emseg.store.ledger import Output
 from emseg.store.output import open_output
 from emseg.store.place import Place
@@ -72,7 +73,7 @@ class Seams:
         if not self.traces:
             return "seams      nothing to compare: the output is one block and one tile"
         verdict = "SEAMS: faces stand out" if self.found else "no face stands out"
-        return "\n".join([*map(str, self.traces), f"seams      {verdict}"])
+        return printable_lines([*map(str, self.traces), f"seams      {verdict}"])
 
 
 def seams(output: str | Place) -> Seams:

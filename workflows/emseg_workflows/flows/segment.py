@@ -28,14 +28,16 @@ from emseg_workflows.bench import Job
 from emseg_workflows.dispatch import Policy
 from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
 from emseg_workflows.flows.arrays import volume_at
+from emseg_workflows.flows.in_flight import Sent
 from emseg_workflows.flows.limits import check_chunks, check_gpus, check_memory, check_space
 from emseg_workflows.flows.outputs import begun_recipe, check_same, claimed, prepare_output, token_of
 from emseg_workflows.flows.places import check_output_place, default_output
 from emseg_workflows.flows.plan import limits_of
 from emseg_workflows.flows.record import RunRecord
+from emseg_workflows.flows.same_volume import BEGINNING, Past, compare_drawn
 from emseg_workflows.flows.settle import Draft, draft_run, settle
-from emseg_workflows.flows.stage import Stages
-from emseg_workflows.launch import Launch, open_executor, open_watch, with_shared_gpus
+from emseg_workflows.flows.stage import Stages, is_lost
+from emseg_workflows.launch import Launch, check_main, open_executor, open_watch, with_shared_gpus
 from emseg_workflows.placement import Executor, Placement, WhereOnGpus
 from emseg_workflows.report import Report, Tally
 from emseg_workflows.stop import Stop, StoppedError
@@ -141,7 +143,9 @@ def segment(
     """
     notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
     report = Path(performance_report) if performance_report is not None else None
-    placement = with_shared_gpus(Placement(performance_report=report, **where))
+    placement = Placement(performance_report=report, **where)
+    check_main(placement)
+    placement = with_shared_gpus(placement)
     device, volume = device or placement.default_device, volume_at(volume, output, voxel_size)
     place = place_of(output) if output is not None else default_output(volume)
     check_output_place(place, volume)
@@ -165,15 +169,20 @@ def segment(
         left = sum(int((~level.done()).sum()) for level in open_output(place).levels)
         if not left:
             return _nothing_left(place, begun, notify)
-    with claimed(place) as claim, open_executor(Launch(placement, left, threads, place.absolute(), notify), stop) as executor:
+    with (
+        claimed(place, notify) as claim,
+        open_executor(Launch(placement, left, threads, place.absolute(), notify), stop) as executor,
+    ):
         _check_workers(draft, executor, placement, device)
         settled = settle(draft, executor, device, backend, precision)
         if begun is not None and not mixed_hardware:
             check_same(place, begun, settled.recipe)
-        recipe = begun or settled.recipe
+        recipe, past = begun or settled.recipe, BEGINNING
+        if begun is not None and not stop.asked:
+            past = compare_drawn(open_output(place), claim.run, draft.path, executor, policy, stop, notify)
         if stop.asked:
             raise StoppedError(stop.number)
-        prepare_output(place, recipe, settled.outside, draft.card, overwrite)
+        prepare_output(place, recipe, settled.outside, draft.card, overwrite, claim.token)
         for notice in settled.notices:
             notify(Noticed(notice))
         with claim.held() as lease:
@@ -181,7 +190,7 @@ def segment(
                 *(recipe, draft.path, draft.model_place, place.absolute()),
                 *(token_of(place.absolute(), lease), mixed_hardware, device, placement.most_per_gpu),
             )
-            return _Run(job, lease, executor, policy, stop, notify).segment()
+            return _Run(job, past, lease, executor, policy, stop, notify).segment()
 
 
 def _check_workers(draft: Draft, executor: Executor, placement: Placement, device: Device) -> None:
@@ -197,6 +206,7 @@ class _Run:
     """A run under a lease: the blocks that are left, then the levels above them."""
 
     job: Job
+    past: Past
     lease: Lease
     executor: Executor
     policy: Policy
@@ -207,8 +217,10 @@ class _Run:
         """How it ended."""
         job, stop = self.job, self.stop
         output = open_output(job.output, job.token)
-        record = RunRecord(output, job, self.executor.workers, lambda message: self.notify(Noticed(message)))
-        done = remove_unfounded(output.levels).ravel()
+        record = RunRecord(output, job, self.executor.workers, lambda message: self.notify(Noticed(message)), self.past.runs)
+        begins = self.past is BEGINNING
+        doubted = np.ones(job.recipe.plan.grid, bool) if begins else self.past.doubted  # what is there was sent by others
+        done = remove_unfounded(output.levels, doubted).ravel()
         outside = int(output.outside.sum())
         tally, start = Tally(job.recipe.plan, int(done.sum()) - outside, outside), perf_counter()
         report = tally.report(0.0)
@@ -220,9 +232,8 @@ class _Run:
             self.notify(RunEnded(report))
             if len(output.levels) > 1 and not report.left:
                 stages = Stages(job.output, self.executor, self.lease, self.policy, stop, self._told(record))
-                report = replace(
-                    report, unbuilt=stages.build(output.levels, done.reshape(job.recipe.plan.grid)), signal=stop.number
-                )
+                unbuilt = stages.build(output.levels, done.reshape(job.recipe.plan.grid), anew=begins)
+                report = replace(report, unbuilt=unbuilt, signal=stop.number)
         finally:
             record.end(report)
         return report
@@ -237,7 +248,7 @@ class _Run:
                     outside=int(output.outside.sum()),
                 )
             )
-            left = ~done
+            left, sent = ~done, Sent(output.levels[0])
             while left.any():
                 strands = strands_of(plan, job.recipe.volume, left)
                 with closing(executor.run(job, strands, self.policy, self.stop)) as events:
@@ -245,15 +256,18 @@ class _Run:
                         match event:
                             case BlockEnded(outcome):
                                 tally.count(outcome)
+                                sent.note(outcome)
                                 done[outcome.block] |= outcome.status == "done"
                             case BlockRetried(block, cause):
                                 tally.retry(block, cause)
                         watch(event)
                         told(event)
-                        if self.lease.lost and not self.stop.asked:
-                            self.notify(Noticed(f"another run has taken over {job.output}: this one ends"))
+                        if not self.stop.asked and is_lost(self.lease, event, self.notify):
                             self.stop.ask()
-                left = done & ~output.done_units().ravel()  # written, but somebody has deleted it
+                if self.lease.loss:
+                    break
+                # written, but somebody has deleted it, or sent something else; unless stopped, nobody writes any more
+                left = done & ~(output.done_units(tidy=not self.stop.asked) & ~sent.replaced()).ravel()
                 tally.take_back(int(left.sum()))
                 watch.take_back(map(int, np.flatnonzero(left)))
                 if self.stop.asked:

@@ -19,10 +19,24 @@ from emseg.store.place import Place
 from emseg_workflows.bench import Work
 from emseg_workflows.coarsening import CoarsenWork
 from emseg_workflows.dispatch import Policy
-from emseg_workflows.events import BlockEnded, BlockRetried, Noticed, Observer, RunEnded, RunStarted
+from emseg_workflows.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
+from emseg_workflows.flows.in_flight import Sent
 from emseg_workflows.placement import Executor
 from emseg_workflows.report import Report, Tally
 from emseg_workflows.stop import Stop
+
+
+def is_lost(lease: Lease, event: Event, notify: Observer) -> bool:
+    """Whether an output does not belong to its run any more, which is then told.
+
+    Its heart sees that after seconds; a block that fails may have done so for that very reason.
+    """
+    match event:
+        case BlockEnded(outcome) if outcome.status == "failed":
+            lease.look()
+    if lease.loss:
+        notify(Noticed(f"{lease.loss}: this one ends"))
+    return bool(lease.loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +51,15 @@ class Stages:
     stop: Stop
     notify: Observer
 
-    def run(self, work: Work, name: str, blocks: Blocks, done: NDArray[np.bool_], strands: Iterator[Strand]) -> Report:
+    def run(
+        self,
+        work: Work,
+        name: str,
+        blocks: Blocks,
+        done: NDArray[np.bool_],
+        strands: Iterator[Strand],
+        sent: Sent | None = None,
+    ) -> Report:
         """The report of one stage.
 
         Parameters
@@ -48,6 +70,8 @@ class Stages:
             Blocks that an earlier run has done, ``(block,) bool``.
         strands
             The others.
+        sent
+            What is told what they have sent to an object store.
         """
         tally, start = Tally(blocks, int(done.sum())), perf_counter()
         executor = self.executor
@@ -57,17 +81,18 @@ class Stages:
                 match event:
                     case BlockEnded(outcome):
                         tally.count(outcome)
+                        if sent is not None:
+                            sent.note(outcome)
                     case BlockRetried(block, cause):
                         tally.retry(block, cause)
                 self.notify(event)
-                if self.lease is not None and self.lease.lost and not self.stop.asked:
-                    self.notify(Noticed(f"another run has taken over {self.output}: this one ends"))
+                if self.lease is not None and not self.stop.asked and is_lost(self.lease, event, self.notify):
                     self.stop.ask()
         report = tally.report(perf_counter() - start, self.stop.number)
         self.notify(RunEnded(report))
         return report
 
-    def build(self, levels: Sequence[Level], there: NDArray[np.bool_]) -> int:
+    def build(self, levels: Sequence[Level], there: NDArray[np.bool_], *, anew: bool = False) -> int:
         """Builds of each coarser level what is not there yet, as far as that can be; how many of its units are still missing.
 
         Parameters
@@ -76,15 +101,20 @@ class Stages:
             The finest first.
         there
             Which blocks of the finest level are as they will be, ``(z, y, x) bool``.
+        anew
+            Whether nothing of the coarser levels is ours yet, whatever is there.
         """
         missing = 0
         for number, (finer, level) in enumerate(itertools.pairwise(levels), 1):
             done, ready = level.done(), level.ready(there)
-            left = (ready & ~done).ravel()
-            if left.any() and not self.stop.asked:
-                strands = strands_in_order(level.blocks, left)
-                self.run(CoarsenWork(finer, level), f"level {number}", level.blocks, done.ravel(), strands)
-                done = level.done()
+            if anew and level.remote:
+                done = np.zeros_like(done) if level.outside is None else level.outside
+            left, sent = ready & ~done, Sent(level)
+            while left.any() and not self.stop.asked:
+                strands = strands_in_order(level.blocks, left.ravel())
+                self.run(CoarsenWork(finer, level), f"level {number}", level.blocks, ~left.ravel(), strands, sent)
+                done = level.done(tidy=not self.stop.asked)  # what workers that died have left half-written
+                left = done & sent.replaced()
             missing += int((~done).sum())
             there = ready & done
         return missing

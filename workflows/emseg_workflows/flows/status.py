@@ -14,12 +14,16 @@ from typing import Any
 import numpy as np
 
 from emseg.errors import OutputError
+from emseg.outcome import MOST
+from emseg.printable import printable_lines
 from emseg.store.lease import State, tenure
 from emseg.store.ledger import Output
 from emseg.store.output import is_taken, open_output
 from emseg.store.place import Place, place_of
 from emseg.store.records import Records
-from emseg_workflows.flows.record import lines_of, recipe_of, time_of
+from emseg_workflows.flows.record import all_lines_of, recipe_of, recorded_runs, time_of
+from emseg_workflows.flows.whole import Flaw, flaws_of
+from emseg_workflows.pace import clock
 from emseg_workflows.report import Failure
 from emseg_workflows.site import logs_of, submitted_job
 from emseg_workflows.slurm_job import SlurmJob
@@ -69,8 +73,12 @@ class Status:
     """Write units of all coarser levels."""
     built: int = 0
     """Of these, how many are written."""
+    flaws: tuple[Flaw, ...] = ()
+    """What is missing or damaged of all else that is stored, as far as that is known without reading voxels."""
     job: str = ""
     """Number and state of the SLURM job that was submitted for it; empty if there is none."""
+    unreadable: int = 0
+    """Lines of the records that cannot be read."""
 
     @property
     def left(self) -> int:
@@ -84,8 +92,8 @@ class Status:
 
     @property
     def exit_code(self) -> int:
-        """0 if every block is written, and each coarser level, else 3."""
-        return 0 if (self.done + self.outside, self.built) == (self.blocks, self.units) else 3
+        """0 if every block is written, and each coarser level, and nothing else is missing or damaged, else 3."""
+        return 0 if (self.done + self.outside, self.built, self.flaws) == (self.blocks, self.units, ()) else 3
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -99,16 +107,18 @@ class Status:
             f"blocks     {self.done} of {self.blocks} done, {len(self.failed)} failed, {self.left} left"
             + (f", {self.outside} outside" if self.outside else ""),
             *(f"levels     {self.built} of {self.units} units of coarser levels done" for _ in range(bool(self.units))),
+            *(f"damaged    {flaw}" for flaw in self.flaws[:SHOWN]),
             f"running    {running}",
             *(f"slurm      {self.job}" for _ in range(bool(self.job))),
-            f"runs       {self.runs}, last activity {self.last_activity or 'not recorded'}",
+            f"runs       {self.runs}, last activity {self.last_activity or 'not recorded'}"
+            + (f"; {self.unreadable} lines of their records cannot be read" if self.unreadable else ""),
             f"volume     {self.volume or 'not recorded'}",
             f"model      {self.model or 'not recorded'}",
         ]
         if self.megavoxels_per_second is not None:
-            left = "" if self.seconds_left is None else f", {timedelta(seconds=round(self.seconds_left))} left"
+            left = "" if self.seconds_left is None else f", {clock(self.seconds_left)} left"
             lines.append(f"speed      {self.megavoxels_per_second:.3g} Mvoxel/s{left}")
-        return "\n".join([*lines, *named("failed", self.failed)])
+        return printable_lines([*lines, *named("failed", self.failed)])
 
 
 def status(output: str | Place) -> Status:
@@ -142,7 +152,7 @@ def status(output: str | Place) -> Status:
         run=lease.run,
         state=lease.state,
         holder=str(lease.holder or ""),
-        seen=lease.age,
+        seen=max(0.0, lease.age),
         runs=len({Path(name).parent for name in records.names("run-") if name.endswith(".jsonl")}),
         last_activity=history.last.isoformat() if history.last else None,
         volume=history.volume,
@@ -151,7 +161,9 @@ def status(output: str | Place) -> Status:
         seconds_left=voxels_left / speed if speed else None,
         units=sum(level.size for level in coarser),
         built=sum(int(np.count_nonzero(level)) for level in coarser),
+        flaws=flaws_of(stored),
         job=job,
+        unreadable=history.unreadable,
     )
 
 
@@ -201,17 +213,24 @@ class _History:
         self.model: str | None = None
         self._recent: deque[tuple[datetime, int]] = deque()
         """Time and voxels of each block that the newest run has written of late; its start counts as a block of none."""
-        for run in range(1, newest + 1):
+        self.unreadable = 0
+        """Lines that are damaged."""
+        for run in (runs := recorded_runs(stored)):
             self._recent.clear()
             ours = True
-            for line in lines_of(stored, run):
-                at = time_of(line)
-                self.last = max(self.last or at, at) if at else self.last
+            for line in all_lines_of(stored, run):
+                at = None if line is None else time_of(line)
+                if line is None or at is None:
+                    self.unreadable += 1
+                    continue
+                self.last = max(self.last or at, at)
                 if line.get("event") == "started":
                     # An output that was begun anew keeps the records of its former self: its blocks were others.
                     ours = line.get("fingerprint") == stored.attributes.get("fingerprint")
                 if ours:
                     self._add(line, at)
+        if newest not in runs:  # it has written nothing
+            self._recent.clear()
 
     @property
     def speed(self) -> float | None:
@@ -221,20 +240,19 @@ class _History:
         seconds = (self._recent[-1][0] - self._recent[0][0]).total_seconds()
         return sum(voxels for _, voxels in list(self._recent)[1:]) / seconds if seconds > 0 else None
 
-    def _add(self, line: dict[str, Any], at: datetime | None) -> None:
+    def _add(self, line: dict[str, Any], at: datetime) -> None:
         match line:
             case {"event": "started", "volume": str(volume), "model": str(model)}:
                 self.volume, self.model = volume, model
                 self._pace(at, 0)
-            case {"event": "block", "block": int(block), "status": "done", "voxels": int(voxels)}:
+            case {"event": "block", "block": int(block), "status": "done", "voxels": int(voxels)} if 0 <= voxels < MOST:
                 self.failed.pop(block, None)
                 self._pace(at, voxels)
             case {"event": "block", "block": int(block), "status": "failed"} if block >= 0:
-                self.failed[block] = str(line.get("cause") or "unknown")
+                cause = line.get("cause")
+                self.failed[block] = cause if cause and isinstance(cause, str) else "unknown"
 
-    def _pace(self, at: datetime | None, voxels: int) -> None:
-        if at is None:
-            return
+    def _pace(self, at: datetime, voxels: int) -> None:
         self._recent.append((at, voxels))
         while self._recent[0][0] < at - RECENT:
             self._recent.popleft()

@@ -14,6 +14,7 @@ from PIL import Image
 
 from emseg.errors import OutputError
 from emseg.model.file import write_file
+from emseg.printable import printable
 from emseg.training.source import Sample
 from emseg.training.spec import Progress
 from emseg_workflows.curve import learning_curve
@@ -72,7 +73,7 @@ class TrainingLog:
             yield
         except (OSError, OutputError) as error:
             if not self._told:
-                print(f"warning: the training goes on, but its log cannot be written: {error}", file=sys.stderr)
+                print(printable(f"warning: the training goes on, but its log cannot be written: {error}"), file=sys.stderr)
             self._told = True
 
     def validated(self, step: int, logits: Sequence[NDArray[np.float32]]) -> None:

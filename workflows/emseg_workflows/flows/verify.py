@@ -27,15 +27,22 @@ from emseg.model.source import load
 from emseg.normalise import survey
 from emseg.outcome import Stopwatch
 from emseg.ports import Predictor, VolumeReader
+from emseg.printable import printable_lines
 from emseg.recipe import Recipe
 from emseg.specs.numerics import Accuracy
 from emseg.store.blame import blamed
+from emseg.store.lease import newest_run
 from emseg.store.ledger import Output
 from emseg.store.output import open_output
 from emseg.store.place import Address, Place
 from emseg.store.volume import ZarrVolume
 from emseg_workflows.bench import augmented
+from emseg_workflows.events import Event, Observer
 from emseg_workflows.flows.record import model_of, recipe_of, volume_of
+from emseg_workflows.flows.same_volume import Reread, compare_all
+from emseg_workflows.launch import Launch, open_executor
+from emseg_workflows.placement import Placement
+from emseg_workflows.stop import Stop, StoppedError
 
 TOLERANCE = 1e-4
 """Largest difference of two float32 computations of one probability."""
@@ -73,11 +80,14 @@ class Verdict:
     """Largest difference that rounding explains."""
     accuracy: Accuracy | None = None
     """How far the run's low precision is from float32, as was measured when it began; None if it computed in that."""
+    reread: Reread | None = None
+    """What reading the volume again has shown; None if that was not asked for."""
 
     @property
     def holds(self) -> bool:
         """Whether the output is what one pass over the whole volume would have given."""
         wrong = self.wrong_labels or self.wrong_probabilities or self.wrong_units or self.failures
+        wrong = wrong or (self.reread is not None and not self.reread.same)
         return not (wrong or self.largest_difference > self.tolerance)
 
     @property
@@ -105,8 +115,10 @@ class Verdict:
         if not self.same_numerics:
             lines.append("note       this machine computes with other numerics than the run did: ties may differ")
         lines += [f"failed     {failure}" for failure in self.failures]
+        if self.reread is not None:
+            lines += str(self.reread).splitlines()
         lines.append("verdict    tiled = untiled" if self.holds else "verdict    NOT what one pass would give")
-        return "\n".join(lines)
+        return printable_lines(lines)
 
 
 def verify(
@@ -118,6 +130,10 @@ def verify(
     model: str | Path | None = None,
     predictor: str | None = None,
     device: Device = "cpu",
+    reread: bool = False,
+    workers: int = 0,
+    stop: Stop | None = None,
+    on_event: Observer | None = None,
 ) -> Verdict:
     """The verdict on an output: random boxes of it, computed again, against what is stored.
 
@@ -135,6 +151,10 @@ def verify(
         The class of your own that the run predicted with, ``module:Class``, if it did.
     device
         What to compute them on, ``cpu`` or ``cuda``; on another one than the run's, ties may differ.
+    reread
+        Also read the volume again, and compare what each block has read of it. Where that differs, no box is computed.
+    workers, stop, on_event
+        Who reads it, and who is told, as for `emseg_workflows.segment`.
 
     Raises
     ------
@@ -143,7 +163,10 @@ def verify(
     """
     stored = open_output(output)
     recipe = recipe_of(stored)
-    source = volume_of(stored, volume)
+    source, stop = volume_of(stored, volume), stop or Stop()
+    found = _reread(stored, source, workers, stop, on_event or _ignore) if reread else None
+    if found is not None and not found.same:
+        return Verdict(reread=found)
     _check_same_voxels(source, recipe)
     weights = model_of(stored, model, predictor)
     loaded = load(weights, recipe.plan.model)
@@ -155,10 +178,14 @@ def verify(
     if precision != "float32" and precision not in low_precisions(device):
         precision = "float32"
     network = open_predictor(loaded, backend, precision, recipe.numerics.threads, device)
-    verdict = Verdict(same_numerics=network.numerics(recipe.plan.tile) == recipe.numerics, accuracy=recipe.accuracy)
+    verdict = Verdict(
+        same_numerics=network.numerics(recipe.plan.tile) == recipe.numerics, accuracy=recipe.accuracy, reread=found
+    )
     if recipe.accuracy is not None:
         verdict.tolerance = max(TOLERANCE, TWICE * recipe.accuracy.largest_difference)
     for box, tile, lead in _draw(recipe.plan, boxes, seed):
+        if stop.number:
+            raise StoppedError(stop.number)
         verdict.boxes += 1
         try:
             _compare(verdict, stored, source, augmented(network, recipe), recipe, box, tile, lead)
@@ -168,6 +195,16 @@ def verify(
     if not verdict.voxels and not verdict.failures:
         raise OutputError(f"none of {boxes} boxes of {output} was computed by its run: finish the run first")
     return verdict
+
+
+def _reread(stored: Output, source: ZarrVolume, workers: int, stop: Stop, notify: Observer) -> Reread:
+    """What reading the volume again shows."""
+    launch = Launch(Placement(workers=workers), stored.outside.size, 1, stored.path, notify)
+    with open_executor(launch, stop) as executor:
+        found = compare_all(stored, newest_run(stored.records), source.path, executor, stop, notify)
+    if stop.number:
+        raise StoppedError(stop.number)
+    return found
 
 
 def _compare(
@@ -266,3 +303,7 @@ def _check_same_voxels(source: ZarrVolume, recipe: Recipe) -> None:
             f"the volume {source.path} is not the one that the run read (digest {digest[:12]}, not "
             f"{recipe.volume_digest[:12]}): give the right one with --volume"
         )
+
+
+def _ignore(event: Event) -> None:
+    """Nobody watches."""

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Self
 
 from emseg.box import Box, triple
-from emseg.errors import BlockError, InputError
+from emseg.errors import BlockError, InputError, OutputError
 from emseg.store.extras import load_extra
-from emseg.store.instances import instance_names
+from emseg.store.instances import descriptions
 from emseg.store.ledger import Output
 from emseg.store.output import Generation, open_output
 from emseg.store.place import Place
 from emseg.store.shown import ShownImage, shown_image
 from emseg.store.volume import ZarrVolume
 from emseg_workflows.flows.record import recipe_of, volume_of
+from emseg_workflows.flows.whole import CLASSES, flaws_of
 from emseg_workflows.pictures import contrast_range
 from emseg_workflows.viewing.server import LOOPBACK, ViewServer
 from emseg_workflows.viewing.state import Contrast, Sources, class_names, fragment, viewer_state
@@ -93,10 +94,14 @@ def view(output: str | Place, *, volume: str | Place | None = None, port: int = 
         If the output or the volume given is not there, the port is taken, or Neuroglancer is not installed.
     """
     stored = open_output(output)
-    spec, names = recipe_of(stored).volume, instance_names(stored.files)
+    spec, flaws = recipe_of(stored).volume, flaws_of(stored)
+    if barring := [flaw for flaw in flaws if flaw.image == CLASSES]:
+        raise OutputError(f"{stored.path} is damaged: {barring[0]}")
+    notes = [str(flaw) for flaw in flaws]
+    names = tuple(name for name in descriptions(stored.files) if not any(flaw.bars(name) for flaw in flaws))
     client = Path(load_extra("neuroglancer", "view", stored.path, "shown").__file__).parent / "static" / "client"
     images = _images(stored, names)
-    contrast, notes = None, []
+    contrast = None
     try:
         source = volume_of(stored, volume)
         images["raw"], contrast = shown_image(source.path), _contrast(source, stored.region)
