@@ -228,7 +228,7 @@ def measure_books(folder: str) -> dict[str, Any]:
     plan = Plan(volume.box, TILE, volume.shape, POINTWISE, TILE, 1, TILE)
     numerics = Numerics("none", "none", "float32", 1, "none")
     recipe = Recipe(volume, "none", "none", Normalisation("volume", (0.0,), (1.0,)), plan, numerics, False)
-    prepare_output(place, recipe, None, {}, overwrite=False)
+    prepare_output(place, recipe, None, {}, overwrite=False, token=None)
     output = open_output(place)
     job = Job(recipe, Path(folder), Path(folder), place, Token(output.records, 1))
     now, dispatch, tally = 0.0, Dispatch(strands_of(plan, volume, np.ones(blocks, bool)), Policy()), Tally(plan, 0)

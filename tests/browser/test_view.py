@@ -22,7 +22,6 @@ from runs import PLANAR, save_random_model, texture
 from emseg.box import Box
 from emseg.grid.stitch import NOT_COMPUTED, QUANTA
 from emseg.store.classes import colour
-from emseg.store.files import LocalFiles
 from emseg.store.instances import open_instances
 from emseg.store.output import open_output
 from emseg_workflows import label, segment, view
@@ -168,7 +167,7 @@ def test_each_voxel_is_where_it_is_in_its_colour(browser: Browser, output: Path)
         assert_close(at_voxels(found, state, around), np.repeat(grey[..., None], 3, axis=-1))
 
         found = at_voxels(seen(page, shown, "instances", 1 / ZOOM, selectedAlpha=1), state, box)
-        ids = open_instances(LocalFiles(output), "instances").read(box.relative_to(REGION.start))[0]
+        ids = open_instances(open_output(output), "instances").read(box.relative_to(REGION.start))[0]
         assert_close(found[ids == 0], np.broadcast_to(BACKGROUND, found[ids == 0].shape))
         pairs = np.unique(np.column_stack([ids[ids > 0], found[ids > 0]]), axis=0)
         assert len(pairs) == len(np.unique(ids[ids > 0])), "an instance has more than one colour"

@@ -17,9 +17,12 @@ from runs import PLANAR, save_random_model, save_volume, texture
 
 from emseg.errors import OutputError
 from emseg.store import lease
+from emseg.store.files import hold_files
 from emseg.store.lease import Token
 from emseg.store.ledger import NOT_COMPUTED, Output
 from emseg.store.output import open_output
+from emseg.store.ownership import IDENTITY
+from emseg.store.records import Records
 from emseg_workflows.events import BlockEnded, Event
 from emseg_workflows.flows.segment import segment
 
@@ -95,7 +98,7 @@ def perform(world: World, output: Path, kind: str, model: int, number: int, orph
                 write_as_orphans(orphans, number + ended)
             if kind.startswith("kill") and ended > number:
                 runs = len(list((output / "emseg").glob("run-*")))
-                token = Token(open_output(output).records, runs)
+                token = Token(Records(hold_files(output, (output / IDENTITY).read_bytes())), runs)
                 orphans.append((open_output(output, token), world.truth[model]))
                 raise Killed
 

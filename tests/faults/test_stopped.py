@@ -13,8 +13,8 @@ import psutil
 import pytest
 from runs import bytes_of, emseg, emseg_process, save_volume, shards, slowed, texture
 
-PATIENCE = 15
-"""Seconds that a run may take to stop."""
+PATIENCE = 60
+"""Seconds that a run may take to stop: those that it grants its blocks, and as many again on a busy machine."""
 
 
 class Undisturbed:
@@ -81,8 +81,9 @@ def test_stopped_and_gone_on_with(number: int, group: bool, code: int, undisturb
     done = emseg("run", "volume.zarr", "-o", output, "--workers", "0", "--json", cwd=undisturbed.folder)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["skipped"] == written >= 3
-    assert report["done"] == report["blocks"] - written
+    assert 3 <= written <= report["blocks"]
+    assert report["skipped"] == written or (code < 0 and report["skipped"] < written)  # what it had not written down yet
+    assert report["done"] == report["blocks"] - report["skipped"]
     assert bytes_of(output) == bytes_of(undisturbed.output)
 
 

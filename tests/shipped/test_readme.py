@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import yaml
 import zarr
 from numpy.typing import NDArray
 from readmes import ROOT, block, blocks, run
@@ -15,6 +16,8 @@ from scipy import ndimage
 
 from emseg.metrics.membrane import best_threshold, f1
 from emseg.model.foreign import SETTINGS, read_foreign
+from emseg_workflows.access import token_file
+from emseg_workflows.clusters.local import DASHBOARD_PORT, LOOPBACK
 
 SAMPLE = ROOT / "examples" / "fib25-sample" / "raw.tif"
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
@@ -41,6 +44,7 @@ def test_all_blocks_are_known() -> None:
         "import numpy",
         "emseg label",
         "emseg run",
+        "scrape_configs:",
         "name =",
         "emseg train",
         "EMSEG_DATA=",
@@ -64,6 +68,13 @@ def test_the_same_from_python(folder: Path) -> None:
     script = folder / "same.py"
     script.write_text(block("README.md", "from emseg_workflows"))
     assert "tiled = untiled" in run(sys.executable, str(script), folder=folder).stdout
+
+
+def test_what_prometheus_is_told() -> None:
+    """Where a run's dashboard is, and its token."""
+    (job,) = yaml.safe_load(block("README.md", "scrape_configs:"))["scrape_configs"]
+    assert job["static_configs"] == [{"targets": [f"{LOOPBACK}:{DASHBOARD_PORT}"]}]
+    assert job["authorization"] == {"credentials_file": str(token_file(Path("/data/volume.emseg.zarr")))}
 
 
 def test_how_good_it_is(tmp_path: Path) -> None:

@@ -96,8 +96,10 @@ def test_this_python_is_on_all_nodes(slurm: SlurmCluster) -> None:
 
 def test_no_two_jobs_have_one_gpu(slurm: SlurmCluster) -> None:
     """Of eight jobs, six run at once."""
-    script = "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES $(date +%s.%N); sleep 1; date +%s.%N"
+    script = "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES $(date +%s.%N); until [ -e go ]; do sleep 0.1; done; date +%s.%N"
     jobs = [slurm.submit(script, "--gres=gpu:1", "--mem=10") for _ in range(8)]
+    slurm.wait_until(lambda: sorted(map(slurm.state, jobs)) == ["PENDING"] * 2 + ["RUNNING"] * 6)
+    (slurm.scratch / "go").touch()
     slurm.wait_until(lambda: not slurm.jobs())
     used = [slurm.output(job).split() for job in jobs]
     assert {(node, gpu) for node, gpu, _, _ in used} == {(node, gpu) for node in slurm.nodes for gpu in "01"}
@@ -122,7 +124,7 @@ def test_a_requeued_job_starts_again_soon(slurm: SlurmCluster) -> None:
     told = patient(slurm, "leave")
     slurm.run("scontrol", "requeue", told)
     for job in (itself, told):
-        assert slurm.wait_until(partial(has_restarted, slurm, job)) < 15
+        assert slurm.wait_until(partial(has_restarted, slurm, job), 100) < 100  # by default it takes 120
     slurm.wait_until(lambda: "ready 1" in slurm.output(told))
     slurm.wait_for(itself)
     # SLURM may say, in between, that it cancelled a step which had not quite ended.
@@ -134,7 +136,7 @@ def test_nothing_of_a_cancelled_job_goes_on(slurm: SlurmCluster) -> None:
     """One that does not heed SIGTERM is killed a few seconds later, and so are its processes that went their own ways."""
     job = patient(slurm, "stray")
     slurm.run("scancel", job)
-    assert 3 < slurm.wait_for(job, "CANCELLED") < 15
+    assert 3 < slurm.wait_for(job, "CANCELLED") < 30  # by default it takes longer
     assert terms(slurm, job)
     assert not [line for line in processes_of(slurm.folder) if "sleep" in line or "patient" in line]
 

@@ -1,0 +1,60 @@
+"""A driver is killed, its volume changed, and the same command called again: nothing of two volumes is mixed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import zarr
+from runs import PLANAR, bytes_of, emseg, emseg_process, save_random_model, save_volume, slowed, snapshot, texture
+
+from emseg.box import Box
+from emseg.store.output import open_output
+from emseg_workflows.flows.record import recipe_of
+
+SHAPE = (4, 2100, 2100)
+"""So large that the sample which every run takes of its volume leaves most of it out."""
+PART = Box((0, 1000, 1000), (4, 1060, 1060))
+PATIENCE = 60
+
+
+def test_a_killed_run_goes_on_with_the_volume_that_it_has_read_and_no_other(tmp_path: Path) -> None:
+    save_volume(tmp_path / "volume.zarr", np.zeros(SHAPE, np.uint8), (4, 64, 64))
+    array: Any = zarr.open_array(tmp_path / "volume.zarr")
+    array[PART.slices()] = texture(PART.shape)
+    save_random_model(tmp_path / "model.safetensors", PLANAR)
+    command = ("run", "volume.zarr", "--roi", str(PART), "--model", "model.safetensors", "--tile", "1,52,48", "-o")
+    assert emseg(*command, "undisturbed.zarr", "--workers", "0", cwd=tmp_path).returncode == 0
+
+    output = tmp_path / "out.zarr"
+    record = output / "emseg/run-0001/00000.jsonl"
+    process = emseg_process(*command, "out.zarr", "--workers", "2", cwd=tmp_path, env=slowed(1.0))
+    while process.poll() is None and not (record.exists() and '"block", ' in record.read_text()):
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[1]
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=PATIENCE)
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE)
+    assert not alive
+
+    told = [line for line in map(json.loads, record.read_text().splitlines()) if line["event"] == "block"]
+    block = recipe_of(open_output(output)).plan.block(told[0]["block"])
+    array[block.write.slices()] = 255 - array[block.write.slices()]
+    before = snapshot(output)
+    refused = emseg(*command, "out.zarr", "--workers", "2", cwd=tmp_path)
+    assert refused.returncode == 2, refused.stderr
+    assert str(block.write) in refused.stderr.splitlines()[-1]
+    assert snapshot(output) == before
+
+    array[block.write.slices()] = 255 - array[block.write.slices()]
+    done = emseg(*command, "out.zarr", "--workers", "0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "blocks with the volume" in done.stderr
+    assert bytes_of(output) == bytes_of(tmp_path / "undisturbed.zarr")
