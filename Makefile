@@ -28,7 +28,6 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy tests/benchmarks
 	$(BIN)/lint-imports
 
 # Processes killed, disks that fill, stores that go away; and damaged inputs. About half an hour each; FAULTS and FUZZ_SEED draw other

@@ -42,6 +42,7 @@ def main(folder: Path, client: Client) -> None:
 
 
 if __name__ == "__main__":  # worker processes import this file
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster, Client(cluster) as ours:
+    at = {"security": True, "dashboard_address": "127.0.0.1:0"}  # TLS: else all users of this machine might run code in it
+    with LocalCluster(n_workers=2, threads_per_worker=1, **at) as cluster, Client(cluster) as ours:
         main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo/on-a-cluster"), ours)
         print(f"the cluster still works: {ours.submit(sum, (20, 22)).result()}")
