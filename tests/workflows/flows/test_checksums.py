@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from runs import PLANAR, bytes_of, emseg, save_random_model, save_volume, shards, snapshot, texture
 
 from emseg.errors import InputError
 from emseg.store.lease import take_lease
 from emseg.store.output import open_output
+from emseg_workflows.cli import cli
 from emseg_workflows.events import BlockEnded, Event
 from emseg_workflows.flows.record import recipe_of
 from emseg_workflows.flows.repair import check, repair
@@ -253,6 +255,14 @@ def test_the_command_repairs(folder: Path, output: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "0 damaged, 0 missing, 2 repaired" in done.stdout
     assert bytes_of(output) == bytes_of(folder / "sound.zarr")
+
+
+@pytest.mark.parametrize(("more", "what"), [(["--volume"], "volume"), (["--model", "m.safetensors"], "model")])
+def test_what_checksums_do_not_read_is_not_taken(output: Path, more: list[str], what: str) -> None:
+    """Somebody who gives it expects it to be looked at."""
+    refused = CliRunner().invoke(cli, ["verify", str(output), "--checksums", *more])
+    assert refused.exit_code == 2
+    assert f"--checksums reads no {what}: leave out one of --checksums and --{what}" in refused.output
 
 
 def test_workers_are_for_repair(output: Path) -> None:

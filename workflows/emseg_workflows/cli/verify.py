@@ -69,6 +69,9 @@ def verify(
         name, value = next(iter(told.items()))
         whose = "--repair and --volume, none of which is" if name == "workers" else "--repair, which is not"
         raise click.UsageError(f"--{name.replace('_', '-')} {value} is for {whose} given")
+    if checksums and not repair and (reread or model is not None):
+        name = "volume" if reread else "model"
+        raise click.UsageError(f"--checksums reads no {name}: leave out one of --checksums and --{name}, or give --repair")
     if repair:
         with on_terminal() as terminal:
             from emseg_workflows.flows.repair import repair as mend  # noqa: PLC0415
