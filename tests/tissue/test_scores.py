@@ -13,7 +13,10 @@ from emseg_workflows import evaluate, ingest, segment
 
 DATA = Path(os.environ.get("EMSEG_DATA", "."))
 
-pytestmark = pytest.mark.skipif("EMSEG_DATA" not in os.environ, reason="EMSEG_DATA names no folder")
+pytestmark = [
+    pytest.mark.skipif("EMSEG_DATA" not in os.environ, reason="EMSEG_DATA names no folder"),
+    pytest.mark.timeout(1200),  # a slow machine that is busy takes long
+]
 
 
 def trained(command: str, folder: Path) -> Path:

@@ -237,7 +237,11 @@ def take_lease(records: Records, output: Place, tell: Callable[[str], None] = la
     now, me = tenure(records), Holder.here()
     if now.from_the_future:
         tell(f"{output} has a heartbeat from the future, as a clock was put back: watching for {STALE:.0f} s whether it moves")
-        now = _watched(records, now)
+        now = _watched(records, now, STALE)
+    elif now.state == "held" and now.holder is None and not records.names(f"run-{now.run:04d}/"):
+        # killed before it put its lease into its folder, unless that is lost: then a heart puts it back
+        tell(f"{output} has an empty record of run {now.run}: watching for {2 * BEAT:.0f} s whether that begins")
+        now = _watched(records, now, 2 * BEAT)
     if now.state == "held":
         wait = "" if now.holder and now.holder.near else f"; if that host is dead, try again in {STALE:.0f} s"
         who, seen = now.holder or "which is just starting", max(0.0, now.age)
@@ -274,9 +278,9 @@ def _age_of_run(records: Records, run: int) -> float:
     return min((age for age in ages if age is not None), default=0.0)
 
 
-def _watched(records: Records, before: Tenure) -> Tenure:
-    """What is known after as long a look as it takes: a heartbeat that does not move for `STALE` seconds has ended."""
-    end, seen = monotonic() + STALE, records.put_at(_lease(before.run))
+def _watched(records: Records, before: Tenure, seconds: float) -> Tenure:
+    """What is known after as long a look as it takes: a heartbeat that does not move for so many seconds has ended."""
+    end, seen = monotonic() + seconds, records.put_at(_lease(before.run))
     while monotonic() < end:
         sleep(LOOK)
         now = tenure(records)

@@ -642,6 +642,29 @@ def test_a_run_folder_with_nothing_in_it_counts_by_its_own_age(tmp_path: Path) -
     assert lease_on(tmp_path).run == 2
 
 
+@pytest.mark.parametrize("begins", [False, True])
+def test_whoever_was_killed_before_it_had_its_lease_locks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: bool
+) -> None:
+    """Its folder is empty; a living one puts its lease there within two heartbeats."""
+    (tmp_path / "emseg/run-0001").mkdir(parents=True)
+    shelf, now, looks = Shelf(lambda: HeldFiles(tmp_path), lambda _: None), iter(range(10**6)), list[float]()
+
+    def look(seconds: float) -> None:
+        looks.append(seconds)
+        if begins and len(looks) == 3:
+            shelf.hold(1, ELSEWHERE)
+
+    monkeypatch.setattr(leases, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(leases, "sleep", look)
+    if begins:
+        with pytest.raises(OutputError, match="in use by run 1, process 4711"):
+            shelf.take()
+        return
+    assert shelf.take().run == 2
+    assert 3 < len(looks) < STALE
+
+
 def test_a_heart_puts_a_lost_lease_back(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "BEAT", 0.01)
     with shelf.take().held():
