@@ -38,7 +38,7 @@ RUN = ("run", "volume.zarr", "--tile", "56,72,104")
 IN_HAND = 8
 """Two workers of two threads, each with as many blocks to come."""
 
-pytestmark = pytest.mark.timeout(3600 if LONG else 300)
+pytestmark = pytest.mark.timeout(3600 if LONG else 900)
 
 
 class Undisturbed:

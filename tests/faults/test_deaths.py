@@ -17,7 +17,7 @@ LONG = "EMSEG_FAULTS" in os.environ
 SEED = int(os.environ.get("EMSEG_FAULTS", "0"))
 MOMENTS = 0 if LONG else 6
 
-pytestmark = pytest.mark.timeout(3600 if LONG else 300)
+pytestmark = pytest.mark.timeout(3600 if LONG else 900)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -28,7 +28,7 @@ EACH = 10 if LONG else 0
 """Kills in each stage at least."""
 RUN = ("run", "volume.zarr", "--probabilities", "--instances", "--workers", "2", "--model", "model.safetensors")
 
-pytestmark = pytest.mark.timeout(7200 if LONG else 300)
+pytestmark = pytest.mark.timeout(7200 if LONG else 900)
 
 
 @pytest.fixture(scope="module")
