@@ -22,7 +22,7 @@ SHAPE = (32, 150, 150)
 AWAY = 20.0
 """Seconds in which the store takes no connection."""
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from distributed.core import rpc
 from runs import PLANAR, emseg, emseg_process, save_random_model, save_volume, slowed, texture
 
 pytestmark = [
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user"),
 ]
 
