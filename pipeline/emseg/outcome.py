@@ -17,6 +17,11 @@ MOST = 2**63
 """A number that no count of blocks, voxels or bytes reaches."""
 
 
+def is_count(value: Any) -> bool:
+    """Whether what stands in a document is a number of blocks, voxels or bytes."""
+    return type(value) is int and 0 <= value < MOST
+
+
 @dataclass(frozen=True, slots=True)
 class Seconds:
     """Where the time of a block went, in seconds of the clock."""
@@ -90,8 +95,8 @@ class Outcome:
         fault = data["fault"]
         if data["status"] not in get_args(Status) or fault not in (None, *get_args(Fault)):
             raise ValueError(f"no outcome: {data['status']}, {fault}")
-        block, voxels, peak = (int(data[name]) for name in ("block", "voxels", "peak_bytes"))
-        if not all(0 <= number < MOST for number in (block, voxels, peak)):
+        block, voxels, peak = counts = tuple(data[name] for name in ("block", "voxels", "peak_bytes"))
+        if not all(map(is_count, counts)):
             raise ValueError("no outcome: blocks, voxels and bytes are counted")
         if not (isinstance(data["worker"], str) and isinstance(data["cause"], str | None)):
             raise TypeError("no outcome: worker and cause are text")

@@ -177,6 +177,8 @@ def publish(files: Files, scratch: str, name: str, classes: str) -> None:
     """
     place = f"labels/{name}"
     try:
+        for folder in (FOLDER, "labels", f"{scratch}/{IMAGE}"):
+            files.tidy(folder, deep=False)  # descriptions that were half-written when their writer was killed
         if (description := described(files.read(f"{scratch}/{IMAGE}/{NODE}"))) is not None:
             keep_copies(files, {**descriptions(files), name: description})
         if files.size(f"{scratch}/{TABLE}") is not None:

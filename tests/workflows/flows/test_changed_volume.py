@@ -261,6 +261,18 @@ def test_what_was_stored_right_before_a_kill_is_computed_again(case: Case, outpu
     assert case.run(output).done == 1, "now all is told"
 
 
+@pytest.mark.parametrize("odd", [True, False, -1, 1.0, 10**400, "1", None, [1]])
+def test_a_line_of_no_block_refuses_no_volume(case: Case, output: Path, odd: Any) -> None:
+    """It tells of another digest, but not whose."""
+    file = record_of(output)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    done = next(line for line in lines if line["event"] == "block")
+    lines.insert(-1, {**done, "block": odd, "read": "0" * len(done["read"])})
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    case.run(output)
+    assert bytes_of(output) == bytes_of(case.reference)
+
+
 def test_coarser_levels_above_what_is_computed_again_are_built_again(case: Case, tmp_path: Path) -> None:
     tall = Box((0, 900, 1000), (1, 1200, 1030))
     case.run(tmp_path / "truth.zarr", region=tall)

@@ -134,6 +134,24 @@ def files_below(folder: Path) -> int:
     return sum(len(names) for _, _, names in os.walk(folder))
 
 
+def test_descriptions_that_a_killed_one_left_half_written_are_gone(whole: Path, tmp_path: Path) -> None:
+    """Wherever it was about to put one, to describe the labels or to list them."""
+    copy = Path(shutil.copytree(whole, tmp_path / "stopped.zarr"))
+    stop = Stop()
+
+    def see(event: Event) -> None:
+        if isinstance(event, BlockEnded):
+            stop.ask(signal.SIGTERM)
+
+    assert label(copy, workers=0, stop=stop, on_event=see).exit_code != 0
+    (scratch,) = copy.glob("emseg/instances-*/image")
+    for folder in (scratch, copy / "labels", copy / "emseg"):
+        (folder / ".zarr.json.0123456789ab.partial").write_text("{")
+    assert label(copy, workers=0).exit_code == 0
+    label(whole, workers=0)
+    assert files(copy) == files(whole)
+
+
 @pytest.mark.parametrize("stage", ["cut", "sew", "paint"])
 def test_a_signal_stops_it_and_it_goes_on(whole: Path, tmp_path: Path, stage: str) -> None:
     """After the first block of each stage; what was done is not done again."""

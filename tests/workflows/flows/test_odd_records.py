@@ -135,6 +135,21 @@ def test_lines_that_cannot_be_read_are_counted(copy: Path, whole: Path) -> None:
     assert "4 lines of the record of run 1 cannot be read" in Seen(report_page(copy, overwrite=True).read_text()).text
 
 
+@pytest.mark.parametrize("odd", [True, False, -1, 1.0, 0.5, 2**63, 10**400, "0", None, [0]])
+@pytest.mark.parametrize("name", ["block", "voxels"])
+def test_blocks_and_voxels_are_counted_by_whole_numbers(copy: Path, whole: Path, name: str, odd: Any) -> None:
+    """Whether they were done, failed or tried again: such a line is damaged, and tells of no block."""
+    lines = [json.loads(line) for line in record(whole).read_text().splitlines()]
+    wrong = [{**line, name: odd} for line in lines if name in line]
+    record(copy).write_text("\n".join(map(json.dumps, [*lines, *wrong])))
+    look(copy)
+    told, sound = status(copy), status(whole)
+    assert (told.done, told.failed) == (sound.done, sound.failed)
+    assert f"{len(wrong)} lines of their records cannot be read" in str(told)
+    (run,) = read_history(open_output(copy), PLAN).runs
+    assert (run.lost, run.work.done, run.work.retried) == (len(wrong), 1, 1)
+
+
 def test_a_run_of_a_huge_number_is_one_run(copy: Path, whole: Path) -> None:
     shutil.copyfile(record(whole), record(copy))
     folder = copy / "emseg" / "run-99999999999999"

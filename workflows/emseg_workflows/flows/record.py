@@ -24,6 +24,7 @@ from typing import Any, Literal
 from emseg import __version__
 from emseg.errors import OrphanError, OutputError
 from emseg.model.source import ModelPlace, model_at
+from emseg.outcome import is_count
 from emseg.recipe import Recipe
 from emseg.store.blame import reason
 from emseg.store.lease import newest_run
@@ -135,12 +136,21 @@ def all_lines_of(output: Output, run: int) -> Iterator[dict[str, Any] | None]:
     for name in records.names(f"run-{run:04d}/"):
         if not name.endswith(".jsonl"):
             continue
-        for line in (records.get(name) or b"").splitlines():
-            try:
-                read = json.loads(line)
-            except (ValueError, RecursionError):
-                read = None
-            yield read if isinstance(read, dict) else None
+        yield from map(_read, (records.get(name) or b"").splitlines())
+
+
+def _read(line: bytes) -> dict[str, Any] | None:
+    """A line of a record; None if it is damaged, or counts blocks or voxels by what is no number of them.
+
+    To Python, true is the number 1; and to NumPy, an index that means all blocks.
+    """
+    try:
+        read = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(read, dict) or not all(is_count(read[name]) for name in ("block", "voxels") if name in read):
+        return None
+    return read
 
 
 def recorded_runs(output: Output) -> list[int]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from emseg.digest import DIGITS
 from emseg.errors import OutputError, UnfinishedError
 from emseg.grid.order import strands_of
-from emseg.outcome import Outcome
+from emseg.outcome import Outcome, is_count
 from emseg.store.ledger import Output
 from emseg.store.place import Place
 from emseg_workflows.dispatch import Policy
@@ -260,7 +260,7 @@ class _Page:
         now = self._stored.attributes.get("fingerprint"), self._stored.generation
         self.ours = (line.get("fingerprint"), line.get("generation")) == now
         match line.get("tellers"):
-            case list(runs) if all(isinstance(run, int) for run in runs):
+            case list(runs) if all(map(is_count, runs)):
                 self.tellers = tuple(runs)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from emseg.errors import OutputError
-from emseg.outcome import MOST
 from emseg.printable import printable_lines
 from emseg.store.lease import State, tenure
 from emseg.store.ledger import Output
@@ -245,10 +244,10 @@ class _History:
             case {"event": "started", "volume": str(volume), "model": str(model)}:
                 self.volume, self.model = volume, model
                 self._pace(at, 0)
-            case {"event": "block", "block": int(block), "status": "done", "voxels": int(voxels)} if 0 <= voxels < MOST:
+            case {"event": "block", "block": int(block), "status": "done", "voxels": int(voxels)}:
                 self.failed.pop(block, None)
                 self._pace(at, voxels)
-            case {"event": "block", "block": int(block), "status": "failed"} if block >= 0:
+            case {"event": "block", "block": int(block), "status": "failed"}:
                 cause = line.get("cause")
                 self.failed[block] = cause if cause and isinstance(cause, str) else "unknown"
 
