@@ -209,6 +209,7 @@ def create_scratch(
     files, folder = scratch.files, scratch.folder
     layout = _layout(space, unit, chunk)
     try:
+        files.remove_all(folder)
         create_array(files, f"{folder}/{FRAGMENTS}", dtype="uint32", shape=shapes[0][-len(space.names) :], **layout)
         for name, document in image_documents(f"{folder}/{IMAGE}", space, shapes, unit, chunk, group):
             files.put(name, document)

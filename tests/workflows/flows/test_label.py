@@ -152,6 +152,19 @@ def test_descriptions_that_a_killed_one_left_half_written_are_gone(whole: Path, 
     assert files(copy) == files(whole)
 
 
+def test_a_labelling_that_was_killed_while_it_was_made_is_made_anew(whole: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(whole, tmp_path / "killed.zarr"))
+    label(whole, workers=0)
+    stop = Stop()
+    stop.ask(signal.SIGTERM)
+    label(copy, workers=0, stop=stop)
+    (scratch,) = copy.glob("emseg/instances-*")
+    (scratch / "labelling.json").unlink()
+    (scratch / "image" / "0" / ".zarr.json.0123456789ab.partial").write_text("{")
+    assert label(copy, workers=0).exit_code == 0
+    assert files(copy) == files(whole)
+
+
 @pytest.mark.parametrize("stage", ["cut", "sew", "paint"])
 def test_a_signal_stops_it_and_it_goes_on(whole: Path, tmp_path: Path, stage: str) -> None:
     """After the first block of each stage; what was done is not done again."""
@@ -325,12 +338,15 @@ def test_killed_while_what_it_was_made_from_is_removed(
     remove_all = LocalFiles.remove_all
 
     def killed(self: LocalFiles, folder: str) -> None:
+        if not folder.startswith("emseg/") or not (whole / "labels" / "instances").exists():
+            remove_all(self, folder)
+            return
         for name in gone:
             (self.remove if "." in name else partial(remove_all, self))(f"{folder}/{name}")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalFiles, "remove_all", lambda self, f: (killed if f.startswith("emseg/") else remove_all)(self, f))
+        patch.setattr(LocalFiles, "remove_all", killed)
         with pytest.raises(KeyboardInterrupt):
             label(whole, workers=0)
     before = files(whole)
