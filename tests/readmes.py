@@ -1,4 +1,4 @@
-"""The fenced blocks of the READMEs, and running them."""
+"""The fenced blocks of the README and of the documentation, and running them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "workflows" / "docs"
+PAGES = sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md"))
+"""The pages of the documentation, relative to the repository."""
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

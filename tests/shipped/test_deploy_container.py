@@ -108,7 +108,7 @@ def build(place: Path, *, afresh: bool) -> Path:
 def test_the_commands_make_an_emseg_that_runs(afresh: bool, tmp_path: Path) -> None:
     environment = build(tmp_path, afresh=afresh)
     save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
-    python = [environment / "bin" / "python", "-c", "import emseg, emseg_workflows as w; print(emseg.__file__, w.__file__)"]
+    python = [environment / "bin" / "python", "-c", "import emseg, emseg as w; print(emseg.__file__, w.__file__)"]
     where = subprocess.run(python, cwd=tmp_path, capture_output=True, text=True).stdout.split()
     assert all(Path(file).is_relative_to(environment) for file in where), where
     assert len(where) == 2

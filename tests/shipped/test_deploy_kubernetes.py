@@ -16,10 +16,10 @@ import pytest
 import yaml
 from runs import bytes_of, free_port, save_volume, texture
 
-from emseg import __version__
-from emseg.grid.cost import BLOCKS_IN_FLIGHT
-from emseg_workflows.clusters.local import LOOPBACK
-from emseg_workflows.flows.segment import segment
+from emseg.clusters.local import LOOPBACK
+from emseg.flows.segment import segment
+from emseg_core import __version__
+from emseg_core.grid.cost import BLOCKS_IN_FLIGHT
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 KUBERNETES = ("1.33", "1.37")
@@ -235,7 +235,7 @@ def test_the_commands_make_a_run(tmp_path: Path) -> None:
         held.enter_context(running(here(container("cpu.yaml", "scheduler")["command"]), tmp_path))
         held.enter_context(running(here(worker["command"]), tmp_path))
         assert waiting.wait(60) == 0
-        command = [sys.executable, "-m", "emseg_workflows", *here(run["args"])]
+        command = [sys.executable, "-m", "emseg", *here(run["args"])]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     segment(volume, tmp_path / "alone.zarr", workers=0)

@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from emseg.grid.stitch import classify
-from emseg.specs.model import ModelSpec
+from emseg_core.grid.stitch import classify
+from emseg_core.specs.model import ModelSpec
 from unet_paper import deformation, initialisation, network, receptive_field, skips, tiling, weight_map
 from unet_paper.drawing import GREYS
 from unet_paper.sample import grey, segments, truth
@@ -170,7 +170,7 @@ def test_borders_count_less_the_wider_they_are() -> None:
 
 
 def test_the_deformed_slice_comes_from_where_the_grid_points() -> None:
-    raw, shifts, found = grey().astype(float), deformation.field(), deformation.fetched()
+    raw, shifts, found = grey().astype(float), deformation.field(), deformation.deformed()
     for y, x in ((60, 100), (125, 125), (200, 77)):
         row, column = y + shifts[0, y, x], x + shifts[1, y, x]
         (top, up), (left, over) = divmod(row, 1), divmod(column, 1)

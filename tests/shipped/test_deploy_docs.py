@@ -1,4 +1,4 @@
-"""Every command of deploy/README.md is run, or, where that takes a cluster or an engine, has its words checked."""
+"""Every command of the pages on where to run is run, or, where that takes a cluster or an engine, has its words checked."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from distributed.cli.dask_worker import main as dask_worker
 from runs import bytes_of, free_port, save_volume, texture
 from torch.distributed.run import get_args_parser as torchrun_parser
 
-from emseg_workflows.cli import cli
-from emseg_workflows.clusters.local import LOOPBACK
-from emseg_workflows.flows.segment import segment
+from emseg.cli import cli
+from emseg.clusters.local import LOOPBACK
+from emseg.flows.segment import segment
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-README = (DEPLOY / "README.md").read_text()
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+DOCS = ROOT / "workflows" / "docs"
+PAGES = "\n".join(page.read_text() for page in [*sorted((DOCS / "deploy").glob("*.md")), DOCS / "tutorials" / "slurm.md"])
+BLOCKS = re.findall(r"^```sh\n(.*?)^```$", PAGES, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
-IN_TEXT = re.findall(r"`((?:emseg|deploy/|kubectl scale|docker stop)[^`]* [^`]*)`", README)
-EMSEG_OPTIONS = re.findall(r"`(--[\w-]+)(?: [^`]*)?`", README)
-ELSEWHERE = {"--network", "--build-arg", "--time"}
+IN_TEXT = re.findall(r"`((?:emseg|deploy/|kubectl scale|docker stop)[^`]* [^`]*)`", PAGES)
+EVERYWHERE = "\n".join(page.read_text() for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))])
+EMSEG_OPTIONS = re.findall(r"`(--[\w-]+)(?: [^`]*)?`", EVERYWHERE)
+EMSEG_IN_TEXT = re.findall(r"`emseg ([^`]*)`", EVERYWHERE)
+ELSEWHERE = {"--network", "--build-arg", "--time", "--lifetime", "--help"}
 """Options in the text that are not emseg's."""
 SBATCH_OPTIONS = {"--gres", "--cpus-per-task", "--time", "--nodes", "--ntasks-per-node"}
 DOCKERFILE = (DEPLOY / "container" / "Dockerfile").read_text()
@@ -78,7 +81,7 @@ def check_kubectl(words: list[str]) -> None:
 
 
 def check(words: list[str]) -> None:
-    """One command of the README."""
+    """One command of the pages."""
     match words:
         case ["emseg", *rest]:
             check_emseg(rest)
@@ -92,7 +95,7 @@ def check(words: list[str]) -> None:
         case ["torchrun", *rest]:
             arguments = torchrun_parser().parse_args(rest)
             assert arguments.module
-            assert arguments.training_script == "emseg_workflows"
+            assert arguments.training_script == "emseg"
             check_emseg(arguments.training_script_args)
         case ["sbatch", *options, script, "my.toml"]:
             check_file(script)
@@ -131,7 +134,7 @@ def test_each_command_is_made_of_words_that_exist(command: str, tmp_path: Path, 
 @pytest.mark.parametrize("command", sorted(set(IN_TEXT)))
 def test_each_command_in_the_text_too(command: str) -> None:
     words = shlex.split(command)
-    if words[:2] == ["emseg", "submit"] or words[0] != "emseg":
+    if (words[:2] == ["emseg", "submit"] and len(words) > 2) or words[0] != "emseg":
         check(words)
     else:
         assert words[1] in cli.commands
@@ -139,8 +142,23 @@ def test_each_command_in_the_text_too(command: str) -> None:
 
 @pytest.mark.parametrize("option", sorted(set(EMSEG_OPTIONS) - ELSEWHERE - {"--dashboard-address", "--no-dashboard"}))
 def test_each_option_in_the_text_exists(option: str) -> None:
-    known = {option for command in cli.commands.values() for parameter in command.params for option in parameter.opts}
+    parameters = [parameter for command in cli.commands.values() for parameter in command.params]
+    known = {option for parameter in parameters for option in parameter.opts + parameter.secondary_opts}
     assert option in known
+
+
+@pytest.mark.parametrize("words", sorted(set(EMSEG_IN_TEXT)))
+def test_each_command_anywhere_has_options_that_exist(words: str) -> None:
+    """In the README and on all pages: `emseg NAME`, and all the options behind it."""
+    name, *rest = words.split()
+    if name.startswith("-"):
+        assert name in ("--help", "--version")
+        return
+    command = cli.commands[name]
+    taken = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts}
+    if name == "submit":
+        taken |= {option for parameter in cli.commands["run"].params for option in parameter.opts}
+    assert set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", " ".join(rest))) <= taken
 
 
 def test_a_renamed_option_is_noticed() -> None:
@@ -186,7 +204,7 @@ def test_the_batch_script_wants_one_configuration(words: list[str], message: str
 
 
 def test_the_batch_script_says_how_it_is_started() -> None:
-    """In the words of the README."""
+    """In the words of the page."""
     text = (DEPLOY / "train.sbatch").read_text()
     assert re.findall(r"^#     (sbatch .*)$", text, re.MULTILINE) == block("sbatch").splitlines()
 
@@ -200,7 +218,7 @@ def test_several_machines(tmp_path: Path) -> None:
 
 
 def test_any_dask_cluster(tmp_path: Path) -> None:
-    """With the certificate of the README; nobody else gets in."""
+    """With the certificate of the page; nobody else gets in."""
     volume = save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
     done = run_here(block("umask 077"), tmp_path)
     assert done.returncode == 0, done.stderr
