@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet -c deploy/constraints.txt
 
-.PHONY: demo test lint slurm browser hosts faults fuzz tissue bench clean
+.PHONY: demo test lint docs slurm browser hosts faults fuzz tissue bench clean
 
 demo: .venv/demo
 	$(BIN)/python examples/segment_sample.py demo
@@ -23,6 +23,10 @@ slurm: .venv/test
 browser hosts: .venv/test
 	tests/$@/setup
 	$(BIN)/pytest tests/$@
+
+# The documentation site, in dist/docs/. A warning is an error.
+docs: .venv/docs
+	$(BIN)/sphinx-build -W --keep-going --fresh-env --quiet workflows/docs dist/docs
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -64,9 +68,13 @@ bench: .venv/test
 	$(INSTALL) -e '.[openvino]'
 	touch $@
 
+.venv/docs: .venv/demo
+	$(INSTALL) -e '.[docs]'
+	touch $@
+
 .venv/test: .venv/demo
-	$(INSTALL) -e '.[bench,cuda,dev,hdf5,mrc,openvino,remote,slurm,tensorstore,view]'
+	$(INSTALL) -e '.[bench,cuda,dev,docs,hdf5,mrc,openvino,remote,slurm,tensorstore,view]'
 	touch $@
 
 clean:
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,10 +1,10 @@
-"""Drawn cells to try a training on: five annotated slices, and a volume of the same tissue that nobody has annotated.
+"""Draw synthetic cells for trying out training: five annotated slices, and a volume of the same tissue to segment.
 
 python examples/draw_cells.py FOLDER
 
-FOLDER gets ``slices.tif`` with ``labels.tif`` (membrane 0, inside 255, as in the ISBI 2012 challenge), and ``volume.tif`` with
-its truth in ``truth.tif``. Membranes are as dark as the organelles within the cells, and shade and contrast change from slice
-to slice: what is membrane is told by shape, not by grey value.
+The script writes ``slices.tif`` with ``labels.tif`` (membrane 0, inside 255, as in the ISBI 2012 challenge), and ``volume.tif``
+with its truth in ``truth.tif``. Membranes are as dark as the organelles within the cells, and shading and contrast vary from
+slice to slice, so membranes can be recognised by their shape but not by their grey value.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DARK, LIGHT = 80.0, 145.0
 
 
 def draw(depth: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Grey values and truth (0 membrane, 255 inside) of some slices, both ``(z, y, x) uint8``."""
+    """Draw grey values and truth (0 membrane, 255 inside) of some slices, both ``(z, y, x) uint8``."""
     rng = np.random.default_rng(seed)
     centres = rng.uniform(-20, EDGE + 20, (CELLS, 2))
     slices = []
@@ -40,6 +40,7 @@ def draw(depth: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def _slice(centres: NDArray[np.float64], rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Draw one slice with cells around these centres."""
     places = np.indices((EDGE, EDGE)) + 6 * _smooth(rng, 2, 12)
     nearest = np.argmin([np.hypot(*(places - centre[:, None, None])) for centre in centres], axis=0)
     membrane = ndimage.maximum_filter(nearest, MEMBRANE) != ndimage.minimum_filter(nearest, MEMBRANE)
@@ -50,7 +51,7 @@ def _slice(centres: NDArray[np.float64], rng: np.random.Generator) -> tuple[NDAr
 
 
 def _organelles(room: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Dark discs and rings where the room to the next membrane, in pixels, is enough."""
+    """Draw dark discs and rings where the distance to the next membrane, in pixels, leaves enough room."""
     drawn = np.zeros(room.shape, bool)
     rows, columns = np.indices(room.shape)
     for y, x in rng.integers(0, EDGE, (ORGANELLES, 2)):
@@ -62,14 +63,14 @@ def _organelles(room: NDArray[np.float64], rng: np.random.Generator) -> NDArray[
 
 
 def _smooth(rng: np.random.Generator, count: int, width: float) -> NDArray[np.float64]:
-    """Random fields ``(count, y, x)`` of deviation 1 that vary smoothly over so many pixels."""
+    """Draw random fields ``(count, y, x)`` with standard deviation 1, smooth over `width` pixels."""
     fields = ndimage.gaussian_filter(rng.normal(size=(count, EDGE, EDGE)), (0, width, width))
     smooth: NDArray[np.float64] = fields / fields.std(axis=(1, 2), keepdims=True)
     return smooth
 
 
 def main(folder: Path) -> None:
-    """Draw the four files."""
+    """Write the four files."""
     folder.mkdir(exist_ok=True)
     for names, depth, seed in ((("slices", "labels"), ANNOTATED, 0), (("volume", "truth"), DEPTH, 1)):
         for name, values in zip(names, draw(depth, seed), strict=True):

@@ -1,21 +1,21 @@
-"""What a run would cost, by arithmetic alone: no volume, no weights, nothing is read.
+"""Estimate the cost of runs by arithmetic alone, without a volume or weights.
 
 python examples/look_at_plan.py
 """
 
 from __future__ import annotations
 
-from emseg.grid.cost import cost_of
-from emseg.grid.layout import plan_volume
-from emseg.specs.model import ModelSpec
-from emseg.specs.volume import VolumeSpec
+from emseg_core.grid.cost import cost_of
+from emseg_core.grid.layout import plan_volume
+from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.volume import VolumeSpec
 
 PAPER = ModelSpec.unet(width=64, depth=4)
 SMALL = ModelSpec.unet(width=16, depth=2, kernel=(3, 3, 3), pooling=(2, 2, 2))
 
 
 def main() -> None:
-    """Print a line per volume and network."""
+    """Print a line for each volume and network."""
     for name, shape in (("a slice", (1, 4096, 4096)), ("a stack", (1000, 8192, 8192)), ("a petabyte", (100_000,) * 3)):
         volume = VolumeSpec(shape, "uint8", (64, 64, 64))
         for network, model in (("2-D U-Net of the paper", PAPER), ("small 3-D U-Net", SMALL)):

@@ -1,9 +1,9 @@
-"""A finished output in napari: raw, classes and instances at their voxel size, read level by level as you zoom and scroll.
+"""Open a finished output in napari: raw data, classes and instances at their voxel size, as multiscale layers.
 
 python examples/open_in_napari.py OUT [VOLUME]
 
-VOLUME is where the raw voxels are, if they were moved since the run. emseg does not need napari, so it must be installed beside
-it: pip install 'napari[all]'
+VOLUME is the path of the raw data if it was moved since the run. emseg does not depend on napari, so install it separately:
+pip install 'napari[all]'
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from typing import Any, Literal
 import dask.array as da
 import zarr
 
-from emseg.box import AXES
-from emseg.specs.volume import Part
-from emseg.store.ome import Space, levels, multiscales_of
-from emseg.store.output import open_output
-from emseg.store.volume import open_volume
-from emseg_workflows import status
-from emseg_workflows.flows.record import recipe_of
+from emseg import status
+from emseg.flows.records.run_log import recipe_of
+from emseg_core.box import AXES
+from emseg_core.specs.volume import Selection
+from emseg_core.store.outputs.lifecycle import open_output
+from emseg_core.store.volumes.volume import open_volume
+from emseg_core.store.zarrs.ome import Space, levels, multiscales_of
 
 Level = tuple[da.Array, Space]
-"""Voxels, and where they lie."""
+"""Voxels of a pyramid level, and their position in space."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What napari is given for one layer."""
+    """A layer for napari."""
 
     kind: Literal["image", "labels"]
     name: str
     levels: list[da.Array]
-    """The finest first; nothing is read before it is shown."""
+    """Pyramid levels, the finest first; nothing is read before it is shown."""
     scale: tuple[float, ...]
     """Voxel size of the finest level."""
     translate: tuple[float, ...]
-    """Where the centre of its first voxel lies."""
+    """Position of the centre of its first voxel."""
     units: tuple[str | None, ...]
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What `add_image` or `add_labels` is called with; a single level is an image like any other."""
+        """Keyword arguments of `add_image` or `add_labels`; a single level is passed as a plain image."""
         several = len(self.levels) > 1
         place = {"name": self.name, "scale": self.scale, "translate": self.translate}
         units = {} if None in self.units else {"units": self.units}
@@ -56,23 +56,26 @@ class Layer:
 
 
 def layers_of(output: Path, volume: Path | None = None) -> Iterator[Layer]:
-    """The layers of an output, the lowest first; `volume` is where the raw voxels are, None for where the run found them."""
+    """Build the layers of an output, the lowest first; the raw data is at `volume`, or by default where the run read it."""
     place = str(volume or status(output).volume or "")
-    if place and "://" not in place:  # what is on an object store is not opened here
-        part = recipe_of(open_output(output)).volume.part  # which channel, if it has several
-        yield layer("image", "raw", raw_levels(Path(place), part), blank=0)
+    if place and "://" not in place:  # volumes in object stores are not shown here
+        selection = recipe_of(open_output(output)).volume.selection  # which channel, if it has several
+        yield layer("image", "raw", raw_levels(Path(place), selection), blank=0)
     folder = output / "labels"
     for name in ome(zarr.open_group(folder, mode="r"))["labels"]:
         group = zarr.open_group(folder / name, mode="r")
         shown = classes(ome(group)["image-label"])
-        yield layer("labels", name, image_levels(group), blank=255 if shown else 0, **shown)  # as where nothing is computed
+        yield layer(
+            "labels", name, image_levels(group), blank=255 if shown else 0, **shown
+        )  # the value of voxels that are not computed
 
 
 def layer(kind: Literal["image", "labels"], name: str, found: Sequence[Level], blank: int, **options: Any) -> Layer:
-    """A layer of these levels. napari takes one scale and one translation, those of the finest level.
+    """Build a layer from pyramid levels.
 
-    It lets all levels begin at the same corner, and concludes from their lengths how much coarser they are. So levels that
-    have no such place are left out, and lengths that cannot be divided are filled up with `blank`.
+    napari has one scale and one translation per layer, those of the finest level. It assumes that all levels start at the same
+    corner, and derives their scale factors from their lengths. So levels at other positions are left out, and lengths that are
+    not multiples of the factors are padded with `blank`.
     """
     finest, space = found[0]
     factors = [tuple(round(a / b) for a, b in zip(at.scale, space.scale, strict=True)) for _, at in found]
@@ -87,13 +90,13 @@ def layer(kind: Literal["image", "labels"], name: str, found: Sequence[Level], b
 
 
 def same_place(one: Space, other: Space) -> bool:
-    """Whether voxels are of the same size and begin at the same place; a coarser voxel's centre is half a voxel further."""
+    """Return whether two levels have the same voxel size and position."""
     pairs = zip((*one.scale, *one.translation), (*other.scale, *other.translation), strict=True)
     return all(isclose(a, b, rel_tol=1e-6, abs_tol=1e-6 * max(one.scale)) for a, b in pairs)
 
 
 def image_levels(group: zarr.Group, front: tuple[int, ...] | None = None) -> list[Level]:
-    """The levels of an OME-Zarr image, along its axes in space; `front` is the entry of each other axis, 0 if not said."""
+    """Open the levels of an OME-Zarr image along its spatial axes; `front` is the index along each other axis, by default 0."""
     found = []
     for path, space in levels(multiscales_of(group.attrs)):
         voxels, rank = da.from_zarr(group[path]), sum(name in AXES for name in space.names)
@@ -101,9 +104,9 @@ def image_levels(group: zarr.Group, front: tuple[int, ...] | None = None) -> lis
     return found
 
 
-def raw_levels(path: Path, part: Part | None = None) -> list[Level]:
-    """The levels of a volume, which may be a plain array."""
-    node, volume = zarr.open(path, mode="r"), open_volume(path, part=part)
+def raw_levels(path: Path, selection: Selection | None = None) -> list[Level]:
+    """Open the levels of a volume, which may be a plain array."""
+    node, volume = zarr.open(path, mode="r"), open_volume(path, part=selection)
     if isinstance(node, zarr.Group):
         return image_levels(node, volume.front)
     spec = volume.spec
@@ -112,24 +115,24 @@ def raw_levels(path: Path, part: Part | None = None) -> list[Level]:
 
 
 def ome(group: zarr.Group) -> Any:
-    """The OME-Zarr metadata of a group."""
+    """Return the OME-Zarr metadata of a group."""
     return group.attrs["ome"]
 
 
 def classes(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Colours and names of classes, as they are stored with the labels; nothing of instances, which have none."""
+    """Return the colours and names stored with classes; nothing for instances, which have none."""
     if "colors" not in described:
         return {}
     colours = {entry["label-value"]: [part / 255 for part in entry["rgba"]] for entry in described["colors"]}
     names = {entry["label-value"]: entry["name"] for entry in described["properties"]}
-    features = {"index": list(names), "class": list(names.values())}  # told where the mouse is
+    features = {"index": list(names), "class": list(names.values())}  # shown for the voxel under the mouse
     return {"colormap": {**colours, None: [0, 0, 0, 0]}, "features": features, "opacity": 0.4}
 
 
 def main(output: Path, volume: Path | None) -> None:
-    """Show it until the window is closed."""
+    """Show an output until the window is closed."""
     try:
-        import napari  # noqa: PLC0415
+        import napari
     except ImportError:
         sys.exit("napari is not installed: pip install 'napari[all]'")
     viewer = napari.Viewer(title=output.name)

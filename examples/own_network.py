@@ -1,4 +1,4 @@
-"""A network of your own: written in PyTorch, trained on a few slices, exported, and run over a volume without seams.
+"""Use your own network: write it in PyTorch, train it on a few slices, export it, and run it over a volume without seams.
 
 python examples/own_network.py FOLDER
 """
@@ -13,24 +13,24 @@ import tifffile
 import torch
 from torch import Tensor, nn
 
-from emseg.metrics.membrane import count
-from emseg.model.source import describe
-from emseg.store.output import open_output
-from emseg.truth import IGNORE, membrane_truth
-from emseg_workflows import ingest, segment, verify
+from emseg import ingest, segment, verify
+from emseg_core.metrics.membrane import count
+from emseg_core.model.model_place import describe
+from emseg_core.store.outputs.lifecycle import open_output
+from emseg_core.truth import IGNORE, membrane_truth
 
 SAMPLE = Path(__file__).parent / "fib25-sample"
 TRAINED = slice(0, 20)
-"""Slices to learn from; the others tell how good it is."""
+"""Slices for training; the others are for the score."""
 STEPS, CROPS, EDGE = 50, 4, 80
-BESIDE = """\
+SETTINGS = """\
 classes = ["inside", "membrane"]
 normalise = "volume"
 """
 
 
 class OwnNetwork(nn.Module):
-    """Two scales of padded convolutions with batch normalisation: images ``(n, 1, y, x)`` in, two logits per pixel out."""
+    """Padded convolutions at two scales with batch normalisation: images ``(n, 1, y, x)`` in, two logits per pixel out."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
@@ -39,21 +39,22 @@ class OwnNetwork(nn.Module):
         self.last = nn.Sequential(*convolved(2 * width, width), nn.Conv2d(width, 2, 1))
 
     def forward(self, image: Tensor) -> Tensor:
+        """Compute the logits ``(n, 2, y, x)`` of images ``(n, 1, y, x)``."""
         fine = self.fine(image)
         logits: Tensor = self.last(torch.cat([fine, self.coarse(fine)], dim=1))
         return logits
 
 
 def convolved(before: int, after: int) -> list[nn.Module]:
-    """A convolution that pads, batch normalisation and ReLU."""
+    """Make a padded convolution, batch normalisation and ReLU."""
     return [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
 
 
 def train(network: nn.Module, raw: Tensor, truth: Tensor) -> None:
-    """Your own training takes hours; this one is over in seconds. Images ``(z, y, x)``, normalised, and their classes."""
+    """Train for a few seconds, in place of hours, on normalised images and their classes, both ``(z, y, x)``."""
     rng = np.random.default_rng(0)
     optimiser = torch.optim.Adam(network.parameters(), 1e-2)
-    loss = nn.CrossEntropyLoss(torch.tensor([1.0, 3.0]), ignore_index=IGNORE)  # there is less membrane than inside
+    loss = nn.CrossEntropyLoss(torch.tensor([1.0, 3.0]), ignore_index=IGNORE)  # membrane is rarer than inside
     depth, height, width = raw.shape
     for _ in range(STEPS):
         corners = rng.integers((0, 0, 0), (depth, height - EDGE, width - EDGE), (CROPS, 3)).tolist()
@@ -66,7 +67,7 @@ def train(network: nn.Module, raw: Tensor, truth: Tensor) -> None:
 
 
 def main(folder: Path) -> None:
-    """Train, export, look at what was found out about the network, run it, check it."""
+    """Train and export the network, print what emseg measured of it, run it, and check the result."""
     folder.mkdir(parents=True, exist_ok=True)
     volume, model, output = (folder / name for name in ("sample.zarr", "own.pt2", "own.emseg.zarr"))
     ingest(SAMPLE / "raw.tif", volume, voxel_size=(10, 10, 10), overwrite=True)
@@ -77,10 +78,10 @@ def main(folder: Path) -> None:
     raw = (raw - raw.mean()) / raw.std()  # as `normalise = "volume"` does in a run
     train(network, torch.from_numpy(raw[TRAINED]), torch.from_numpy(truth[TRAINED].astype(np.int64)))
 
-    network.eval()  # else batch normalisation would look at each tile, and labels would depend on tiles
+    network.eval()  # otherwise batch normalisation would use the statistics of each tile, and labels would depend on tiles
     lengths = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}  # images of any y and x
     torch.export.save(torch.export.export(network, (torch.zeros(1, 1, 64, 64),), dynamic_shapes=(lengths,)), model)
-    model.with_name(f"{model.name}.toml").write_text(BESIDE)  # what no experiment tells
+    model.with_name(f"{model.name}.toml").write_text(SETTINGS)  # what emseg cannot measure
 
     found, _ = describe(model)
     print(f"context {found.context} and lattice {found.lattice} voxels (z, y, x), classes {', '.join(found.classes)}")
@@ -92,7 +93,7 @@ def main(folder: Path) -> None:
         sys.exit(report.exit_code)
     stored, unseen = open_output(output), slice(TRAINED.stop, None)
     score = count(stored.read_labels(stored.region)[unseen], truth[unseen])
-    print(f"membrane F1 {score.f1:.3f} on slices that it has not learnt from")
+    print(f"membrane F1 {score.f1:.3f} on slices that it was not trained on")
     verdict = verify(output, boxes=2)
     print(verdict)
     sys.exit(verdict.exit_code)

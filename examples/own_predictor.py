@@ -1,9 +1,9 @@
-"""A detector of your own, without PyTorch: dark ridges by NumPy alone, run over a Zarr volume by two workers.
+"""Use your own detector without PyTorch: find dark ridges with NumPy alone, in a Zarr volume and with two workers.
 
 python examples/own_predictor.py FOLDER
 
-All that emseg needs of it is a class that each worker can import. How far its voxels see is found by experiment. That the
-result is the same as of one pass over the whole volume is checked at the end.
+emseg only needs a class that each worker can import; its receptive field is measured. At the end, the script checks that the
+result is the same as from one pass over the whole volume.
 """
 
 from __future__ import annotations
@@ -15,41 +15,42 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emseg.grid.stitch import classify
-from emseg.metrics.membrane import count
-from emseg.normalise import survey
-from emseg.store.output import open_output
-from emseg.store.volume import open_volume
-from emseg.truth import membrane_truth
-from emseg_workflows import ingest, plan_run, preview, segment, verify
+import emseg
+from emseg import ingest, preview, segment, verify
+from emseg_core.grid.stitch import classify
+from emseg_core.metrics.membrane import count
+from emseg_core.normalise import survey
+from emseg_core.store.outputs.lifecycle import open_output
+from emseg_core.store.volumes.volume import open_volume
+from emseg_core.truth import membrane_truth
 
 SAMPLE = Path(__file__).parent / "fib25-sample"
 FINE, COARSE, RADIUS = 1.0, 4.0, 12
-"""Deviations of two Gaussians, and where both are cut off, in pixels."""
+"""Standard deviations of two Gaussians, and the radius at which both are cut off, in pixels."""
 THRESHOLD = 0.35
-"""How much darker than its surroundings a membrane is, in deviations of the volume's intensities."""
+"""How much darker than its surroundings a membrane is, in standard deviations of the volume's intensities."""
 NAME = "own_predictor:DarkRidges"
-"""The module, which is this file, and the class: what workers import."""
+"""Import path for the workers: the module, which is this file, and the class."""
 
 
 class DarkRidges:
-    """Difference of Gaussians in the plane, as a valid convolution: what it gives is shorter than a tile by the radius."""
+    """Difference of Gaussians in the plane, as a valid convolution: its output is shorter than a tile by twice the radius."""
 
-    version = "1"  # another one where it gives other logits
+    version = "1"  # to be changed whenever the logits change
     classes = ("inside", "membrane")
     planar = True  # slice by slice
     flops_per_voxel = 2 * 2 * 2 * (2 * RADIUS + 1)  # two Gaussians along two axes, a product and a sum for each weight
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits ``(n, 2, z, y', x')`` of normalised tiles ``(n, z, y, x)``."""
+        """Compute the logits ``(n, 2, z, y', x')`` of normalised tiles ``(n, z, y, x)``."""
         darker = blurred(tiles, COARSE) - blurred(tiles, FINE) - np.float32(THRESHOLD)
         return np.stack([-darker, darker], axis=1)
 
 
 def blurred(tiles: NDArray[np.float32], deviation: float) -> NDArray[np.float32]:
-    """A Gaussian along y and x, where all of it lies within the tile.
+    """Blur along y and x with a Gaussian, and keep the voxels for which all of it lies within the tile.
 
-    Each voxel is the same sum in the same order, wherever it lies in a tile: a running sum would round differently.
+    Each voxel is the same sum in the same order, independent of its position in a tile; a running sum would round differently.
     """
     weights = np.exp(-0.5 * (np.arange(-RADIUS, RADIUS + 1) / deviation) ** 2)
     weights /= weights.sum()
@@ -64,16 +65,16 @@ def blurred(tiles: NDArray[np.float32], deviation: float) -> NDArray[np.float32]
 
 
 def main(folder: Path) -> None:
-    """Segment the sample with it, compare with one pass over the whole, score it, draw it."""
+    """Segment the sample, compare with one pass over the whole volume, score the labels, and draw them."""
     folder.mkdir(parents=True, exist_ok=True)
     place, output = folder / "sample.zarr", folder / "ridges.emseg.zarr"
     ingest(SAMPLE / "raw.tif", place, voxel_size=(10, 10, 10), overwrite=True)
 
-    plan = plan_run(place, predictor=NAME).plan
+    plan = emseg.plan(place, predictor=NAME).plan
     context = plan.model.context
-    print(f"its voxels see {context} voxels (z, y, x) beyond each side: {len(plan)} blocks, in tiles of {plan.tile}")
-    report = segment(place, output, predictor=NAME, workers=2)  # what is done already is not done again
-    print(f"{report.done} of {report.blocks} blocks computed, {report.skipped} were there already")
+    print(f"context {context} voxels (z, y, x) on each side: {len(plan)} blocks, in tiles of {plan.tile}")
+    report = segment(place, output, predictor=NAME, workers=2)  # blocks of an earlier run are not computed again
+    print(f"{report.done} of {report.blocks} blocks computed, {report.skipped} done by an earlier run")
     print(verify(output, predictor=NAME))
 
     volume = open_volume(place)
@@ -82,7 +83,7 @@ def main(folder: Path) -> None:
     whole = np.pad(values, [(c, c) for c in context], mode="reflect")
     labels = open_output(output).read_labels(plan.region)
     assert np.array_equal(labels, classify(DarkRidges().predict(whole[None])[0]))
-    print("the same as in one pass over the whole volume, to the last voxel")
+    print("every voxel has the same label as in one pass over the whole volume")
 
     print(f"membrane F1 {count(labels, membrane_truth(tifffile.imread(SAMPLE / 'truth.tif'))).f1:.3f}")
     print(f"picture {preview(output, folder / 'ridges.png', volume=place)}")

@@ -1,4 +1,4 @@
-"""From a TIFF stack to scored labels and a picture, on the sample volume: what `make demo` runs.
+"""Segment the sample volume: from a TIFF stack to scored labels and a picture, as in `make demo`.
 
 python examples/segment_sample.py FOLDER
 """
@@ -10,17 +10,17 @@ from pathlib import Path
 
 import tifffile
 
-from emseg.metrics.membrane import count
-from emseg.store.output import open_output
-from emseg.truth import membrane_truth
-from emseg_workflows import ingest, preview, segment
-from emseg_workflows.console import RunConsole
+from emseg import ingest, preview, segment
+from emseg.cli.console import RunConsole
+from emseg_core.metrics.membrane import count
+from emseg_core.store.outputs.lifecycle import open_output
+from emseg_core.truth import membrane_truth
 
 SAMPLE = Path(__file__).parent / "fib25-sample"
 
 
 def main(folder: Path) -> None:
-    """Ingest the sample, segment it with two workers, score it, draw it."""
+    """Ingest the sample, segment it with two workers, score the labels, and draw them."""
     folder.mkdir(exist_ok=True)
     volume, output = folder / "sample.zarr", folder / "sample.emseg.zarr"
     ingest(SAMPLE / "raw.tif", volume, voxel_size=(10, 10, 10), overwrite=True)
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
     stored, truth = open_output(output), membrane_truth(tifffile.imread(SAMPLE / "truth.tif"))
     score = count(stored.read_labels(stored.region), truth)
     picture = preview(output, folder / "sample.png")
-    print(f"membrane F1 {score.f1:.3f} (precision {score.precision:.3f}, recall {score.recall:.3f}), voxel for voxel")
+    print(f"membrane F1 {score.f1:.3f} (precision {score.precision:.3f}, recall {score.recall:.3f}) over voxels")
     print(f"picture {picture}")
 
 

@@ -1,8 +1,9 @@
-"""From a TIFF stack to the five largest neurons: membranes, a number for each neuron, their volumes, a TIFF and a page.
+"""Segment neurons from a TIFF stack: membranes, an id for each neuron, their volumes, labels as TIFF, and a report.
 
 python examples/tiff_to_neurons.py STACK.tif FOLDER --voxel-size 50 4 4
 
-Without arguments it takes the bundled sample, and the folder demo/neurons/. After a stop, the same command goes on.
+Without arguments it segments the bundled sample into the folder demo/neurons/. If it is interrupted, run the same command again
+to resume.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import csv
 import sys
 from pathlib import Path
 
-from emseg_workflows import export, ingest, label, report_page, segment
-from emseg_workflows.console import RunConsole
+import emseg
+from emseg import export, ingest, label, segment
+from emseg.cli.console import RunConsole
 
 SAMPLE = Path(__file__).parent / "fib25-sample" / "raw.tif"
 SAMPLE_VOXEL = (10.0, 10.0, 10.0)
@@ -21,48 +23,48 @@ LARGEST = 5
 
 
 def main(stack: Path, folder: Path, voxel_size: tuple[float, float, float] | None, workers: int | None) -> None:
-    """Make everything in `folder`; `voxel_size` is (z, y, x) in nanometres, None for what the TIFF states."""
+    """Run all steps in `folder`; `voxel_size` is (z, y, x) in nanometres, by default that of the TIFF."""
     folder.mkdir(parents=True, exist_ok=True)
     volume, output = folder / f"{stack.stem}.zarr", folder / f"{stack.stem}.emseg.zarr"
     if not volume.exists():
         ingest(stack, volume, voxel_size=voxel_size)
 
-    with RunConsole() as console:  # shows how far it is
+    with RunConsole() as console:  # shows progress
         run = segment(volume, output, probabilities=True, workers=workers, on_event=console)
-        if run.exit_code:  # the console has said which blocks failed, and why
+        if run.exit_code:  # the console has shown which blocks failed, and why
             sys.exit(run.exit_code)
         neurons = label(output, workers=workers, on_event=console)
     if neurons.exit_code:
         sys.exit(neurons.exit_code)
 
-    print(f"{neurons.segments} segments; the {LARGEST} largest:")
+    print(f"{neurons.segments} segments, of which the {LARGEST} largest are:")
     for row in largest(neurons.table):
         centre = ", ".join(f"{float(row[f'centroid_{axis}']):.0f}" for axis in "zyx")
-        cut = ", cut off by an edge of the volume" if row["touches_edge"] == "1" else ""
+        cut = ", touches an edge of the volume" if row["touches_edge"] == "1" else ""
         print(f"  number {row['id']}: {size(row)}, centre at voxel ({centre}){cut}")
-    print(f"all of them  {neurons.table}")
+    print(f"table        {neurons.table}")
     print(f"labels       {export(output, folder / f'{stack.stem}-neurons.ome.tif', instances='instances', overwrite=True)}")
-    print(f"report       {report_page(output)}")
+    print(f"report       {emseg.report(output)}")
 
 
 def largest(table: Path) -> list[dict[str, str]]:
-    """The rows of the table with the most voxels, the largest first."""
+    """Return the rows of the table with the most voxels, the largest first."""
     with table.open(newline="") as file:
         return sorted(csv.DictReader(file), key=lambda row: int(row["voxels"]), reverse=True)[:LARGEST]
 
 
 def size(row: dict[str, str]) -> str:
-    """How large a segment is; in voxels where nobody has said how large these are."""
+    """Format the size of a segment, in voxels if the voxel size is unknown."""
     return f"{row['volume_um3']} cubic micrometres" if "volume_um3" in row else f"{row['voxels']} voxels"
 
 
 def arguments() -> argparse.Namespace:
-    """What was typed."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stack", type=Path, nargs="?", default=SAMPLE, metavar="STACK.tif")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("demo/neurons"), metavar="FOLDER")
-    parser.add_argument("--voxel-size", type=float, nargs=3, metavar=("Z", "Y", "X"), help="in nanometres")
-    parser.add_argument("--workers", type=int, help="processes; by default one for each core")
+    parser.add_argument("--voxel-size", type=float, nargs=3, metavar=("Z", "Y", "X"), help="voxel size in nanometres")
+    parser.add_argument("--workers", type=int, help="number of worker processes (default: one per core)")
     return parser.parse_args()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from emseg_workflows.access import PARAMETER
+from emseg.access import TOKEN_PARAMETER
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Door:
     def of(cls, link: str) -> Door:
         parts = urlsplit(link)
         assert parts.port is not None
-        return cls(parts.port, parts.query.partition(f"{PARAMETER}=")[2])
+        return cls(parts.port, parts.query.partition(f"{TOKEN_PARAMETER}=")[2])
 
     @property
     def cookie(self) -> dict[str, str]:

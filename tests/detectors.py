@@ -7,7 +7,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from emseg.specs.contract import Contract
+from emseg_core.specs.contract import Contract
 
 
 class Dark:

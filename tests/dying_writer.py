@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from emseg.store.staging import PARTIAL
+from emseg_core.store.files.atomic_write import PARTIAL_SUFFIX
 
 ONCE = Path(os.environ["EMSEG_TEST_ONCE"])
 """A file that is made by who dies."""
@@ -22,7 +22,7 @@ def dying(fsync: Callable[[int], None]) -> Callable[[int], None]:
     files = count(1)
 
     def dying(handle: int) -> None:
-        half_written = Path(f"/proc/self/fd/{handle}").readlink().name.endswith(PARTIAL)
+        half_written = Path(f"/proc/self/fd/{handle}").readlink().name.endswith(PARTIAL_SUFFIX)
         if half_written and next(files) == int(os.environ["EMSEG_TEST_FILE"]) and not ONCE.exists():
             ONCE.touch()
             if os.environ["EMSEG_TEST_DEATH"] == "all":

@@ -13,8 +13,8 @@ import zarr
 from numpy.typing import NDArray
 from runs import PLANAR, rewrite_description, save_random_model, texture
 
-from emseg.store.output import open_output
-from emseg_workflows import label, segment
+from emseg import label, segment
+from emseg_core.store.outputs.lifecycle import open_output
 
 SIZE, FIRST, REGION = (30.0, 4.5, 4.0), (90.0, 0.0, -8.0), (1, 0, 8)
 STEPS = [(1, 1, 1), (1, 2, 2), (1, 4, 4)]
@@ -36,8 +36,8 @@ def make_output(folder: Path) -> Path:
     ome = {"version": "0.5", "multiscales": [described]}
     group = zarr.create_group(folder / "raw.zarr", attributes={"ome": ome})
     group.create_array("0", data=texture((6, 90, 118)), chunks=(5, 16, 16))
-    with patch("emseg.grid.pyramid.SMALL", 32):
-        options = {"model": model, "probabilities": True, "workers": 0, "region": "1:5,:,8:"}
+    with patch("emseg_core.grid.pyramid.MAX_COARSEST_LENGTH", 32):
+        options = {"model": model, "probabilities": True, "workers": 0, "roi": "1:5,:,8:"}
         segment(folder / "raw.zarr", folder / "raw.out", **options)  # type: ignore[arg-type]
         label(folder / "raw.out", workers=0)
     assert [level.step for level in open_output(folder / "raw.out").levels] == [(1, 1, 1), (1, 2, 2), (1, 2, 2)]

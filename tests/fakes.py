@@ -1,4 +1,4 @@
-"""What a block needs from outside, in memory: readers, writers and predictors that fulfil `emseg.ports`."""
+"""What a block needs from outside, in memory: readers, writers and predictors that fulfil `emseg_core.ports`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from emseg.block import Bench
-from emseg.box import Box, Triple, triple
-from emseg.errors import BlockError, MemoryShortageError
-from emseg.grid.plan import Plan
-from emseg.grid.stitch import NOT_COMPUTED, classify, quantise, softmax
-from emseg.normalise import Normalisation, normalised
-from emseg.ports import Batch, LabelWriter, Predictor
-from emseg.recipe import Recipe
-from emseg.specs.model import ModelSpec
-from emseg.specs.numerics import Numerics
-from emseg.specs.volume import VolumeSpec
+from emseg_core.block import BlockContext
+from emseg_core.box import Box, Triple, triple
+from emseg_core.errors import BlockError, MemoryShortageError
+from emseg_core.grid.plan import Plan
+from emseg_core.grid.stitch import NOT_COMPUTED, classify, quantise, softmax
+from emseg_core.normalise import Normalisation, normalised
+from emseg_core.ports import Batch, LabelWriter, Predictor
+from emseg_core.recipe import Recipe
+from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.numerics import Numerics
+from emseg_core.specs.volume import VolumeSpec
 
 AS_IS = Normalisation("volume", (0.0,), (1.0,))
 """Leaves intensities as they are."""
@@ -184,7 +184,7 @@ def recipe_of(volume: VolumeSpec, plan: Plan, normalisation: Normalisation = AS_
     return Recipe(volume, "0" * 64, "1" * 64, normalisation, plan, NUMERICS, probabilities)
 
 
-def bench_of(
+def context_of(
     volume: ArrayVolume,
     predictor: Predictor,
     plan: Plan,
@@ -192,10 +192,10 @@ def bench_of(
     normalisation: Normalisation = AS_IS,
     probabilities: bool = True,
     labels: LabelWriter | None = None,
-) -> Bench:
-    """A bench in memory; without `labels`, with `MemoryLabels` for the plan."""
+) -> BlockContext:
+    """A block context in memory; without `labels`, with `MemoryLabels` for the plan."""
     recipe = recipe_of(volume.spec, plan, normalisation, probabilities)
-    return Bench(recipe, volume, predictor, labels or MemoryLabels(plan, probabilities), threading.Lock())
+    return BlockContext(recipe, volume, predictor, labels or MemoryLabels(plan, probabilities), threading.Lock())
 
 
 def plan_by_hand(

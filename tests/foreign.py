@@ -14,8 +14,8 @@ import yaml
 from networks import random_network
 from torch import Tensor, nn
 
-from emseg.box import Triple
-from emseg.specs.model import ModelSpec
+from emseg_core.box import Triple
+from emseg_core.specs.model import ModelSpec
 
 
 class Bare(nn.Module):

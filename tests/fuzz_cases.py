@@ -33,7 +33,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from emseg.errors import EmsegError
+from emseg_core.errors import EmsegError
 
 FACTOR = int(os.environ.get("EMSEG_FUZZ", "1"))
 SEED = int(os.environ.get("EMSEG_FUZZ_SEED", random.SystemRandom().randrange(2**32))) if "EMSEG_FUZZ" in os.environ else None

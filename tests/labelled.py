@@ -8,11 +8,11 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg.box import Box, Triple, triple
-from emseg.grid.stitch import NOT_COMPUTED
-from emseg.instances.piece import Segments, cut, sew
-from emseg.instances.reduction import merge, number
-from emseg.specs.labelling import Labelling
+from emseg_core.box import Box, Triple, triple
+from emseg_core.grid.stitch import NOT_COMPUTED
+from emseg_core.instances.block_segments import Segments, label_block, match_faces
+from emseg_core.instances.reduction import merge_segments, number_segments
+from emseg_core.specs.labelling import Labelling
 
 Ids = NDArray[np.uint64]
 STEPS = [step for step in itertools.product((-1, 0, 1), repeat=3) if any(step)]
@@ -27,27 +27,31 @@ def by_blocks(stored: NDArray[np.uint8], unit: Triple, labelling: Labelling, sid
         for place in itertools.product(*grid)
     ]
     windows = [box.grow(labelling.margin).intersect(whole) for box in boxes]
-    cuts = [cut(stored[window.slices()], window, box, shape, labelling) for window, box in zip(windows, boxes, strict=True)]
-    pieces = [piece for _, piece in cuts]
-    offsets = np.cumsum([0, *(len(piece.segments) for piece in pieces)])[:-1]
+    found = [
+        label_block(stored[window.slices()], window, box, shape, labelling) for window, box in zip(windows, boxes, strict=True)
+    ]
+    tables_of_blocks = [segments for _, segments in found]
+    offsets = np.cumsum([0, *(len(segments.segments) for segments in tables_of_blocks)])[:-1]
     numbered = np.zeros(shape, np.int64)
-    for (ids, _), box, offset in zip(cuts, boxes, offsets, strict=True):
+    for (ids, _), box, offset in zip(found, boxes, offsets, strict=True):
         numbered[box.slices()] = np.where(ids > 0, ids + offset, 0)
-    seams = [
-        sew(piece, box, shape, labelling, lambda asked: numbered[asked.slices()])
-        for piece, box in zip(pieces, boxes, strict=True)
+    matches = [
+        match_faces(segments, box, shape, labelling, lambda asked: numbered[asked.slices()])
+        for segments, box in zip(tables_of_blocks, boxes, strict=True)
     ]
     blocks = offsets.reshape([len(places) for places in grid])
-    merged = merge(blocks, lambda block: pieces[block], lambda block: seams[block], labelling, side)
+    merged = merge_segments(blocks, lambda block: tables_of_blocks[block], lambda block: matches[block], labelling, side)
     given, tables = np.zeros(len(merged.segments), np.uint64), []
     final, width = np.zeros(shape, np.uint64), len(grid[1]) * len(grid[2])
     for first in range(0, len(boxes), width):
         row = range(first, first + width)
         before = sum(map(len, tables))
-        maps, table = number(offsets, row, lambda block: pieces[block], merged, given, before, labelling.smallest)
+        maps, table = number_segments(
+            offsets, row, lambda block: tables_of_blocks[block], merged, given, before, labelling.smallest
+        )
         tables.append(table)
         for block, names in zip(row, maps, strict=True):
-            final[boxes[block].slices()] = names[cuts[block][0]]
+            final[boxes[block].slices()] = names[found[block][0]]
     return final, Segments.stacked(tables)
 
 

@@ -13,11 +13,11 @@ from oracles import mirror
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from emseg.box import Box, Triple, triple
-from emseg.grid.stitch import softmax
-from emseg.model.predictor import TorchPredictor
-from emseg.model.unet import UNet
-from emseg.specs.model import ModelSpec
+from emseg_core.box import Box, Triple, triple
+from emseg_core.grid.stitch import softmax
+from emseg_core.model.predictor import TorchPredictor
+from emseg_core.model.unet import UNet
+from emseg_core.specs.model import ModelSpec
 
 
 def random_network(spec: ModelSpec, seed: int = 0, dtype: torch.dtype = torch.float64) -> UNet:

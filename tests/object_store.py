@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from obstore.store import S3Store
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from emseg_workflows.clusters.local import LOOPBACK
+from emseg.clusters.local import LOOPBACK
 
 BUCKET = "volumes"
 ANYBODY = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
@@ -32,6 +32,8 @@ class ObjectStore:
 
     app: Any
     server: BaseWSGIServer
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    """Of requests to write."""
     asked: list[str] = field(default_factory=list)
     """Each request: its method, key and range."""
     refuse: Callable[[str, bool], str] = lambda key, signed: ""
@@ -107,7 +109,9 @@ class ObjectStore:
             start(status, [("Content-Length", str(len(body)))])
             return [body]
         environment.setdefault("HTTP_AUTHORIZATION", ANYBODY)
-        answer: Iterable[bytes] = self.app(environment, start)
+        with self.turn if environment["REQUEST_METHOD"] == "PUT" else nullcontext():
+            # moto looks whether an object exists, and stores it, in two steps: of two that must not exist both would be stored
+            answer: Iterable[bytes] = self.app(environment, start)
         return answer
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg.box import Box, Triple
+from emseg_core.box import Box, Triple
 
 
 def mirror(values: NDArray[Any], box: Box) -> NDArray[Any]:

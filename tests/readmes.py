@@ -29,6 +29,7 @@ def block(readme: str, start: str) -> str:
 def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """A command that must succeed, with the package's commands on the path."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+    # a slow machine that is busy takes long
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return done

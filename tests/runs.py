@@ -20,16 +20,16 @@ import zarr
 from networks import mean_in_one_pass, probabilities_in_one_pass, random_network
 from numpy.typing import NDArray
 
-from emseg.box import Triple, triple
-from emseg.grid.layout import plan_volume
-from emseg.grid.plan import Plan
-from emseg.grid.stitch import QUANTA
-from emseg.model.file import load_model, save_model
-from emseg.specs.model import ModelSpec
-from emseg.specs.volume import VolumeSpec
-from emseg.store.described import with_digest
-from emseg.store.ownership import IDENTITY
-from emseg_workflows.clusters.local import LOOPBACK
+from emseg.clusters.local import LOOPBACK
+from emseg_core.box import Triple, triple
+from emseg_core.grid.layout import plan_volume
+from emseg_core.grid.plan import Plan
+from emseg_core.grid.stitch import QUANTA
+from emseg_core.model.file import load_model, save_model
+from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.volume import VolumeSpec
+from emseg_core.store.files.ownership import IDENTITY
+from emseg_core.store.outputs.descriptions import with_digest
 
 PLANAR = ModelSpec.unet(width=3, depth=1)
 CUBIC = ModelSpec(3, 1, ("inside", "membrane", "other"), ((3, 3, 3), (1, 1, 1)), ((2, 2, 2),))
@@ -144,12 +144,12 @@ def slowed(pause: float) -> dict[str, str]:
 
 def emseg_process(*arguments: object, **more: Any) -> subprocess.Popen[str]:
     """The command line, running in a process group of its own."""
-    command = [sys.executable, "-m", "emseg_workflows", *map(str, arguments)]
+    command = [sys.executable, "-m", "emseg", *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, **more)
 
 
-def emseg(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
+def run_emseg(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
     """How the command line ended."""
     with emseg_process(*arguments, **more) as process:
         out, err = process.communicate(timeout=240)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg.model.openvino_predictor import OpenVinoPredictor
-from emseg.model.predictor import TorchPredictor
+from emseg_core.model.openvino_predictor import OpenVinoPredictor
+from emseg_core.model.predictor import TorchPredictor
 
 
 def slow(predict: Callable[..., NDArray[np.float32]]) -> Callable[..., NDArray[np.float32]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from emseg.box import Box, Triple
-from emseg.specs.model import ModelSpec
+from emseg_core.box import Box, Triple
+from emseg_core.specs.model import ModelSpec
 
 TINY_FLOPS = 3 * 10**7
 """Largest arithmetic of the smallest tile of a network that a property test may run."""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from emseg.store.files import LocalFiles
-from emseg.store.lease import Holder, take_lease
-from emseg.store.records import Records
+from emseg_core.store.files.files import LocalFiles
+from emseg_core.store.files.lease import Holder, take_lease
+from emseg_core.store.files.records import Records
 
 
 def take_over(place: Path) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emseg.model.file import load_model
-from emseg.normalise import Normalisation
-from emseg.store.source import LoadedVolume
-from emseg.training.source import ClassValues, InstanceIds, Kind, Source
+from emseg_core.model.file import load_model
+from emseg_core.normalise import Normalisation
+from emseg_core.store.stacks.source import LoadedVolume
+from emseg_core.training.truth_reader import ClassValues, InstanceIds, TrainingVolume, TruthKind
 
 CLASSES = ("inside", "membrane")
 AS_IT_IS = Normalisation("volume", (0.0,), (1.0,))
@@ -46,12 +46,12 @@ precision = "float32"
 """A training that several processes can share, and give the same weights as one."""
 
 
-def source(raw: NDArray[Any], truth: NDArray[Any], kind: Kind = VALUES, weight: float = 1.0) -> Source:
+def source(raw: NDArray[Any], truth: NDArray[Any], kind: TruthKind = VALUES, weight: float = 1.0) -> TrainingVolume:
     """A source whose grey values are those of `raw`."""
-    return Source(LoadedVolume(raw.astype(np.float32)), LoadedVolume(truth), kind, AS_IT_IS, weight)
+    return TrainingVolume(LoadedVolume(raw.astype(np.float32)), LoadedVolume(truth), kind, AS_IT_IS, weight)
 
 
-def cells(seed: int = 0) -> Source:
+def cells(seed: int = 0) -> TrainingVolume:
     """Dark walls between bright cells, of 24 voxels along each axis."""
     places = np.indices((24, 24, 24)) // 12
     ids = (places[0] * 4 + places[1] * 2 + places[2] + 1).astype(np.uint8)

@@ -1,8 +1,8 @@
-"""How far grey values alone go: blur, threshold, score. The number that a network has to beat.
+"""Score a baseline that uses grey values alone, blurred and thresholded: the score that a network has to beat.
 
     EMSEG_DATA=FOLDER python examples/fib25-sample/baseline.py
 
-Blur and threshold are chosen on the slices that the bundled model was tuned on, the score is that on this sample.
+Blur and threshold are chosen on the slices on which the bundled model was tuned; the score is that on this sample.
 FOLDER holds flyem-fib25/train-raw.tif and train-labels.tif, as for workflows/fib25.toml.
 """
 
@@ -15,15 +15,15 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from emseg.metrics.membrane import best_threshold, count
-from emseg.truth import membrane_truth
+from emseg_core.metrics.membrane import best_threshold, count
+from emseg_core.truth import membrane_truth
 
 SIGMAS = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Standard deviations of the Gaussian blur, in voxels."""
 
 
 def darkness(raw: NDArray[np.uint8], sigma: float) -> NDArray[np.float32]:
-    """How dark each voxel is after a Gaussian blur, ``(z, y, x) float32``, in standard deviations of the volume."""
+    """Compute the darkness of each voxel after a Gaussian blur, ``(z, y, x) float32``, in standard deviations of the volume."""
     blurred = (raw - raw.mean()) / raw.std()
     if sigma:
         reach = int(4 * sigma + 0.5)
@@ -37,7 +37,7 @@ def darkness(raw: NDArray[np.uint8], sigma: float) -> NDArray[np.float32]:
 
 
 def main() -> None:
-    """Print the score."""
+    """Choose blur and threshold, and print the score."""
     here, data = Path(__file__).parent, Path(os.environ["EMSEG_DATA"]) / "flyem-fib25"
     raw, ids = (tifffile.imread(data / f"train-{name}.tif")[130:145] for name in ("raw", "labels"))
     truth = membrane_truth(ids)

@@ -1,4 +1,4 @@
-"""Section 3.1: a slice deformed by random displacements of a coarse grid.
+"""Section 3.1: deform a slice by random displacements on a coarse grid.
 
 python -m unet_paper.deformation
 """
@@ -11,32 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from emseg.training.deformation import displacements
+from emseg_core.training.deformation import displacements
 from unet_paper.drawing import RED, YELLOW, line, picture, svg, table, words
 from unet_paper.sample import grey
 
 DEVIATION = 10.0
 SEED = 4
 SPACING = 25
-"""Pixels between the lines of the picture."""
+"""Distance between the lines of the figure, in pixels."""
 SCALE = 1.6
 
 
 def field() -> NDArray[np.float32]:
-    """Displacements along y and along x of each pixel of the slice, ``(2, y, x) float32``, in pixels."""
+    """Draw the displacements along y and x of each pixel of the slice, ``(2, y, x) float32``, in pixels."""
     side = len(grey())
     return displacements((side, side), np.random.default_rng(SEED), DEVIATION)
 
 
-def fetched() -> NDArray[np.uint8]:
-    """The deformed slice ``(y, x) uint8``: each pixel from where its displacement points to, mirrored beyond the faces."""
+def deformed() -> NDArray[np.uint8]:
+    """Sample the slice where the displacement of each pixel points to, mirrored beyond its faces, ``(y, x) uint8``."""
     raw = grey()
     moved: NDArray[np.uint8] = ndimage.map_coordinates(raw, np.indices(raw.shape) + field(), order=1, mode="mirror")
     return moved
 
 
-def told() -> str:
-    """What was drawn for the nine points, and how much the slice is stretched."""
+def report() -> str:
+    """Report the displacements of the nine points, and how much the slice is stretched."""
     shifts = field()
     drawn_for = np.random.default_rng(SEED).normal(0, DEVIATION, (2, 3, 3))
     stretch, steps = areas(shifts), [np.abs(np.diff(shifts, axis=axis)).max() for axis in (1, 2)]
@@ -46,37 +46,37 @@ def told() -> str:
                 ("displacements of the points in pixels, y and x", "left", "middle", "right"),
                 *(
                     (name, *(f"{y:+.1f} {x:+.1f}" for y, x in drawn_for[:, row].T))
-                    for row, name in enumerate(("above", "middle", "below"))
+                    for row, name in enumerate(("top", "middle", "bottom"))
                 ),
             ),
-            f"from pixel to pixel they differ by at most {max(steps):.2f}",
-            f"a pixel's area becomes {stretch.min():.2f} to {stretch.max():.2f}: nothing is folded over",
+            f"between adjacent pixels they differ by at most {max(steps):.2f}",
+            f"the area of a pixel becomes {stretch.min():.2f} to {stretch.max():.2f}: nothing folds over",
         ]
     )
 
 
 def areas(shifts: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Area of the quadrangle that each pixel is fetched from, in pixels: the determinant of the map's derivative."""
+    """Compute the area from which each pixel is sampled, in pixels: the determinant of the map's derivative."""
     (yy, yx), (xy, xx) = (np.gradient(part.astype(np.float64)) for part in shifts)
     determinant: NDArray[np.float32] = ((1 + yy) * (1 + xx) - yx * xy).astype(np.float32)
     return determinant
 
 
 def lines(side: int) -> list[NDArray[np.int64]]:
-    """Lines of the regular grid, each as its pixels ``(n, 2)``, y before x."""
+    """Return the lines of the regular grid, each as its pixels ``(n, 2)``, y before x."""
     along = np.arange(0, side, 3)
     places = [*range(0, side, SPACING), side - 1]
     upright = [np.stack((along, np.full_like(along, place)), axis=1) for place in places]
     return upright + [pixels[:, ::-1] for pixels in upright]
 
 
-def drawn() -> str:
-    """Left the deformed slice with a regular grid, right where that grid is fetched from, with the nine points."""
+def draw() -> str:
+    """Draw the deformed slice with a regular grid, and beside it where that grid is sampled from, with the nine points."""
     raw, shifts = grey(), field()
     side = len(raw)
     margin, gap = 30.0, 60.0
     second = margin + side * SCALE + gap
-    parts = [picture(margin, 46, fetched(), SCALE), picture(second, 46, raw, SCALE)]
+    parts = [picture(margin, 46, deformed(), SCALE), picture(second, 46, raw, SCALE)]
     parts += [words(margin, 26, "the deformed slice"), words(second, 26, "where each of its pixels comes from")]
     for pixels in lines(side):
         parts.append(line(placed(pixels, margin), colour=YELLOW, width=0.8))
@@ -89,10 +89,10 @@ def drawn() -> str:
 
 
 def placed(pixels: NDArray[Any], left: float) -> NDArray[np.float64]:
-    """Points of the picture ``(n, 2)``, x before y, of pixels ``(n, 2)``, y before x."""
+    """Convert pixels ``(n, 2)``, y before x, to points of the figure ``(n, 2)``, x before y."""
     found: NDArray[np.float64] = pixels[:, ::-1] * SCALE + (left, 46)
     return found
 
 
 if __name__ == "__main__":
-    print(told())
+    print(report())

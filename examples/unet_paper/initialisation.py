@@ -1,4 +1,4 @@
-"""Section 3: He initialisation, checked on each layer of the paper's network.
+"""Section 3: check the He initialisation of each layer of the paper's network.
 
 python -m unet_paper.initialisation
 """
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from emseg.model.unet import UNet
+from emseg_core.model.unet import UNet
 from unet_paper.drawing import table
 from unet_paper.network import PAPER
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """The weights of one layer."""
+class Layer:
+    """Statistics of the initial weights of one layer."""
 
     name: str
     terms: int
-    """N: the numbers that one output voxel adds up."""
+    """N: the number of terms summed for one output voxel."""
     weights: int
     """Number of weights."""
     deviation: float
@@ -34,12 +34,12 @@ class Drawn:
 
     @property
     def errors(self) -> float:
-        """How many standard errors the deviation is away from what is expected."""
+        """Difference between the deviation and its expected value, in standard errors."""
         return (self.deviation / self.expected - 1) * float((2 * self.weights) ** 0.5)
 
 
-def layers() -> list[Drawn]:
-    """Each layer with weights, as drawn anew."""
+def layers() -> list[Layer]:
+    """Initialise the network and measure each layer with weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = UNet(PAPER)
@@ -48,12 +48,12 @@ def layers() -> list[Drawn]:
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             taps = 1 if isinstance(module, nn.ConvTranspose2d) else module.kernel_size[0] * module.kernel_size[1]
             square = float(module.weight.detach().double().square().mean())
-            found.append(Drawn(name, module.in_channels * taps, module.weight.numel(), square**0.5))
+            found.append(Layer(name, module.in_channels * taps, module.weight.numel(), square**0.5))
     return found
 
 
-def told() -> str:
-    """Deviations beside those that the paper asks for."""
+def report() -> str:
+    """Report the deviations beside those that the paper prescribes."""
     rows = (
         (layer.name, layer.terms, layer.weights, *(f"{value:.4f}" for value in (layer.expected, layer.deviation)))
         for layer in layers()
@@ -62,4 +62,4 @@ def told() -> str:
 
 
 if __name__ == "__main__":
-    print(told())
+    print(report())

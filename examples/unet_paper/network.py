@@ -1,4 +1,4 @@
-"""Fig. 1: the network, from `ModelSpec` alone.
+"""Fig. 1: derive the network from `ModelSpec` alone.
 
 python -m unet_paper.network
 """
@@ -11,29 +11,29 @@ from itertools import pairwise
 
 import numpy as np
 
-from emseg.specs.model import ModelSpec
+from emseg_core.specs.model import ModelSpec
 from unet_paper.drawing import BLUE, GREEN, GREY, PALE, RED, line, rectangle, svg, table, words
 
 PAPER = ModelSpec.unet()
 TILE = (1, 572, 572)
 TOPS = (30, 214, 334, 422, 492)
-"""Upper edge of the maps of each level in the picture."""
+"""Upper edge of the maps of each level in the figure."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """The feature maps of one level, on the way down or up."""
+    """The feature maps of one level on the contracting (down) or the expansive (up) path."""
 
     level: int
     way: str
     sizes: list[int]
-    """Pixels along an edge of each map."""
+    """Length of an edge of each map, in pixels."""
     channels: list[int]
-    """Channels of each map."""
+    """Number of channels of each map."""
 
 
 def rows(spec: ModelSpec, side: int) -> list[Row]:
-    """The feature maps that a tile of `side` x `side` pixels makes, in the order of the forward pass."""
+    """Compute the feature maps for a tile of `side` x `side` pixels, in the order of the forward pass."""
     made = [Row(0, "down", [side], [spec.channels])]
     for layer in spec.layers((1, side, side)):
         size, level = layer.shape[1], made[-1].level
@@ -48,7 +48,7 @@ def rows(spec: ModelSpec, side: int) -> list[Row]:
 
 
 def lost(spec: ModelSpec) -> list[int]:
-    """Pixels of the input that the valid convolutions of each level take off each side of a tile, from the top."""
+    """Compute the input pixels lost on each side of a tile to the valid convolutions of each level, from the top."""
     pixel, taken = 1, []
     for level, kernel in enumerate(spec.kernels):
         convolutions = 2 if level == spec.depth else 4
@@ -57,8 +57,8 @@ def lost(spec: ModelSpec) -> list[int]:
     return taken
 
 
-def told() -> str:
-    """Sizes, channels, parameters, and where every pixel goes."""
+def report() -> str:
+    """Report sizes, channels, parameters, and the pixels lost."""
     parts = rows(PAPER, TILE[1])
     sizes = table(
         ("level", "", "pixels along an edge", "channels"),
@@ -69,21 +69,21 @@ def told() -> str:
         [
             sizes,
             f"{PAPER.parameters:,} parameters with {len(PAPER.classes)} classes",
-            f"lost per side, in pixels of the input, by level: {' + '.join(map(str, lost(PAPER)))} = {PAPER.context[1]}",
+            f"input pixels lost on each side, by level: {' + '.join(map(str, lost(PAPER)))} = {PAPER.context[1]}",
             f"{TILE[1]} - 2 x {PAPER.context[1]} = {output}",
             f"{output} = {output // lattice} x {lattice} + {output % lattice}: tiles step by {step}",
         ]
     )
 
 
-def drawn() -> str:
-    """Fig. 1 again: each map as high as it is large, and as wide as it has channels."""
+def draw() -> str:
+    """Draw Fig. 1: the height of a map is its size, and its width grows with its channels."""
     parts: list[str] = []
     corners: dict[int, tuple[float, float]] = {}
     left = 30.0
     for row in rows(PAPER, TILE[1]):
         boxes = placed(row, left)
-        parts += [drawing for box in boxes for drawing in box.drawn()]
+        parts += [drawing for box in boxes for drawing in box.draw()]
         parts += [arrow(one.right, other.left, BLUE) for one, other in pairwise(boxes)]
         if row.level in corners:
             parts += [arrow(corners[row.level], (boxes[0].left[0], corners[row.level][1]), GREY, 3), boxes[0].halved()]
@@ -97,7 +97,7 @@ def drawn() -> str:
 
 @dataclass(frozen=True)
 class Map:
-    """A feature map as a box of the picture."""
+    """A feature map as a box of the figure."""
 
     x: float
     top: float
@@ -106,7 +106,7 @@ class Map:
 
     @property
     def width(self) -> float:
-        """As the root of the channels, or the lowest level would fill the picture."""
+        """Width, which grows with the root of the channels, since the lowest level would otherwise fill the figure."""
         return 3 + 1.4 * math.sqrt(self.channels)
 
     @property
@@ -116,21 +116,21 @@ class Map:
 
     @property
     def middle(self) -> float:
-        """Half way along x."""
+        """Centre along x."""
         return self.x + self.width / 2
 
     @property
     def left(self) -> tuple[float, float]:
-        """Where an arrow ends."""
+        """Point where an arrow ends."""
         return self.x - 2, (self.top + self.bottom) / 2
 
     @property
     def right(self) -> tuple[float, float]:
-        """Where an arrow starts."""
+        """Point where an arrow starts."""
         return self.x + self.width + 2, (self.top + self.bottom) / 2
 
-    def drawn(self) -> list[str]:
-        """The box with its channels above and its pixels below."""
+    def draw(self) -> list[str]:
+        """Draw the box with its channels above and its size below."""
         return [
             rectangle(self.x, self.top, self.width, self.bottom - self.top, fill=BLUE),
             words(self.middle, self.top - 5, str(self.channels), anchor="middle", size=11),
@@ -138,12 +138,12 @@ class Map:
         ]
 
     def halved(self) -> str:
-        """The half that comes from the other side."""
+        """Draw the half that is copied from the contracting path."""
         return rectangle(self.x, self.top, self.width / 2, self.bottom - self.top, fill=PALE)
 
 
 def placed(row: Row, left: float) -> list[Map]:
-    """The maps of a row, one after the other."""
+    """Place the maps of a row side by side."""
     boxes: list[Map] = []
     for size, channels in zip(row.sizes, row.channels, strict=True):
         boxes.append(Map(boxes[-1].x + boxes[-1].width + 26 if boxes else left, TOPS[row.level], size, channels))
@@ -151,12 +151,12 @@ def placed(row: Row, left: float) -> list[Map]:
 
 
 def arrow(start: tuple[float, float], end: tuple[float, float], colour: str, width: float = 1.5) -> str:
-    """A straight arrow."""
+    """Draw a straight arrow."""
     return line(np.array([start, end]), colour=colour, width=width, arrow=True)
 
 
 def legend(x: float, y: float) -> list[str]:
-    """What the arrows are."""
+    """Draw the legend of the arrows."""
     names = (
         (BLUE, "convolution 3 x 3, ReLU; the last one 1 x 1"),
         (GREY, "copy and crop"),
@@ -171,4 +171,4 @@ def legend(x: float, y: float) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(told())
+    print(report())

@@ -1,4 +1,4 @@
-"""How far each level sees, by arithmetic and by the gradient of one pixel of a network with drawn weights.
+"""Determine the receptive field of each level by arithmetic, and by the gradient of one pixel with random weights.
 
 python -m unet_paper.receptive_field
 """
@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emseg.model.unet import UNet
-from emseg.specs.model import ModelSpec
+from emseg_core.model.unet import UNet
+from emseg_core.specs.model import ModelSpec
 from unet_paper.drawing import BLUE, GREY, PALE, RED, rectangle, svg, table, words
 
 SMALL = ModelSpec.unet(width=4)
-"""The paper's network with fewer channels, which see the same."""
+"""The paper's network with fewer channels, which has the same receptive field."""
 TILE = SMALL.tile_for(SMALL.lattice)
 TRIES = 3
-"""Tiles over which gradients are joined: through one alone, pooling may leave out a pixel at the edge."""
+"""Number of tiles over which gradients are summed: in a single one, pooling may skip a pixel at the edge."""
 
 Interval = tuple[int, int]
 """First and last pixel along an axis."""
@@ -27,28 +27,28 @@ Interval = tuple[int, int]
 
 @dataclass(frozen=True)
 class Stage:
-    """The second convolution of a level, on the way down or up."""
+    """The second convolution of a level on the contracting (down) or the expansive (up) path."""
 
     way: str
     level: int
 
     @property
     def name(self) -> str:
-        """Its name in tables."""
+        """Name in tables."""
         return f"{self.way} {self.level}"
 
 
 def stages(spec: ModelSpec) -> list[Stage]:
-    """In the order of the forward pass."""
+    """List the stages in the order of the forward pass."""
     down = [Stage("down", level) for level in range(spec.depth + 1)]
     return down + [Stage("up", level) for level in reversed(range(spec.depth))]
 
 
 def seen(spec: ModelSpec, stage: Stage, pixel: int) -> Interval:
-    """Pixels of the input, along an axis of the plane, that a pixel of a stage depends on.
+    """Compute the input pixels, along an axis of the plane, that a pixel of a stage depends on.
 
-    Back through the network: two convolutions widen an interval by ``2 (k - 1)``, an up-convolution halves it, pooling
-    doubles it. The way through the bottom is the widest; what a skip brings lies within.
+    Going back through the network, two convolutions widen an interval by ``2 (k - 1)``, an up-convolution halves it, and
+    pooling doubles it. The path through the bottom level is the widest and contains the intervals of the skips.
     """
     first, last = pixel, pixel
     if stage.way == "up":
@@ -64,13 +64,13 @@ def seen(spec: ModelSpec, stage: Stage, pixel: int) -> Interval:
 
 
 def sizes(spec: ModelSpec, stage: Stage) -> list[int]:
-    """Pixels that the pixels of a stage see along an axis: one number, or one for each kind of place on the lattice."""
+    """Compute the receptive field of a stage along an axis, in pixels: all values that occur on the lattice."""
     lengths = {last - first + 1 for first, last in (seen(spec, stage, pixel) for pixel in range(spec.lattice[1]))}
     return sorted(lengths)
 
 
 def network() -> UNet:
-    """The network with weights that are drawn and made positive, so that no unit is dead and nothing cancels."""
+    """Build the network with random positive weights, so that no unit is dead and nothing cancels."""
     drawn = UNet(SMALL).double()
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
@@ -80,12 +80,12 @@ def network() -> UNet:
 
 
 def measured(stage: Stage) -> dict[int, Interval]:
-    """First and last row with a gradient, for each pixel on the diagonal of a stage; columns are alike or it fails.
+    """Measure the first and the last row with a gradient, for each pixel on the diagonal of a stage.
 
     Raises
     ------
     ValueError
-        If what a pixel sees is not square.
+        If a receptive field is not square.
     """
     drawn, kept = network(), list[Tensor]()
     where: nn.ModuleList = drawn.down if stage.way == "down" else drawn.join
@@ -106,8 +106,8 @@ def measured(stage: Stage) -> dict[int, Interval]:
     return found
 
 
-def told() -> str:
-    """What each stage sees, by arithmetic and measured."""
+def report() -> str:
+    """Report the receptive field of each stage, by arithmetic and by measurement."""
     rows = []
     for stage in stages(SMALL):
         lengths = sorted({last - first + 1 for first, last in measured(stage).values()})
@@ -116,21 +116,21 @@ def told() -> str:
     return "\n".join(
         [
             table(("pixels of the input that a pixel sees along an axis", "by arithmetic", "by its gradient"), *rows),
-            f"an output pixel sees {min(before)} to {max(before)} pixels before it, {min(behind)} to {max(behind)} behind it",
+            f"an output pixel sees {min(before)} to {max(before)} pixels before it and {min(behind)} to {max(behind)} after it",
         ]
     )
 
 
 def reach(spec: ModelSpec) -> tuple[list[int], list[int]]:
-    """How far each output pixel of a lattice sees before and behind itself, in pixels."""
+    """Compute how far each output pixel of a lattice period sees before and after itself, in pixels."""
     intervals = [seen(spec, Stage("up", 0), pixel) for pixel in range(spec.lattice[1])]
     places = [pixel + spec.context[1] for pixel in range(spec.lattice[1])]
     before = [place - first for place, (first, _) in zip(places, intervals, strict=True)]
     return before, [last - place for place, (_, last) in zip(places, intervals, strict=True)]
 
 
-def drawn() -> str:
-    """A bar for each stage: pale what some pixels see, blue what all see; a red line is what was measured."""
+def draw() -> str:
+    """Draw a bar per stage: pale for what some pixels see, blue for what all see, with a red line at the measured end."""
     parts, scale = [], 2.4
     for place, stage in enumerate(stages(SMALL)):
         y, lengths = 30 * place + 12, sizes(SMALL, stage)
@@ -147,4 +147,4 @@ def drawn() -> str:
 
 
 if __name__ == "__main__":
-    print(told())
+    print(report())

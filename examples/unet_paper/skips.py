@@ -1,4 +1,4 @@
-"""What the skips bring back, in numbers.
+"""Count what the skip connections contribute.
 
 python -m unet_paper.skips
 """
@@ -8,35 +8,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from emseg.specs.model import ModelSpec
+from emseg_core.specs.model import ModelSpec
 from unet_paper.drawing import table
 from unet_paper.network import PAPER, TILE, rows
 
 
 @dataclass(frozen=True)
 class Skip:
-    """What goes from one level's way down to its way up."""
+    """The skip connection of one level, from the contracting to the expansive path."""
 
     level: int
     made: int
-    """Pixels along an edge of what the way down makes."""
+    """Length of an edge of the map before cropping, in pixels."""
     kept: int
-    """Pixels along an edge of what is cropped out of it."""
+    """Length of an edge of the map after cropping, in pixels."""
     channels: int
-    """Channels of the skip; as many come from below."""
+    """Number of channels of the skip; as many come from below."""
     products: int
-    """Multiplications, in the first convolution that sees them, with channels of the skip; as many with the others."""
+    """Multiplications with channels of the skip in the first convolution after it; as many are with the other channels."""
     below: int
-    """Numbers that come from below, before the up-convolution."""
+    """Number of values that come from below, before the up-convolution."""
 
     @property
     def numbers(self) -> int:
-        """Numbers that the skip brings."""
+        """Number of values that the skip brings."""
         return self.channels * self.kept**2
 
 
 def skips(spec: ModelSpec, side: int) -> list[Skip]:
-    """Each skip that a tile of `side` x `side` pixels meets, from the lowest."""
+    """List the skips for a tile of `side` x `side` pixels, from the lowest."""
     made = rows(spec, side)
     down = {row.level: row.sizes[-1] for row in made if row.way == "down"}
     found = []
@@ -49,8 +49,8 @@ def skips(spec: ModelSpec, side: int) -> list[Skip]:
     return found
 
 
-def told() -> str:
-    """What is cropped from each skip, what it brings, and its part in the arithmetic."""
+def report() -> str:
+    """Report what is cropped from each skip, what it brings, and its share of the arithmetic."""
     found = skips(PAPER, TILE[1])
     cropped = [
         (skip.level, f"{skip.made} -> {skip.kept}", (skip.made - skip.kept) // 2, f"{1 - (skip.kept / skip.made) ** 2:.2f}")
@@ -63,13 +63,13 @@ def told() -> str:
     by_skip, total = sum(skip.products for skip in found), PAPER.flops(TILE) // 2
     return "\n".join(
         [
-            table(("level", "pixels", "cropped per side", "part cropped"), *cropped),
+            table(("level", "pixels", "cropped per side", "area cropped"), *cropped),
             "",
-            table(("level", "channels", "numbers by skip, 1e6", "from below, 1e6", "products with the skip, 1e9"), *brought),
+            table(("level", "channels", "values by skip, 1e6", "from below, 1e6", "products with the skip, 1e9"), *brought),
             f"products with channels of a skip: {by_skip / 1e9:.1f}e9 of {total / 1e9:.1f}e9",
         ]
     )
 
 
 if __name__ == "__main__":
-    print(told())
+    print(report())

@@ -1,4 +1,4 @@
-"""Fig. 2: overlap-tiles with mirroring, and what becomes of the labels if either is done otherwise.
+"""Fig. 2: overlap-tiles with mirroring, and the errors in the labels without either.
 
 python -m unet_paper.tiling
 """
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from emseg.box import Box, Triple, triple
-from emseg.grid.mirror import mirrored
-from emseg.grid.stitch import Canvas, classify
-from emseg.grid.tiles import tiles_of
-from emseg.model.predictor import TorchPredictor
-from emseg.model.unet import UNet
-from emseg.specs.model import ModelSpec
+from emseg_core.box import Box, Triple, triple
+from emseg_core.grid.mirror import mirrored
+from emseg_core.grid.stitch import Canvas, classify
+from emseg_core.grid.tiles import tiles_of
+from emseg_core.model.predictor import TorchPredictor
+from emseg_core.model.unet import UNet
+from emseg_core.specs.model import ModelSpec
 from unet_paper.drawing import BLUE, RED, YELLOW, picture, rectangle, svg, table, words
 from unet_paper.sample import grey
 
@@ -30,21 +30,21 @@ Logits = NDArray[np.float32]
 
 
 def volume() -> NDArray[np.float32]:
-    """The slice as a volume ``(z, y, x) float32``, normalised."""
+    """Return the slice as a normalised volume ``(z, y, x) float32``."""
     values = grey()[None].astype(np.float32)
     normalised: NDArray[np.float32] = (values - values.mean()) / values.std()
     return normalised
 
 
 def predictor() -> TorchPredictor:
-    """The network with weights that are drawn, always the same ones."""
+    """Build the network with random weights, the same at each call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return TorchPredictor(UNet(SMALL), threads=1)
 
 
 def untiled(raw: NDArray[np.float32], network: TorchPredictor) -> Logits:
-    """One pass over the whole slice, mirrored by NumPy."""
+    """Predict the whole slice, mirrored by NumPy, in one pass."""
     tile, context = SMALL.tile_for(triple(raw.shape)), SMALL.context
     pads = [(c, length - c - n) for c, length, n in zip(context, tile, raw.shape, strict=True)]
     logits: Logits = network.predict(np.pad(raw, pads, mode="reflect")[None])[0]
@@ -52,7 +52,7 @@ def untiled(raw: NDArray[np.float32], network: TorchPredictor) -> Logits:
 
 
 def tiled(raw: NDArray[np.float32], network: TorchPredictor, lead: Triple = (0, 0, 0)) -> Logits:
-    """Tile by tile, each with its real neighbours, mirrored at the slice's faces only."""
+    """Predict tile by tile, each with its real context, mirrored at the faces of the slice only."""
     canvas: Canvas[np.float32] = Canvas(Box.of_shape(triple(raw.shape)), np.float32, len(SMALL.classes))
     for tile in tiles_of(canvas.box, TILE, SMALL, lead):
         made = network.predict(mirrored(raw, tile.source)[None])[0]
@@ -61,17 +61,17 @@ def tiled(raw: NDArray[np.float32], network: TorchPredictor, lead: Triple = (0, 
 
 
 def off_lattice(raw: NDArray[np.float32], network: TorchPredictor) -> Logits:
-    """Tiles that step by all of their output, which is no multiple of the lattice."""
+    """Predict tiles that step by their whole output, which is not a multiple of the lattice."""
     return patches(raw, network, SMALL.output_shape(TILE), raw)
 
 
 def alone(raw: NDArray[np.float32], network: TorchPredictor) -> Logits:
-    """Patches on the lattice, each of them mirrored at its own faces."""
+    """Predict patches on the lattice, each mirrored at its own faces."""
     return patches(raw, network, SMALL.step(TILE), None)
 
 
 def patches(raw: NDArray[np.float32], network: TorchPredictor, step: Triple, around: NDArray[np.float32] | None) -> Logits:
-    """Patches `step` apart; their context is found in `around`, or mirrored if there is nothing."""
+    """Predict patches `step` apart; their context is taken from `around`, or mirrored if that is None."""
     whole = Box.of_shape(triple(raw.shape))
     logits = np.empty((len(SMALL.classes), *raw.shape), np.float32)
     for corner in product(*(range(0, length, s) for length, s in zip(raw.shape, step, strict=True))):
@@ -83,33 +83,33 @@ def patches(raw: NDArray[np.float32], network: TorchPredictor, step: Triple, aro
     return logits
 
 
-def told() -> str:
-    """How many labels differ from those of one pass, each way of tiling."""
+def report() -> str:
+    """Report for each kind of tiling how many labels differ from those of one pass."""
     raw, network = volume(), predictor()
     whole, first, later = untiled(raw, network), tiled(raw, network), tiled(raw, network, (0, 48, 16))
     rows: list[tuple[Any, ...]] = [
         ("tiles on the lattice", differing(first, whole)),
-        ("the same, begun 48 and 16 pixels earlier", differing(later, whole)),
+        ("the same, starting 48 and 16 pixels earlier", differing(later, whole)),
         ("tiles off the lattice", differing(off_lattice(raw, network), whole)),
-        ("patches mirrored one by one", differing(alone(raw, network), whole)),
+        ("patches mirrored at their own faces", differing(alone(raw, network), whole)),
     ]
     step, output = SMALL.step(TILE)[1], SMALL.output_shape(TILE)[1]
     return "\n".join(
         [
-            f"tiles of {TILE[1]} pixels make {output}; on the lattice they step by {step}, off the lattice by {output}",
+            f"tiles of {TILE[1]} pixels give {output}; on the lattice they step by {step}, off the lattice by {output}",
             table(("labels that differ from one pass over the slice", "%"), *rows),
-            f"logits that differ in a bit between the first two: {np.count_nonzero(first != later)}",
+            f"logits that differ in any bit between the first two: {np.count_nonzero(first != later)}",
         ]
     )
 
 
 def differing(logits: Logits, whole: Logits) -> str:
-    """Labels that differ, in per cent."""
+    """Format the percentage of labels that differ."""
     return f"{100 * (classify(logits) != classify(whole)).mean():.1f}"
 
 
-def drawn() -> str:
-    """The first tile: what it sees (blue) reaches beyond the slice's faces (red) and is mirrored there; its output (yellow)."""
+def draw() -> str:
+    """Draw the first tile (blue), which is mirrored beyond the faces of the slice (red), and its output (yellow)."""
     raw, scale, edge = grey()[None], 1.8, 10
     tile = next(tiles_of(Box.of_shape(triple(raw.shape)), TILE, SMALL))
     shown = Box((0, tile.source.start[1] - edge, tile.source.start[2] - edge), (1, 240, 240))
@@ -146,4 +146,4 @@ def drawn() -> str:
 
 
 if __name__ == "__main__":
-    print(told())
+    print(report())

@@ -1,12 +1,12 @@
-"""How much sooner workers have ingested a stack than one process has.
+"""Measure the speed-up of ingesting a stack with workers over a single process.
 
     python tests/benchmarks/bench_ingest.py [ROUNDS] [FOLDER]
 
-1024 slices of 1024 x 1024 voxels, the same EM as for `bench_io.py`, as a folder of PNG files and as one of zipped TIFF files.
-In each round, turn by turn, `emseg ingest` with `--workers` 0 and 2, each a process of its own that is timed from its start
-to its end, Dask's start included. All volumes of one folder have the same bytes, or the script ends.
+The input has 1024 slices of 1024 x 1024 voxels, the same EM as in `bench_io.py`, as a folder of PNG files and as one of zipped
+TIFF files. Each round runs `emseg ingest` with `--workers` 0 and 2 in turn. Each run is a separate process, timed from its
+start to its end, including the start of Dask. The script fails if the volumes of one folder differ in a byte.
 
-ROUNDS is 3 by default. FOLDER, by default a temporary one, needs 4 GB; it is removed at the end.
+ROUNDS is 3 by default. FOLDER, by default a temporary one, needs 4 GB and is removed at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WORKERS = (0, 2)
 
 
 def main(rounds: int, folder: Path) -> None:
-    """Print a table."""
+    """Run the benchmark and print a table."""
     sources = {"PNG": folder / "png", "zipped TIFF": folder / "tiff"}
     for source in sources.values():
         source.mkdir()
@@ -46,30 +46,30 @@ def main(rounds: int, folder: Path) -> None:
                 digests[name].add(digest(folder / "v.zarr"))
                 shutil.rmtree(folder / "v.zarr")
     if any(len(found) > 1 for found in digests.values()):
-        sys.exit("workers have made other bytes")
+        sys.exit("the volumes differ by the number of workers")
     print(f"{'':<14}" + "".join(f"{f'{workers} workers':>20}" for workers in WORKERS) + "   s, median (of all)")
     for name in sources:
-        print(f"{name:<14}" + "".join(f"{told(seconds[name, workers]):>20}" for workers in WORKERS))
+        print(f"{name:<14}" + "".join(f"{summary(seconds[name, workers]):>20}" for workers in WORKERS))
 
 
 def ingested(source: Path, volume: Path, workers: int) -> float:
-    """Seconds that the command takes."""
+    """Ingest a stack and return the seconds it took."""
     start = perf_counter()
-    words = [sys.executable, "-m", "emseg_workflows", "ingest", str(source), str(volume), "--workers", str(workers)]
+    words = [sys.executable, "-m", "emseg", "ingest", str(source), str(volume), "--workers", str(workers)]
     subprocess.run(words, check=True, capture_output=True)
     return perf_counter() - start
 
 
 def digest(folder: Path) -> str:
-    """Of all files, and of their names."""
+    """Return the SHA-256 of all files in a folder and their names."""
     found = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         found.update(f"{file.relative_to(folder)} ".encode() + hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest()
 
 
-def told(seconds: list[float]) -> str:
-    """The median, the least and the most."""
+def summary(seconds: list[float]) -> str:
+    """Format the median, the minimum and the maximum."""
     return f"{median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
 
 

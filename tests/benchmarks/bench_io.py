@@ -1,24 +1,24 @@
-"""How close a run comes to a plain parallel copy where the network costs next to nothing.
+"""Compare runs whose network costs almost nothing with a plain parallel copy.
 
     python tests/benchmarks/bench_io.py [ROUNDS] [FOLDER]
 
-A volume of 256 x 1024 x 1024 voxels in Zarr's usual codecs: real EM of a fly that is put beside itself, where
-`EMSEG_DATA` names a folder that has it, else blobs with noise. In each round, turn by turn, with one process and with
-two, each with as many threads as a worker has:
+The volume has 256 x 1024 x 1024 voxels in Zarr's default codecs: repeated real EM of a fly if the folder `EMSEG_DATA` contains
+it, else blobs with noise. Each round measures these in turn, with one process and with two, each with as many threads as a
+worker has:
 
-*copy, raw* each thread reads the voxels of a shard and writes them: zarr-python alone, no fsync, shards, chunks and codecs
-as a run's labels have them;
-*copy* the same with a threshold in between, so that what is written is the labels of a run;
-*emseg* a run whose predictor only compares a voxel with the mean (`thresholding.py`), from the first block that is handed
-out to the end of the last, of a network that sees no neighbours, and *solid* of a 3-D U-Net, which reads a context;
-*emseg, levels* the same as the first, and then the coarser levels, which no copy makes.
+*copy, raw*: each thread reads the voxels of a shard and writes them with zarr-python alone, without fsync, with the shards,
+chunks and codecs of a run's labels;
+*copy*: the same with a threshold in between, so that it writes the labels of a run;
+*emseg*: a run whose predictor only compares each voxel with the mean (`thresholding.py`), from the first assigned block to the
+end of the last, planned for a network without context, and *solid* for a 3-D U-Net, which reads a context;
+*emseg, levels*: the same as *emseg*, followed by the coarser pyramid levels, which no copy makes.
 
-All but the raw copy write the same labels, or the script ends. Workers have started and have done it once before any clock
-runs. *Of copy* is the median of the ratios within each round. Then CPU seconds by stage, of runs in this process, block
-after block: so all that a stage has other threads do is counted with it. A *network* there has one layer, two 3 x 3
-convolutions with 2 or 4 channels, which are computed.
+All except the raw copy must write the same labels, or the script fails. Before any measurement, the workers have started and
+done everything once. *Of copy* is the median of the ratios within each round. A second table has CPU seconds by stage, of runs
+in this process, block after block, so that the work of a stage's helper threads is included. The *network* there is computed:
+it has one level, two 3 x 3 convolutions with 2 or 4 channels.
 
-ROUNDS is 5 by default. FOLDER, by default a temporary one, needs 1 GB; it is removed at the end.
+ROUNDS is 5 by default. FOLDER, by default a temporary one, needs 1 GB and is removed at the end.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ import zarr
 from distributed import Client
 from numpy.typing import NDArray
 
-import emseg.outcome
-from emseg.box import Box
-from emseg.grid.cost import BLOCKS_IN_FLIGHT
-from emseg.grid.plan import Plan
-from emseg.model import backend
-from emseg.model.file import save_model
-from emseg.model.unet import UNet
-from emseg.normalise import survey
-from emseg.outcome import Seconds
-from emseg.specs.model import ModelSpec
-from emseg.store.arrays import create_array
-from emseg.store.files import LocalFiles
-from emseg.store.volume import open_volume
-from emseg_workflows.clusters.local import local_cluster
-from emseg_workflows.events import BlockEnded, Event, WorkerJoined
-from emseg_workflows.flows.plan import plan_run
-from emseg_workflows.flows.segment import segment
+import emseg
+import emseg_core.outcome
+from emseg.clusters.local import local_cluster
+from emseg.flows.segment import segment
+from emseg.runs.events import BlockEnded, Event, WorkerJoined
+from emseg_core.box import Box
+from emseg_core.grid.cost import BLOCKS_IN_FLIGHT
+from emseg_core.grid.plan import Plan
+from emseg_core.model import backend
+from emseg_core.model.file import save_model
+from emseg_core.model.unet import UNet
+from emseg_core.normalise import survey
+from emseg_core.outcome import Seconds
+from emseg_core.specs.model import ModelSpec
+from emseg_core.store.files.files import LocalFiles
+from emseg_core.store.volumes.volume import open_volume
+from emseg_core.store.zarrs.arrays import create_array
 
 SHAPE = (256, 1024, 1024)
 CHUNK = (64, 64, 64)
@@ -74,25 +74,25 @@ MODELS = {
     "emseg": ModelSpec.unet(width=1, depth=0, kernel=(1, 1, 1)),
     "emseg, solid": ModelSpec.unet(width=1, depth=2, kernel=(3, 3, 3)),
 }
-"""Stood in for by a threshold: these decide what a block reads."""
+"""Replaced by a threshold: these only determine what a block reads."""
 LEVELS = "emseg, levels"
-"""The first of these once more, with coarser levels."""
+"""The first of these again, with coarser levels."""
 NETWORKS = {f"network of {width}": ModelSpec.unet(width=width, depth=0) for width in (2, 4)}
-"""Computed."""
+"""Networks that are computed."""
 SIZES = (1, 2)
-"""Processes."""
+"""Numbers of processes."""
 
 
 @dataclass
 class Clock:
-    """An observer of a run: from the first worker's joining to its last block's end, and what its blocks say."""
+    """Observer that times a run from its first worker to the end of its last block, and adds up the times of its blocks."""
 
     began: float | None = None
     ended: float = 0.0
     spent: Counter[str] | None = None
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
+        """Record an event."""
         match event:
             case WorkerJoined() if self.began is None:
                 self.began, self.spent = perf_counter(), Counter()
@@ -102,12 +102,12 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Of the clock."""
+        """Duration of the run in seconds."""
         return self.ended - (self.began or 0.0)
 
 
 def main(rounds: int, folder: Path) -> None:
-    """Print the tables."""
+    """Run the benchmark and print the tables."""
     volume = folder / "volume.zarr"
     array = zarr.create_array(volume, shape=SHAPE, chunks=CHUNK, dtype="uint8", dimension_names="zyx")
     array[...] = voxels()
@@ -115,7 +115,7 @@ def main(rounds: int, folder: Path) -> None:
         torch.manual_seed(0)
         save_model(folder / f"{name}.safetensors", UNet(spec), {})
     stored = sum(file.stat().st_size for file in volume.rglob("*"))
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}, {array.size / stored:.2f} voxels in a stored byte")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}, {array.size / stored:.2f} voxels per stored byte")
     times: dict[tuple[str, int], list[float]] = defaultdict(list)
     with ExitStack() as held:
         ways: dict[tuple[str, int], Callable[[], float]] = {}
@@ -130,17 +130,17 @@ def main(rounds: int, folder: Path) -> None:
         for turn in range(rounds + 1):
             for case, way in ways.items():
                 seconds = way()
-                if turn:  # the first one warms up
+                if turn:  # the first one is a warm-up
                     times[case].append(seconds)
-    tell(times, array.size)
-    print(f"\nCPU seconds\n{'':<16}" + "".join(f"{stage:>10}" for stage in (*asdict(Seconds()), "together")))
+    print_table(times, array.size)
+    print(f"\nCPU seconds\n{'':<16}" + "".join(f"{stage:>10}" for stage in (*asdict(Seconds()), "total")))
     for name in (*MODELS, *NETWORKS):
         spent = cpu_by_stage(folder, name)
         print(f"{name:<16}" + "".join(f"{seconds:>10.2f}" for seconds in (*spent.values(), sum(spent.values()))), flush=True)
 
 
 def voxels() -> NDArray[np.uint8]:
-    """What is segmented, ``(z, y, x)``."""
+    """Make the volume, ``(z, y, x)``."""
     real = Path(os.environ.get("EMSEG_DATA", "."), REAL)
     if real.exists():
         piece = tifffile.imread(real)
@@ -155,8 +155,8 @@ def voxels() -> NDArray[np.uint8]:
     return np.clip(128 + waves + rng.normal(0, 12, SHAPE).astype(np.float32), 0, 255).astype(np.uint8)
 
 
-def tell(times: dict[tuple[str, int], list[float]], count: int) -> None:
-    """The table: medians, and the medians of the ratios within each round."""
+def print_table(times: dict[tuple[str, int], list[float]], count: int) -> None:
+    """Print medians, and the medians of the ratios within each round."""
     print(f"{'':<16}{'processes':>10}{'seconds':>10}{'Mvoxel/s':>10}{'of copy':>10}")
     for (name, workers), seconds in times.items():
         of_copy = median(c / s for c, s in zip(times["copy", workers], seconds, strict=True))
@@ -166,7 +166,7 @@ def tell(times: dict[tuple[str, int], list[float]], count: int) -> None:
 
 
 def copy(folder: Path, pool: ProcessPoolExecutor, workers: int, raw: bool) -> float:
-    """Seconds that a copy takes."""
+    """Copy the volume and return the seconds it took."""
     plan, target = plan_of(folder), folder / "copy.zarr"
     target.mkdir()
     shapes: dict[str, Any] = {"shape": SHAPE, "shard": plan.unit, "chunk": plan.chunk}
@@ -183,7 +183,7 @@ def copy(folder: Path, pool: ProcessPoolExecutor, workers: int, raw: bool) -> fl
 
 
 def copy_part(source: Path, target: Path, threshold: int | None, boxes: list[Box]) -> None:
-    """Copy these boxes, in one process."""
+    """Copy boxes in one process."""
     values, labels = zarr.open_array(source, mode="r"), zarr.open_array(target, mode="r+")
 
     def copy_box(box: Box) -> None:
@@ -195,31 +195,31 @@ def copy_part(source: Path, target: Path, threshold: int | None, boxes: list[Box
 
 
 def run(folder: Path, client: Client, name: str) -> float:
-    """Seconds that a run takes."""
+    """Segment the volume and return the seconds it took."""
     model, levels = ("emseg", True) if name == LEVELS else (name, False)
-    with ran(folder, model, client=client, pyramid=levels) as clock:
+    with finished_run(folder, model, client=client, pyramid=levels) as clock:
         return clock.seconds
 
 
 def cpu_by_stage(folder: Path, name: str) -> dict[str, float]:
-    """CPU seconds of all threads of this process by stage."""
+    """Measure the CPU seconds of all threads of this process by stage."""
     real_clock, real_predictor = perf_counter, backend.open_predictor
-    emseg.outcome.perf_counter = process_time  # type: ignore[attr-defined]
+    emseg_core.outcome.perf_counter = process_time  # type: ignore[attr-defined]
     try:
         if name in MODELS:
-            from thresholding import open_threshold  # noqa: PLC0415
+            from thresholding import open_threshold
 
             backend.open_predictor = open_threshold  # type: ignore[assignment]
-        with ran(folder, name, workers=0, pyramid=False) as clock:
+        with finished_run(folder, name, workers=0, pyramid=False) as clock:
             return dict(clock.spent or {})
     finally:
-        emseg.outcome.perf_counter = real_clock  # type: ignore[attr-defined]
+        emseg_core.outcome.perf_counter = real_clock  # type: ignore[attr-defined]
         backend.open_predictor = real_predictor
 
 
 @contextmanager
-def ran(folder: Path, name: str, **settings: Any) -> Iterator[Clock]:
-    """The clock of a run that has ended, and whose output is still there."""
+def finished_run(folder: Path, name: str, **settings: Any) -> Iterator[Clock]:
+    """Segment the volume; the output exists until the end of the ``with`` block."""
     place, clock = folder / "out.zarr", Clock()
     asked: dict[str, Any] = {"model": folder / f"{name}.safetensors", "precision": "float32"}
     report = segment(folder / "volume.zarr", place, on_event=clock, **asked, **settings)
@@ -232,26 +232,26 @@ def ran(folder: Path, name: str, **settings: Any) -> Iterator[Clock]:
 
 @lru_cache
 def plan_of(folder: Path) -> Plan:
-    """The plan of the run that a copy is compared with."""
-    return plan_run(folder / "volume.zarr", model=folder / "emseg.safetensors").plan
+    """Plan the run with which a copy is compared."""
+    return emseg.plan(folder / "volume.zarr", model=folder / "emseg.safetensors").plan
 
 
 @lru_cache
 def mean_of(folder: Path) -> int:
-    """The largest voxel that is no brighter than the mean that a run finds."""
+    """Return the largest grey value that is not above the mean used by a run."""
     return int(np.float32(survey(open_volume(folder / "volume.zarr"), "volume")[0].mean[0]))
 
 
 _digests: dict[str, str] = {}
-"""Of the labels; and of each way, once it has been looked at."""
+"""Digest of the expected labels, and of those of each variant that has been checked."""
 
 
 def check_bytes(labels: Path, way: str) -> None:
-    """End the script where a way, when it is first gone, writes other labels than all others."""
+    """Check once per variant that it writes the same labels as all others."""
     if way in _digests:
         return
     _digests[way] = digest = hashlib.sha256(np.asarray(zarr.open_array(labels, mode="r")[...]).tobytes()).hexdigest()
-    assert digest == _digests.setdefault("labels", digest), f"{way} wrote other labels"
+    assert digest == _digests.setdefault("labels", digest), f"{way} wrote different labels"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The reduction of `emseg label` by number of blocks: time, and memory of the one process that sees the whole volume.
+"""Measure the time and memory of the reduction in `emseg label`, the one process that sees the whole volume, by block count.
 
     python tests/benchmarks/bench_label.py
 
-Each block has 10 x 10 x 10 cells, of which 488 lie at its faces and are open; each cell touches those beside it, and a third
-of the contacts is inside a neuron. No voxel is made: what blocks know is drawn when it is asked for.
+Each block has 10 x 10 x 10 cells, of which the 488 at its faces are open. Each cell touches its neighbours, and a third of the
+contacts lies inside a neuron. No voxels are made: the results of blocks are drawn at random when they are needed.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from emseg.instances.contacts import Contacts, Indices
-from emseg.instances.piece import Piece, Seam, Segments
-from emseg.instances.reduction import merge, number
-from emseg.specs.labelling import Labelling
+from emseg_core.instances.block_segments import BlockSegments, FaceMatches, Segments
+from emseg_core.instances.contacts import Contacts, Indices
+from emseg_core.instances.reduction import merge_segments, number_segments
+from emseg_core.specs.labelling import Labelling
 
 CELLS = 10
-"""Along each axis of a block."""
+"""Number of cells along each axis of a block."""
 SIDES = (6, 10, 16, 22)
-"""Blocks along each axis."""
+"""Numbers of blocks along each axis."""
 LOW, HIGH = 100, 400
-"""Sum of the probabilities of two voxels inside a neuron, and between two."""
+"""Sum of the membrane probabilities of two adjacent voxels, within a neuron and between two neurons."""
 FACES = 100
-"""Shared faces of voxels of a contact."""
+"""Number of voxel faces in a contact."""
 
 
 def cells() -> Indices:
-    """Number of each cell of a block, ``(z, y, x)``, from 1."""
+    """Return the ids of the cells of a block, ``(z, y, x)``, counted from 1."""
     return np.arange(1, CELLS**3 + 1).reshape(CELLS, CELLS, CELLS)
 
 
 def contacts(one: Indices, other: Indices, seed: int) -> Contacts:
-    """Contacts of random probabilities between these cells."""
+    """Make contacts with random probabilities between pairs of cells."""
     draw = np.random.default_rng(seed)
     total = FACES * np.where(draw.random(len(one)) < 1 / 3, LOW, HIGH) + draw.integers(0, FACES, len(one))
     return Contacts.summed(one, other, total, np.full(len(one), 2 * FACES), draw.integers(0, 2**60, len(one)))
 
 
-def piece(block: int) -> Piece:
-    """What a block knows: contacts between the cells at its faces, all the other cells being done."""
+def block_segments(block: int) -> BlockSegments:
+    """Make the result of a block: contacts between the cells at its faces; all other cells are final."""
     ids = cells()
     inner = np.zeros(ids.shape, bool)
     inner[1:-1, 1:-1, 1:-1] = True
@@ -57,11 +57,11 @@ def piece(block: int) -> Piece:
     first = block * CELLS**3 + np.arange(CELLS**3)
     corner = np.zeros((CELLS**3, 3), np.int64)
     segments = Segments(first, np.full(CELLS**3, 1000), corner, corner + 10, corner + 5000)
-    return Piece(segments, contacts(one[kept], other[kept], block), (), ())
+    return BlockSegments(segments, contacts(one[kept], other[kept], block), (), ())
 
 
-def seam(side: int, block: int) -> Seam:
-    """Contacts of a block's last cells with the next blocks' first ones."""
+def face_matches(side: int, block: int) -> FaceMatches:
+    """Make the contacts of a block's last cells with the first ones of the next blocks."""
     place, ids = np.unravel_index(block, (side,) * 3), cells()
     ones, others = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for axis in range(3):
@@ -69,27 +69,27 @@ def seam(side: int, block: int) -> Seam:
             beyond = np.ravel_multi_index(tuple(p + (a == axis) for a, p in enumerate(place)), (side,) * 3)
             ones.append(np.take(ids, -1, axis).ravel() + block * CELLS**3)
             others.append(np.take(ids, 0, axis).ravel() + int(beyond) * CELLS**3)
-    return Seam(np.zeros((0, 2), np.int64), contacts(np.concatenate(ones), np.concatenate(others), -block % 2**32))
+    return FaceMatches(np.zeros((0, 2), np.int64), contacts(np.concatenate(ones), np.concatenate(others), -block % 2**32))
 
 
 def measure(side: int) -> str:
-    """A line on a volume of so many blocks along each axis."""
+    """Measure a volume with this many blocks along each axis, and return a line of text."""
     blocks, labelling, process = side**3, Labelling("watershed", 0), psutil.Process(os.getpid())
     offsets, before = np.arange(blocks, dtype=np.int64) * CELLS**3, process.memory_info().rss
     began = time.perf_counter()
-    merged = merge(offsets.reshape((side,) * 3), piece, partial(seam, side), labelling)
+    merged = merge_segments(offsets.reshape((side,) * 3), block_segments, partial(face_matches, side), labelling)
     middle = time.perf_counter()
     given, count = np.zeros(len(merged.segments), np.uint64), 0
     for first in range(0, blocks, side * side):
         row = range(first, first + side * side)
-        _, table = number(offsets, row, piece, merged, given, count, 0)
+        _, table = number_segments(offsets, row, block_segments, merged, given, count, 0)
         count += len(table)
     end = time.perf_counter()
     peak = 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     opened = len(merged.parts)
     return (
         f"{blocks:6} blocks, {blocks * CELLS**3:9} segments, {opened:8} open: merged in {middle - began:6.1f} s, numbered in "
-        f"{end - middle:5.1f} s; {(peak - before) / 2**20:6.0f} MiB more, {(peak - before) / opened:5.0f} bytes an open segment"
+        f"{end - middle:5.1f} s; {(peak - before) / 2**20:6.0f} MiB, {(peak - before) / opened:5.0f} bytes per open segment"
     )
 
 
@@ -97,5 +97,5 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         print(measure(int(sys.argv[1])), flush=True)
     else:
-        for side in SIDES:  # each in a process of its own, whose peak it is
+        for side in SIDES:  # each in a separate process, to measure its peak memory
             subprocess.run([sys.executable, __file__, str(side)], check=True)

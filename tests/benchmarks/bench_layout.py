@@ -1,10 +1,10 @@
-"""How many processes, and how many threads each: runs that share the cores of this machine in each way that takes all.
+"""Compare all divisions of this machine's cores into workers and threads.
 
     python tests/benchmarks/bench_layout.py [--voxels N] [--rounds N]
 
-A volume of about N million voxels, 60 by default, with the bundled 3-D network and with a 2-D network of width 16 and depth
-4 whose weights are drawn. Each way runs once in each round, three by default, after one that warms up; the seconds are
-those from the first block that is handed out to the last that is written, in the precision that is chosen for users.
+The volume has about N million voxels, 60 by default. The networks are the bundled 3-D network and a 2-D network of width 16 and
+depth 4 with random weights. Each division runs once per round, in three rounds by default after a warm-up. Times are from the
+first assigned block to the last written one, in the precision that a run chooses by default.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ import numpy as np
 import torch
 import zarr
 
-from emseg.model.backend import default_backend, low_precisions
-from emseg.model.file import save_model
-from emseg.model.unet import UNet
-from emseg.specs.model import ModelSpec
-from emseg_workflows.flows.segment import segment
+from emseg.flows.segment import segment
+from emseg_core.model.backend import default_backend, low_precisions
+from emseg_core.model.file import save_model
+from emseg_core.model.unet import UNet
+from emseg_core.specs.model import ModelSpec
 
 SPEC = ModelSpec.unet(width=16, depth=4)
 SIDE = 768
 
 
 def main(voxels: int, rounds: int) -> None:
-    """Print a table for each network."""
+    """Run the benchmark and print a table for each network."""
     cores = len(os.sched_getaffinity(0))
     ways = [(cores // threads, threads) for threads in range(1, cores + 1) if cores % threads == 0]
     precision = (*low_precisions("cpu"), "float32")[0]
@@ -62,7 +62,7 @@ def main(voxels: int, rounds: int) -> None:
 
 if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--voxels", type=int, default=60, help="million voxels")
+    parser.add_argument("--voxels", type=int, default=60, help="size of the volume, in million voxels")
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     main(asked.voxels * 10**6, asked.rounds)

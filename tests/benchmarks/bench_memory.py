@@ -1,10 +1,10 @@
-"""Peak memory of worker and driver does not grow with the volume: 1 GiB against 4 GiB, two workers.
+"""Show that the peak memory of workers and driver does not grow with the volume: 1 GiB and 4 GiB, with two workers.
 
     python tests/benchmarks/bench_memory.py [FOLDER]
 
-Of either volume, each worker reads more than the 256 MiB of chunks that it keeps at most. The network has a single level
-of width 1, since a real one would take hours on the larger volume. FOLDER, by default a temporary one, needs 6 GiB; it is
-removed at the end.
+From either volume, each worker reads more than the 256 MiB of chunks that it keeps at most. The network has a single level of
+width 1, since a real one would take hours on the larger volume. FOLDER, by default a temporary one, needs 6 GiB and is removed
+at the end.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from emseg.model.file import save_model
-from emseg.model.unet import UNet
-from emseg.specs.model import ModelSpec
-from emseg_workflows import segment
+from emseg import segment
+from emseg_core.model.file import save_model
+from emseg_core.model.unet import UNet
+from emseg_core.specs.model import ModelSpec
 
 EDGE = 256
-"""Length of a shard of the volume, in voxels: 16 MiB."""
+"""Length of each axis of a shard of 16 MiB, in voxels."""
 SIZES = {"1 GiB": (4, 4, 4), "4 GiB": (4, 8, 8)}
-"""Shards along (z, y, x)."""
+"""Numbers of shards along (z, y, x)."""
 
 
 def make_volume(path: Path, shards: tuple[int, int, int]) -> None:
-    """A volume of noise whose shards are all the same file, which makes it in seconds."""
+    """Make a volume of noise within seconds: all its shards are hard links to one file."""
     array = zarr.create_array(
         path, shape=[n * EDGE for n in shards], chunks=(64,) * 3, shards=(EDGE,) * 3, dtype="uint8", dimension_names="zyx"
     )
@@ -45,14 +45,14 @@ def make_volume(path: Path, shards: tuple[int, int, int]) -> None:
 
 
 def measure(volume: Path, model: Path) -> None:
-    """Segment, and print seconds and the peaks of worker and driver in bytes; in a process of its own."""
+    """Segment, and print the seconds and the peak bytes of worker and driver; runs in a separate process."""
     report = segment(volume, model=model, workers=2)
     driver = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(report.exit_code, report.seconds, report.worker_peak_bytes, driver)
 
 
 def main(folder: Path) -> None:
-    """Print the table."""
+    """Run the benchmark and print the table."""
     model = folder / "one-level.safetensors"
     save_model(model, UNet(ModelSpec.unet(width=1, depth=0, kernel=(3, 3, 3))), {"name": "one level"})
     peaks = []

@@ -1,14 +1,15 @@
-"""The paper's headline, "segmentation of a 512 x 512 image takes less than a second on a recent GPU" (2015), on this machine.
+"""Repeat on this machine the paper's "segmentation of a 512 x 512 image takes less than a second on a recent GPU" (2015).
 
     python tests/benchmarks/bench_paper.py [THREADS]
 
-The original network of 31 million parameters (Ronneberger et al. 2015, arXiv:1505.04597, Fig. 1) with weights that are
-drawn, on one mirrored slice of 512 x 512 pixels, from pixels to labels, model already loaded; with each library and
-precision that this machine has. Beside it, turn by turn, the matrix product of torch in the same precision, which shows
-what the hardware does at best.
+The original network of 31 million parameters (Ronneberger et al. 2015, arXiv:1505.04597, Fig. 1) with random weights segments
+one mirrored slice of 512 x 512 pixels, from pixels to labels, with the model already loaded, in each library and precision
+available on this machine. In turn with it, a matrix product in torch in the same precision shows the best speed of the
+hardware.
 
-*useful* is the arithmetic that each pixel of a slice without end would take, times the slice's pixels; *done* is that of
-the tile that goes through the network, whose context is 92 pixels on each side. THREADS is the number of cores by default.
+*useful* counts the operations per pixel in an infinitely large slice, times the pixels of the slice; *done* counts those for
+the tile that passes through the network, including its context of 92 pixels on each side. THREADS is the number of cores by
+default.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ from typing import get_args
 import numpy as np
 import torch
 
-from emseg.box import Box
-from emseg.grid.mirror import reflect
-from emseg.grid.stitch import classify
-from emseg.model.backend import low_precisions, open_predictor
-from emseg.model.file import ModelFile
-from emseg.model.predictor import TYPES
-from emseg.model.unet import UNet
-from emseg.normalise import normalised
-from emseg.ports import Predictor
-from emseg.specs.model import ModelSpec
-from emseg.specs.numerics import Backend, Precision
+from emseg_core.box import Box
+from emseg_core.grid.mirror import reflect
+from emseg_core.grid.stitch import classify
+from emseg_core.model.backend import low_precisions, open_predictor
+from emseg_core.model.file import ModelFile
+from emseg_core.model.predictor import DTYPES
+from emseg_core.model.unet import UNet
+from emseg_core.normalise import normalised
+from emseg_core.ports import Predictor
+from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.numerics import Backend, Precision
 
 PAPER = ModelSpec.unet()
 SLICE = (1, 512, 512)
 ROUNDS = 7
 SIDE = 4096
-"""Rows and columns of the matrices."""
+"""Number of rows and columns of the matrices."""
 
 
 def main(threads: int) -> None:
-    """Print the table."""
+    """Run the benchmark and print the table."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = ModelFile(PAPER, {}, "drawn", dict(UNet(PAPER).state_dict()))
@@ -66,13 +67,13 @@ def main(threads: int) -> None:
 
 
 def endless() -> float:
-    """Floating-point operations for each pixel of a slice so large that its faces do not matter."""
+    """Compute the floating-point operations per pixel of a slice so large that its faces do not matter."""
     side = 2**16
     return PAPER.flops(PAPER.tile_for((1, side, side))) / side**2
 
 
 def segment(predictor: Predictor, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
-    """From pixels to labels."""
+    """Segment a slice, from pixels to labels."""
     source = Box.of_shape(PAPER.tile_for(SLICE)).relative_to(PAPER.context)
     seen = reflect(source, SLICE).fill(pixels)
     mean, deviation = (np.full(1, value, np.float32) for value in (pixels.mean(), pixels.std()))
@@ -80,15 +81,15 @@ def segment(predictor: Predictor, pixels: np.ndarray[tuple[int, ...], np.dtype[n
 
 
 def clocked(predictor: Predictor, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> float:
-    """Seconds from pixels to labels."""
+    """Segment a slice and return the seconds it took."""
     began = perf_counter()
     segment(predictor, pixels)
     return perf_counter() - began
 
 
 def product(precision: Precision) -> float:
-    """Floating-point operations of a matrix product in a second."""
-    matrix = torch.randn(SIDE, SIDE).to(TYPES[precision])
+    """Measure the floating-point operations per second of a matrix product."""
+    matrix = torch.randn(SIDE, SIDE).to(DTYPES[precision])
     matrix @ matrix
     began = perf_counter()
     matrix @ matrix
@@ -96,7 +97,7 @@ def product(precision: Precision) -> float:
 
 
 def cpu() -> str:
-    """What the processor calls itself, and what it has for low precisions."""
+    """Return the name of the processor and its instruction sets for low precision."""
     has = torch.cpu.get_capabilities()
     return ", ".join([str(has.get("cpu_name", "unknown")), *(name for name in ("amx_bf16", "avx512_bf16") if has.get(name))])
 

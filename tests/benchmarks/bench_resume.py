@@ -1,9 +1,9 @@
-"""What a run that goes on costs before its first block: open an output of a million written units, and list them.
+"""Measure what a resumed run does before its first block: open an output with a million written units, and list them.
 
     python tests/benchmarks/bench_resume.py [EDGE] [FOLDER]
 
-The output has EDGE (by default 100) write units along each axis, each a file of its own of 16 voxels. FOLDER, by default
-a temporary one, needs 4 KiB for each file; it is removed at the end.
+The output has EDGE (by default 100) write units along each axis, each in a separate file of 16 voxels. FOLDER, by default a
+temporary one, needs 4 KiB per file and is removed at the end.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from emseg.box import Box
-from emseg.specs.volume import VolumeSpec
-from emseg.store.output import Form, create_output, open_output
+from emseg_core.box import Box
+from emseg_core.specs.volume import VolumeSpec
+from emseg_core.store.outputs.layout import OutputLayout
+from emseg_core.store.outputs.lifecycle import create_output, open_output
 
 UNIT = (1, 4, 4)
 
 
 def make(path: Path, edge: int) -> None:
-    """An output all of whose units are written: one by its own means, the others with the same bytes."""
+    """Make an output with all units written: the first one regularly, the others as copies of its file."""
     region = Box((0, 0, 0), (edge, 4 * edge, 4 * edge))
-    create_output(path, Form(VolumeSpec(region.shape, "uint8", UNIT), region, ("a", "b"), UNIT, UNIT, False, {}))
+    create_output(path, OutputLayout(VolumeSpec(region.shape, "uint8", UNIT), region, ("a", "b"), UNIT, UNIT, False, {}))
     output = open_output(path)
     first = Box((0, 0, 0), UNIT)
     output.write(first, np.zeros(UNIT, np.uint8), None)
@@ -41,7 +42,7 @@ def make(path: Path, edge: int) -> None:
 
 
 def measure(path: Path) -> None:
-    """Print the units found, seconds to open and to list, and the peak memory in KiB before and after."""
+    """Print the number of units found, the seconds to open and to list, and the peak memory in KiB before and after."""
     before, start = peak(), time.perf_counter()
     output = open_output(path)
     opened = time.perf_counter()
@@ -50,12 +51,12 @@ def measure(path: Path) -> None:
 
 
 def peak() -> int:
-    """Largest memory of this process so far, in KiB."""
+    """Return the peak memory of this process so far, in KiB."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
 def main(folder: Path, edge: int) -> None:
-    """Make the output, and measure twice: the second time the disk's folders are in memory for sure."""
+    """Make the output, and measure twice: the second time its folders are certainly in the page cache."""
     path = folder / "labels.zarr"
     start = time.perf_counter()
     make(path, edge)

@@ -1,22 +1,22 @@
-"""How close a run comes to the bare network, beside what users run today: the same weights and the same precision.
+"""Compare the speed of runs with that of the bare network and of other tools, with equal weights and precision.
 
     python tests/benchmarks/bench_speed.py [--slices N] [--side N] [--rounds N] [--precision P] [--ways WAY ...] [--picture F]
 
-A volume of some slices of 1164 x 1164 voxels, or of another side, and the 2-D network of width 16 and depth 4 with weights
-that are drawn. In each round, turn by turn, with one thread for the network:
+The volume has some slices of 1164 x 1164 voxels, or of another side; the network is 2-D, of width 16 and depth 4, with random
+weights. Each round measures these in turn, with one thread for the network:
 
-*bare* the network alone on whole mirrored slices, read from memory, in torch (channels last) and in OpenVINO;
-*emseg* a run with one worker process, from the first block that is handed out to the last that is written, with each, and
-once with nothing chosen by hand but that these random weights may label fewer voxels as float32 does;
-*MONAI* `sliding_window_inference` with windows of 572 x 572 that step 384, whose predictions are padded with zeros to the
-window, and an importance map that is 1 where they are valid, with each; it takes as many windows as cover a slice, which
-three of them do where the side is 1152, and four from there to 1536: what their overlap costs in arithmetic is told;
-*map_overlap* `dask.array.map_overlap` of blocks of 768 x 768 with the context as depth, on one thread, in torch.
+*bare*: the network alone on whole mirrored slices in memory, in torch (channels last) and in OpenVINO;
+*emseg*: a run with one worker process, from the first assigned block to the last written one, with each library, and once with
+default settings, except that these random weights may label fewer voxels as float32 does;
+*MONAI*: `sliding_window_inference` with windows of 572 x 572 in steps of 384, whose predictions are zero-padded to the window,
+and an importance map that is 1 where they are valid, with each library. It uses as many windows as cover a slice: three along
+each axis up to a side of 1152, and four from there to 1536. The cost of their overlap in arithmetic is printed;
+*map_overlap*: `dask.array.map_overlap` on blocks of 768 x 768 with the context as depth, on one thread, in torch.
 
-All give the same labels, or the script ends; but nobody looks near the faces, where Dask mirrors otherwise. Start-up is
-left out: models are loaded, and each has predicted some slices before.
-Eight slices by default, three rounds, float32, all ways; the picture, of the speeds, is drawn if it is named. Needs MONAI:
-``pip install 'emseg[bench]'``.
+All must give the same labels, or the script fails; voxels near the faces, where Dask mirrors differently, are not compared.
+Start-up is excluded: models are loaded, and each variant has predicted some slices before.
+By default there are eight slices, three rounds, float32 and all variants. ``--picture`` draws the speeds as SVG. The benchmark
+needs MONAI: ``pip install 'emseg[bench]'``.
 """
 
 from __future__ import annotations
@@ -41,34 +41,34 @@ from distributed import Client
 from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 
-from emseg.box import Box, triple
-from emseg.grid.cost import BLOCKS_IN_FLIGHT
-from emseg.grid.stitch import classify
-from emseg.model.backend import low_precisions, open_predictor
-from emseg.model.file import load_model, save_model
-from emseg.model.unet import UNet
-from emseg.normalise import survey
-from emseg.ports import Predictor
-from emseg.specs.model import ModelSpec
-from emseg.specs.numerics import Backend, Precision
-from emseg.store.output import open_output
-from emseg.store.volume import open_volume
-from emseg_workflows.clusters.local import local_cluster
-from emseg_workflows.flows.segment import segment
+from emseg.clusters.local import local_cluster
+from emseg.flows.segment import segment
+from emseg_core.box import Box, triple
+from emseg_core.grid.cost import BLOCKS_IN_FLIGHT
+from emseg_core.grid.stitch import classify
+from emseg_core.model.backend import low_precisions, open_predictor
+from emseg_core.model.file import load_model, save_model
+from emseg_core.model.unet import UNet
+from emseg_core.normalise import survey
+from emseg_core.ports import Predictor
+from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.numerics import Backend, Precision
+from emseg_core.store.outputs.lifecycle import open_output
+from emseg_core.store.volumes.volume import open_volume
 
 SPEC = ModelSpec.unet(width=16, depth=4)
 WINDOW, STEP = 572, 384
 BLOCK = 768
 CONTEXT = SPEC.context[1]
 AGREE: dict[Precision, float] = {"float32": 0.9999, "bfloat16": 0.99}
-"""Least part of voxels that all must label alike: other tiles give other last bits, which decide between near ties, of which
-drawn weights give many."""
+"""Minimum fraction of voxels with equal labels: different tiles give different last bits, which decide between near ties, and
+random weights give many of these."""
 
 Labels = NDArray[np.uint8]
 Way = Callable[[NDArray[np.float32]], tuple[Labels, float]]
-"""Takes normalised slices ``(z, y, x)``, the first ones of the volume; gives their labels, and the seconds it took."""
+"""Function of the first normalised slices ``(z, y, x)`` of the volume that returns their labels and the seconds it took."""
 WARMING = 2
-"""Slices that each way predicts before any clock counts."""
+"""Number of slices that each variant predicts as a warm-up."""
 WAYS = (
     *("bare torch", "emseg torch", "MONAI torch", "map_overlap torch"),
     *("bare OpenVINO", "emseg OpenVINO", "MONAI OpenVINO", "emseg default"),
@@ -76,9 +76,9 @@ WAYS = (
 
 
 def main(slices: int, side: int, rounds: int, precision: Precision, chosen: Collection[str], picture: Path | None) -> None:
-    """Print the table, and draw it."""
+    """Run the benchmark, print the table, and draw it."""
     if precision not in ("float32", *low_precisions("cpu")):
-        print(f"this CPU does not compute fast in {precision}")
+        print(f"this CPU has no fast arithmetic in {precision}")
         return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -107,37 +107,38 @@ def main(slices: int, side: int, rounds: int, precision: Precision, chosen: Coll
             compared(ways, normalised[:WARMING], precision)
             turns = [compared(ways, normalised, precision) for _ in range(rounds)]
     seconds = {way: [turn[way] for turn in turns] for way in ways}
-    tell(seconds, values.shape, precision)
+    print_table(seconds, values.shape, precision)
     if picture is not None:
         picture.write_text(drawing({way: values.size / median(took) / 1e6 for way, took in seconds.items()}))
 
 
 def compared(ways: Mapping[str, Way], normalised: NDArray[np.float32], precision: Precision) -> dict[str, float]:
-    """Seconds that each way takes, one after the other; ends the script if one labels otherwise than the first."""
+    """Measure the seconds of each variant, and check that its labels are those of the first."""
     seconds, truth = {}, None
     for way, take in ways.items():
         labels, seconds[way] = take(normalised)
         truth = labels if truth is None else truth
         agree = float((labels == truth)[:, CONTEXT:-CONTEXT, CONTEXT:-CONTEXT].mean())
         least = AGREE["bfloat16" if way == "emseg default" else precision]
-        assert agree >= least, f"{way} labels {agree:.4%} of the voxels as the first way does"
+        assert agree >= least, f"{way} gives {agree:.4%} of the voxels the same label as the first variant"
     return seconds
 
 
 def texture(slices: int, side: int) -> NDArray[np.uint8]:
-    """Blobs with noise ``(z, y, x)``."""
+    """Make blobs with noise, ``(z, y, x)``."""
     rng = np.random.default_rng(0)
     y, x = np.ogrid[:side, :side]
     waves = (np.sin(y / (9 + z)) + np.sin(x / (11 + z)) for z in range(slices))
     return np.stack([np.clip(128 + 30 * wave + rng.normal(0, 25, wave.shape), 0, 255).astype(np.uint8) for wave in waves])
 
 
-def tell(seconds: dict[str, list[float]], shape: tuple[int, ...], precision: Precision) -> None:
-    """The table: medians, and the medians of the ratios within each round, to the same library and to torch."""
+def print_table(seconds: dict[str, list[float]], shape: tuple[int, ...], precision: Precision) -> None:
+    """Print medians, and the medians of the ratios within each round, to the same library and to torch."""
     (slices, side, _), voxels = shape, prod(shape)
     print(f"{processor()}, 1 thread, {precision}, {slices} slices of {side} x {side}, {voxels / 1e6:.1f} Mvoxel")
     whole, windows = side + 2 * CONTEXT, ceil((side + 2 * CONTEXT - WINDOW) / STEP) + 1
-    print(f"MONAI takes {windows**2} windows a slice: {windows**2 * WINDOW**2 / whole**2:.2f} times what whole slices compute")
+    arithmetic = windows**2 * WINDOW**2 / whole**2
+    print(f"MONAI uses {windows**2} windows per slice: {arithmetic:.2f} times the arithmetic of whole slices")
     print(f"{'':<18}{'seconds':>9}{'Mvoxel/s':>10}{'of bare':>9}{'of MONAI':>10}{'of bare torch':>15}{'of MONAI torch':>16}")
     for way, took in seconds.items():
         library = "OpenVINO" if way.endswith("OpenVINO") else "torch"
@@ -149,7 +150,7 @@ def tell(seconds: dict[str, list[float]], shape: tuple[int, ...], precision: Pre
 
 
 def drawing(speeds: dict[str, float]) -> str:
-    """A bar for each way, in megavoxels a second, as SVG."""
+    """Draw a bar per variant, in megavoxels per second, as SVG."""
     rows, most = [], max(speeds.values())
     for number, (way, speed) in enumerate(sorted(speeds.items(), key=lambda item: item[1])):
         y, length = 30 * number + 8, 420 * speed / most
@@ -164,14 +165,14 @@ def drawing(speeds: dict[str, float]) -> str:
 
 
 def processor() -> str:
-    """What the system calls the processor."""
+    """Return the name of the processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 
 def clocked(predict: Callable[[Predictor, NDArray[np.float32]], Labels], *given: Any) -> tuple[Labels, float]:
-    """What a function finds, and the seconds it took."""
+    """Call a function, and return its labels and the seconds it took."""
     began = perf_counter()
     labels = predict(*given)
     return labels, perf_counter() - began
@@ -180,33 +181,33 @@ def clocked(predict: Callable[[Predictor, NDArray[np.float32]], Labels], *given:
 def run(
     folder: Path, client: Client, backend: Backend | None, precision: Precision | None, values: NDArray[np.float32]
 ) -> tuple[Labels, float]:
-    """A run on the volume on the disk, or on its first slices."""
+    """Segment the volume on disk, or its first slices."""
     place = folder / "out.zarr"
     model = folder / "model.safetensors"
     if precision is None:
-        precision = (*low_precisions("cpu"), "float32")[0]  # what a trained network would get
+        precision = (*low_precisions("cpu"), "float32")[0]  # the choice for a trained network
     asked = {"model": model, "backend": backend, "precision": precision, "overwrite": True}
     region = ",".join(f"0:{length}" for length in values.shape)
-    report = segment(folder / "volume.zarr", place, region=region, client=client, **asked)  # type: ignore[arg-type]
+    report = segment(folder / "volume.zarr", place, roi=region, client=client, **asked)  # type: ignore[arg-type]
     assert report.exit_code == 0, report.failures
     return open_output(place).read_labels(Box.of_shape(triple(values.shape))), report.seconds
 
 
 def mirrored(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Slices with as much around them as the network looks at, and a little more so that it fits."""
+    """Pad slices by the context of the network, and to the next valid shape."""
     side = values.shape[1]
     more = (CONTEXT, SPEC.next_valid(1, side + 2 * CONTEXT) - side - CONTEXT)
     return np.pad(values, ((0, 0), more, more), mode="reflect")
 
 
 def bare(predictor: Predictor, values: NDArray[np.float32]) -> Labels:
-    """Whole slices."""
+    """Predict whole slices."""
     inner = (slice(None), slice(None), *map(slice, values.shape[1:]))
     return np.concatenate([classify(predictor.predict(one[None, None])[0][inner]) for one in mirrored(values)])
 
 
 def monai(predictor: Predictor, values: NDArray[np.float32]) -> Labels:
-    """As a user of MONAI with a valid network does it."""
+    """Predict with MONAI, as one would with a network of valid convolutions."""
     valid = slice(CONTEXT, WINDOW - CONTEXT)
     importance = torch.zeros(WINDOW, WINDOW)
     importance[valid, valid] = 1
@@ -225,7 +226,7 @@ def monai(predictor: Predictor, values: NDArray[np.float32]) -> Labels:
 
 
 def overlapped(predictor: Predictor, values: NDArray[np.float32]) -> Labels:
-    """As a user of Dask does it."""
+    """Predict with Dask's `map_overlap`."""
 
     def predict(block: NDArray[np.float32]) -> Labels:
         size = [SPEC.next_valid(axis, length) for axis, length in enumerate(block.shape)]

@@ -1,8 +1,8 @@
-"""A preload of Dask's workers: the network is a sleep of `EMSEG_BENCH_PAUSE` seconds, and torch is never imported.
+"""Preload module of Dask workers that replaces the network by a sleep of `EMSEG_BENCH_PAUSE` seconds and never imports torch.
 
-It stands in for the two functions that a bench takes its predictor from. Dask's profiler is off and its tick slow, which
-take 2 to 3 % of a core in each worker: where many share two cores, these would have nothing left for the work. All else
-in a worker is what it always is.
+It replaces the two functions that give a worker its predictor. It also turns off Dask's profiler and slows its tick, which take
+2 to 3 % of a core per worker: where many workers share two cores, nothing would be left for the work. Everything else in a
+worker is as usual.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg.box import Triple, triple
-from emseg.model import backend
-from emseg.model.device import Device
-from emseg.model.header import model_digest, read_header
-from emseg.specs.model import ModelSpec
-from emseg.specs.numerics import Backend, Numerics, Precision
+from emseg_core.box import Triple, triple
+from emseg_core.model import backend
+from emseg_core.model.device import Device
+from emseg_core.model.header import model_digest, read_header
+from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.numerics import Backend, Numerics, Precision
 
 PAUSE = float(os.environ["EMSEG_BENCH_PAUSE"])
 
@@ -38,32 +38,32 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Sleeper:
-    """A predictor that finds class 0 everywhere, after a while."""
+    """Predictor that sleeps and assigns class 0 everywhere."""
 
     spec: ModelSpec
     threads: int
 
     def numerics(self, tile: Triple) -> Numerics:
-        """The same for all sleepers."""
+        """Return values that are the same for all workers."""
         return Numerics("sleep", "none", "float32", self.threads, "none")
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Zeros of the shape that the network would have given."""
+        """Sleep, and return zeros in the shape of the network's logits."""
         time.sleep(PAUSE)
         return np.zeros((len(tiles), len(self.spec.classes), *self.spec.output_shape(triple(tiles.shape[1:]))), np.float32)
 
 
 def load_description(path: Path) -> Description:
-    """In the place of `emseg.model.file.load_model`."""
+    """Replace `emseg_core.model.file.load_model`."""
     return Description(read_header(path)[0], model_digest(path))
 
 
 def open_sleeper(model: Description, library: Backend, precision: Precision, threads: int, device: Device) -> Sleeper:
-    """In the place of `emseg.model.backend.open_predictor`."""
+    """Replace `emseg_core.model.backend.open_predictor`."""
     return Sleeper(model.spec, threads)
 
 
 dask.config.set({"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"})
 backend.open_predictor = open_sleeper  # type: ignore[assignment]
-sys.modules["emseg.model.file"] = model_file = ModuleType("emseg.model.file")  # the real one imports torch
+sys.modules["emseg_core.model.file"] = model_file = ModuleType("emseg_core.model.file")  # the real one imports torch
 model_file.load_model = load_description  # type: ignore[attr-defined]

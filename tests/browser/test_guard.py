@@ -9,8 +9,8 @@ from chromium import watched_page
 from distributed import Security
 from playwright.sync_api import Browser
 
-from emseg_workflows.access import PARAMETER
-from emseg_workflows.clusters.local import LOOPBACK, GuardedCluster
+from emseg.access import TOKEN_PARAMETER
+from emseg.clusters.local import LOOPBACK, GuardedCluster
 
 SEE = """async (address) => {
     try { return (await fetch(address, {credentials: 'include'})).status } catch { return 'nothing' }
@@ -38,7 +38,7 @@ def test_the_link_is_followed(browser: Browser, cluster: GuardedCluster) -> None
         assert page.url == clean
         assert page.evaluate("document.cookie") == "", "no script reads it"
         assert page.evaluate(CALL, socket) == "open"
-        assert page.evaluate("performance.getEntriesByType('navigation')[0].name").count(PARAMETER) == 0
+        assert page.evaluate("performance.getEntriesByType('navigation')[0].name").count(TOKEN_PARAMETER) == 0
         page.goto(clean.replace("/status", "/workers"))
         page.go_back()
         assert page.url == clean

@@ -15,9 +15,9 @@ import tifffile
 from distributed import Client
 from PIL import Image
 from playwright.sync_api import Page
-from runs import emseg, emseg_process, save_volume, slowed
+from runs import emseg_process, run_emseg, save_volume, slowed
 
-from emseg_workflows.clusters.local import LOOPBACK
+from emseg.clusters.local import LOOPBACK
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "fib25-sample" / "raw.tif"
 PAUSE = 1.5
@@ -62,7 +62,7 @@ NUMBERS = """() => {
 
 def told(output: Path) -> dict[str, int]:
     """The same, as `emseg status --json` tells them."""
-    found = json.loads(emseg("status", output, "--json").stdout)
+    found = json.loads(run_emseg("status", output, "--json").stdout)
     return {"done": found["done"], "failed": len(found["failed"]), "left": found["left"], "blocks": found["blocks"]}
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from playwright.sync_api import Page
 from runs import save_volume
 
-from emseg_workflows import label, report_page, segment
+import emseg
+from emseg import label, segment
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "fib25-sample" / "raw.tif"
 BLUE = (43, 123, 186)
@@ -28,7 +29,7 @@ def test_a_report_is_read(page: Page, tmp_path: Path) -> None:
     volume = save_volume(tmp_path / "volume.zarr", tifffile.imread(SAMPLE)[:4, :96, :96], (4, 96, 96), **size)
     segment(volume, tmp_path / "out.zarr", workers=0, probabilities=True)
     label(tmp_path / "out.zarr", workers=0)
-    file = report_page(tmp_path / "out.zarr")
+    file = emseg.report(tmp_path / "out.zarr")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(file.as_uri())

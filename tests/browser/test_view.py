@@ -19,14 +19,14 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 from runs import PLANAR, save_random_model, texture
 
-from emseg.box import Box
-from emseg.grid.stitch import NOT_COMPUTED, QUANTA
-from emseg.store.classes import colour
-from emseg.store.instances import open_instances
-from emseg.store.output import open_output
-from emseg_workflows import label, segment, view
-from emseg_workflows.flows.view import View
-from emseg_workflows.viewing.state import fragment
+from emseg import label, segment, view
+from emseg.flows.view import View
+from emseg.viewing.state import fragment
+from emseg_core.box import Box
+from emseg_core.grid.stitch import NOT_COMPUTED, QUANTA
+from emseg_core.store.outputs.instances import open_instances
+from emseg_core.store.outputs.lifecycle import open_output
+from emseg_core.store.zarrs.omero import colour
 
 SHAPE = (8, 110, 330)
 SIZE = (30.0, 8.0, 4.0)
@@ -55,7 +55,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     placed = {"voxel_size": SIZE, "offset": (90, 800, -40), "units": "nm"}
     zarr.create_array(folder / "v.zarr", data=texture(SHAPE), chunks=(3, 64, 64), zarr_format=2, order="F", attributes=placed)
     model = save_random_model(folder / "m.safetensors", PLANAR)
-    segment(folder / "v.zarr", folder / "o.zarr", model=model, region=str(REGION), probabilities=True, workers=0)
+    segment(folder / "v.zarr", folder / "o.zarr", model=model, roi=str(REGION), probabilities=True, workers=0)
     label(folder / "o.zarr", class_name="membrane", smallest=40, workers=0)
     corner = Box((Z, *REGION.start[1:]), (Z + 1, *(first + 1 for first in REGION.start[1:]))).relative_to(REGION.start)
     for level in reversed(open_output(folder / "o.zarr").levels):
@@ -180,7 +180,7 @@ def test_the_channel_is_shown_that_was_segmented(browser: Browser, tmp_path: Pat
     placed = {"voxel_size": SIZE, "offset": (90, 800, -40), "units": "nm", "axis_names": [*"tczyx"]}
     zarr.create_array(tmp_path / "v.zarr", data=values, chunks=(1, 3, 3, 64, 64), zarr_format=2, attributes=placed)
     model = save_random_model(tmp_path / "m.safetensors", PLANAR)
-    segment(tmp_path / "v.zarr", tmp_path / "o.zarr", model=model, region=str(REGION), channel=1, timepoint=1, workers=0)
+    segment(tmp_path / "v.zarr", tmp_path / "o.zarr", model=model, roi=str(REGION), channel=1, timepoint=1, workers=0)
     with view(tmp_path / "o.zarr") as shown, watched_page(browser, expected="/raw/.zarray") as page:
         state = state_of(shown)
         found = seen(page, shown, "raw", 1 / ZOOM)

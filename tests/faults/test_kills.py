@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import PLANAR, bytes_of, emseg, emseg_process, save_random_model
+from runs import PLANAR, bytes_of, emseg_process, run_emseg, save_random_model
 
 LONG = "EMSEG_FAULTS" in os.environ
 SEED = int(os.environ.get("EMSEG_FAULTS", "0"))
@@ -37,14 +37,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (data := os.environ.get("EMSEG_DATA")):
         pytest.skip("EMSEG_DATA names no folder with real sections")
     folder, source = tmp_path_factory.mktemp("kills"), Path(data, "isbi2012", "train-volume.tif")
-    assert emseg("ingest", source, "whole.zarr", "--voxel-size", 50, 4, 4, cwd=folder).returncode == 0
-    import zarr  # noqa: PLC0415
+    assert run_emseg("ingest", source, "whole.zarr", "--voxel-size", 50, 4, 4, cwd=folder).returncode == 0
+    import zarr
 
     whole = zarr.open_array(folder / "whole.zarr" / "0", mode="r")
     part = zarr.create_array(folder / "volume.zarr", shape=(3, 300, 300), chunks=(3, 100, 100), dtype="uint8")
     part[...] = whole[:3, :300, :300]
     save_random_model(folder / "model.safetensors", PLANAR)
-    done = emseg(*RUN, "-o", "undisturbed.zarr", cwd=folder)
+    done = run_emseg(*RUN, "-o", "undisturbed.zarr", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -101,7 +101,7 @@ def test_the_same_bytes_whoever_is_killed_in_whichever_stage(folder: Path) -> No
         _, err = process.communicate()
         if process.returncode != 0:
             assert process.returncode == -signal.SIGKILL, err
-            done = emseg(*RUN, "-o", output, cwd=folder)
+            done = run_emseg(*RUN, "-o", output, cwd=folder)
             assert done.returncode == 0, (then, victim, done.stderr)
         assert "Traceback" not in err
         assert bytes_of(output) == truth, (then, victim)

@@ -32,7 +32,7 @@ def asserts_no_account():
 
 
 def emseg(words):
-    from emseg_workflows.cli import cli
+    from emseg.cli import cli
 
     print(words, file=sys.stderr, flush=True)
     try:

@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 from object_store import ObjectStore, object_store
-from runs import bytes_of, emseg, emseg_process, save_volume, slowed, texture
+from runs import bytes_of, emseg_process, run_emseg, save_volume, slowed, texture
 
-from emseg.store.files import open_files
-from emseg.store.place import place_of
-from emseg_workflows.flows.status import status
+from emseg.flows.status import status
+from emseg_core.store.files.files import open_files
+from emseg_core.store.files.place import parse_place
 
 SHAPE = (32, 150, 150)
 AWAY = 20.0
@@ -33,7 +33,7 @@ def store() -> Iterator[ObjectStore]:
 
 def units(output: str) -> int:
     """How many write units of the labels there are."""
-    return len(list(open_files(place_of(output)).sizes("labels/classes/0/c")))
+    return len(list(open_files(parse_place(output)).sizes("labels/classes/0/c")))
 
 
 def wait_for(output: str, more: int) -> None:
@@ -47,7 +47,7 @@ def wait_for(output: str, more: int) -> None:
 def test_killed_resumed_and_cut_off(store: ObjectStore, tmp_path: Path) -> None:
     save_volume(tmp_path / "volume.zarr", texture(SHAPE), (32, 64, 64))
     undisturbed = tmp_path / "undisturbed.zarr"
-    assert emseg("run", "volume.zarr", "-o", undisturbed, "--workers", "0", cwd=tmp_path).returncode == 0
+    assert run_emseg("run", "volume.zarr", "-o", undisturbed, "--workers", "0", cwd=tmp_path).returncode == 0
     volume, output = store.upload(tmp_path / "volume.zarr", "volume.zarr"), store.address("out.zarr")
     command = ("run", volume, "-o", output, "--workers", "2", "--json")
 
@@ -72,7 +72,7 @@ def test_killed_resumed_and_cut_off(store: ObjectStore, tmp_path: Path) -> None:
     assert (report["left"], report["failed"]) == (0, 0)
     assert report["skipped"] >= killed - 8, "what was written is not computed again"
 
-    files = open_files(place_of(output))
+    files = open_files(parse_place(output))
     for name in files.names():
         (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "copy" / name).write_bytes(files.read(name) or b"")

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from runs import save_volume, texture
 
-from emseg_workflows.clusters.local import local_cluster
+from emseg.clusters.local import local_cluster
 
 Start = Callable[..., subprocess.Popen[str]]
 PATIENCE = 120
@@ -29,10 +29,11 @@ if __name__ == "__mp_main__" and "slow" in sys.argv:
     Path("importing").touch()
     time.sleep(3600)
 
-from emseg_workflows.clusters import lifetime, local
+from emseg.clusters import lifetime
+from emseg.clusters import local
 
 if "hurry" in sys.argv:
-    local.START = lifetime.START = 1.0
+    local.START_SECONDS = lifetime.START_SECONDS = 1.0
 
 if __name__ == "__main__":
     with local.local_cluster(2, 1) as client:
@@ -43,12 +44,12 @@ if __name__ == "__main__":
         time.sleep(3600)
 """
 UNGUARDED = """
-from emseg_workflows import segment
+from emseg import segment
 
 segment("volume.zarr", "out.zarr", workers=2)
 """
 FAILS_IN_WORKERS = """
-from emseg_workflows.clusters.local import local_cluster
+from emseg.clusters.local import local_cluster
 
 if __name__ != "__main__":
     raise LookupError("there is nothing for a worker here")
@@ -125,7 +126,7 @@ def test_a_worker_that_never_comes_up(start: Start, tmp_path: Path) -> None:
     driver = start(CLUSTER, "slow", "hurry")
     printed = driver.communicate(timeout=PATIENCE)[1]
     assert driver.returncode == 1
-    assert "was not there within 1 s" in printed.splitlines()[-1]
+    assert "was not ready within 1 s" in printed.splitlines()[-1]
     assert_gone(driver)
 
 
@@ -145,7 +146,7 @@ def test_a_script_that_fails_in_workers(start: Start, tmp_path: Path) -> None:
     printed = driver.communicate(timeout=PATIENCE)[1]
     assert driver.returncode == 1
     assert printed.count("LookupError: there is nothing for a worker here") == 1
-    assert "a worker process ended with exit code 1: look at what it has printed" in printed.splitlines()[-1]
+    assert "a worker process ended with exit code 1: read what it has printed" in printed.splitlines()[-1]
     assert_gone(driver)
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import PLANAR, bytes_of, emseg, emseg_process, save_random_model, save_volume, shards, slowed, texture
+from runs import PLANAR, bytes_of, emseg_process, run_emseg, save_random_model, save_volume, shards, slowed, texture
 
-from emseg_workflows import segment
-from emseg_workflows.events import BlockEnded, Event, Noticed
+from emseg.flows.segment import segment
+from emseg.runs.events import BlockEnded, Event, Noticed
 
 MODELS = ("first", "other")
 
@@ -37,7 +37,7 @@ def words(output: str, model: str, workers: int) -> tuple[object, ...]:
 
 def run(folder: Path, output: str, model: str) -> subprocess.CompletedProcess[str]:
     """A run in one process, to its end."""
-    return emseg(*words(output, model, 0), cwd=folder)
+    return run_emseg(*words(output, model, 0), cwd=folder)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_run_that_lives_writes_not_one_byte_into_the_next_output(folder: Path,
     assert "run 1 may not write any more, as the output was removed" in out + err
     assert "Traceback" not in err
     assert bytes_of(folder / "out.zarr") == after == bytes_of(folder / "undisturbed.zarr")
-    checked = emseg("verify", "out.zarr", "--checksums", cwd=folder)
+    checked = run_emseg("verify", "out.zarr", "--checksums", cwd=folder)
     assert checked.returncode == 0, checked.stdout
     assert not list(folder.glob(".emseg-*"))
 

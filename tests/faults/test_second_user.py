@@ -15,7 +15,7 @@ import psutil
 import pytest
 from distributed import Security
 from distributed.core import rpc
-from runs import PLANAR, emseg, emseg_process, save_random_model, save_volume, slowed, texture
+from runs import PLANAR, emseg_process, run_emseg, save_random_model, save_volume, slowed, texture
 
 pytestmark = [
     pytest.mark.timeout(900),
@@ -144,6 +144,6 @@ def test_nobody_else_gets_into_a_run(scratch: Path, tmp_path: Path) -> None:
         process.communicate()
     psutil.wait_procs(family, timeout=60)
     assert [path.name for path in scratch.iterdir()] == [private.name]
-    done = emseg(*command, "--workers", "1", env={**os.environ, "TMPDIR": str(scratch)})
+    done = run_emseg(*command, "--workers", "1", env={**os.environ, "TMPDIR": str(scratch)})
     assert done.returncode == 0, done.stderr
     assert not list(scratch.iterdir())

@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from runs import PLANAR, save_random_model, save_volume, texture
 
-from emseg.errors import OutputError
-from emseg.store import lease
-from emseg.store.files import hold_files
-from emseg.store.lease import Token
-from emseg.store.ledger import NOT_COMPUTED, Output
-from emseg.store.output import open_output
-from emseg.store.ownership import IDENTITY
-from emseg.store.records import Records
-from emseg_workflows.events import BlockEnded, Event
-from emseg_workflows.flows.segment import segment
+from emseg.flows.segment import segment
+from emseg.runs.events import BlockEnded, Event
+from emseg_core.errors import OutputError
+from emseg_core.grid.stitch import NOT_COMPUTED
+from emseg_core.store.files import lease
+from emseg_core.store.files.files import open_writable_files
+from emseg_core.store.files.lease import Token
+from emseg_core.store.files.ownership import IDENTITY
+from emseg_core.store.files.records import Records
+from emseg_core.store.outputs.lifecycle import open_output
+from emseg_core.store.outputs.output import Output
 
 MODELS = (0, 1)
 Labels = NDArray[np.uint8]
@@ -98,7 +99,7 @@ def perform(world: World, output: Path, kind: str, model: int, number: int, orph
                 write_as_orphans(orphans, number + ended)
             if kind.startswith("kill") and ended > number:
                 runs = len(list((output / "emseg").glob("run-*")))
-                token = Token(Records(hold_files(output, (output / IDENTITY).read_bytes())), runs)
+                token = Token(Records(open_writable_files(output, (output / IDENTITY).read_bytes())), runs)
                 orphans.append((open_output(output, token), world.truth[model]))
                 raise Killed
 

@@ -74,7 +74,7 @@ def test_a_whole_segmentation_talks_to_itself_alone(tmp_path: Path) -> None:
     seen, counted, apart = tmp_path / "seen", tmp_path / "counted", alone()
     environment = {name: value for name, value in os.environ.items() if name != "CI"}  # where the package is silent by itself
     environment |= {"PYTHONPATH": str(tmp_path / "watch"), "EMSEG_TEST_SEEN": str(seen), "HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "emseg_workflows", "run", "v.zarr", "-o", "o.zarr", "--workers", "2"]
+    command = [sys.executable, "-m", "emseg", "run", "v.zarr", "-o", "o.zarr", "--workers", "2"]
     if apart:
         command = [*apart, sys.executable, "-S", "-c", ALONE, str(counted), *command]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)

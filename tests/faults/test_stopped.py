@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import bytes_of, emseg, emseg_process, save_volume, shards, slowed, texture
+from runs import bytes_of, emseg_process, run_emseg, save_volume, shards, slowed, texture
 
 PATIENCE = 60
 """Seconds that a run may take to stop: those that it grants its blocks, and as many again on a busy machine."""
@@ -24,7 +24,7 @@ class Undisturbed:
         self.folder = folder
         save_volume(folder / "volume.zarr", texture((32, 150, 150)), (32, 64, 64))
         self.output = folder / "undisturbed.zarr"
-        done = emseg("run", "volume.zarr", "-o", self.output, "--workers", "0", cwd=folder)
+        done = run_emseg("run", "volume.zarr", "-o", self.output, "--workers", "0", cwd=folder)
         assert done.returncode == 0, done.stderr
 
     def start(self, output: Path) -> subprocess.Popen[str]:
@@ -74,11 +74,11 @@ def test_stopped_and_gone_on_with(number: int, group: bool, code: int, undisturb
     assert "Traceback" not in printed
     assert "KeyError" not in printed
     if code > 0:
-        assert "the same command goes on from there" in printed.splitlines()[-1]
+        assert "run the same command again to continue" in printed.splitlines()[-1]
     _, orphans = psutil.wait_procs(family, timeout=PATIENCE)
     assert not orphans
     written = len(shards(output))
-    done = emseg("run", "volume.zarr", "-o", output, "--workers", "0", "--json", cwd=undisturbed.folder)
+    done = run_emseg("run", "volume.zarr", "-o", output, "--workers", "0", "--json", cwd=undisturbed.folder)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert 3 <= written <= report["blocks"]
@@ -112,7 +112,7 @@ def test_a_killed_worker_costs_no_byte(undisturbed: Undisturbed, tmp_path: Path)
 
 
 def test_eight_workers(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    done = emseg("run", "volume.zarr", "-o", tmp_path / "out.zarr", "--workers", "8", cwd=undisturbed.folder)
+    done = run_emseg("run", "volume.zarr", "-o", tmp_path / "out.zarr", "--workers", "8", cwd=undisturbed.folder)
     assert done.returncode == 0, done.stderr
     assert "on 8 worker processes" in done.stderr
     assert bytes_of(tmp_path / "out.zarr") == bytes_of(undisturbed.output)

@@ -19,11 +19,19 @@ from fuzz_cases import TEXTS, Attempt, Property, check, damaged_bytes, damaged_j
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from emseg.errors import ModelError
-from emseg.model.file import load_model
-from emseg.model.header import FLOAT32_BYTES, KEY, LENGTH_BYTES, description, model_digest, parameter_shapes, read_header
-from emseg.model.unet import UNet
-from emseg.specs.model import ModelSpec
+from emseg_core.errors import ModelError
+from emseg_core.model.file import load_model
+from emseg_core.model.header import (
+    FLOAT32_BYTES,
+    LENGTH_BYTES,
+    METADATA_KEY,
+    header_metadata,
+    model_digest,
+    parameter_shapes,
+    read_header,
+)
+from emseg_core.model.unet import UNet
+from emseg_core.specs.model import ModelSpec
 
 SPECS = {
     "planar": ModelSpec.unet(width=2, depth=1),
@@ -39,7 +47,7 @@ NAMES = st.sampled_from(sorted(SPECS))
 def models() -> dict[str, bytes]:
     """A sound model file of each network."""
     torch.manual_seed(7)
-    return {name: save(UNet(spec).state_dict(), description(spec, CARD)) for name, spec in SPECS.items()}
+    return {name: save(UNet(spec).state_dict(), header_metadata(spec, CARD)) for name, spec in SPECS.items()}
 
 
 def parts(name: str) -> tuple[bytes, bytes]:
@@ -100,7 +108,7 @@ def claims(data: st.DataObject, folder: Path) -> Attempt:
         shapes = parameter_shapes(ModelSpec.from_json(fields))
     except ModelError:
         shapes = {}
-    header: dict[str, Any] = {"__metadata__": {KEY: json.dumps({"format": 1, "spec": fields, "card": CARD})}}
+    header: dict[str, Any] = {"__metadata__": {METADATA_KEY: json.dumps({"format": 1, "spec": fields, "card": CARD})}}
     end = 0
     for name, shape in shapes.items():
         start, end = end, end + FLOAT32_BYTES * math.prod(shape)
@@ -117,7 +125,7 @@ def headers(data: st.DataObject, folder: Path) -> Attempt:
     if data.draw(st.booleans()):
         document = json.loads(header)
         metadata = document["__metadata__"]
-        metadata[KEY] = damaged_json(data, metadata[KEY]).decode()
+        metadata[METADATA_KEY] = damaged_json(data, metadata[METADATA_KEY]).decode()
         header = json.dumps(document).encode()
     else:
         header = damaged_json(data, header)
@@ -169,7 +177,7 @@ def weights(data: st.DataObject, folder: Path) -> Attempt:
                 del tensors[key]
             case "value" if tensor.is_floating_point() and tensor.numel():
                 tensor.view(-1)[data.draw(st.integers(0, tensor.numel() - 1))] = data.draw(st.sampled_from(VALUES))
-    path = put(save(tensors, description(SPECS[name], CARD)), folder)
+    path = put(save(tensors, header_metadata(SPECS[name], CARD)), folder)
     return lambda: use(path)
 
 
@@ -204,7 +212,7 @@ def pickles(data: st.DataObject, folder: Path) -> Attempt:
             content = joined(trap, weights)
         case "description":
             document = json.loads(header)
-            document["__metadata__"][KEY] = trap.decode("latin-1")
+            document["__metadata__"][METADATA_KEY] = trap.decode("latin-1")
             content = joined(json.dumps(document).encode(), weights)
         case "weights":
             content = joined(header, (trap + weights)[: len(weights)])

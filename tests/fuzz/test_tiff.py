@@ -16,13 +16,13 @@ from fuzz_cases import NUMBERS, TEXTS, Attempt, Property, check, damaged_bytes, 
 from hypothesis import strategies as st
 from tifffile import TiffFile, TiffWriter
 
-from emseg.box import Box
-from emseg.errors import EmsegError, VolumeError
-from emseg.specs.volume import VolumeSpec
-from emseg.store.new_volume import slab_layout
-from emseg.store.tiff import open_tiff
-from emseg.store.volume import open_volume
-from emseg_workflows.flows.ingest import ingest
+from emseg.flows.ingest import ingest
+from emseg_core.box import Box
+from emseg_core.errors import EmsegError, VolumeError
+from emseg_core.specs.volume import VolumeSpec
+from emseg_core.store.exports.new_volume import slab_layout
+from emseg_core.store.stacks.tiff import open_tiff
+from emseg_core.store.volumes.volume import open_volume
 
 SHAPE = (5, 19, 23)
 

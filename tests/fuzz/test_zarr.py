@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from numcodecs import Blosc, Delta, Zlib
 from zarr.codecs import BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
 
-from emseg.box import Box, triple
-from emseg.errors import BlockError
-from emseg.grid.cost import cost_of
-from emseg.grid.layout import plan_volume
-from emseg.specs.model import ModelSpec
-from emseg.store.volume import open_volume
+from emseg_core.box import Box, triple
+from emseg_core.errors import BlockError
+from emseg_core.grid.cost import cost_of
+from emseg_core.grid.layout import plan_volume
+from emseg_core.specs.model import ModelSpec
+from emseg_core.store.volumes.volume import open_volume
 
 SHAPE = (9, 12, 10)
 PLANNED = 2**21

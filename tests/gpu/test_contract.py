@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 from distributed.system import MEMORY_LIMIT
-from runs import bytes_of, emseg, snapshot
+from runs import bytes_of, run_emseg, snapshot
 
-from emseg.errors import DeviceError, PlanError
-from emseg.grid.cost import BLOCKS_IN_FLIGHT
-from emseg.model.device import own_gpu
-from emseg_workflows import clusters
-from emseg_workflows.executors.serial import SerialExecutor
-from emseg_workflows.flows.segment import segment
-from emseg_workflows.placement import Placement
+from emseg import clusters
+from emseg.executors.serial import SerialExecutor
+from emseg.flows.segment import segment
+from emseg.placement import Placement
+from emseg_core.errors import DeviceError, PlanError
+from emseg_core.grid.cost import BLOCKS_IN_FLIGHT
+from emseg_core.model.device import process_gpu
 
 UUID = "GPU-00000000-0000-0000-0000-00000000000"
 
@@ -59,19 +59,27 @@ def test_a_worker_for_each_gpu(
     volume, model = inputs
     output = tmp_path / "out.zarr"
     command = ("run", volume, "-o", output, "--model", model, "--cluster", "cuda", "--device", "cpu", *options.split())
-    done = emseg(*command, env=fake_driver)
+    done = run_emseg(*command, env=fake_driver)
     assert done.returncode == 0, done.stderr
-    assert f"on {len(devices)} worker processes" in done.stderr
+    assert f"on {len(devices)} worker process{'es' if len(devices) > 1 else ''}\n" in done.stderr
     assert set(joined(output)) <= set(devices)  # a worker may come when all is done
     assert bytes_of(output) == serial
 
 
 NO_GPU = {
     "device cuda": ("--cluster cuda", {}, r"on cuda, but torch \S+ is built without CUDA here: .*--device cpu"),
-    "one GPU": ("--cluster cuda --device cpu", {"FAKE_NVML_ONE": "1"}, f"tls://.* and tls://.* on one GPU, {UUID}0, where 1"),
-    "three of two": ("--cluster cuda --device cpu --gpus 0,2", {}, "asks for 2, but there are 0, 1: choose"),
-    "hidden": ("--cluster cuda --device cpu --gpus 0", {"CUDA_VISIBLE_DEVICES": "1"}, "asks for 0, but there are 1: choose"),
-    "all hidden": ("--cluster cuda --device cpu", {"CUDA_VISIBLE_DEVICES": ""}, "of the driver's 2 .*leaves none"),
+    "one GPU": (
+        "--cluster cuda --device cpu",
+        {"FAKE_NVML_ONE": "1"},
+        f"tls://.* share the GPU {UUID}0, but at most 1",
+    ),
+    "three of two": ("--cluster cuda --device cpu --gpus 0,2", {}, "asks for 2, but only 0, 1 can be used: choose"),
+    "hidden": (
+        "--cluster cuda --device cpu --gpus 0",
+        {"CUDA_VISIBLE_DEVICES": "1"},
+        "for 0, but only 1 can be used",
+    ),
+    "all hidden": ("--cluster cuda --device cpu", {"CUDA_VISIBLE_DEVICES": ""}, "hides all 2 of the driver: leave one visible"),
     "twice": ("--cluster cuda --device cpu", {"CUDA_VISIBLE_DEVICES": "1,1"}, "is 1,1, but must name each GPU once"),
 }
 
@@ -82,7 +90,9 @@ def test_refused_in_one_line_and_nothing_written(
 ) -> None:
     volume, model = inputs
     options, environment, told = NO_GPU[case]
-    done = emseg("run", volume, "-o", tmp_path / "out.zarr", "--model", model, *options.split(), env=fake_driver | environment)
+    done = run_emseg(
+        "run", volume, "-o", tmp_path / "out.zarr", "--model", model, *options.split(), env=fake_driver | environment
+    )
     assert_refused(done, told, tmp_path)
 
 
@@ -90,11 +100,11 @@ def test_no_driver(inputs: tuple[Path, Path], tmp_path: Path) -> None:
     volume, model = inputs
     command = ("run", volume, "-o", tmp_path / "out.zarr", "--model", model, "--cluster", "cuda", "--device", "cpu")
     try:
-        import pynvml  # noqa: PLC0415
+        import pynvml
 
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        assert_refused(emseg(*command), r"no NVIDIA driver that answers \(.+\): install the driver", tmp_path)
+        assert_refused(run_emseg(*command), r"no NVIDIA driver answers on this machine \(.+\): install the driver", tmp_path)
     else:
         pytest.skip("there is a driver here")
 
@@ -110,7 +120,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], told: str, folder: Pa
 def test_dask_cuda_is_not_installed(inputs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     volume, model = inputs
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
-    monkeypatch.delitem(sys.modules, "emseg_workflows.clusters.cuda", raising=False)
+    monkeypatch.delitem(sys.modules, "emseg.clusters.cuda", raising=False)
     monkeypatch.delattr(clusters, "cuda", raising=False)
     with pytest.raises(DeviceError, match=r"needs dask-cuda \(.*\): pip install 'emseg\[cuda\]'"):
         segment(volume, tmp_path / "out.zarr", model=model, cluster="cuda")
@@ -139,9 +149,9 @@ def test_what_excludes_one_another(options: dict[str, Any], told: str) -> None:
 
 
 def test_what_computes_by_default() -> None:
-    assert Placement().default_device == "cpu"
-    assert Placement(scheduler="tcp://there:1", workers_per_gpu=2).default_device == "cpu"
-    assert Placement(cluster="cuda", gpus=(0, 2), workers_per_gpu=2).default_device == "cuda"
+    assert Placement().computes_on == "cpu"
+    assert Placement(scheduler="tcp://there:1", workers_per_gpu=2).computes_on == "cpu"
+    assert Placement(cluster="cuda", gpus=(0, 2), workers_per_gpu=2).computes_on == "cuda"
 
 
 PROBE = """
@@ -150,11 +160,11 @@ from urllib.request import HTTPCookieProcessor, build_opener
 
 import psutil
 
-from emseg_workflows import segment
-from emseg_workflows.clusters.cuda import cuda_cluster
-from emseg_workflows.events import WorkerJoined, WorkerLeft
-from emseg_workflows.executors.dask import DaskExecutor
-from emseg_workflows.stop import Stop
+from emseg import segment
+from emseg.clusters.cuda import cuda_cluster
+from emseg.runs.events import WorkerJoined, WorkerLeft
+from emseg.executors.dask import DaskExecutor
+from emseg.runs.stop import Stop
 
 
 def main(volume, model, output):
@@ -186,7 +196,8 @@ def main(volume, model, output):
         found["again"] = sorted(gpu.uuid for gpu in DaskExecutor(client, Stop()).gpus("cpu").values())
     events = []
     with cuda_cluster([0], 2, 2) as client:
-        for slow in ("emseg.model.predictor", "emseg.store.output"):  # else one has done it all before the other is there
+        # else one has done it all before the other is there
+        for slow in ("emseg_core.model.predictor", "emseg_core.store.outputs.lifecycle"):
             client.run(__import__, slow)
         report = segment(volume, output, model=model, client=client, on_event=events.append)
     found["exit"] = report.exit_code
@@ -246,12 +257,12 @@ def test_a_second_worker_on_a_gpu_of_a_running_cluster_gets_no_blocks(probed: di
     assert probed["exit"] == 0
     assert probed["joined"] == [f"{UUID}0"]
     (cause,) = probed["left"]
-    assert f"on one GPU, {UUID}0, where 1 may be" in cause
+    assert f"share the GPU {UUID}0, but at most 1 may" in cause
 
 
 def test_a_cpu_worker_has_no_gpu() -> None:
     """Whatever there is on its machine."""
-    assert own_gpu("cpu") is None
+    assert process_gpu("cpu") is None
     assert SerialExecutor().gpus("cpu") == {}
 
 
@@ -259,7 +270,7 @@ def test_a_cpu_worker_has_no_gpu() -> None:
 def test_as_many_workers_on_each_gpu_as_the_cores_can_feed(
     cores: int, gpus: tuple[int, ...] | None, fed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cuda = pytest.importorskip("emseg_workflows.clusters.cuda")
+    cuda = pytest.importorskip("emseg.clusters.cuda")
     monkeypatch.setattr(cuda, "CPU_COUNT", cores)
     monkeypatch.setattr(cuda, "_choose", lambda asked: [0, 1] if asked is None else list(asked))
-    assert cuda.workers_fed(gpus) == fed
+    assert cuda.default_workers_per_gpu(gpus) == fed

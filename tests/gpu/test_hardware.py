@@ -16,25 +16,25 @@ import zarr
 from networks import random_network
 from runs import CUBIC, PLANAR, TIE, bytes_of, one_pass
 
-from emseg.canary import canary_of
-from emseg.errors import MemoryShortageError
-from emseg.grid.stitch import NOT_COMPUTED, classify, quantise, softmax
-from emseg.model.device import own_gpu
-from emseg.model.predictor import SHARE, CudaPredictor, TorchPredictor
-from emseg.normalise import normalised
-from emseg.ports import Batch, Classifier
-from emseg.specs.model import ModelSpec
-from emseg.specs.numerics import Precision
-from emseg_workflows.flows.segment import segment
-from emseg_workflows.flows.verify import verify
+from emseg.flows.segment import segment
+from emseg.flows.verify import verify
+from emseg_core.canary import canary_of
+from emseg_core.errors import MemoryShortageError
+from emseg_core.grid.stitch import NOT_COMPUTED, classify, quantise, softmax
+from emseg_core.model.device import process_gpu
+from emseg_core.model.predictor import MAX_GPU_MEMORY_FRACTION, CudaPredictor, TorchPredictor
+from emseg_core.normalise import normalised
+from emseg_core.ports import Batch, Classifier
+from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.numerics import Precision
 
 pytestmark = pytest.mark.gpu
 BROKEN = """
 import numpy as np, torch
 from networks import random_network
 from runs import PLANAR
-from emseg.errors import BlockError
-from emseg.model.predictor import TorchPredictor
+from emseg_core.errors import BlockError
+from emseg_core.model.predictor import TorchPredictor
 
 predictor = TorchPredictor(random_network(PLANAR, dtype=torch.float32), 1, "cuda")
 try:
@@ -56,7 +56,7 @@ sys.stdin.read()
 """
 DRIVER = """
 import sys
-from emseg_workflows import segment
+from emseg import segment
 
 if __name__ == "__main__":
     volume, model, output = sys.argv[1:]
@@ -110,7 +110,7 @@ def test_last_bits_do_not_depend_on_what_else_is_on_the_gpu() -> None:
     tile = spec.tile_for((1, 1100, 1100))
     source = np.random.default_rng(0).normal(size=(1, *tile)).astype(np.float32)
     alone = predictor(spec, "cuda").predict(source).tobytes()
-    assert torch.cuda.max_memory_allocated() <= SHARE * torch.cuda.get_device_properties("cuda").total_memory
+    assert torch.cuda.max_memory_allocated() <= MAX_GPU_MEMORY_FRACTION * torch.cuda.get_device_properties("cuda").total_memory
     torch.cuda.empty_cache()
     with occupied(0.6):
         assert predictor(spec, "cuda").predict(source).tobytes() == alone
@@ -149,7 +149,7 @@ def test_runs_in_a_low_precision(precision: Precision, inputs: tuple[Path, Path]
 
 def test_numerics_name_the_gpu() -> None:
     numerics = predictor(PLANAR, "cuda").numerics(PLANAR.tile_for((1, 8, 8)))
-    gpu = own_gpu("cuda")
+    gpu = process_gpu("cuda")
     assert gpu is not None
     assert numerics.device == gpu.name == torch.cuda.get_device_name()
     assert gpu.uuid.startswith(("GPU-", "MIG-"))

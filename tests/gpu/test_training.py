@@ -10,11 +10,11 @@ import pytest
 import torch
 from trainings import cells
 
-from emseg.model.device import Device
-from emseg.specs.model import ModelSpec
-from emseg.training.fit import fit
-from emseg.training.source import Sample
-from emseg.training.spec import AugmentSpec, FitSpec, Precision, Progress
+from emseg_core.model.device import Device
+from emseg_core.specs.model import ModelSpec
+from emseg_core.training.fit import fit
+from emseg_core.training.spec import AugmentSpec, FitSpec, Precision, Progress
+from emseg_core.training.truth_reader import ValidationVolume
 
 pytestmark = pytest.mark.gpu
 
@@ -41,7 +41,7 @@ def losses(device: Device, precision: Precision = "float32") -> list[float]:
         SPEC,
         settings,
         [cells()],
-        [Sample.of(cells(1))],
+        [ValidationVolume.of(cells(1))],
         device=device,
         on_progress=lambda progress: told.append(progress.loss),
     )
@@ -67,7 +67,7 @@ def test_resumed_there(tmp_path: Path) -> None:
             raise StoppedError
 
     place = tmp_path / "training.checkpoint"
-    sample = [Sample.of(cells(1))]
+    sample = [ValidationVolume.of(cells(1))]
     with pytest.raises(StoppedError):
         fit(SPEC, SETTINGS, [cells()], sample, device="cuda", checkpoint=place, on_progress=stop)
     steps: list[int] = []

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import pytest
 from hosts.network import Host, missing, network
-from runs import bytes_of, emseg, save_volume, shards, slowed, texture
+from runs import bytes_of, run_emseg, save_volume, shards, slowed, texture
 
-from emseg.store.output import open_output
-from emseg_workflows.clusters.certificates import run_security
-from emseg_workflows.clusters.local import DASHBOARD_PORT, LOOPBACK
-from emseg_workflows.flows.record import lines_of
+from emseg.clusters.certificates import run_security
+from emseg.clusters.local import DASHBOARD_PORT, LOOPBACK
+from emseg.flows.records.run_log import lines_of
+from emseg_core.store.outputs.lifecycle import open_output
 
 JOIN = "note: another host joins with: "
 STRANGER = """
@@ -83,7 +83,7 @@ class Run:
         self._env = slowed(pause)
         words = ("run", "volume.zarr", "-o", "out.zarr", "--host", host.address, "--workers", "1", "--json")
         self.process = host.start(
-            *(sys.executable, "-m", "emseg_workflows", *words),
+            *(sys.executable, "-m", "emseg", *words),
             cwd=folder,
             env=self._env,
             stdout=subprocess.PIPE,
@@ -137,7 +137,7 @@ def test_a_host_is_cut_off(hosts: Hosts, tmp_path: Path) -> None:
     cut, helper = run.join(hosts.cut), run.join(hosts.helper)
     run.wait_until(lambda: run.has_done(hosts.cut) and run.has_done(hosts.helper))
     hosts.cut.cut_off()
-    emseg("run", "volume.zarr", "-o", "alone.zarr", "--workers", "0", cwd=tmp_path)
+    run_emseg("run", "volume.zarr", "-o", "alone.zarr", "--workers", "0", cwd=tmp_path)
     out, err = run.process.communicate(timeout=180)
     assert run.process.returncode == 0, err
     report = json.loads(out)

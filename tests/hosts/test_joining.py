@@ -11,15 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 from distributed import Client, Security
-from runs import bytes_of, emseg, emseg_process, free_port, own_address, save_volume, shards, slowed, texture
+from runs import bytes_of, emseg_process, free_port, own_address, run_emseg, save_volume, shards, slowed, texture
 
-from emseg.store.output import open_output
-from emseg_workflows.clusters.certificates import run_security
-from emseg_workflows.clusters.local import LOOPBACK
-from emseg_workflows.events import BlockEnded, Event, Noticed
-from emseg_workflows.executors import dask
-from emseg_workflows.flows.record import lines_of
-from emseg_workflows.flows.segment import segment
+from emseg.clusters.certificates import run_security
+from emseg.clusters.local import LOOPBACK
+from emseg.executors import dask
+from emseg.flows.records.run_log import lines_of
+from emseg.flows.segment import segment
+from emseg.runs.events import BlockEnded, Event, Noticed
+from emseg_core.store.outputs.lifecycle import open_output
 
 
 def joined(output: Path) -> set[str]:
@@ -29,7 +29,7 @@ def joined(output: Path) -> set[str]:
 
 def test_a_worker_joins_with_the_printed_command_and_strangers_do_not(tmp_path: Path) -> None:
     save_volume(tmp_path / "volume.zarr", texture((32, 150, 150)), (32, 64, 64))
-    emseg("run", "volume.zarr", "-o", "alone.zarr", "--workers", "0", cwd=tmp_path)
+    run_emseg("run", "volume.zarr", "-o", "alone.zarr", "--workers", "0", cwd=tmp_path)
     options = ("--host", own_address(), "--workers", "1", "--json")
     run = emseg_process("run", "volume.zarr", "-o", "out.zarr", *options, cwd=tmp_path, env=slowed(0.5))
     assert run.stderr is not None
@@ -55,10 +55,10 @@ def test_a_worker_joins_with_the_printed_command_and_strangers_do_not(tmp_path: 
 
 def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
     save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
-    done = emseg("run", "volume.zarr", "--host", "192.0.2.1", "--workers", "1", cwd=tmp_path)
+    done = run_emseg("run", "volume.zarr", "--host", "192.0.2.1", "--workers", "1", cwd=tmp_path)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "give an address of this machine" in line
+    assert "use an address of this machine" in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["volume.zarr"]
 
 
@@ -94,7 +94,7 @@ class Cluster:
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_a_scheduler_that_goes_away(comes_back: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run waits for it, hands out again what it had in hand, and ends with the same bytes; or says so, and resumes."""
-    monkeypatch.setattr(dask, "RECONNECT", 60 if comes_back else 3)
+    monkeypatch.setattr(dask, "RECONNECT_SECONDS", 60 if comes_back else 3)
     volume = save_volume(tmp_path / "volume.zarr", texture((32, 150, 150)), (32, 64, 64))
     alone = segment(volume, tmp_path / "alone.zarr", workers=0)
     cluster = Cluster(tmp_path)
@@ -124,6 +124,6 @@ def test_a_scheduler_that_goes_away(comes_back: bool, tmp_path: Path, monkeypatc
     else:
         assert report.exit_code == 3
         assert report.left >= alone.blocks - 3 - len(shards(tmp_path / "out.zarr"))
-        assert "run again to go on" in said[-1]
+        assert "run the same command again to continue" in said[-1]
         assert segment(volume, tmp_path / "out.zarr", workers=0).exit_code == 0
     assert bytes_of(tmp_path / "out.zarr") == bytes_of(tmp_path / "alone.zarr")

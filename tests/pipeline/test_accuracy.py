@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import model_specs
 
-from emseg.accuracy import BOXES, CUBIC_BOX, PLANAR_BOX, accuracy_of, sample_boxes
-from emseg.box import Box, Triple
-from emseg.grid.stitch import softmax
-from emseg.specs.model import ModelSpec
+from emseg_core.accuracy import CUBIC_BOX, PLANAR_BOX, SAMPLED_BOXES, accuracy_of, sample_boxes
+from emseg_core.box import Box, Triple
+from emseg_core.grid.stitch import softmax
+from emseg_core.specs.model import ModelSpec
 
 POINTWISE = ModelSpec.unet(width=1, depth=0, kernel=(1, 1, 1))
 """Looks at nothing but the voxel itself."""
@@ -79,7 +79,7 @@ def test_boxes_are_inside_the_region_and_always_the_same(model: ModelSpec, data:
     region = Box.of_shape(shape).shift(start)
     boxes = list(sample_boxes(model, region))
     assert boxes == list(sample_boxes(model, region))
-    assert len(boxes) == BOXES
+    assert len(boxes) == SAMPLED_BOXES
     most = PLANAR_BOX if model.planar else CUBIC_BOX
     for box in boxes:
         assert region.contains(box)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fakes import ArrayVolume, LocalMean, MeanClassifier, MemoryLabels, SmallPredictor, bench_of, plan_by_hand
+from fakes import ArrayVolume, LocalMean, MeanClassifier, MemoryLabels, SmallPredictor, context_of, plan_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import mean_in_one_pass, one_pass, random_network
@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 from oracles import hull, mirror
 from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
-import emseg.grid.plan
-from emseg.block import predict_box, predict_tiles, read_seen, segment_block
-from emseg.box import Box, Triple, triple
-from emseg.errors import BlockError
-from emseg.grid.cost import cost_of
-from emseg.grid.layout import plan_volume
-from emseg.grid.plan import Plan
-from emseg.grid.stitch import QUANTA, Canvas, softmax
-from emseg.grid.symmetry import SymmetricPredictor
-from emseg.grid.tiles import Tile, tiles_of
-from emseg.model.predictor import TorchPredictor
-from emseg.model.unet import UNet
-from emseg.normalise import Normalisation, Scope
-from emseg.ports import Predictor
-from emseg.specs.model import ModelSpec
-from emseg.specs.volume import VolumeSpec
+import emseg_core.grid.plan
+from emseg_core.block import predict_box, predict_tiles, read_seen, segment_block
+from emseg_core.box import Box, Triple, triple
+from emseg_core.errors import BlockError
+from emseg_core.grid.cost import cost_of
+from emseg_core.grid.layout import plan_volume
+from emseg_core.grid.plan import Plan
+from emseg_core.grid.stitch import QUANTA, Canvas, softmax
+from emseg_core.grid.symmetry import SymmetricPredictor
+from emseg_core.grid.tiles import Tile, tiles_of
+from emseg_core.model.predictor import TorchPredictor
+from emseg_core.model.unet import UNet
+from emseg_core.normalise import Normalisation, Scope
+from emseg_core.ports import Predictor
+from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.volume import VolumeSpec
 
 EXACT = 1e-10
 """Largest difference between two float64 computations of one probability."""
@@ -161,10 +161,10 @@ def test_what_is_written_is_untiled(scene: tuple[UNet, Triple, Triple, Triple, N
     values = noise(shape)
     plan = plan_by_hand(network.spec, shape, unit, tile)
     labels = MemoryLabels(plan, probabilities=True)
-    bench = bench_of(ArrayVolume(values), TorchPredictor(network, threads=1), plan, normalisation=table, labels=labels)
+    context = context_of(ArrayVolume(values), TorchPredictor(network, threads=1), plan, normalisation=table, labels=labels)
     for block in reversed(list(plan)):
         assert not labels.is_done(block.write)
-        outcome = segment_block(bench, block)
+        outcome = segment_block(context, block)
         assert (outcome.status, outcome.cause) == ("done", None)
         assert labels.is_done(block.write)
     check_labels(labels, softmax(one_pass(network, normalised(values, table))))
@@ -226,8 +226,8 @@ def test_a_predictor_that_makes_the_bytes_itself(
     for predictor in (LocalMean(model), MeanClassifier(model)):
         labels = MemoryLabels(plan, probabilities)
         settings = {"normalisation": table, "probabilities": probabilities, "labels": labels}
-        bench = bench_of(ArrayVolume(values), predictor, plan, **settings)  # type: ignore[arg-type]
-        assert all(segment_block(bench, block).cause is None for block in plan)
+        context = context_of(ArrayVolume(values), predictor, plan, **settings)  # type: ignore[arg-type]
+        assert all(segment_block(context, block).cause is None for block in plan)
         outputs.append(labels)
     np.testing.assert_array_equal(outputs[0].labels, outputs[1].labels)
     if probabilities:
@@ -238,12 +238,12 @@ def test_the_turn_ends_where_such_a_predictor_or_what_is_made_of_it_fails() -> N
     """Also in the middle of a block, or the next one would wait for ever."""
     plan = plan_by_hand(PLAIN, (1, 16, 16), (1, 16, 16), PLAIN.tile_for((1, 8, 8)))
     for fails in (Canvas.paste, MeanClassifier.predict):
-        bench = bench_of(ArrayVolume(noise((1, 16, 16))), MeanClassifier(PLAIN), plan)
+        context = context_of(ArrayVolume(noise((1, 16, 16))), MeanClassifier(PLAIN), plan)
         with pytest.MonkeyPatch.context() as patch:
             owner = Canvas if fails is Canvas.paste else MeanClassifier
             patch.setattr(owner, fails.__name__, lambda *_: 1 / 0)
-            assert "ZeroDivisionError" in str(segment_block(bench, plan.block(0)).cause)
-        assert segment_block(bench, plan.block(0)).cause is None
+            assert "ZeroDivisionError" in str(segment_block(context, plan.block(0)).cause)
+        assert segment_block(context, plan.block(0)).cause is None
 
 
 def test_what_such_a_predictor_cannot_label_fails_the_block() -> None:
@@ -252,7 +252,9 @@ def test_what_such_a_predictor_cannot_label_fails_the_block() -> None:
     values[0, 3, 3] = np.float32(3e38)
     table = Normalisation("volume", (0.0,), (1e-30,))
     with np.errstate(over="ignore", invalid="ignore"):
-        outcome = segment_block(bench_of(ArrayVolume(values), MeanClassifier(PLAIN), plan, normalisation=table), plan.block(0))
+        outcome = segment_block(
+            context_of(ArrayVolume(values), MeanClassifier(PLAIN), plan, normalisation=table), plan.block(0)
+        )
     assert outcome.cause is not None
     assert "the network predicts NaN or infinity in 0:1,0:8,0:8" in outcome.cause
 
@@ -285,8 +287,10 @@ def test_tiles_off_the_lattice_are_wrong(model: ModelSpec, axis: int, monkeypatc
     for by in range(model.lattice[axis] + 1):
         off = triple(by if i == axis else 0 for i in range(3))
         shifted = late(off)
-        monkeypatch.setattr(emseg.grid.plan, "tiles_of", shifted)
-        monkeypatch.setattr(emseg.grid.plan, "hull_of", lambda *case, made=shifted: hull([part.source for part in made(*case)]))
+        monkeypatch.setattr(emseg_core.grid.plan, "tiles_of", shifted)
+        monkeypatch.setattr(
+            emseg_core.grid.plan, "hull_of", lambda *case, made=shifted: hull([part.source for part in made(*case)])
+        )
         logits = stitched(ArrayVolume(values), TorchPredictor(network, threads=1), plan, table)
         difference = np.abs(logits - truth).max()
         if by % model.lattice[axis]:
@@ -356,7 +360,7 @@ def test_a_batch_is_halved_when_memory_is_short(room: int, refused: list[int], c
 
 def test_a_batch_is_not_halved_if_that_would_change_the_bytes() -> None:
     predictor = SmallPredictor(MEAN, 4 * int(np.prod(SMALL)), swayed=True)
-    message = r"too little memory for a batch of 8 of the run's tiles \(\d+ voxels\): use fewer workers .* smaller --tile"
+    message = r"too little memory for a batch of 8 tiles \(\d+ voxels\): use fewer workers .* smaller --tile"
     with pytest.raises(BlockError, match=message) as caught:
         eight_tiles(predictor)
     assert "\n" not in str(caught.value)
@@ -367,6 +371,6 @@ def test_a_batch_is_not_halved_if_that_would_change_the_bytes() -> None:
 
 def test_a_single_tile_cannot_be_halved() -> None:
     predictor = SmallPredictor(MEAN, int(np.prod(SMALL)) - 1)
-    with pytest.raises(BlockError, match="too little memory for a batch of 1 of"):
+    with pytest.raises(BlockError, match="too little memory for a batch of 1 tile "):
         eight_tiles(predictor)
     assert predictor.refused == [8, 4, 2, 1]

@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import ArrayVolume, FailingPredictor, FullDisk, LocalMean, MemoryLabels, SayingPredictor, bench_of, plan_by_hand
+from fakes import ArrayVolume, FailingPredictor, FullDisk, LocalMean, MemoryLabels, SayingPredictor, context_of, plan_by_hand
 from numpy.typing import NDArray
 from oracles import voxels
 
-import emseg.block
-import emseg.outcome
-from emseg.block import Bench, segment_block
-from emseg.box import Box, Triple
-from emseg.errors import BlockError
-from emseg.grid.mirror import reflect
-from emseg.grid.plan import Plan
-from emseg.grid.stitch import NOT_COMPUTED, classify
-from emseg.outcome import Outcome, Seconds
-from emseg.serial import segment_blocks
-from emseg.specs.model import ModelSpec
+import emseg_core.block
+import emseg_core.outcome
+from emseg_core.block import BlockContext, segment_block
+from emseg_core.box import Box, Triple
+from emseg_core.errors import BlockError
+from emseg_core.grid.mirror import reflect
+from emseg_core.grid.plan import Plan
+from emseg_core.grid.stitch import NOT_COMPUTED, classify
+from emseg_core.outcome import Outcome, Seconds
+from emseg_core.serial import segment_blocks
+from emseg_core.specs.model import ModelSpec
 
 MODEL = ModelSpec.unet(width=1, depth=0, kernel=(3, 3, 3))
 SHAPE: Triple = (9, 20, 20)
@@ -35,12 +35,12 @@ def values(dtype: str = "float32") -> NDArray[Any]:
     return np.random.default_rng(0).integers(0, 200, SHAPE).astype(dtype)
 
 
-def run(bench: Bench) -> list[Outcome]:
+def run(context: BlockContext) -> list[Outcome]:
     """All blocks; whatever was computed must be in the output, and nothing else."""
-    outcomes = list(segment_blocks(bench, PLAN))
+    outcomes = list(segment_blocks(context, PLAN))
     assert [outcome.block for outcome in outcomes] == list(range(len(PLAN)))
     for block, outcome in zip(PLAN, outcomes, strict=True):
-        assert bench.labels.is_done(block.write) == (outcome.status == "done")
+        assert context.labels.is_done(block.write) == (outcome.status == "done")
         assert (outcome.cause is None) == (outcome.status == "done")
         assert outcome.voxels == block.write.voxels
         assert min(outcome.seconds.read, outcome.seconds.wait, outcome.seconds.predict, outcome.seconds.write) >= 0
@@ -62,7 +62,7 @@ def who_sees(voxel: Triple) -> list[int]:
 
 
 def test_a_run_without_failures() -> None:
-    outcomes = run(bench_of(ArrayVolume(values("uint8")), LocalMean(MODEL), PLAN))
+    outcomes = run(context_of(ArrayVolume(values("uint8")), LocalMean(MODEL), PLAN))
     assert failed(outcomes) == []
     assert len({outcome.worker for outcome in outcomes}) == 1
     assert all(outcome.seconds.read > 0 and outcome.seconds.predict > 0 and outcome.seconds.write > 0 for outcome in outcomes)
@@ -73,7 +73,7 @@ def test_a_run_without_failures() -> None:
 def test_a_voxel_that_is_no_number_fails_the_blocks_that_see_it(voxel: Triple, bad: float) -> None:
     broken = values()
     broken[voxel] = bad
-    outcomes = run(bench_of(ArrayVolume(broken), LocalMean(MODEL), PLAN))
+    outcomes = run(context_of(ArrayVolume(broken), LocalMean(MODEL), PLAN))
     assert failed(outcomes) == who_sees(voxel)
     for index in failed(outcomes):
         assert outcomes[index].cause == (
@@ -83,7 +83,7 @@ def test_a_voxel_that_is_no_number_fails_the_blocks_that_see_it(voxel: Triple, b
 
 def test_what_cannot_be_read_fails_the_blocks_that_read_it() -> None:
     chunk = Box((8, 16, 16), (9, 20, 20))
-    outcomes = run(bench_of(ArrayVolume(values(), broken=chunk), LocalMean(MODEL), PLAN))
+    outcomes = run(context_of(ArrayVolume(values(), broken=chunk), LocalMean(MODEL), PLAN))
     assert 0 < len(failed(outcomes)) < len(PLAN)
     assert {index for voxel in voxels(chunk) for index in who_sees(voxel)} == set(failed(outcomes))
     assert {outcomes[index].cause for index in failed(outcomes)} == {"the chunk at (8, 16, 16) cannot be decompressed"}
@@ -101,7 +101,7 @@ def test_what_cannot_be_read_fails_the_blocks_that_read_it() -> None:
     ],
 )
 def test_a_predictor_that_breaks_down_fails_its_block(error: Exception, cause: str) -> None:
-    outcomes = run(bench_of(ArrayVolume(values()), FailingPredictor(MODEL, at=5, error=error), PLAN))
+    outcomes = run(context_of(ArrayVolume(values()), FailingPredictor(MODEL, at=5, error=error), PLAN))
     assert failed(outcomes) == [5]
     assert outcomes[5].cause == cause
     assert outcomes[5].seconds.read > 0
@@ -117,20 +117,20 @@ def test_a_predictor_that_breaks_down_fails_its_block(error: Exception, cause: s
     ],
 )
 def test_an_outcome_says_what_was_at_fault(error: Exception, fault: str) -> None:
-    outcomes = run(bench_of(ArrayVolume(values()), FailingPredictor(MODEL, at=5, error=error), PLAN))
+    outcomes = run(context_of(ArrayVolume(values()), FailingPredictor(MODEL, at=5, error=error), PLAN))
     assert [outcome.fault for outcome in outcomes] == [fault if index == 5 else None for index in range(len(PLAN))]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_network_that_predicts_no_number_fails(bad: float) -> None:
-    outcomes = run(bench_of(ArrayVolume(values()), SayingPredictor(MODEL, (0.0, bad)), PLAN))
+    outcomes = run(context_of(ArrayVolume(values()), SayingPredictor(MODEL, (0.0, bad)), PLAN))
     assert failed(outcomes) == list(range(len(PLAN)))
-    assert outcomes[0].cause == ("the network predicts NaN or infinity in 0:4,0:8,0:8: its weights or the voxels are broken")
+    assert outcomes[0].cause == ("the network predicts NaN or infinity in 0:4,0:8,0:8: check its weights and the voxels there")
 
 
 def test_a_block_that_cannot_be_written_fails() -> None:
     full = FullDisk(PLAN, True, PLAN.block(3).write)
-    outcomes = run(bench_of(ArrayVolume(values()), LocalMean(MODEL), PLAN, labels=full))
+    outcomes = run(context_of(ArrayVolume(values()), LocalMean(MODEL), PLAN, labels=full))
     assert failed(outcomes) == [3]
     assert outcomes[3].cause == "OSError: [Errno 28] No space left on device"
     assert outcomes[3].seconds.predict > 0
@@ -139,7 +139,7 @@ def test_a_block_that_cannot_be_written_fails() -> None:
 @pytest.mark.parametrize("logits", [(BIG, -BIG), (-BIG, BIG), (BIG, BIG), (-BIG, -BIG), (0.0, 0.0), (-1e-45, 1e-45)])
 def test_not_computed_is_never_predicted(logits: tuple[float, float]) -> None:
     labels = MemoryLabels(PLAN, probabilities=True)
-    assert failed(run(bench_of(ArrayVolume(values()), SayingPredictor(MODEL, logits), PLAN, labels=labels))) == []
+    assert failed(run(context_of(ArrayVolume(values()), SayingPredictor(MODEL, logits), PLAN, labels=labels))) == []
     first, second = logits
     assert (labels.labels == (1 if second > first else 0)).all()
     assert labels.probabilities is not None
@@ -151,8 +151,8 @@ def test_not_computed_is_never_predicted(logits: tuple[float, float]) -> None:
 def test_labels_alone() -> None:
     labels = MemoryLabels(PLAN, probabilities=False)
     both = MemoryLabels(PLAN, probabilities=True)
-    assert failed(run(bench_of(ArrayVolume(values()), LocalMean(MODEL), PLAN, probabilities=False, labels=labels))) == []
-    run(bench_of(ArrayVolume(values()), LocalMean(MODEL), PLAN, labels=both))
+    assert failed(run(context_of(ArrayVolume(values()), LocalMean(MODEL), PLAN, probabilities=False, labels=labels))) == []
+    run(context_of(ArrayVolume(values()), LocalMean(MODEL), PLAN, labels=both))
     np.testing.assert_array_equal(labels.labels, both.labels)
 
 
@@ -199,8 +199,8 @@ def test_the_turn_is_held_while_predicting_and_only_then() -> None:
     turn = threading.Lock()
     predictor, volume, labels = Watched(turn), WatchedVolume(values()), WatchedLabels(PLAN, probabilities=True)
     volume.turn = labels.turn = turn
-    bench = replace(bench_of(volume, predictor, PLAN, labels=labels), turn=turn)
-    assert failed(run(bench)) == []
+    context = replace(context_of(volume, predictor, PLAN, labels=labels), turn=turn)
+    assert failed(run(context)) == []
     assert predictor.held == [True] * len(predictor.batches)
 
 
@@ -208,12 +208,12 @@ def test_the_turn_is_held_while_predicting_and_only_then() -> None:
 def test_the_turn_is_given_back_whatever_happens(error: BaseException) -> None:
     """Also when the process is told to stop, which is no outcome of a block."""
     turn = threading.Lock()
-    bench = replace(bench_of(ArrayVolume(values()), FailingPredictor(MODEL, 0, error), PLAN), turn=turn)
+    context = replace(context_of(ArrayVolume(values()), FailingPredictor(MODEL, 0, error), PLAN), turn=turn)
     if isinstance(error, Exception):
-        assert segment_block(bench, PLAN.block(0)).status == "failed"
+        assert segment_block(context, PLAN.block(0)).status == "failed"
     else:
         with pytest.raises(type(error)):
-            segment_block(bench, PLAN.block(0))
+            segment_block(context, PLAN.block(0))
     assert not turn.locked()
 
 
@@ -235,13 +235,13 @@ def test_seconds_are_counted_where_they_were_spent(monkeypatch: pytest.MonkeyPat
 
         return call
 
-    monkeypatch.setattr(emseg.outcome, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(emseg_core.outcome, "perf_counter", lambda: now[0])
     volume, predictor, labels = ArrayVolume(values()), LocalMean(MODEL), MemoryLabels(PLAN, probabilities=True)
     monkeypatch.setattr(volume, "read", slow(volume.read, 3))
     monkeypatch.setattr(predictor, "predict", slow(predictor.predict, 7))
     monkeypatch.setattr(labels, "write", slow(labels.write, 2))
-    bench = replace(bench_of(volume, predictor, PLAN, labels=labels), turn=Turn())
-    seconds = segment_block(bench, PLAN.block(0)).seconds
+    context = replace(context_of(volume, predictor, PLAN, labels=labels), turn=Turn())
+    seconds = segment_block(context, PLAN.block(0)).seconds
     turns = len(predictor.batches)
     assert seconds == Seconds(read=3, wait=5 * turns, predict=7 * turns, write=2)
 
@@ -259,9 +259,11 @@ def test_a_turn_is_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
         held.append(turn.locked())
         return classify(logits)
 
-    monkeypatch.setattr(emseg.block, "classify", watched)
+    monkeypatch.setattr(emseg_core.block, "classify", watched)
     plan = plan_by_hand(MODEL, SHAPE, (9, 20, 20), MODEL.tile_for((4, 8, 8)))
-    assert segment_block(replace(bench_of(ArrayVolume(values()), Watched(MODEL), plan), turn=turn), plan.block(0)).cause is None
+    assert (
+        segment_block(replace(context_of(ArrayVolume(values()), Watched(MODEL), plan), turn=turn), plan.block(0)).cause is None
+    )
     assert held == [True, False] * (len(held) // 2)
     assert len(held) > 2
     assert not turn.locked()
@@ -271,7 +273,7 @@ def test_a_turn_is_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tiles_go_in_batches(batch: int) -> None:
     plan = plan_by_hand(MODEL, SHAPE, (9, 20, 20), MODEL.tile_for((4, 8, 8)), batch=batch)
     predictor, labels = LocalMean(MODEL), MemoryLabels(plan, probabilities=True)
-    bench = bench_of(ArrayVolume(values()), predictor, plan, labels=labels)
-    assert segment_block(bench, plan.block(0)).cause is None
+    context = context_of(ArrayVolume(values()), predictor, plan, labels=labels)
+    assert segment_block(context, plan.block(0)).cause is None
     tiles = 3 * 3 * 3
     assert predictor.batches == [batch] * (tiles // batch) + [tiles % batch] * (tiles % batch > 0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from oracles import voxels
 from strategies import boxes, shapes, triples
 
-from emseg.box import Box, Triple, triple
+from emseg_core.box import Box, Triple, triple
 
 small = boxes(-4, 5)
 
@@ -56,6 +56,13 @@ def test_each_voxel_is_at_one_place_of_a_grid(place: Triple, shape: Triple, voxe
     assert Box.at(place, shape).shape == shape
     inside = triple(v // length for v, length in zip(voxel, shape, strict=True)) == place
     assert (voxel in voxels(Box.at(place, shape))) is inside
+
+
+@given(small, shapes(4))
+def test_cells_are_the_places_of_a_grid_that_hold_a_voxel(box: Box, shape: Triple) -> None:
+    touched = {triple(v // length for v, length in zip(voxel, shape, strict=True)) for voxel in voxels(box)}
+    assert box.cells(shape) == sorted(touched)
+    assert set().union(*(voxels(Box.at(cell, shape)) for cell in touched)) >= voxels(box)
 
 
 @given(st.data(), shapes(6))

@@ -11,10 +11,10 @@ from fakes import LocalMean
 from networks import random_network
 from numpy.typing import NDArray
 
-from emseg.box import Triple, triple
-from emseg.canary import TARGET, batch_is_free, canary_of
-from emseg.model.predictor import TorchPredictor
-from emseg.specs.model import ModelSpec
+from emseg_core.box import Triple, triple
+from emseg_core.canary import MAX_OUTPUT_LENGTH, batch_is_free, canary_of
+from emseg_core.model.predictor import TorchPredictor
+from emseg_core.specs.model import ModelSpec
 
 PLANAR = ModelSpec.unet(width=2, depth=2)
 SOLID = ModelSpec.unet(width=2, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
@@ -106,7 +106,7 @@ def test_its_tile_is_the_runs_or_shorter(spec: ModelSpec, target: Triple, monkey
     out = spec.output_shape(shape)  # also says that the shape is valid
     for axis in range(3):
         assert shape[axis] <= tile[axis]
-        assert shape[axis] == tile[axis] or TARGET <= out[axis] < TARGET + spec.lattice[axis]
+        assert shape[axis] == tile[axis] or MAX_OUTPUT_LENGTH <= out[axis] < MAX_OUTPUT_LENGTH + spec.lattice[axis]
 
 
 def test_its_voxels_are_the_same_for_ever_and_like_an_image() -> None:

@@ -7,18 +7,18 @@ import struct
 
 import numpy as np
 import pytest
-from fakes import ArrayVolume, LocalMean, bench_of
+from fakes import ArrayVolume, LocalMean, context_of
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from emseg.block import reread_block, segment_block
-from emseg.digest import voxel_digest
-from emseg.grid.layout import plan_volume
-from emseg.grid.mirror import reflect
-from emseg.specs.model import ModelSpec
-from emseg.specs.volume import VolumeSpec
+from emseg_core.block import reread_block, segment_block
+from emseg_core.digest import voxel_digest
+from emseg_core.grid.layout import plan_volume
+from emseg_core.grid.mirror import reflect
+from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.volume import VolumeSpec
 
 FORMS = {"uint8": "B", "uint16": "<H", "float32": "<f"}
 ARRAYS = st.sampled_from(list(FORMS)).flatmap(
@@ -64,9 +64,9 @@ def test_a_block_tells_what_it_has_read_and_reads_the_same_again(tiny: NDArray[n
     """Whatever the chunks, and although it is mirrored at the faces."""
     model = ModelSpec.unet(width=1, depth=1)
     plan = plan_volume(VolumeSpec(tiny.shape, "uint8", (2, 4, 4)), model)
-    bench = bench_of(ArrayVolume(tiny, (2, 4, 4)), LocalMean(model), plan)
+    context = context_of(ArrayVolume(tiny, (2, 4, 4)), LocalMean(model), plan)
     for block in plan:
-        done = segment_block(bench, block)
+        done = segment_block(context, block)
         seen = reflect(plan.read_box(block), plan.shape).source
         assert done.read == oracle(tiny[seen.slices()])
         assert reread_block(ArrayVolume(tiny, (3, 5, 7)), plan, block).read == done.read

@@ -8,9 +8,9 @@ import pkgutil
 
 import pytest
 
-import emseg
+import emseg_core
 
-MODULES = sorted(module.name for module in pkgutil.walk_packages(emseg.__path__, "emseg."))
+MODULES = sorted(module.name for module in pkgutil.walk_packages(emseg_core.__path__, "emseg_core."))
 WITH_EXAMPLES = [
     name for name in MODULES if any(test.examples for test in doctest.DocTestFinder().find(importlib.import_module(name)))
 ]
@@ -24,4 +24,4 @@ def test_examples(name: str) -> None:
 
 
 def test_examples_are_found() -> None:
-    assert {"emseg.box", "emseg.grid.mirror", "emseg.grid.tiles", "emseg.specs.model"} <= set(WITH_EXAMPLES)
+    assert {"emseg_core.box", "emseg_core.grid.mirror", "emseg_core.grid.tiles", "emseg_core.specs.model"} <= set(WITH_EXAMPLES)

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from emseg.documents import MOST_BYTES, read_document
-from emseg.errors import InputError, ModelError, VolumeError
-from emseg.model.foreign import read_foreign
-from emseg.model.package import DEEPEST, MOST_VALUES, read_package
-from emseg.store.n5 import open_n5
-from emseg.store.nodes import read_node
-from emseg.store.precomputed import open_precomputed
-from emseg.store.remote import MOST_METADATA
-from emseg_workflows.strict_toml import read_toml
+from emseg.settings.toml import read_toml
+from emseg_core.documents import MAX_DOCUMENT_BYTES, read_document
+from emseg_core.errors import InputError, ModelError, VolumeError
+from emseg_core.model.external_model import read_external
+from emseg_core.model.package import MAX_DEPTH, MAX_VALUES, read_package
+from emseg_core.store.files.remote import MAX_METADATA_BYTES
+from emseg_core.store.stacks.n5 import open_n5
+from emseg_core.store.stacks.precomputed import open_precomputed
+from emseg_core.store.zarrs.nodes import read_node
 
 PLAIN = """\
 weights: {onnx: {source: net.onnx}}
@@ -53,15 +53,15 @@ def laughs(levels: int) -> str:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (PLAIN + "# " + "x" * MOST_BYTES, "bytes"),
-        (laughs(30), f"more than {MOST_VALUES} values"),
-        (PLAIN + "deep: " + "[" * 1000 + "]" * 1000, f"more than {DEEPEST} deep"),
-        (PLAIN + "deep: " + "{a: " * 1000 + "}" * 1000, f"more than {DEEPEST} deep"),
-        (PLAIN + "itself: &a [*a]", "a value holds itself"),
-        (PLAIN + f"many: [{'x, ' * MOST_VALUES}]", f"more than {MOST_VALUES} values"),
+        (PLAIN + "# " + "x" * MAX_DOCUMENT_BYTES, "bytes"),
+        (laughs(30), f"more than {MAX_VALUES} values"),
+        (PLAIN + "deep: " + "[" * 1000 + "]" * 1000, f"more than {MAX_DEPTH} deep"),
+        (PLAIN + "deep: " + "{a: " * 1000 + "}" * 1000, f"more than {MAX_DEPTH} deep"),
+        (PLAIN + "itself: &a [*a]", "a value contains itself"),
+        (PLAIN + f"many: [{'x, ' * MAX_VALUES}]", f"more than {MAX_VALUES} values"),
         (b"\xff\xfe\x00weights", "codec"),
         (b"weights: \x00\x01", "not plain YAML"),
-        ("- weights", "holds no mapping"),
+        ("- weights", "is not a mapping"),
         (PLAIN.replace("[{axes: []}]", "3"), "cannot be read"),
         ("weights: !!python/object/apply:os.getcwd []", "not plain YAML"),
     ],
@@ -69,7 +69,7 @@ def laughs(levels: int) -> str:
 )
 def test_a_description_out_of_bounds(tmp_path: Path, kind: str, text: str | bytes, said: str) -> None:
     with pytest.raises(ModelError) as caught:
-        read_foreign(package(tmp_path / "net", text, kind=kind))
+        read_external(package(tmp_path / "net", text, kind=kind))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
@@ -85,12 +85,12 @@ def test_an_alias_is_no_harm(tmp_path: Path, kind: str) -> None:
 def test_a_network_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     odd = package(tmp_path / "odd", PLAIN, kind="zip", method=zipfile.ZIP_LZMA)
     with pytest.raises(ModelError, match="compressed in an unusual way"):
-        read_foreign(odd)
-    monkeypatch.setattr("emseg.model.package.MOST_MODEL_BYTES", 1000)
+        read_external(odd)
+    monkeypatch.setattr("emseg_core.model.package.MAX_MODEL_BYTES", 1000)
     for kind in ("folder", "zip"):
         large = package(tmp_path / f"large-{kind}", PLAIN, kind=kind, network=bytes(2000))
         with pytest.raises(ModelError, match="more than 1000"):
-            read_foreign(large)
+            read_external(large)
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,13 @@ def beside(path: Path) -> None:
     network = path.with_name("net.onnx")
     network.write_bytes(b"ONNX")
     path.rename(path.with_name("net.onnx.toml"))
-    read_foreign(network)
+    read_external(network)
 
 
 @pytest.mark.parametrize("read", [toml, beside])
-@pytest.mark.parametrize("text", [b"#" + b"x" * MOST_BYTES, b"name = " + b"[" * 5000, b"\xff", b"name = 3"], ids=range(4))
+@pytest.mark.parametrize(
+    "text", [b"#" + b"x" * MAX_DOCUMENT_BYTES, b"name = " + b"[" * 5000, b"\xff", b"name = 3"], ids=range(4)
+)
 def test_settings_out_of_bounds(tmp_path: Path, read: Callable[[Path], None], text: bytes) -> None:
     (tmp_path / "s.toml").write_bytes(text)
     with pytest.raises(InputError) as caught:
@@ -130,14 +132,14 @@ def test_settings_out_of_bounds(tmp_path: Path, read: Callable[[Path], None], te
 def test_metadata_out_of_bounds(tmp_path: Path, name: str, read: Callable[[Path], Any]) -> None:
     """A file that has no bytes on the disk, but says so."""
     with (tmp_path / name).open("wb") as file:
-        file.truncate(MOST_METADATA + 1)
-    with pytest.raises(VolumeError, match=f"{MOST_METADATA}"):
+        file.truncate(MAX_METADATA_BYTES + 1)
+    with pytest.raises(VolumeError, match=f"{MAX_METADATA_BYTES}"):
         read(tmp_path)
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.onnx")
-    with pytest.raises(ModelError, match=r"pipe\.onnx is no file"):
-        read_foreign(tmp_path / "pipe.onnx")
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ModelError, match=r"pipe\.onnx is not a regular file"):
+        read_external(tmp_path / "pipe.onnx")
+    with pytest.raises(ValueError, match="is not a regular file"):
         read_document(Path("/dev/zero"))

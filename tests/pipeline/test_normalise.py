@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from strategies import boxes_in, shapes
 
-from emseg.box import Box, Triple
-from emseg.errors import BlockError, VolumeError
-from emseg.normalise import (
-    FLAT_EDGE,
-    SAMPLE_BOXES,
-    SAMPLE_EDGE,
-    SLICE_BOXES,
-    SLICE_EDGE,
+from emseg_core.box import Box, Triple
+from emseg_core.errors import BlockError, VolumeError
+from emseg_core.normalise import (
+    MAX_SAMPLE_BOXES,
+    MAX_SLICE_BOXES,
+    PADDING_EDGE_PIXELS,
+    SAMPLE_EDGE_VOXELS,
+    SLICE_EDGE_PIXELS,
     Normalisation,
     Scope,
     refuse_nonfinite,
     sample_boxes,
     survey,
 )
-from emseg.specs.volume import DTYPES, VolumeSpec
+from emseg_core.specs.volume import DTYPES, VolumeSpec
 
 LARGE: Triple = (150, 1500, 1400)
 """Too large to be measured whole, in either scope."""
@@ -81,13 +81,13 @@ def test_slabs_are_read_once_each(scope: Scope, depth: int) -> None:
     volume = ArrayVolume(values)
     found, _ = survey(volume, scope)
     assert sum(box.voxels for box in volume.reads) == values.size
-    assert max(box.shape[0] for box in volume.reads) <= SAMPLE_EDGE, "little memory"
+    assert max(box.shape[0] for box in volume.reads) <= SAMPLE_EDGE_VOXELS, "little memory"
     axis = (1, 2) if scope == "slice" else None
     np.testing.assert_allclose(found.mean, np.atleast_1d(values.mean(axis=axis)))
     np.testing.assert_allclose(found.deviation, np.atleast_1d(values.std(axis=axis)))
 
 
-@given(shapes(5).filter(lambda shape: min(shape[1:]) < FLAT_EDGE), st.sampled_from(["volume", "slice"]))
+@given(shapes(5).filter(lambda shape: min(shape[1:]) < PADDING_EDGE_PIXELS), st.sampled_from(["volume", "slice"]))
 @example((1, 1, 1), "volume")
 @example((1, 1, 1), "slice")
 def test_axes_too_short_for_padding(shape: Triple, scope: Scope) -> None:
@@ -102,10 +102,10 @@ def test_axes_too_short_for_padding(shape: Triple, scope: Scope) -> None:
 @given(st.data(), st.sampled_from(["volume", "slice"]), st.sampled_from(DTYPES), st.sampled_from([0, 255]))
 @settings(max_examples=50)
 def test_constant_padding_is_left_out(data: st.DataObject, scope: Scope, dtype: str, blank: int) -> None:
-    """Frames that differ from slice to slice, at least `FLAT_EDGE` wide."""
+    """Frames that differ from slice to slice, at least `PADDING_EDGE_PIXELS` wide."""
     tissue, frames = noise((4, 24, 24), dtype) % 250 + 1, np.ones((4, 24, 24), bool)
     for plane in frames:
-        top, bottom, left, right = (data.draw(st.integers(FLAT_EDGE, 10)) for _ in range(4))
+        top, bottom, left, right = (data.draw(st.integers(PADDING_EDGE_PIXELS, 10)) for _ in range(4))
         plane[top : 24 - bottom, left : 24 - right] = False
     values = np.where(frames, blank, tissue).astype(dtype)
     found, _ = survey(ArrayVolume(values), scope)
@@ -176,7 +176,7 @@ def test_a_large_volume_is_sampled_from_the_seed_alone(scope: Scope) -> None:
 def test_a_sample_of_the_volume_is_close_to_the_whole() -> None:
     found, _ = survey(Hills(LARGE), "volume")
     assert found.mean[0] == pytest.approx(100 * 74.5 + 125, rel=0.1)
-    assert len(list(sample_boxes(Hills(LARGE).spec, "volume", 0))) == SAMPLE_BOXES
+    assert len(list(sample_boxes(Hills(LARGE).spec, "volume", 0))) == MAX_SAMPLE_BOXES
 
 
 def test_every_slice_has_its_share_of_the_sample() -> None:
@@ -184,9 +184,9 @@ def test_every_slice_has_its_share_of_the_sample() -> None:
     share = np.zeros(LARGE[0], int)
     for box in sample_boxes(spec, "slice", 0):
         assert spec.box.contains(box)
-        assert box.shape[1:] == (SLICE_EDGE, SLICE_EDGE)
+        assert box.shape[1:] == (SLICE_EDGE_PIXELS, SLICE_EDGE_PIXELS)
         share[box.start[0] : box.stop[0]] += 1
-    assert (share == SLICE_BOXES).all()
+    assert (share == MAX_SLICE_BOXES).all()
     found, _ = survey(Hills(LARGE), "slice")
     np.testing.assert_allclose(found.mean, 100 * np.arange(LARGE[0]) + 125, atol=2)
     np.testing.assert_allclose(found.deviation, np.arange(251).std(), rtol=0.02)
@@ -197,7 +197,7 @@ def test_sampled_boxes_lie_inside_and_are_small(shape: Triple, scope: Scope) -> 
     spec = VolumeSpec(shape, "uint8", (64, 64, 64))
     for number, box in enumerate(sample_boxes(spec, scope, 3)):
         assert spec.box.contains(box)
-        assert box.voxels <= SAMPLE_BOXES * SAMPLE_EDGE**3
+        assert box.voxels <= MAX_SAMPLE_BOXES * SAMPLE_EDGE_VOXELS**3
         if number == 100:
             break
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-import emseg.outcome
-from emseg.outcome import Outcome, Seconds, Stopwatch
+import emseg_core.outcome
+from emseg_core.outcome import Outcome, Seconds, Stopwatch
 
 
 def test_json_names_everything() -> None:
@@ -68,7 +68,7 @@ def test_all_of_the_time() -> None:
 
 def test_phases_add_up_also_those_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(emseg.outcome, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(emseg_core.outcome, "perf_counter", lambda: now[0])
     watch = Stopwatch()
     assert watch.seconds() == Seconds(0, 0, 0, 0)
     for _ in range(2):
@@ -87,7 +87,7 @@ def test_phases_add_up_also_those_that_fail(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_phase_within_another_interrupts_that(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(emseg.outcome, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(emseg_core.outcome, "perf_counter", lambda: now[0])
     watch = Stopwatch()
     with watch.phase("stitch"):
         now[0] += 1

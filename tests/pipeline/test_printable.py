@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emseg.printable import PrintableStream, printable, printable_lines
+from emseg_core.printable import PrintableStream, printable, printable_lines
 
 CONTROLS = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
@@ -63,7 +63,7 @@ def test_all_that_a_process_says_is_shown_whatever_its_encoding(encoding: str) -
     """Results, warnings, log lines and tracebacks, also those of threads."""
     code = """
 import logging, sys, threading, warnings
-from emseg.printable import guard_streams
+from emseg_core.printable import guard_streams
 guard_streams()
 guard_streams()
 print("5 \\u00b5m \\u96fb")

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from emseg.box import Box
-from emseg.grid.layout import plan_volume
-from emseg.normalise import Normalisation
-from emseg.recipe import Recipe
-from emseg.specs.model import ModelSpec
-from emseg.specs.numerics import Accuracy, Numerics
-from emseg.specs.volume import VolumeSpec
+from emseg_core.box import Box
+from emseg_core.grid.layout import plan_volume
+from emseg_core.normalise import Normalisation
+from emseg_core.recipe import Recipe
+from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.numerics import Accuracy, Numerics
+from emseg_core.specs.volume import VolumeSpec
 
 VOLUME = VolumeSpec((6, 50, 60), "uint8", (6, 32, 32), 3, (40.0, 4.0, 4.0), (0.0, 8.0, 8.0), ("nanometer",) * 3)
 MODEL = ModelSpec.unet(width=2, depth=1)
@@ -130,9 +130,9 @@ def test_each_item_counts_and_is_named(name: str, other: Recipe) -> None:
     assert other.fingerprint != RECIPE.fingerprint
     (difference,) = RECIPE.differences(other)
     before, after = ({"tta": False, **flat(recipe.to_json())}[name] for recipe in (RECIPE, other))
-    assert difference == f"{name}: {shown(before)} / {shown(after)}"
+    assert difference == f"{name} was {shown(before)}, now {shown(after)}"
     (back,) = other.differences(RECIPE)
-    assert back == f"{name}: {shown(after)} / {shown(before)}"
+    assert back == f"{name} was {shown(after)}, now {shown(before)}"
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_each_item_counts_and_is_named(name: str, other: Recipe) -> None:
 def test_what_few_recipes_have_leaves_no_trace_in_others(name: str, value: str, other: Recipe) -> None:
     assert name not in flat(RECIPE.to_json())
     assert Recipe.from_json(json.loads(json.dumps(other.to_json()))) == other
-    assert list(RECIPE.differences(other)) == [f"{name}: nothing / {value}"]
+    assert list(RECIPE.differences(other)) == [f"{name} was not set, now {value}"]
     assert other.fingerprint != RECIPE.fingerprint
 
 
@@ -163,7 +163,7 @@ def test_every_item_was_changed_once() -> None:
 
 def test_several_differences_are_all_named() -> None:
     other = replace(RECIPE, model_digest="c" * 64, probabilities=False)
-    assert [line.split(":")[0] for line in RECIPE.differences(other)] == ["model_digest", "probabilities"]
+    assert [line.split(" was ")[0] for line in RECIPE.differences(other)] == ["model_digest", "probabilities"]
 
 
 def test_where_the_volume_lies_and_who_works_do_not_count() -> None:

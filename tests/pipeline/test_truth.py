@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from emseg.errors import InputError
-from emseg.truth import IGNORE, INSIDE, MEMBRANE, class_truth, membrane_truth
+from emseg_core.errors import InputError
+from emseg_core.truth import IGNORE, INSIDE, MEMBRANE, class_truth, membrane_truth
 
 
 def slow(ids: NDArray[np.uint16], planar: bool) -> NDArray[np.uint8]:
@@ -71,7 +71,7 @@ def test_classes_against_a_loop(values: NDArray[np.uint16]) -> None:
         ({"membrane": (0,)}, (), "^2 voxels have the value 7, which stands for none of membrane, mito"),
         ({"membrane": (0,), "glia": (7,)}, (), "no class 'glia': the classes are membrane, mitochondrion, inside"),
         ({"membrane": (0, 7), "inside": (7,)}, (), "value 7 stands for membrane and for inside"),
-        ({"membrane": (0, 7)}, (7,), "value 7 stands for what is ignored and for membrane"),
+        ({"membrane": (0, 7)}, (7,), "value 7 stands for ignored voxels and for membrane"),
     ],
 )
 def test_values_that_say_nothing(meaning: dict[str, tuple[int, ...]], ignore: tuple[int, ...], message: str) -> None:

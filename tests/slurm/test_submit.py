@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import bytes_of, emseg, save_volume, shards, slowed, snapshot, texture
+from runs import bytes_of, run_emseg, save_volume, shards, slowed, snapshot, texture
 from slurm.cluster import SlurmCluster
 
-from emseg.store.output import open_output
-from emseg_workflows.flows.record import lines_of
+from emseg.flows.records.run_log import lines_of
+from emseg_core.store.outputs.lifecycle import open_output
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -53,15 +53,15 @@ class Site:
         self.slurm = slurm
         self.folder = folder
         save_volume(folder / "volume.zarr", texture((64, 150, 150)), (32, 64, 64))
-        done = emseg("run", "volume.zarr", "-o", "local.zarr", "--workers", "0", cwd=folder)
+        done = run_emseg("run", "volume.zarr", "-o", "local.zarr", "--workers", "0", cwd=folder)
         assert done.returncode == 0, done.stderr
         self.blocks = len(shards(folder / "local.zarr"))
-        plan = emseg("plan", "volume.zarr", "--json", cwd=folder)
+        plan = run_emseg("plan", "volume.zarr", "--json", cwd=folder)
         self.tiles = json.loads(plan.stdout)["cost"]["tiles"]
 
     def emseg(self, *words: object, env: Mapping[str, str] | None = None, timeout: float = 60) -> str:
         """What a command prints that is given on the machine where jobs are submitted."""
-        command = [sys.executable, "-m", "emseg_workflows", *map(str, words)]
+        command = [sys.executable, "-m", "emseg", *map(str, words)]
         env = {**(env or {}), **self.slurm.env}
         done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=timeout)
         assert done.returncode == 0, done.stderr
@@ -156,7 +156,7 @@ def test_out_of_time_it_queues_itself_again(site: Site) -> None:
     site.wait_for_blocks("long.zarr", 2)
     site.slurm.run("scancel", "--batch", "--signal=TERM", job)  # as SLURM does ahead of the end
     site.slurm.wait_for(job, "COMPLETED", seconds=300)
-    assert f"job {job} queues itself again" in site.log("long.zarr")
+    assert f"job {job} is requeued" in site.log("long.zarr")
     assert site.slurm.job(job)["restarts"] >= 1
     assert len(site.events("long.zarr", "block")) == site.blocks, "a block was computed twice"
     site.check("long.zarr")
@@ -170,7 +170,7 @@ def test_preempted_it_goes_on(site: Site) -> None:
     site.slurm.wait_for(urgent, "COMPLETED", seconds=120)
     site.slurm.wait_for(job, "COMPLETED", seconds=300)
     assert site.slurm.job(job)["restarts"] >= 1
-    assert "queues itself again" not in site.log("preempted.zarr"), "SLURM does that"
+    assert "is requeued" not in site.log("preempted.zarr"), "SLURM does that"
     assert len(site.events("preempted.zarr", "block")) >= site.blocks
     site.check("preempted.zarr")
 
@@ -195,20 +195,20 @@ def test_cancelled_in_the_middle_and_gone_on_with_by_hand(site: Site) -> None:
     site.slurm.run("scancel", job)
     site.slurm.wait_for(job, "CANCELLED", seconds=60)
     site.slurm.wait_until(lambda: not site.slurm.jobs(), 90)
-    assert "queues itself again" not in site.log("cancelled.zarr")
-    again = emseg("run", "volume.zarr", "-o", "cancelled.zarr", "--workers", "2", cwd=site.folder)
+    assert "is requeued" not in site.log("cancelled.zarr")
+    again = run_emseg("run", "volume.zarr", "-o", "cancelled.zarr", "--workers", "2", cwd=site.folder)
     if again.returncode == 2:  # killed before it could give its lease back: another host must take it for dead
         assert "try again" in again.stderr
         lease = max((site.folder / "cancelled.zarr" / "emseg").glob("run-*/lease.json"))
         os.utime(lease, (lease.stat().st_mtime - 120,) * 2)
-        again = emseg("run", "volume.zarr", "-o", "cancelled.zarr", "--workers", "2", cwd=site.folder)
+        again = run_emseg("run", "volume.zarr", "-o", "cancelled.zarr", "--workers", "2", cwd=site.folder)
     assert again.returncode == 0, again.stderr
     assert bytes_of(site.folder / "cancelled.zarr") == bytes_of(site.folder / "local.zarr")
 
 
 def test_instances(site: Site) -> None:
     """Labelled by the workers of the job, and once more by hand on jobs of their own."""
-    done = emseg("run", "volume.zarr", "-o", "neurons.zarr", "--workers", "0", "--instances", cwd=site.folder)
+    done = run_emseg("run", "volume.zarr", "-o", "neurons.zarr", "--workers", "0", "--instances", cwd=site.folder)
     assert done.returncode == 0, done.stderr
     job = site.submit("numbered.zarr", "--workers", "2", "--instances")
     site.slurm.wait_for(job, "COMPLETED", seconds=200)
@@ -231,7 +231,7 @@ def test_the_script_is_shown(site: Site) -> None:
 
 def test_what_slurm_refuses_is_said(site: Site) -> None:
     command = ("submit", "volume.zarr", "-o", "no.zarr", "--workers", "1", "--partition", "nowhere")
-    done = emseg(*command, cwd=site.folder, env=site.slurm.env)
+    done = run_emseg(*command, cwd=site.folder, env=site.slurm.env)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "SLURM refuses the job" in line

@@ -13,7 +13,7 @@ import pytest
 from slurm.cluster import ENDED, SlurmCluster
 from trainings import TOGETHER, save_training, weights_of
 
-from emseg_workflows.flows.train import train
+from emseg.flows.train import train
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "train.sbatch"
 ROUNDING = 1e-3

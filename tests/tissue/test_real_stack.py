@@ -10,10 +10,11 @@ import yaozarrs
 import zarr
 from PIL import Image
 
-from emseg.model.file import save_model
-from emseg.model.unet import UNet
-from emseg.specs.model import ModelSpec
-from emseg_workflows import ingest, plan_run, preview, segment
+import emseg
+from emseg import ingest, preview, segment
+from emseg_core.model.file import save_model
+from emseg_core.model.unet import UNet
+from emseg_core.specs.model import ModelSpec
 
 DATA = Path(os.environ.get("EMSEG_DATA", "."))
 STACK = DATA / "isbi2012" / "train-volume.tif"
@@ -57,8 +58,8 @@ def test_the_network_of_the_paper_on_one_slice(volume: Path) -> None:
     paper = ModelSpec.unet(width=64, depth=4)
     model = volume.with_name("paper.safetensors")
     save_model(model, UNet(paper), {"name": "random weights"})
-    options = {"model": model, "region": "7:8,:,:", "tile": (1, 572, 572)}
-    plan = plan_run(volume, **options).plan
+    options = {"model": model, "roi": "7:8,:,:", "tile": (1, 572, 572)}
+    plan = emseg.plan(volume, **options).plan
     assert plan.model.output_shape(plan.tile) == (1, 388, 388)
     assert plan.model.step(plan.tile) == (1, 384, 384)
     assert plan.model.parameters == 31_030_658

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from readmes import ROOT, block, blocks, run
 
-from emseg_workflows import evaluate, ingest, segment
+from emseg import evaluate, ingest, segment
 
 DATA = Path(os.environ.get("EMSEG_DATA", "."))
+RESULTS = "workflows/docs/results.md"
 
 pytestmark = [
     pytest.mark.skipif("EMSEG_DATA" not in os.environ, reason="EMSEG_DATA names no folder"),
@@ -33,14 +34,14 @@ def trained(command: str, folder: Path) -> Path:
 
 
 def test_training_starts(tmp_path: Path) -> None:
-    assert trained(block("README.md", "EMSEG_DATA="), tmp_path).exists()
+    assert trained(block("workflows/docs/tutorials/train-on-five-slices.md", "EMSEG_DATA="), tmp_path).exists()
 
 
 @pytest.mark.parametrize("name", ["isbi2012", "drosophila-vnc"])
 def test_scores_are_measured_as_told(name: str, tmp_path: Path) -> None:
-    (command,) = [text for _, text in blocks("workflows/README.md") if text.split()[-1] == f"workflows/{name}.toml"]
+    (command,) = [text for _, text in blocks(RESULTS) if text.split()[-1] == f"workflows/{name}.toml"]
     model = trained(command, tmp_path)
-    (commands,) = [text for _, text in blocks("workflows/README.md") if f"--model {model.name}" in text]
+    (commands,) = [text for _, text in blocks(RESULTS) if f"--model {model.name}" in text]
     done = run("bash", "-euc", commands, folder=tmp_path)
     assert "membrane" in done.stdout
     assert "V_Rand" in done.stdout
@@ -52,7 +53,7 @@ def test_real_sections(tmp_path: Path) -> None:
     labels = {"membrane": (0,), "inside": (255,)}
     truth = DATA / "isbi2012" / "train-labels.tif"
     ingest(DATA / "isbi2012" / "train-volume.tif", tmp_path / "isbi.zarr", voxel_size=(50, 4, 4))
-    segment(tmp_path / "isbi.zarr", tmp_path / "out.zarr", workers=0, region="20:22,:,:", normalise="slice", probabilities=True)
+    segment(tmp_path / "isbi.zarr", tmp_path / "out.zarr", workers=0, roi="20:22,:,:", normalise="slice", probabilities=True)
     found = evaluate(tmp_path / "out.zarr", truth, labels=labels).to_json()
     best = found["best"]["0.02"]["rand"]
     assert 0.3 < found["classes"]["membrane"]["f1"] < 0.8

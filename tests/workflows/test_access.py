@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from emseg.store.place import place_of
-from emseg_workflows.access import link_for_logs, link_with, token_file, token_kept
+from emseg.access import link_for_logs, link_with, token_file, token_file_kept
+from emseg_core.store.files.place import parse_place
 
 
 def test_the_file_is_this_users_alone(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_the_file_is_this_users_alone(tmp_path: Path) -> None:
     file.symlink_to(elsewhere)
     before = os.umask(0)
     try:
-        with token_kept("secret", file):
+        with token_file_kept("secret", file):
             assert not file.is_symlink()
             assert file.read_text() == "secret"
             assert file.stat().st_mode & 0o777 == 0o600
@@ -31,8 +31,8 @@ def test_the_file_is_this_users_alone(tmp_path: Path) -> None:
 
 def test_the_file_of_a_later_run_stays(tmp_path: Path) -> None:
     file = tmp_path / "token"
-    with token_kept("later", file):
-        with token_kept("earlier", file):
+    with token_file_kept("later", file):
+        with token_file_kept("earlier", file):
             file.unlink()
             file.write_text("later still")
         assert file.read_text() == "later still"
@@ -41,7 +41,7 @@ def test_the_file_of_a_later_run_stays(tmp_path: Path) -> None:
 def test_where_there_can_be_no_file(tmp_path: Path) -> None:
     (tmp_path / "token").mkdir()
     for file in (tmp_path / "token", tmp_path / "no" / "token"):
-        with pytest.raises(OSError, match="token"), token_kept("secret", file):
+        with pytest.raises(OSError, match="token"), token_file_kept("secret", file):
             pass
     assert list(tmp_path.iterdir()) == [tmp_path / "token"]
 
@@ -49,7 +49,7 @@ def test_where_there_can_be_no_file(tmp_path: Path) -> None:
 def test_where_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert token_file(Path("/data/out.zarr")) == Path("/data/.out.zarr.token")
-    assert token_file(Path("out.zarr")) == token_file(place_of("s3://bucket/out.zarr")) == tmp_path / ".out.zarr.token"
+    assert token_file(Path("out.zarr")) == token_file(parse_place("s3://bucket/out.zarr")) == tmp_path / ".out.zarr.token"
 
 
 def test_links() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import emseg_workflows
+import emseg
 
-(ROOT,) = map(Path, emseg_workflows.__path__)
+(ROOT,) = map(Path, emseg.__path__)
 WITH_EXAMPLES = sorted(
     ".".join(path.relative_to(ROOT.parent).with_suffix("").parts) for path in ROOT.rglob("*.py") if ">>> " in path.read_text()
 )
@@ -24,4 +24,4 @@ def test_examples(name: str) -> None:
 
 
 def test_examples_are_found() -> None:
-    assert {"emseg_workflows.charts", "emseg_workflows.markup", "emseg_workflows.pages"} <= set(WITH_EXAMPLES)
+    assert {"emseg.pages.charts", "emseg.pages.markup", "emseg.pages.page"} <= set(WITH_EXAMPLES)

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from emseg.grid.layout import SMALL_TILE, TILE_BYTES
-from emseg_workflows import launch
-from emseg_workflows.clusters import local
-from emseg_workflows.launch import MOST, MOST_ON_GPU, tile_budget, with_shared_gpus
-from emseg_workflows.placement import Placement
+from emseg import launch
+from emseg.clusters import local
+from emseg.launch import MAX_CPU_TILE_BYTES, MAX_GPU_TILE_BYTES, tile_budget, with_shared_gpus
+from emseg.placement import Placement
+from emseg_core.grid.layout import DEFAULT_TILE_BYTES, SMALL_TILE_BYTES
 
 GIB = 2**30
 
@@ -24,13 +24,13 @@ def machine(monkeypatch: pytest.MonkeyPatch, cores: int, memory: int) -> None:
 @pytest.mark.parametrize(
     ("cores", "memory", "threads", "budget"),
     [
-        (8, 8 * GIB, 1, SMALL_TILE),
+        (8, 8 * GIB, 1, SMALL_TILE_BYTES),
         (8, 16 * GIB, 1, GIB // 2),
         (2, 24 * GIB, 1, 4 * GIB),
         (64, 512 * GIB, 1, 2 * GIB),
-        (64, 512 * GIB, 4, MOST),
-        (1, 4000 * GIB, 1, MOST),
-        (96, GIB, 1, SMALL_TILE),
+        (64, 512 * GIB, 4, MAX_CPU_TILE_BYTES),
+        (1, 4000 * GIB, 1, MAX_CPU_TILE_BYTES),
+        (96, GIB, 1, SMALL_TILE_BYTES),
     ],
 )
 def test_a_third_of_the_memory_of_a_core(
@@ -45,10 +45,17 @@ def test_a_third_of_the_memory_of_a_core(
 
 @pytest.mark.parametrize(
     ("memory", "budget"),
-    [(None, GIB), (8 * GIB, GIB // 2), (24 * GIB, GIB), (80 * GIB, 4 * GIB), (1000 * GIB, MOST_ON_GPU), (GIB, SMALL_TILE)],
+    [
+        (None, GIB),
+        (8 * GIB, GIB // 2),
+        (24 * GIB, GIB),
+        (80 * GIB, 4 * GIB),
+        (1000 * GIB, MAX_GPU_TILE_BYTES),
+        (GIB, SMALL_TILE_BYTES),
+    ],
 )
 def test_a_sixteenth_of_the_memory_of_a_gpu(memory: int | None, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "least_memory", lambda: memory)
+    monkeypatch.setattr(launch, "smallest_gpu_memory", lambda: memory)
     for placement in (Placement(cluster="cuda"), Placement(workers=0), Placement(cluster="cuda", workers_per_gpu=4)):
         assert tile_budget(placement, 1, "cuda") == budget
 
@@ -56,12 +63,12 @@ def test_a_sixteenth_of_the_memory_of_a_gpu(memory: int | None, budget: int, mon
 def test_what_every_machine_has_where_workers_are_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, 2, 1000 * GIB)
     for placement in (Placement(scheduler="tcp://there:1"), Placement(2, cluster="slurm"), Placement(2, cluster="srun")):
-        assert tile_budget(placement, 1, "cpu") == TILE_BYTES
+        assert tile_budget(placement, 1, "cpu") == DEFAULT_TILE_BYTES
 
 
 def test_workers_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as the cores feed, unless it is said how many."""
-    monkeypatch.setattr(launch, "_cuda", lambda: SimpleNamespace(workers_fed=lambda gpus: 3))
+    monkeypatch.setattr(launch, "_cuda", lambda: SimpleNamespace(default_workers_per_gpu=lambda gpus: 3))
     cuda = Placement(cluster="cuda")
     assert cuda.most_per_gpu == 1
     assert with_shared_gpus(cuda).most_per_gpu == 3

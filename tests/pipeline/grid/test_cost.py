@@ -9,23 +9,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fakes import AS_IS, ArrayVolume, LocalMean, SayingPredictor, bench_of, plan_by_hand
+from fakes import AS_IS, ArrayVolume, LocalMean, SayingPredictor, context_of, plan_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import chunk_voxels, hull
 from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
-from emseg.block import read_seen, segment_block
-from emseg.box import Box, Triple
-from emseg.grid import reading
-from emseg.grid.cost import BLOCKS_IN_FLIGHT, RUNTIME_BYTES, cache_bytes, cost_of
-from emseg.grid.layout import plan_volume
-from emseg.grid.mirror import reflect
-from emseg.grid.plan import Plan
-from emseg.grid.symmetry import SymmetricPredictor
-from emseg.outcome import Outcome
-from emseg.specs.model import ModelSpec
-from emseg.specs.volume import DTYPES, VolumeSpec
+from emseg_core.block import read_seen, segment_block
+from emseg_core.box import Box, Triple
+from emseg_core.grid import reading
+from emseg_core.grid.cost import BLOCKS_IN_FLIGHT, RUNTIME_BYTES, cache_bytes, cost_of
+from emseg_core.grid.layout import plan_volume
+from emseg_core.grid.mirror import reflect
+from emseg_core.grid.plan import Plan
+from emseg_core.grid.symmetry import SymmetricPredictor
+from emseg_core.outcome import Outcome
+from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.volume import DTYPES, VolumeSpec
 
 PLANAR = ModelSpec.unet(width=8, depth=2)
 SOLID = ModelSpec.unet(width=8, depth=2, kernel=(3, 3, 3), pooling=(2, 2, 2))
@@ -61,9 +61,9 @@ def test_test_time_augmentation_costs_what_the_network_then_does(model: ModelSpe
     volume = VolumeSpec(shape, "uint8", (8, 8, 8))
     plan = plan_by_hand(model, shape, (3, 33, 40), model.tile_for((2, 16, 16)))
     network = LocalMean(model)
-    bench = bench_of(ArrayVolume(np.zeros(shape, np.uint8)), SymmetricPredictor(network), plan)
+    context = context_of(ArrayVolume(np.zeros(shape, np.uint8)), SymmetricPredictor(network), plan)
     for block in plan:
-        assert segment_block(bench, block).cause is None
+        assert segment_block(context, block).cause is None
     cost, plain = cost_of(plan, volume, True, tta=True), cost_of(plan, volume, True)
     assert cost.flops == sum(network.batches) * model.flops(plan.tile)
     assert replace(cost, flops=plain.flops) == plain
@@ -75,9 +75,9 @@ def test_bytes_read_are_the_chunks_that_the_blocks_really_read(case: tuple[Plan,
     """Each block is run; the reader remembers what it was asked for; the chunks of that are listed one by one."""
     plan, spec = case
     volume = ArrayVolume(np.zeros(spec.shape, spec.dtype), spec.chunk)
-    bench = bench_of(volume, SayingPredictor(plan.model, (1.0,) * len(plan.model.classes)), plan, probabilities=False)
+    context = context_of(volume, SayingPredictor(plan.model, (1.0,) * len(plan.model.classes)), plan, probabilities=False)
     for block in plan:
-        assert segment_block(bench, block).cause is None
+        assert segment_block(context, block).cause is None
     each = sum(chunk_voxels(box, spec.shape, spec.chunk) for box in volume.reads) * spec.itemsize
     once = chunk_voxels(hull(volume.reads), spec.shape, spec.chunk) * spec.itemsize
     with pytest.MonkeyPatch.context() as patch:
@@ -127,7 +127,7 @@ def test_a_block_stays_within_the_memory_of_its_worker(
     tile = model.tile_for((min(unit[0], 4), 32, 32))
     plan = plan_by_hand(model, shape, unit, tile)
     volume = ArrayVolume(np.zeros(shape, dtype))
-    bench = bench_of(volume, SayingPredictor(model, (0.0, 1.0)), plan, probabilities=probabilities)
+    context = context_of(volume, SayingPredictor(model, (0.0, 1.0)), plan, probabilities=probabilities)
     activations = model.activation_bytes(tile)
     fixed = RUNTIME_BYTES + 4 * model.parameters + activations + cache_bytes(volume.spec)
     said = (cost_of(plan, volume.spec, probabilities).bytes_per_worker - fixed) / BLOCKS_IN_FLIGHT
@@ -136,7 +136,7 @@ def test_a_block_stays_within_the_memory_of_its_worker(
         read = traced(lambda box=plan.read_box(block): read_seen(volume, AS_IS, box))
         assert read <= said
         outcomes: list[Outcome] = []
-        peak = traced(lambda block=block, outcomes=outcomes: outcomes.append(segment_block(bench, block)))
+        peak = traced(lambda block=block, outcomes=outcomes: outcomes.append(segment_block(context, block)))
         assert said / 3 < peak <= said + activations
         assert outcomes[0].cause is None
 

@@ -16,29 +16,29 @@ from hypothesis import strategies as st
 from oracles import painted
 from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
-from emseg.box import Box, Triple, triple
-from emseg.errors import PlanError
-from emseg.grid.cost import cost_of
-from emseg.grid.layout import (
-    ALONE,
-    BLOCK_FLOPS,
+from emseg_core.box import Box, Triple, triple
+from emseg_core.errors import PlanError
+from emseg_core.grid.cost import cost_of
+from emseg_core.grid.layout import (
     BLOCKS_WANTED,
-    CHUNK_VOXELS,
-    CROWD,
-    DEAREST,
+    DEFAULT_TILE_BYTES,
     FLOPS_PER_BYTE,
-    SMALL_TILE,
-    TILE_BYTES,
-    TILE_FLOPS,
-    UNIT_VOXELS,
+    MAX_ARITHMETIC_RATIO,
+    MAX_BLOCK_FLOPS,
+    MAX_CHUNK_VOXELS,
+    MAX_SMALL_UNIT_BLOCKS,
+    MAX_UNIT_VOXELS,
+    NETWORK_CALL_FLOPS,
+    SMALL_TILE_BYTES,
+    UNCACHED_BLOCK_INTERVAL,
     Limits,
     layouts_of,
     plan_volume,
 )
-from emseg.grid.plan import Plan
-from emseg.grid.reading import reading_of
-from emseg.specs.model import ModelSpec
-from emseg.specs.volume import DTYPES, VolumeSpec
+from emseg_core.grid.plan import Plan
+from emseg_core.grid.reading import reading_of
+from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.volume import DTYPES, VolumeSpec
 
 PAPER = ModelSpec.unet()
 PLANAR = ModelSpec.unet(width=8, depth=2)
@@ -103,7 +103,7 @@ def test_thin_prime_and_lonely(model: ModelSpec, shape: Triple) -> None:
     spec = volume(shape)
     plan = plan_volume(spec, model)
     assert all(unit < 2 * length or unit == cell for unit, length, cell in zip(plan.unit, shape, model.lattice, strict=True))
-    assert model.activation_bytes(plan.tile) <= TILE_BYTES
+    assert model.activation_bytes(plan.tile) <= DEFAULT_TILE_BYTES
     assert sum(block.write.voxels for block in plan) == math.prod(shape)
     last = plan.block(len(plan) - 1)
     assert last.write.stop == shape
@@ -134,11 +134,11 @@ def every_layout(spec: VolumeSpec, model: ModelSpec) -> list[Plan]:
 def test_as_many_blocks_as_can_be_afforded_and_then_the_lowest_price(
     shape: Triple, model: ModelSpec, chunk: Triple, dtype: str
 ) -> None:
-    """Layouts are affordable if they cost at most `DEAREST` times the least arithmetic that any layout takes."""
+    """Layouts are affordable if they cost at most `MAX_ARITHMETIC_RATIO` times the least arithmetic that any layout takes."""
     spec = volume(shape, chunk, dtype)
     plans = every_layout(spec, model)
     flops = [cost_of(plan, spec, False).flops for plan in plans]
-    affordable = [plan for plan, made in zip(plans, flops, strict=True) if made <= DEAREST * min(flops)]
+    affordable = [plan for plan, made in zip(plans, flops, strict=True) if made <= MAX_ARITHMETIC_RATIO * min(flops)]
     wanted = min(BLOCKS_WANTED, max(map(len, affordable)))
     lowest = min(price(plan, spec) for plan in affordable if len(plan) >= wanted)
     chosen = plan_volume(spec, model)
@@ -149,10 +149,10 @@ def test_as_many_blocks_as_can_be_afforded_and_then_the_lowest_price(
 def price(plan: Plan, spec: VolumeSpec) -> float:
     """Arithmetic, calls, what is read, and an eighth of what would be if blocks shared nothing; all tiles are small."""
     read, cost = reading_of(spec, plan.region, plan.model, plan.unit, plan.tile), cost_of(plan, spec, False)
-    assert plan.model.activation_bytes(plan.tile) <= SMALL_TILE
-    reading = FLOPS_PER_BYTE * spec.itemsize * (read.voxels + read.alone / ALONE)
+    assert plan.model.activation_bytes(plan.tile) <= SMALL_TILE_BYTES
+    reading = FLOPS_PER_BYTE * spec.itemsize * (read.voxels + read.alone / UNCACHED_BLOCK_INTERVAL)
     uneven = np.mean([workers * math.ceil(len(plan) / workers) / len(plan) for workers in range(1, 9)])
-    return float((cost.flops + TILE_FLOPS * cost.tiles + reading) * uneven)
+    return float((cost.flops + NETWORK_CALL_FLOPS * cost.tiles + reading) * uneven)
 
 
 @pytest.mark.parametrize("model", ALL)
@@ -168,11 +168,11 @@ def test_enough_blocks_for_eight_workers(model: ModelSpec, shape: Triple) -> Non
 @pytest.mark.parametrize("shape", [(300, 400, 500), (1, 5000, 9000), (2000, 2000, 2000)])
 def test_limits_of_units_chunks_and_tiles(model: ModelSpec, shape: Triple) -> None:
     plan = plan_volume(volume(shape), model)
-    assert math.prod(plan.unit) <= UNIT_VOXELS
-    assert math.prod(plan.unit) >= UNIT_VOXELS // 4 or len(plan) <= CROWD
-    assert math.prod(plan.chunk) <= CHUNK_VOXELS
-    assert math.prod(plan.chunk) >= min(CHUNK_VOXELS // 2, math.prod(plan.unit)), "no more chunks than needed"
-    assert model.activation_bytes(plan.tile) <= TILE_BYTES
+    assert math.prod(plan.unit) <= MAX_UNIT_VOXELS
+    assert math.prod(plan.unit) >= MAX_UNIT_VOXELS // 4 or len(plan) <= MAX_SMALL_UNIT_BLOCKS
+    assert math.prod(plan.chunk) <= MAX_CHUNK_VOXELS
+    assert math.prod(plan.chunk) >= min(MAX_CHUNK_VOXELS // 2, math.prod(plan.unit)), "no more chunks than needed"
+    assert model.activation_bytes(plan.tile) <= DEFAULT_TILE_BYTES
     targets = [part.target.shape for part in plan.tiles(plan.block(0))]
     for axis in range(3):
         even = len({target[axis] for target in targets}) == 1
@@ -213,7 +213,7 @@ def test_blocks_of_dear_networks_on_large_volumes_are_small(width: int) -> None:
     model = ModelSpec.unet(width=width, depth=3, kernel=(3, 3, 3), pooling=(2, 2, 2))
     spec = volume((5000,) * 3)
     plan = plan_volume(spec, model, limits=Limits(tile_bytes=2**32))
-    assert cost_of(plan, spec, False).flops / len(plan) <= BLOCK_FLOPS
+    assert cost_of(plan, spec, False).flops / len(plan) <= MAX_BLOCK_FLOPS
     assert model.activation_bytes(plan.tile) <= 2**32
 
 
@@ -243,7 +243,9 @@ def test_the_layouts_that_were_considered() -> None:
 
 def test_a_network_too_large_for_the_smallest_tile_is_refused() -> None:
     smallest = PAPER.activation_bytes(PAPER.tile_for(PAPER.lattice))
-    with pytest.raises(PlanError, match=f"needs {smallest} bytes of activations, the limit is {smallest - 1}: use a model of"):
+    with pytest.raises(
+        PlanError, match=f"needs {smallest} bytes of activations, but the limit is {smallest - 1}: use a model of"
+    ):
         plan_volume(volume((10, 400, 400)), PAPER, limits=Limits(tile_bytes=smallest - 1))
     plan = plan_volume(volume((10, 400, 400)), PAPER, limits=Limits(tile_bytes=smallest))
     assert plan.tile == PAPER.tile_for(PAPER.lattice)
@@ -315,5 +317,5 @@ def test_a_region_outside_is_refused(region: Box) -> None:
 
 def test_a_network_of_several_channels_is_refused() -> None:
     two = ModelSpec(4, 0, ("a", "b"), ((1, 3, 3),), (), channels=2)
-    with pytest.raises(PlanError, match="reads 2 channels, but a volume has 1"):
+    with pytest.raises(PlanError, match="needs 2 channels, but a volume has 1"):
         plan_volume(volume((3, 30, 30)), two)

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from emseg.box import Box, Triple
-from emseg.errors import VolumeError
-from emseg.grid.blocks import Blocks
-from emseg.grid.mask import outside
-from emseg.specs.volume import VolumeSpec
+from emseg_core.box import Box, Triple
+from emseg_core.errors import VolumeError
+from emseg_core.grid.blocks import Blocks
+from emseg_core.grid.mask import outside
+from emseg_core.specs.volume import VolumeSpec
 
 NM = ("nanometer",) * 3
 

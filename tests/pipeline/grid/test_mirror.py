@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from oracles import mirror
 from strategies import boxes, boxes_in, shapes
 
-from emseg.box import Box, Triple
-from emseg.grid.mirror import fold, mirrored, reflect
+from emseg_core.box import Box, Triple
+from emseg_core.grid.mirror import fold, mirrored, reflect
 
 
 @given(length=st.integers(1, 9), before=st.integers(0, 60), after=st.integers(0, 60))

@@ -15,16 +15,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
-from emseg.box import Box, Triple
-from emseg.grid import order, reading
-from emseg.grid.blocks import Block
-from emseg.grid.layout import plan_volume
-from emseg.grid.mirror import reflect
-from emseg.grid.order import strands_of
-from emseg.grid.plan import Plan
-from emseg.grid.reading import reading_of
-from emseg.specs.model import ModelSpec
-from emseg.specs.volume import DTYPES, VolumeSpec
+from emseg_core.box import Box, Triple
+from emseg_core.grid import order, reading
+from emseg_core.grid.blocks import Block
+from emseg_core.grid.layout import plan_volume
+from emseg_core.grid.mirror import reflect
+from emseg_core.grid.order import block_sequences
+from emseg_core.grid.plan import Plan
+from emseg_core.grid.reading import reading_of
+from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.volume import DTYPES, VolumeSpec
 
 PLANAR = ModelSpec.unet(width=16)
 SOLID = ModelSpec.unet(width=16, depth=3, kernel=(3, 3, 3), pooling=(2, 2, 2))
@@ -65,7 +65,7 @@ def decoded(plan: Plan, volume: VolumeSpec, blocks: Iterable[Block], bound: int)
 
 
 def in_order(plan: Plan, volume: VolumeSpec) -> list[Block]:
-    return [block for strand in strands_of(plan, volume, np.ones(len(plan), bool)) for block in strand]
+    return [block for sequence in block_sequences(plan, volume, np.ones(len(plan), bool)) for block in sequence]
 
 
 @st.composite
@@ -83,21 +83,23 @@ bounds = st.one_of(st.integers(0, 2**12), st.integers(2**12, 2**18))
 @given(cases(), bounds)
 @settings(max_examples=200)
 def test_a_worker_decompresses_no_more_than_the_plan_says(case: tuple[Plan, VolumeSpec], bound: int) -> None:
-    """What is said is each chunk once for each strand that reads it; else for each of its steps along x, or each block."""
+    """What is said is each chunk once for each sequence that reads it; else for each of its steps along x, or each block."""
     plan, volume = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "CACHE_BYTES", bound)
-        patch.setattr(order, "LONGEST", 10**9)
+        patch.setattr(order, "MAX_SEQUENCE_BLOCKS", 10**9)
         said = reading_of(volume, plan.region, plan.model, plan.unit, plan.tile)
-        strands = list(strands_of(plan, volume, np.ones(len(plan), bool)))
-        steps = [list(step) for strand in strands for _, step in itertools.groupby(strand, lambda block: block.write.start[2])]
-        once = [sum(union_of(plan, volume, blocks) for blocks in parts) for parts in (strands, steps)]
+        sequences = list(block_sequences(plan, volume, np.ones(len(plan), bool)))
+        steps = [
+            list(step) for sequence in sequences for _, step in itertools.groupby(sequence, lambda block: block.write.start[2])
+        ]
+        once = [sum(union_of(plan, volume, blocks) for blocks in parts) for parts in (sequences, steps)]
         each = sum(union_of(plan, volume, [block]) for block in plan)
         assert said.voxels * volume.itemsize in (*once, each)
         assert said.voxels * volume.itemsize <= each
-        assert decoded(plan, volume, itertools.chain(*strands), bound) <= said.voxels * volume.itemsize
-        patch.setattr(order, "LONGEST", 5)
-        assert in_order(plan, volume) == list(itertools.chain(*strands)), "parts of strands come in the same order"
+        assert decoded(plan, volume, itertools.chain(*sequences), bound) <= said.voxels * volume.itemsize
+        patch.setattr(order, "MAX_SEQUENCE_BLOCKS", 5)
+        assert in_order(plan, volume) == list(itertools.chain(*sequences)), "parts of sequences come in the same order"
 
 
 @given(cases(), bounds, st.integers(1, 60), st.randoms())
@@ -107,11 +109,11 @@ def test_each_wanted_block_comes_once(case: tuple[Plan, VolumeSpec], bound: int,
     wanted = np.array([random.random() < 0.7 for _ in range(len(plan))])  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "CACHE_BYTES", bound)
-        patch.setattr(order, "LONGEST", longest)
-        strands = list(strands_of(plan, volume, wanted))
-    assert all(1 <= len(strand) <= longest for strand in strands)
-    assert sorted(block.index for strand in strands for block in strand) == np.flatnonzero(wanted).tolist()
-    assert all(block == plan.block(block.index) for block in strands[0][:2]) if strands else not wanted.any()
+        patch.setattr(order, "MAX_SEQUENCE_BLOCKS", longest)
+        sequences = list(block_sequences(plan, volume, wanted))
+    assert all(1 <= len(sequence) <= longest for sequence in sequences)
+    assert sorted(block.index for sequence in sequences for block in sequence) == np.flatnonzero(wanted).tolist()
+    assert all(block == plan.block(block.index) for block in sequences[0][:2]) if sequences else not wanted.any()
 
 
 @pytest.mark.parametrize(("model", "most"), [(PLANAR, 1.3), (SOLID, 2.0)])
@@ -158,9 +160,9 @@ def test_the_first_of_many_million_blocks_comes_at_once() -> None:
     tracemalloc.start()
     try:
         began = process_time()
-        first = next(strands_of(plan, volume, wanted))
+        first = next(block_sequences(plan, volume, wanted))
         assert process_time() - began < 5
         assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
     finally:
         tracemalloc.stop()
-    assert len(first) <= order.LONGEST
+    assert len(first) <= order.MAX_SEQUENCE_BLOCKS

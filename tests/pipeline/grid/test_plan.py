@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from oracles import hull, painted
 from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
-from emseg.box import Box, Triple
-from emseg.grid.plan import Plan
-from emseg.specs.model import ModelSpec
+from emseg_core.box import Box, Triple
+from emseg_core.grid.plan import Plan
+from emseg_core.specs.model import ModelSpec
 
 SMALL = ModelSpec.unet(width=1, depth=1)
 
@@ -72,7 +72,7 @@ def test_json_round_trip(plan: Plan) -> None:
 def test_there_is_no_other_block(index: int) -> None:
     plan = plan_by_hand(SMALL, (1, 20, 30), (1, 10, 10), (1, 20, 20))
     assert len(plan) == 6
-    with pytest.raises(IndexError, match=f"block {index} is not in a plan of 6 blocks"):
+    with pytest.raises(IndexError, match=f"block {index} is not among the 6 blocks of the grid"):
         plan.block(index)
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
-from emseg.box import Triple
-from emseg.grid.pyramid import SMALL, Rule, coarsened, coarser_shape, level_shapes, steps_of
-from emseg.store.ome import Space
+from emseg_core.box import Triple
+from emseg_core.grid.pyramid import MAX_COARSEST_LENGTH, Rule, coarsened, coarser_shape, level_shapes, steps_of
+from emseg_core.store.zarrs.ome import Space
 
 STEPS = st.tuples(*[st.sampled_from([1, 2])] * 3)
 
@@ -57,8 +57,8 @@ def test_no_value_is_too_large() -> None:
 def test_levels_end_where_an_image_is_small(shape: Triple, sizes: tuple[float, float, float]) -> None:
     steps = steps_of(shape, sizes)
     *larger, last = level_shapes(shape, steps)
-    assert max(last) <= SMALL
-    assert all(max(length) > SMALL for length in larger)
+    assert max(last) <= MAX_COARSEST_LENGTH
+    assert all(max(length) > MAX_COARSEST_LENGTH for length in larger)
     voxel = np.array(sizes)
     for step, level in zip(steps, larger, strict=True):
         long = [size for size, length in zip(voxel, level, strict=True) if length > 1]

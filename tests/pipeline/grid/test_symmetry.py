@@ -10,15 +10,15 @@ from fakes import AS_IS, ArrayVolume, LocalMean, SayingPredictor
 from networks import mean_in_one_pass, random_network
 from numpy.typing import NDArray
 
-from emseg.block import predict_tiles, read_seen
-from emseg.box import Box
-from emseg.canary import batch_is_free
-from emseg.errors import BlockError, MemoryShortageError, PlanError
-from emseg.grid.stitch import classify, quantise, softmax
-from emseg.grid.symmetry import SYMMETRIES, SymmetricPredictor, check_symmetric
-from emseg.grid.tiles import tiles_of
-from emseg.model.predictor import TorchPredictor
-from emseg.specs.model import ModelSpec
+from emseg_core.block import predict_tiles, read_seen
+from emseg_core.box import Box
+from emseg_core.canary import batch_is_free
+from emseg_core.errors import BlockError, MemoryShortageError, PlanError
+from emseg_core.grid.stitch import classify, quantise, softmax
+from emseg_core.grid.symmetry import SYMMETRIES, SymmetricPredictor, check_symmetric
+from emseg_core.grid.tiles import tiles_of
+from emseg_core.model.predictor import TorchPredictor
+from emseg_core.specs.model import ModelSpec
 
 POINT = ModelSpec.unet(width=1, depth=0, kernel=(1, 1, 1))
 PLANAR = ModelSpec.unet(width=2, depth=2)

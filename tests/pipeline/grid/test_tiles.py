@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from oracles import hull, painted
 from strategies import boxes, model_specs, valid_tiles
 
-from emseg.box import Box, Triple
-from emseg.errors import ModelError
-from emseg.grid.tiles import hull_of, tiles_of
-from emseg.specs.model import ModelSpec
+from emseg_core.box import Box, Triple
+from emseg_core.errors import ModelError
+from emseg_core.grid.tiles import hull_of, tiles_of
+from emseg_core.specs.model import ModelSpec
 
 PAPER = ModelSpec.unet()
 

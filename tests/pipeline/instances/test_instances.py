@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from labelled import by_blocks, in_order, slow_components, slow_fragments, slow_watershed
 from numpy.typing import NDArray
 
-from emseg.box import Triple, triple
-from emseg.specs.labelling import Labelling
+from emseg_core.box import Triple, triple
+from emseg_core.specs.labelling import Labelling
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 7))
 SIDES = st.sampled_from([1, 2, 3, 12])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import adapted_rand_error, variation_of_information
 
-from emseg.metrics.instances import Contingency
+from emseg_core.metrics.instances import Contingency
 
 SHAPE = (4, 6, 7)
 

@@ -8,9 +8,9 @@ from scipy import ndimage
 from skimage.metrics import contingency_table
 from skimage.segmentation import watershed
 
-from emseg.metrics.components import components
-from emseg.metrics.isbi import FINE, TENTHS, border_scores
-from emseg.metrics.partition import overlap, scores
+from emseg_core.metrics.components import components
+from emseg_core.metrics.isbi import FINE, TENTHS, border_scores
+from emseg_core.metrics.partition import overlap, scores
 
 
 @pytest.fixture(scope="module")

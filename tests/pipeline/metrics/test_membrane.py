@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from emseg.metrics.membrane import Counts, best_threshold, count, f1
+from emseg_core.metrics.membrane import Counts, best_threshold, count, f1
 
 shapes = array_shapes(min_dims=3, max_dims=3, max_side=4)
 

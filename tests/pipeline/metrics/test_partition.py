@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.metrics import adapted_rand_error, variation_of_information
 
-from emseg.metrics.partition import Scores, overlap, scores
+from emseg_core.metrics.partition import Scores, overlap, scores
 
 pixels = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12)
 

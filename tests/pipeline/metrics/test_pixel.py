@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from emseg.metrics.membrane import best_threshold, count
-from emseg.metrics.pixel import Histogram, confusion, counts_of, pixel_error, precision_recall, reliability
+from emseg_core.metrics.membrane import best_threshold, count
+from emseg_core.metrics.pixel import Histogram, confusion, counts_of, pixel_error, precision_recall, reliability
 
 sizes = st.integers(1, 30)
 

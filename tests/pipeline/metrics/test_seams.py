@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from emseg.metrics.seams import Excess, Planes, excess
+from emseg_core.metrics.seams import Excess, Planes, excess
 
 BLOCK = 16
 SHAPE = (48, 64, 80)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-from emseg.metrics.components import Labels, components
-from emseg.metrics.thinning import thinned
+from emseg_core.metrics.components import Labels, components
+from emseg_core.metrics.thinning import thinned
 
 
 def beside(labels: Labels, y: int, x: int) -> set[int]:

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from emseg.metrics.warping import SIMPLE, Warped, bent, warp
+from emseg_core.metrics.warping import SIMPLE, Warped, warp, warped_truth
 
 EIGHT = np.ones((3, 3))
 AROUND = [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0)]
@@ -46,7 +46,7 @@ def test_the_topology_of_the_truth_stays(data: st.DataObject) -> None:
     shape = data.draw(array_shapes(min_dims=2, max_dims=2, max_side=9))
     proposal, truth, known = (data.draw(arrays(np.bool_, shape)) for _ in range(3))
     before = truth.copy()
-    warped = bent(proposal, truth, known)
+    warped = warped_truth(proposal, truth, known)
     np.testing.assert_array_equal(truth, before)
     assert pieces(warped) == pieces(truth)
     np.testing.assert_array_equal(warped[~known], truth[~known])

@@ -8,27 +8,27 @@ import numpy as np
 import pytest
 import tifffile
 
-from emseg.errors import ModelError
-from emseg.metrics.membrane import best_threshold, f1
-from emseg.model.bundled import DEFAULT, bundled_models, resolve_model
-from emseg.model.file import load_model
-from emseg.training.validate import predict
-from emseg.truth import membrane_truth
+from emseg_core.errors import ModelError
+from emseg_core.metrics.membrane import best_threshold, f1
+from emseg_core.model.bundled import DEFAULT_MODEL, bundled_models, resolve_model
+from emseg_core.model.file import load_model
+from emseg_core.training.validate import predict
+from emseg_core.truth import membrane_truth
 
 SAMPLE = Path(__file__).parents[3] / "examples" / "fib25-sample"
 
 
 def test_names_and_paths(tmp_path: Path) -> None:
     models = bundled_models()
-    assert DEFAULT in models
-    assert resolve_model() == resolve_model(None) == resolve_model(DEFAULT) == models[DEFAULT]
+    assert DEFAULT_MODEL in models
+    assert resolve_model() == resolve_model(None) == resolve_model(DEFAULT_MODEL) == models[DEFAULT_MODEL]
     own = tmp_path / "own.safetensors"
     own.touch()
     assert resolve_model(own) == resolve_model(str(own)) == own
 
 
 def test_unknown_name_lists_the_bundled_ones() -> None:
-    with pytest.raises(ModelError, match=f"'membrane-typo'.*{DEFAULT}") as caught:
+    with pytest.raises(ModelError, match=f"'membrane-typo'.*{DEFAULT_MODEL}") as caught:
         resolve_model("membrane-typo")
     assert "\n" not in str(caught.value)
 
@@ -53,6 +53,6 @@ def test_the_default_beats_grey_values_on_the_sample() -> None:
 
 
 def test_licence_is_there() -> None:
-    text = (bundled_models()[DEFAULT].parent / "LICENSE.txt").read_text()
+    text = (bundled_models()[DEFAULT_MODEL].parent / "LICENSE.txt").read_text()
     assert "Attribution" in text
     assert "NonCommercial" not in text

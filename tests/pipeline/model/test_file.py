@@ -16,11 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emseg.errors import ModelError, OutputError
-from emseg.model.file import load_model, save_model
-from emseg.model.header import MOST_HEADER_BYTES, model_digest, parameter_shapes, read_header
-from emseg.model.unet import UNet
-from emseg.specs.model import ModelSpec
+from emseg_core.errors import ModelError, OutputError
+from emseg_core.model.file import load_model, save_model
+from emseg_core.model.header import MAX_HEADER_BYTES, model_digest, parameter_shapes, read_header
+from emseg_core.model.unet import UNet
+from emseg_core.specs.model import ModelSpec
 
 SPEC = ModelSpec.unet(width=2, depth=1, classes=("inside", "membrane"), kernel=(3, 3, 3), pooling=(2, 2, 2))
 CARD = {"name": "tiny", "licence": "CC BY"}
@@ -125,7 +125,8 @@ def test_parameter_shapes_are_those_of_the_network(data: st.DataObject) -> None:
 
 def test_header_needs_no_torch(path: Path) -> None:
     code = (
-        "import sys, pathlib; from emseg.model.header import read_header; from emseg.model.bundled import resolve_model;"
+        "import sys, pathlib; from emseg_core.model.header import read_header;"
+        "from emseg_core.model.bundled import resolve_model;"
         "read_header(pathlib.Path(sys.argv[1])); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=True)
@@ -139,7 +140,7 @@ def test_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0, 3, 8, 100, -1])
 def test_truncated(path: Path, share: int) -> None:
     path.write_bytes(path.read_bytes()[:share])
-    refused(path, "truncated", "fetch it again")
+    refused(path, "truncated", "download it again")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -180,7 +181,7 @@ def test_header_as_long_as_a_pickle_begins_is_read(path: Path) -> None:
         ((10).to_bytes(8, "little") + b"not json at all", "not JSON"),
         ((2).to_bytes(8, "little") + b"[]", "not a JSON object"),
         ((20000).to_bytes(8, "little") + b"[" * 20000, "not JSON"),
-        ((MOST_HEADER_BYTES + 1).to_bytes(8, "little") + b" " * 32, str(MOST_HEADER_BYTES)),
+        ((MAX_HEADER_BYTES + 1).to_bytes(8, "little") + b" " * 32, str(MAX_HEADER_BYTES)),
     ],
 )
 def test_not_safetensors(path: Path, data: bytes, word: str) -> None:

@@ -15,18 +15,18 @@ from networks import random_network, run
 from numpy.typing import NDArray
 from strategies import model_specs, valid_tiles
 
-from emseg.box import Triple
-from emseg.canary import batch_is_free, canary_of
-from emseg.errors import DeviceError, MemoryShortageError
-from emseg.model import backend
-from emseg.model.file import ModelFile, load_model, save_model
-from emseg.model.predictor import TorchPredictor
-from emseg.specs.model import ModelSpec
-from emseg.specs.numerics import Backend, Precision
+from emseg_core.box import Triple
+from emseg_core.canary import batch_is_free, canary_of
+from emseg_core.errors import DeviceError, MemoryShortageError
+from emseg_core.model import backend
+from emseg_core.model.file import ModelFile, load_model, save_model
+from emseg_core.model.predictor import TorchPredictor
+from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.numerics import Backend, Precision
 
 pytest.importorskip("openvino")
-from emseg.model.compiled import SHAPES
-from emseg.model.openvino_predictor import OpenVinoPredictor
+from emseg_core.model.compiled import MAX_COMPILED_SHAPES
+from emseg_core.model.openvino_predictor import OpenVinoPredictor
 
 PLANAR = ModelSpec.unet(width=3, depth=2)
 SOLID = ModelSpec.unet(width=3, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
@@ -120,11 +120,11 @@ def test_a_precision_that_the_hardware_has_not(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True}, raising=False)
     assert backend.low_precisions("cpu") == ()
     for library in get_args(Backend):
-        with pytest.raises(DeviceError, match="in bfloat16, but the CPU here computes fast in float32 alone: use --precision"):
+        with pytest.raises(DeviceError, match="in bfloat16, but the CPU here is fast only in float32: use --precision"):
             backend.open_predictor(in_memory(PLANAR), library, "bfloat16", 1, "cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     assert backend.low_precisions("cpu") == ("bfloat16",)
-    with pytest.raises(DeviceError, match="in float16, but the CPU here computes fast in float32 and bfloat16 alone"):
+    with pytest.raises(DeviceError, match="in float16, but the CPU here is fast only in float32 and bfloat16: use"):
         backend.open_predictor(in_memory(PLANAR), "openvino", "float16", 1, "cpu")
 
 
@@ -132,7 +132,7 @@ def test_networks_for_few_shapes_are_kept() -> None:
     predictor = OpenVinoPredictor(in_memory(PLANAR), threads=1)
     tiles = [noise(1, *PLANAR.tile_for((1, side, side))) for side in (4, 8, 12, 16)]
     first = [predictor.predict(one).tobytes() for one in tiles]
-    assert len(predictor._compiled._requests) == SHAPES
+    assert len(predictor._compiled._requests) == MAX_COMPILED_SHAPES
     assert [predictor.predict(one).tobytes() for one in tiles] == first
 
 
@@ -172,9 +172,9 @@ def test_which_library_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.default_backend("cuda") == "torch"
     assert isinstance(backend.open_predictor(model, "torch", "float32", 1, "cpu"), TorchPredictor)
     assert isinstance(backend.open_predictor(model, "openvino", "float32", 1, "cpu"), OpenVinoPredictor)
-    with pytest.raises(DeviceError, match="OpenVINO computes on CPUs, not on cuda: use --backend torch"):
+    with pytest.raises(DeviceError, match="OpenVINO runs on CPUs, not on cuda: use --backend torch"):
         backend.open_predictor(model, "openvino", "float32", 1, "cuda")
-    monkeypatch.setitem(sys.modules, "emseg.model.openvino_predictor", None)
+    monkeypatch.setitem(sys.modules, "emseg_core.model.openvino_predictor", None)
     with pytest.raises(DeviceError, match=r"OpenVINO, which is not installed here.*pip install 'emseg\[openvino\]'"):
         backend.open_predictor(model, "openvino", "float32", 1, "cpu")
     monkeypatch.setattr(backend, "find_spec", lambda _: None)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from networks import random_network, run
 
-from emseg.canary import canary_of
-from emseg.errors import BlockError, DeviceError, MemoryShortageError
-from emseg.model.predictor import TorchPredictor
-from emseg.specs.model import ModelSpec
+from emseg_core.canary import canary_of
+from emseg_core.errors import BlockError, DeviceError, MemoryShortageError
+from emseg_core.model.predictor import TorchPredictor
+from emseg_core.specs.model import ModelSpec
 
 PLANAR = ModelSpec.unet(width=3, depth=2)
 SOLID = ModelSpec.unet(width=3, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
@@ -127,5 +127,5 @@ def test_too_little_memory_for_real() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_never_the_cpu_instead_of_a_gpu() -> None:
-    with pytest.raises(DeviceError, match=r"on cuda, but torch \S+ (is built without CUDA|finds no GPU).*--device cpu"):
+    with pytest.raises(DeviceError, match=r"on cuda, but torch \S+ (is built without CUDA|finds no usable GPU).*--device cpu"):
         TorchPredictor(random_network(PLANAR), threads=1, device="cuda")

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from emseg.box import Triple
-from emseg.errors import ModelError
-from emseg.model.unet import UNet
-from emseg.specs.model import ModelSpec
+from emseg_core.box import Triple
+from emseg_core.errors import ModelError
+from emseg_core.model.unet import UNet
+from emseg_core.specs.model import ModelSpec
 
 PAPER = ModelSpec.unet(width=64, depth=4)
 PLANAR = ModelSpec.unet(width=4, depth=2)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import model_specs, valid_tiles
 
-from emseg.box import Triple
-from emseg.errors import ModelError
-from emseg.specs.model import ModelSpec
+from emseg_core.box import Triple
+from emseg_core.errors import ModelError
+from emseg_core.specs.model import ModelSpec
 
 PAPER = ModelSpec.unet()
 SMALL = ModelSpec.unet(width=2, depth=1)

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from emseg.specs.numerics import Numerics
+from emseg_core.specs.numerics import Numerics
 
 NUMERICS = Numerics("torch 2.13.0+cpu", "AVX2", "float32", 2, "c" * 64)
 

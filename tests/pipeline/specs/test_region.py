@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emseg.box import Box
-from emseg.errors import PlanError
-from emseg.specs.region import parse_region
-from emseg.specs.volume import VolumeSpec
+from emseg_core.box import Box
+from emseg_core.errors import PlanError
+from emseg_core.specs.region import parse_region
+from emseg_core.specs.volume import VolumeSpec
 
 FINE = VolumeSpec(
     (40, 60, 80), "uint8", (8, 8, 8), 3, (40.0, 0.004, 5.0), (400.0, -0.1, 7.5), ("nanometer", "micrometer", "angstrom")

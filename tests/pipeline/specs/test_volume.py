@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import shapes
 
-from emseg.box import Box, Triple
-from emseg.errors import VolumeError
-from emseg.specs.volume import DTYPES, Part, VolumeSpec
+from emseg_core.box import Box, Triple
+from emseg_core.errors import VolumeError
+from emseg_core.specs.volume import DTYPES, Selection, VolumeSpec
 
 FINE = VolumeSpec((2, 3, 4), "uint16", (1, 2, 3), 3, (40.0, 4.0, 8.0), (100.0, 0.0, -5.0), ("nanometer", "nanometer", None))
 
@@ -42,12 +42,12 @@ def test_json_round_trip() -> None:
 def test_only_an_array_of_several_volumes_says_which() -> None:
     """So the fingerprints of older outputs hold."""
     assert not FINE.to_json().keys() & {"channel", "timepoint", "together"}
-    assert FINE.part is None
+    assert FINE.selection is None
     for several in ({"channel": 0, "together": 4}, {"timepoint": 3}, {"channel": 2, "timepoint": 0, "together": 6}):
         spec = replace(FINE, **several)
         assert spec.to_json() == {**FINE.to_json(), **several}
         assert VolumeSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
-        assert spec.part == Part(several.get("channel"), several.get("timepoint"))
+        assert spec.selection == Selection(several.get("channel"), several.get("timepoint"))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0), (2, -1, 4)])

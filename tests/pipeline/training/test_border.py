@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from emseg.errors import InputError
-from emseg.training.border import REACH, border_weights, class_weights
+from emseg_core.errors import InputError
+from emseg_core.training.border import CUTOFF_SIGMAS, border_weights, class_weights
 
 CLASSES = ("inside", "membrane")
 
@@ -61,7 +61,7 @@ def test_what_is_cut_off_is_lost_in_float32() -> None:
     exact, weights = all_pairs(segments, sigma), border_weights(segments, sigma)
     assert exact.max() > 0
     assert not weights.any()
-    assert np.exp(-(REACH**2) / 2) < np.finfo(np.float32).eps / 2
+    assert np.exp(-(CUTOFF_SIGMAS**2) / 2) < np.finfo(np.float32).eps / 2
     assert np.array_equal(np.float32(1) + weights, np.float32(1) + exact.astype(np.float32))
 
 
@@ -72,7 +72,7 @@ def test_no_jump_where_segments_are_cut_off(gap: int) -> None:
     segments = np.zeros((1, gap + 2), np.uint8)
     segments[0, 0], segments[0, -1] = 1, 2
     weights, exact = border_weights(segments, sigma), all_pairs(segments, sigma)
-    assert np.allclose(weights, exact, rtol=1e-6, atol=np.exp(-(REACH**2) / 2))
+    assert np.allclose(weights, exact, rtol=1e-6, atol=np.exp(-(CUTOFF_SIGMAS**2) / 2))
 
 
 def test_narrow_borders_count_more() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from emseg.training.deformation import displacements
+from emseg_core.training.deformation import displacements
 
 
 def keys(distance: float) -> float:

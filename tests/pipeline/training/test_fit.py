@@ -10,13 +10,13 @@ import pytest
 import torch
 from trainings import cells
 
-from emseg.errors import InputError
-from emseg.model.unet import UNet
-from emseg.specs.model import ModelSpec
-from emseg.training import fit as module
-from emseg.training.ranks import Ranks
-from emseg.training.source import Sample
-from emseg.training.spec import AugmentSpec, FitSpec, Progress
+from emseg_core.errors import InputError
+from emseg_core.model.unet import UNet
+from emseg_core.specs.model import ModelSpec
+from emseg_core.training import fit as module
+from emseg_core.training.ranks import Ranks
+from emseg_core.training.spec import AugmentSpec, FitSpec, Progress
+from emseg_core.training.truth_reader import ValidationVolume
 
 SPEC = ModelSpec.unet(width=6, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2), dropout=0.2)
 SETTINGS = FitSpec(
@@ -37,7 +37,7 @@ CELLS = cells()
 
 def fit(spec: ModelSpec, settings: FitSpec, **options: Any) -> tuple[UNet, float]:
     """A training that learns from the volume that it is validated on."""
-    network, score = module.fit(spec, settings, [CELLS], [Sample.of(CELLS)], **options)
+    network, score = module.fit(spec, settings, [CELLS], [ValidationVolume.of(CELLS)], **options)
     assert network is not None
     return network, score
 
@@ -134,17 +134,17 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "data a is now b" in refused(SPEC, short, {"data": "b"})
-    assert "fit.rate 0.005 is now 0.02;" in refused(SPEC, replace(short, rate=2e-2), {"data": "a"})
-    assert "fit.augment.noise 0.1 is now 0;" in refused(SPEC, replace(short, augment=AugmentSpec(noise=0)), {"data": "a"})
-    assert "model.width 6 is now 5;" in refused(replace(SPEC, width=5), short, {"data": "a"})
+    assert "(data was a, now b): " in refused(SPEC, short, {"data": "b"})
+    assert "(fit.rate was 0.005, now 0.02): " in refused(SPEC, replace(short, rate=2e-2), {"data": "a"})
+    assert "(fit.augment.noise was 0.1, now 0): " in refused(SPEC, replace(short, augment=AugmentSpec(noise=0)), {"data": "a"})
+    assert "(model.width was 6, now 5): " in refused(replace(SPEC, width=5), short, {"data": "a"})
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip", b"\x02\0\0\0\0\0\0\0{}"])
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     checkpoint = tmp_path / "training.safetensors"
     checkpoint.write_bytes(content)
-    with pytest.raises(InputError, match=r"not a checkpoint.*without --resume"):
+    with pytest.raises(InputError, match=r"not a training checkpoint.*without --resume"):
         fit(SPEC, SETTINGS, checkpoint=checkpoint, resume=True)
 
 
@@ -165,7 +165,7 @@ def test_the_paper_s_optimiser_is_resumed_too(tmp_path: Path) -> None:
 
 def test_it_ends_early_with_the_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.3, 0.5, 0.4, 0.2, 0.9])
-    monkeypatch.setattr(module, "score_of", lambda *_: next(scores))
+    monkeypatch.setattr(module, "score_labels", lambda *_: next(scores))
     settings = replace(SETTINGS, validate_every=2, patience=2)
     steps: list[int] = []
     kept: dict[int, dict[str, torch.Tensor]] = {}
@@ -173,12 +173,12 @@ def test_it_ends_early_with_the_best_weights(tmp_path: Path, monkeypatch: pytest
     def note(progress: Progress) -> None:
         steps.append(progress.step)
 
-    class Noting(module.Average):
+    class Noting(module.MovingAverage):
         def network(self, spec: ModelSpec) -> UNet:
             kept[len(steps) + 1] = {name: value.clone() for name, value in self.weights.items()}
             return super().network(spec)
 
-    monkeypatch.setattr(module, "Average", Noting)
+    monkeypatch.setattr(module, "MovingAverage", Noting)
     network, _ = fit(SPEC, settings, on_progress=note)
     assert steps[-1] == 8  # the fourth validation was the second without a better one
     trained = network.state_dict()
@@ -199,6 +199,6 @@ def test_a_batch_is_shared_evenly() -> None:
 
 
 def test_processes_that_do_not_see_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ranks, "told", lambda self, value: value + 7)
-    with pytest.raises(InputError, match=r"goes on from step 7, this one from 0: .*training.safetensors must be seen by all"):
+    monkeypatch.setattr(Ranks, "broadcast", lambda self, value: value + 7)
+    with pytest.raises(InputError, match=r"resumes from step 7, this one from step 0: put .*training.safetensors where all"):
         fit(SPEC, SETTINGS, checkpoint=tmp_path / "training.safetensors", resume=True)

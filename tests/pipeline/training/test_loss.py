@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from emseg.specs.model import ModelSpec
-from emseg.training.loss import affinity_loss, affinity_offsets, weighted_cross_entropy
+from emseg_core.specs.model import ModelSpec
+from emseg_core.training.loss import affinity_loss, affinity_offsets, weighted_cross_entropy
 
 WEIGHTS = torch.tensor([1.0, 3.0])
 OFFSETS = [(0, 1, 0), (1, 0, 2), (0, 9, 0)]

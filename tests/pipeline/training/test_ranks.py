@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emseg.errors import InputError
-from emseg.training.ranks import check_peers
+from emseg_core.errors import InputError
+from emseg_core.training.ranks import check_peers
 
 TRAINING = """
 import json, sys
 import torch
 from trainings import cells
-from emseg.specs.model import ModelSpec
-from emseg.training.fit import fit
-from emseg.training.source import Sample
-from emseg.training.spec import AugmentSpec, FitSpec
+from emseg_core.specs.model import ModelSpec
+from emseg_core.training.fit import fit
+from emseg_core.training.truth_reader import ValidationVolume
+from emseg_core.training.spec import AugmentSpec, FitSpec
 
 torch.set_num_threads(1)
 spec = ModelSpec.unet(width=4, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2), dropout=0.0)
@@ -32,7 +32,7 @@ settings = FitSpec(
     border_weight=3.0, affinity_weight=0.5, affinity_reach=(1, 3), class_weights=(1.0, 5.0), patience=3,
 )
 losses = []
-network, score = fit(spec, settings, [cells()], [Sample.of(cells(1))], on_progress=lambda p: losses.append(p.loss))
+network, score = fit(spec, settings, [cells()], [ValidationVolume.of(cells(1))], on_progress=lambda p: losses.append(p.loss))
 if network is not None:
     sums = {name: float(value.double().sum()) for name, value in network.state_dict().items()}
     print(json.dumps({"losses": losses, "score": score, "sums": sums}))
@@ -81,6 +81,6 @@ def test_a_stranger_who_has_connected_is_found() -> None:
         command = [sys.executable, "-c", knock, str(door.getsockname()[1])]
         with subprocess.Popen(command, stdin=subprocess.PIPE) as stranger, door.accept()[0] as arrived:
             port = arrived.getpeername()[1]
-            with pytest.raises(InputError, match=f"not of this training has connected to it from port {port}"):
+            with pytest.raises(InputError, match=f"not part of this training has connected to it from port {port}"):
                 check_peers()
             stranger.kill()

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from emseg.errors import InputError
-from emseg.training.spec import AugmentSpec, FitSpec, to_json
+from emseg_core.errors import InputError
+from emseg_core.training.spec import AugmentSpec, FitSpec, to_json
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from emseg.box import Triple
-from emseg.metrics.membrane import f1
-from emseg.model.unet import UNet
-from emseg.specs.model import ModelSpec
-from emseg.training.source import Sample
-from emseg.training.validate import calibrate, predict, score_of
+from emseg_core.box import Triple
+from emseg_core.metrics.membrane import f1
+from emseg_core.model.unet import UNet
+from emseg_core.specs.model import ModelSpec
+from emseg_core.training.truth_reader import ValidationVolume
+from emseg_core.training.validate import calibrate, predict, score_labels
 
 SPEC = ModelSpec.unet(width=2, depth=2, kernel=(3, 3, 3), pooling=(2, 2, 2))
 PLANAR = ModelSpec.unet(width=2, depth=2)
@@ -52,7 +52,7 @@ def test_calibrated_argmax_has_the_best_f1() -> None:
     raw = rng.normal(size=(2, 24, 24)).astype(np.float32)
     margin = np.diff(predict(network, raw, (1, 16, 16)), axis=0)[0]
     truth = (margin + rng.normal(size=margin.shape) > np.quantile(margin, 0.8)).astype(np.uint8)
-    halves = [Sample(raw[:1], truth[:1]), Sample(raw[1:], truth[1:])]
+    halves = [ValidationVolume(raw[:1], truth[:1]), ValidationVolume(raw[1:], truth[1:])]
     best = calibrate(network, halves, (1, 16, 16), "f1")
     assert f1(predict(network, raw, (1, 16, 16)).argmax(axis=0), truth) == pytest.approx(best, abs=1e-3)
     assert best == pytest.approx(max(f1(margin > t, truth) for t in margin.ravel() - 1e-6), abs=1e-3)
@@ -70,7 +70,7 @@ def test_calibrated_for_segments() -> None:
     raw, truth = np.zeros((1, 9, 9), np.float32), np.zeros((1, 9, 9), np.uint8)
     raw[:, :, 4], truth[:, :, 4] = 1, 1
     network.head.bias.data[1] = -2
-    sample = Sample(raw, truth)
+    sample = ValidationVolume(raw, truth)
     assert not predict(network, raw, (1, 9, 9)).argmax(axis=0).any()
     assert calibrate(network, [sample], (1, 9, 9), "segments") == 1
     assert np.array_equal(predict(network, raw, (1, 9, 9)).argmax(axis=0), truth)
@@ -90,23 +90,23 @@ def test_a_class_that_is_not_told_apart_takes_no_other_s_place() -> None:
     raw, truth = np.zeros((1, 9, 9), np.float32), np.zeros((1, 9, 9), np.uint8)
     raw[:, :, 4], truth[:, :, 4] = 1, 1
     truth[0, 0, 0] = 2
-    before = score_of([predict(network, raw, (1, 9, 9)).argmax(axis=0)], [truth], "f1")
+    before = score_labels([predict(network, raw, (1, 9, 9)).argmax(axis=0)], [truth], "f1")
     assert before == 0.5
-    assert calibrate(network, [Sample(raw, truth)], (1, 9, 9), "f1") >= before
+    assert calibrate(network, [ValidationVolume(raw, truth)], (1, 9, 9), "f1") >= before
     assert (predict(network, raw, (1, 9, 9)).argmax(axis=0) == 1).sum() == 9
 
 
 def test_classes_that_the_truth_has_not_do_not_count() -> None:
     truth = np.array([[[0, 0, 2, 2]]], np.uint8)
-    assert score_of([truth], [truth], "f1") == 1
-    assert score_of([truth], [np.zeros_like(truth)], "f1") == 0
+    assert score_labels([truth], [truth], "f1") == 1
+    assert score_labels([truth], [np.zeros_like(truth)], "f1") == 0
 
 
 def test_scores_are_means() -> None:
     truth = np.array([[[0, 0, 1, 1, 2, 2, 255]]], np.uint8)
     found = np.array([[[0, 0, 1, 0, 2, 2, 1]]], np.uint8)
-    assert score_of([found], [truth], "f1") == pytest.approx((2 / 3 + 1) / 2)
-    parts = score_of([found[..., :4], found[..., 4:]], [truth[..., :4], truth[..., 4:]], "f1")
+    assert score_labels([found], [truth], "f1") == pytest.approx((2 / 3 + 1) / 2)
+    parts = score_labels([found[..., :4], found[..., 4:]], [truth[..., :4], truth[..., 4:]], "f1")
     assert parts == pytest.approx((2 / 3 + 1) / 2)
 
 
@@ -118,4 +118,4 @@ def test_segments_of_each_slice() -> None:
     found = truth.copy()
     found[1] = 0
     merged = 2 * (2 * 0.25) / (1 + 2 * 0.25)  # V_Rand of two cells of equal size, taken for one; their V_Info is 0
-    assert score_of([found], [truth], "segments") == pytest.approx((1 + (merged + 0) / 2) / 2)
+    assert score_labels([found], [truth], "segments") == pytest.approx((1 + (merged + 0) / 2) / 2)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from emseg_workflows.clusters.certificates import run_security
+from emseg.clusters.certificates import run_security
 
 
 def mode(path: Path) -> int:

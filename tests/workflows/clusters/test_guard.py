@@ -17,15 +17,17 @@ from distributed import Security
 from runs import own_address
 from tornado.routing import RuleRouter
 
-from emseg.box import Box
-from emseg_workflows.access import PARAMETER, new_token
-from emseg_workflows.clusters.local import LOOPBACK, GuardedCluster
-from emseg_workflows.dashboard.board import Opening
-from emseg_workflows.dashboard.server import open_board
+from emseg.access import TOKEN_PARAMETER, new_token
+from emseg.clusters.local import LOOPBACK, GuardedCluster
+from emseg.dashboard.board import RunDescription
+from emseg.dashboard.server import open_board
+from emseg_core.box import Box
 
 SECRET = "/secret/out.zarr"
 """What nobody is to read."""
-OPENING = Opening("run", "/secret/volume.zarr", SECRET, 2, Box((0, 0, 0), (1, 1, 1)), (1, 1, 1), (1, 1, 1), (1, 1, 1), b"")
+DESCRIPTION = RunDescription(
+    "run", "/secret/volume.zarr", SECRET, 2, Box((0, 0, 0), (1, 1, 1)), (1, 1, 1), (1, 1, 1), (1, 1, 1), b""
+)
 HUB = "https://hub.example.org/user/me/proxy/{port}/status"
 
 
@@ -38,7 +40,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedCluster
 
 
 async def show(cluster: GuardedCluster) -> None:
-    open_board(replace(OPENING, states=zlib.compress(bytes(1))), dask_scheduler=cluster.scheduler)
+    open_board(replace(DESCRIPTION, states=zlib.compress(bytes(1))), dask_scheduler=cluster.scheduler)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +118,7 @@ def test_no_other_words_open(given: dict[str, str], door: Door) -> None:
 
 def test_the_link_leads_to_a_cookie(door: Door) -> None:
     """And to the same address without the token, which neither the history nor other sites are told."""
-    answer = door.ask(f"/emseg?run=a%26b&{PARAMETER}={door.token}")
+    answer = door.ask(f"/emseg?run=a%26b&{TOKEN_PARAMETER}={door.token}")
     assert answer.status == 302
     assert answer.headers["Location"] == "./emseg?run=a%26b"
     assert answer.headers["Referrer-Policy"] == "no-referrer"
@@ -125,13 +127,13 @@ def test_the_link_leads_to_a_cookie(door: Door) -> None:
     assert {"Cookie": first} == door.cookie
     assert sorted(attributes) == ["HttpOnly", "Path=/", "SameSite=Strict"]
     assert answer.body == b""
-    assert_refused(door.ask(f"/emseg?{PARAMETER}={door.token}x"))
-    assert_refused(door.ask(f"/emseg?{PARAMETER}={door.token}", method="POST"))
+    assert_refused(door.ask(f"/emseg?{TOKEN_PARAMETER}={door.token}x"))
+    assert_refused(door.ask(f"/emseg?{TOKEN_PARAMETER}={door.token}", method="POST"))
 
 
 @pytest.mark.parametrize(("path", "place"), [("/", "./"), ("/info/main/logs.html", "./logs.html"), ("//evil.example/x", "./x")])
 def test_the_link_leads_to_where_it_says(path: str, place: str, door: Door) -> None:
-    assert door.ask(f"{path}?{PARAMETER}={door.token}").headers["Location"] == place
+    assert door.ask(f"{path}?{TOKEN_PARAMETER}={door.token}").headers["Location"] == place
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_the_link_leads_to_where_it_says(path: str, place: str, door: Door) -> N
     ],
 )
 def test_a_tunnel_may_begin_at_another_port(host: str, door: Door) -> None:
-    entrance = door.ask(f"/status?{PARAMETER}={door.token}", {"Host": host})
+    entrance = door.ask(f"/status?{TOKEN_PARAMETER}={door.token}", {"Host": host})
     assert entrance.status == 302
     cookie = entrance.headers["Set-Cookie"].partition(";")[0]
     here = {"Host": host, "Cookie": cookie, "Origin": f"http://{host}"}
@@ -177,7 +179,7 @@ def test_another_host_gets_nothing(host: str, door: Door) -> None:
     """Though the browser, which takes it for this one, sends all that it has."""
     name = host.format(port=door.port)
     sent = {"Host": name, **door.cookie, **door.bearer}
-    for path in ("/status", "/json/emseg.json", f"/status?{PARAMETER}={door.token}"):
+    for path in ("/status", "/json/emseg.json", f"/status?{TOKEN_PARAMETER}={door.token}"):
         answer = door.ask(path, sent)
         assert answer.status in (400, 403)  # some are no host at all, and go no further than tornado
         assert b"emseg" not in answer.body.replace(b"the link with the token that emseg has printed", b"")
@@ -232,10 +234,10 @@ def test_a_proxy_that_was_named(tmp_path: Path) -> None:
     with dask.config.set(named), GuardedCluster({}, LOOPBACK, Security(), tmp_path) as cluster:
         port = cluster.scheduler_info["services"]["dashboard"]
         token = cluster.token
-        assert cluster.dashboard_link == HUB.format(port=port) + f"?{PARAMETER}={token}"
+        assert cluster.dashboard_link == HUB.format(port=port) + f"?{TOKEN_PARAMETER}={token}"
         door = Door(port, token)
         named = {"Host": "hub.example.org"}
-        entrance = door.ask(f"/status?{PARAMETER}={token}", named)
+        entrance = door.ask(f"/status?{TOKEN_PARAMETER}={token}", named)
         cookie, *attributes = entrance.headers["Set-Cookie"].split("; ")
         assert sorted(attributes) == ["HttpOnly", "SameSite=Strict"], "other users may be at other paths of the proxy"
         seen = {"Cookie": cookie, "Origin": "https://hub.example.org"}

@@ -20,16 +20,16 @@ from distributed import Client, Security, SpecCluster
 from distributed.comm import CommClosedError
 from distributed.process import AsyncProcess
 
-from emseg.errors import InputError, UnguardedError
-from emseg_workflows import export, ingest, label, segment
-from emseg_workflows.clusters import cuda, lifeline, slurm
-from emseg_workflows.clusters.lifeline import UNGUARDED
-from emseg_workflows.clusters.lifetime import StillbornError, closed_at_last, started
-from emseg_workflows.clusters.local import LOOPBACK, Elastic, GuardedCluster, local_cluster, running_cluster
-from emseg_workflows.clusters.slurm import job_cluster, step_cluster
-from emseg_workflows.dispatch import Dispatch, Policy
-from emseg_workflows.executors.dask import Session
-from emseg_workflows.site import Site
+from emseg import export, ingest, label, segment
+from emseg.clusters import cuda, lifeline, slurm
+from emseg.clusters.lifeline import UNGUARDED_EXIT_CODE
+from emseg.clusters.lifetime import WorkerStartError, closing_safely, start_cluster
+from emseg.clusters.local import LOOPBACK, Elastic, GuardedCluster, local_cluster, running_cluster
+from emseg.clusters.slurm import job_cluster, step_cluster
+from emseg.executors.dask import Session
+from emseg.runs.dispatch import Dispatch, Policy
+from emseg.slurm.site import Site
+from emseg_core.errors import InputError, UnguardedError
 
 NONE = Elastic(least=0, first=0)
 """A cluster without a worker, which starts and ends quickly."""
@@ -66,18 +66,18 @@ class FailsToClose:
 def test_what_closing_raises_is_told(error: BaseException) -> None:
     told: list[str] = []
     fails = FailsToClose(error)
-    with closed_at_last(fails, told.append):
+    with closing_safely(fails, told.append):
         pass
     assert fails.abandoned
     assert len(told) == 2
     assert (str(error) or type(error).__name__) in told[0]
-    assert told[1] == "not gone in time, and left to the system: process 7"
-    with pytest.raises(LookupError, match="the body"), closed_at_last(FailsToClose(error), told.append):
+    assert told[1] == "did not end in time, and is left to the system: process 7"
+    with pytest.raises(LookupError, match="the body"), closing_safely(FailsToClose(error), told.append):
         raise LookupError("the body")
 
 
 def test_a_second_signal_is_heeded_while_a_cluster_closes() -> None:
-    with pytest.raises(KeyboardInterrupt), closed_at_last(FailsToClose(KeyboardInterrupt()), print):
+    with pytest.raises(KeyboardInterrupt), closing_safely(FailsToClose(KeyboardInterrupt()), print):
         pass
 
 
@@ -91,8 +91,8 @@ def opened(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, tell: Calla
         monkeypatch.setenv("SLURM_JOB_ID", "1")
         return step_cluster(0, 1, Site(), Security(), folder, tell)
     if kind == "slurm":
-        return job_cluster(0, 1, Site(memory="1G"), Security(), folder, tell=tell)
-    return local_cluster(1, 1, elastic=NONE, tell=tell)
+        return job_cluster(0, 1, Site(memory="1G"), Security(), folder, notify=tell)
+    return local_cluster(1, 1, elastic=NONE, notify=tell)
 
 
 @pytest.mark.parametrize("kind", ["local", "cuda", "srun", "slurm"])
@@ -115,8 +115,8 @@ def test_no_cluster_raises_at_its_end(kind: str, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(SpecCluster, "_close", late)
         monkeypatch.setattr(Client, "_close", late_client)
     assert told == [
-        "the Dask client did not close in order (too late): it is left to the system",
-        "the Dask cluster did not close in order (TimeoutError): it is left to the system",
+        "the Dask client did not close properly (too late): it is left to the system",
+        "the Dask cluster did not close properly (TimeoutError): it is left to the system",
     ]
     assert len(closed) == 2
     assert client.cluster.scheduler.status.name == "closed"
@@ -128,7 +128,7 @@ def test_a_running_cluster_may_go_before_its_client(monkeypatch: pytest.MonkeyPa
     with local_cluster(1, 1, elastic=NONE) as client, monkeypatch.context() as patched:
         security = client.security
         tls = Path(security.tls_ca_file), Path(security.tls_client_cert), Path(security.tls_client_key)
-        with running_cluster(client.scheduler_info()["address"], tls, tell=told.append) as other:
+        with running_cluster(client.scheduler_info()["address"], tls, notify=told.append) as other:
             close = Client._close
 
             async def lost(self: Client, fast: bool = False) -> None:
@@ -136,7 +136,7 @@ def test_a_running_cluster_may_go_before_its_client(monkeypatch: pytest.MonkeyPa
                 raise CommClosedError("lost")
 
             patched.setattr(Client, "_close", lost)
-        assert told == ["the Dask client did not close in order (lost): it is left to the system"]
+        assert told == ["the Dask client did not close properly (lost): it is left to the system"]
         other.status = "closed"
 
 
@@ -147,11 +147,11 @@ def test_a_worker_that_is_not_gone_in_time(monkeypatch: pytest.MonkeyPatch) -> N
     async def late(self: AsyncProcess, timeout: float | None = None) -> None:
         raise TimeoutError
 
-    with local_cluster(1, 1, tell=told.append) as client:
+    with local_cluster(1, 1, notify=told.append) as client:
         (pid,) = client.run(os.getpid).values()
         process = psutil.Process(pid)
         monkeypatch.setattr(AsyncProcess, "join", late)
-    assert told == [f"not gone in time, and left to the system: process {pid}"]
+    assert told == [f"did not end in time, and is left to the system: process {pid}"]
     psutil.wait_procs([process], timeout=60)
     assert not process.is_running()
 
@@ -169,7 +169,7 @@ def test_a_step_and_a_job_that_are_not_gone_in_time(monkeypatch: pytest.MonkeyPa
     async def no_scancel(number: str, command: str) -> None:
         raise FileNotFoundError("scancel")
 
-    monkeypatch.setattr(slurm, "GRACE", 0.1)
+    monkeypatch.setattr(slurm, "STEP_GRACE_SECONDS", 0.1)
     asyncio.run(end())
     job = slurm._Job.__new__(slurm._Job)
     job.name, job.job_id, job._close_job = "emseg-0", "12", no_scancel
@@ -212,23 +212,23 @@ def failing(cause: Exception) -> Callable[[], SpecCluster]:
 
 
 def test_why_a_cluster_does_not_start(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match="exit code 1: look at what it has printed"):
-        started(failing(StillbornError(1)))
-    with pytest.raises(InputError, match="ended by SIGKILL: look for what ended it"):
-        started(failing(StillbornError(-signal.SIGKILL)))
-    with pytest.raises(InputError, match="was not there within 600 s"):
-        started(failing(TimeoutError()))
+    with pytest.raises(InputError, match="exit code 1: read what it has printed"):
+        start_cluster(failing(WorkerStartError(1)))
+    with pytest.raises(InputError, match="ended by SIGKILL: find out what ended it"):
+        start_cluster(failing(WorkerStartError(-signal.SIGKILL)))
+    with pytest.raises(InputError, match="was not ready within 600 s"):
+        start_cluster(failing(TimeoutError()))
     with pytest.raises(RuntimeError, match="Nanny failed to start"):
-        started(failing(LookupError()))
+        start_cluster(failing(LookupError()))
     assert capsys.readouterr().err == ""
 
 
 def test_the_guard_is_shown_once_with_the_exit_code_of_a_refusal(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UnguardedError) as refusal:
-        started(failing(StillbornError(UNGUARDED)))
+        start_cluster(failing(WorkerStartError(UNGUARDED_EXIT_CODE)))
     assert capsys.readouterr().err == f"error: {refusal.value}\n"
     assert isinstance(refusal.value, InputError)
-    script = "from emseg.errors import UnguardedError; raise UnguardedError('not caught')"
+    script = "from emseg_core.errors import UnguardedError; raise UnguardedError('not caught')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True)
     assert (done.returncode, done.stderr) == (2, b"")
 
@@ -252,7 +252,7 @@ def test_nothing_begins_in_a_worker_that_is_only_being_started(
     arguments = (tmp_path / "nowhere", tmp_path / "nothing")[: 1 if begin is label else 2]
     with pytest.raises(Ended):
         begin(*arguments)
-    assert codes == [UNGUARDED]
+    assert codes == [UNGUARDED_EXIT_CODE]
     with pytest.raises(InputError):
         begin(*arguments, workers=0)
     assert not list(tmp_path.iterdir())

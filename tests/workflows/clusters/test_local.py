@@ -26,9 +26,9 @@ from distributed.comm import connect
 from distributed.system import MEMORY_LIMIT
 from runs import own_address
 
-from emseg_workflows.clusters import local
-from emseg_workflows.clusters.certificates import run_security
-from emseg_workflows.clusters.local import (
+from emseg.clusters import local
+from emseg.clusters.certificates import run_security
+from emseg.clusters.local import (
     DASHBOARD_PORT,
     LOOPBACK,
     Elastic,
@@ -212,13 +212,13 @@ def test_the_tunnel_to_the_dashboard(abroad: Client) -> None:
 
 
 def test_who_sits_elsewhere_is_told_of_the_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in local.FAR:
+    for name in local.REMOTE_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert not local.far_away()
-    for name in local.FAR:
+    assert not local.is_remote()
+    for name in local.REMOTE_VARIABLES:
         with monkeypatch.context() as here:
             here.setenv(name, "1")
-            assert local.far_away()
+            assert local.is_remote()
 
 
 def test_workers_share_the_memory(client: Client) -> None:
@@ -320,7 +320,7 @@ def test_signals_reach_the_caller(client: Client) -> None:
 
 BAD_DAY = """
 import os, signal, sys, time
-from emseg_workflows.clusters.local import local_cluster
+from emseg.clusters.local import local_cluster
 
 with local_cluster(2, 1) as client:
     victim, _ = client.run(os.getpid).values()

@@ -15,17 +15,17 @@ import pytest
 from distributed import Worker
 from runs import snapshot
 
-from emseg.errors import InputError
-from emseg_workflows.clusters import private_folder as module
-from emseg_workflows.clusters.local import local_cluster
-from emseg_workflows.clusters.private_folder import private_folder
+from emseg.clusters import private_folder as module
+from emseg.clusters.local import local_cluster
+from emseg.clusters.private_folder import private_folder
+from emseg_core.errors import InputError
 
 OTHER = 65534
 """A user who is not this one."""
 HOLDER = """
 import sys
 from pathlib import Path
-from emseg_workflows.clusters.private_folder import private_folder
+from emseg.clusters.private_folder import private_folder
 with private_folder(Path(sys.argv[1])) as folder:
     (folder / "work").mkdir()
     print(folder, flush=True)

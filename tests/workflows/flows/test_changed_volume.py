@@ -14,26 +14,26 @@ import zarr
 from click.testing import CliRunner
 from runs import PLANAR, bytes_of, save_random_model, save_volume, shards, snapshot
 
-from emseg.block import reread_block
-from emseg.box import Box
-from emseg.errors import OutputError, UnfinishedError
-from emseg.grid.plan import Plan
-from emseg.outcome import Outcome
-from emseg.store import lease
-from emseg.store.output import open_output
-from emseg.store.volume import ZarrVolume, open_volume
-from emseg_workflows import rereading
-from emseg_workflows.cli.verify import verify as command
-from emseg_workflows.dispatch import Policy
-from emseg_workflows.events import BlockEnded, Event, Noticed
-from emseg_workflows.executors.serial import SerialExecutor
-from emseg_workflows.flows import record, same_volume
-from emseg_workflows.flows.record import lines_of, recipe_of
-from emseg_workflows.flows.same_volume import compare_drawn
-from emseg_workflows.flows.segment import segment
-from emseg_workflows.flows.verify import verify
-from emseg_workflows.report import Report
-from emseg_workflows.stop import Stop, StoppedError
+from emseg.cli.verify import verify as command
+from emseg.executors.serial import SerialExecutor
+from emseg.flows.records import run_log, same_volume
+from emseg.flows.records.run_log import lines_of, recipe_of
+from emseg.flows.records.same_volume import compare_sample
+from emseg.flows.segment import segment
+from emseg.flows.verify import verify
+from emseg.runs.dispatch import Policy
+from emseg.runs.events import BlockEnded, Event, Noticed
+from emseg.runs.stop import Stop, StoppedError
+from emseg.runs.tally import Report
+from emseg.work import rereading
+from emseg_core.block import reread_block
+from emseg_core.box import Box
+from emseg_core.errors import OutputError, UnfinishedError
+from emseg_core.grid.plan import Plan
+from emseg_core.outcome import Outcome
+from emseg_core.store.files import lease
+from emseg_core.store.outputs.lifecycle import open_output
+from emseg_core.store.volumes.volume import ZarrVolume, open_volume
 
 SHAPE = (4, 2100, 2100)
 """So large that the sample which every run takes of its volume leaves most of it out."""
@@ -58,7 +58,7 @@ class Case:
 
     def run(self, output: Path, volume: Path | None = None, **more: Any) -> Report:
         """A run in this process."""
-        settings: dict[str, Any] = {"model": self.model, "region": REGION, "tile": TILE, "workers": 0, **more}
+        settings: dict[str, Any] = {"model": self.model, "roi": REGION, "tile": TILE, "workers": 0, **more}
         return segment(volume or self.volume, output, **settings)
 
     def read(self, block: int) -> Box:
@@ -131,7 +131,7 @@ def test_one_changed_voxel_of_a_done_block_is_refused_and_named(
     done = range(len(case.plan) - 1)
     hit = [number for number in done if holds(case.read(number), place)]
     assert all(case.name(number) in message for number in hit[:5])
-    assert f"of {len(done)} blocks that were read again, {len(hit)} had read others" in message
+    assert f"{len(hit)} of {len(done)} compared blocks had other voxels" in message
     assert case.run(output).done == 1
 
 
@@ -161,7 +161,7 @@ def test_a_chunk_that_cannot_be_read_any_more_costs_no_other_block(case: Case, o
     report = case.run(output, volume, on_event=events.append)
     assert report.failed
     assert report.done
-    (told,) = [each.message for each in events if isinstance(each, Noticed) and "cannot be read any more" in each.message]
+    (told,) = [each.message for each in events if isinstance(each, Noticed) and "can no longer be read" in each.message]
     assert "c/0/15/15" in told or "cannot be read" in told
 
 
@@ -183,12 +183,12 @@ def test_what_is_read_again_is_drawn_by_lot(case: Case, output: Path, monkeypatc
         return reread_block(volume, plan, block)
 
     monkeypatch.setattr(rereading, "reread_block", reread)
-    monkeypatch.setattr(same_volume, "DRAWN", 2)
+    monkeypatch.setattr(same_volume, "SAMPLED_BLOCKS", 2)
     seen: set[int] = set()
     stored, here = open_output(output), SerialExecutor()
     for _ in range(100):
         read.clear()
-        compare_drawn(stored, 2, case.volume, here, Policy(), Stop(), print)
+        compare_sample(stored, 2, case.volume, here, Policy(), Stop(), print)
         assert len(set(read)) == len(read) == 2
         seen.update(read)
     assert seen >= set(range(len(case.plan) - 1))
@@ -217,15 +217,15 @@ def test_a_stop_while_blocks_are_read_again_leaves_all_as_it_was(
 def test_a_volume_that_is_away_meanwhile_ends_the_run_as_any_outage(
     case: Case, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emseg_workflows.dispatch.OUTAGE", 0.0)
-    monkeypatch.setattr("emseg_workflows.dispatch.BACK_OFF", (0.0,))
+    monkeypatch.setattr("emseg.runs.dispatch.MAX_OUTAGE_SECONDS", 0.0)
+    monkeypatch.setattr("emseg.runs.dispatch.RETRY_DELAYS_SECONDS", (0.0,))
     before, told = snapshot(output), list[str]()
 
     def reread(volume: ZarrVolume, plan: Plan, block: Any) -> Outcome:
         return Outcome(block.index, "failed", block.write.voxels, cause="it is away", fault="store")
 
     monkeypatch.setattr(rereading, "reread_block", reread)
-    with pytest.raises(UnfinishedError, match="run again to go on"):
+    with pytest.raises(UnfinishedError, match="run the command again"):
         case.run(output, on_event=lambda event: told.append(event.message) if isinstance(event, Noticed) else None)
     assert any("it is away" in message for message in told)
     assert snapshot(output) == before
@@ -255,7 +255,7 @@ def test_what_was_stored_right_before_a_kill_is_computed_again(case: Case, outpu
     ended = [event.outcome.block for event in events if isinstance(event, BlockEnded)]
     assert set(ended[:3]) == {2, 5, len(case.plan) - 1}
     told = [event.message for event in events if isinstance(event, Noticed)]
-    assert any("2 blocks were stored right before a run was killed" in message for message in told)
+    assert any("recomputing 2 blocks stored right before a run was killed" in message for message in told)
     assert bytes_of(output) == bytes_of(case.reference)
     shards(output)[-1].unlink()
     assert case.run(output).done == 1, "now all is told"
@@ -275,7 +275,7 @@ def test_a_line_of_no_block_refuses_no_volume(case: Case, output: Path, odd: Any
 
 def test_coarser_levels_above_what_is_computed_again_are_built_again(case: Case, tmp_path: Path) -> None:
     tall = Box((0, 900, 1000), (1, 1200, 1030))
-    case.run(tmp_path / "truth.zarr", region=tall)
+    case.run(tmp_path / "truth.zarr", roi=tall)
     output = Path(shutil.copytree(tmp_path / "truth.zarr", tmp_path / "output.zarr"))
     coarse = shards(output, "labels/classes/1")
     assert len(coarse) > 2
@@ -284,7 +284,7 @@ def test_coarser_levels_above_what_is_computed_again_are_built_again(case: Case,
     shutil.copyfile(shards(output)[0], stored)  # as if it had been made of other voxels
     coarse[-1].unlink()
     before = [file.stat().st_mtime_ns for file in coarse[:-1]]
-    case.run(output, region=tall)
+    case.run(output, roi=tall)
     assert bytes_of(output) == bytes_of(tmp_path / "truth.zarr")
     kept = [file.stat().st_mtime_ns == number for file, number in zip(coarse, before, strict=False)]
     assert kept[0] is False
@@ -312,7 +312,7 @@ def test_lost_records_cost_no_block(case: Case, output: Path, lost: str) -> None
     events: list[Event] = []
     report = case.run(output, on_event=events.append)
     assert (report.done, report.skipped) == (1, report.blocks - 1)
-    told = [event.message for event in events if isinstance(event, Noticed) and "no record tells" in event.message]
+    told = [event.message for event in events if isinstance(event, Noticed) and "digests are not recorded" in event.message]
     assert len(told) == (lost != "some lines")  # those that are left tell of all blocks
     assert bytes_of(output) == bytes_of(case.reference)
 
@@ -331,7 +331,7 @@ def test_after_a_loss_what_is_told_is_compared(case: Case, output: Path, changed
 
 
 def test_a_labelling_in_between_loses_nothing(case: Case, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes a lease, and keeps no record."""
+    """It takes a lease, and keeps no run_log."""
     with lease.take_lease(open_output(output).records, output).held():
         pass
     assert case.run(output).done == 1
@@ -371,7 +371,7 @@ def test_a_block_that_was_lost_is_known_by_what_it_read_last(case: Case, output:
 def test_what_a_block_has_read_is_written_down_at_once_where_that_costs_little(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "SHARE", float("inf"))
+    monkeypatch.setattr(run_log, "MAX_TIME_SHARE", float("inf"))
     output, ended = tmp_path / "output.zarr", 0
 
     def look(event: Event) -> None:
@@ -386,7 +386,7 @@ def test_what_a_block_has_read_is_written_down_at_once_where_that_costs_little(
 
 
 def test_memory_is_a_few_bytes_for_each_block(case: Case, output: Path) -> None:
-    reads = same_volume._reads_of(open_output(output), 1, print)
+    reads = same_volume._recorded_digests(open_output(output), 1, print)
     assert reads.digests.nbytes + reads.known.nbytes == 9 * len(case.plan)
     assert reads.known.all()
     volume = open_volume(case.volume)
@@ -412,15 +412,15 @@ def test_verify_finds_one_changed_voxel_anywhere(case: Case, changed: Callable[.
         assert [failure.block for failure in found.reread.listed] == hit
         assert all(case.name(number) in str(found) for number in hit)
     found = verify(case.reference, volume=volume, reread=True, boxes=2)
-    assert (found.holds, found.voxels > 0, found.reread) == (True, True, same_volume.Reread(len(case.plan)))
+    assert (found.holds, found.voxels > 0, found.reread) == (True, True, same_volume.VolumeComparison(len(case.plan)))
 
 
 def test_verify_says_what_it_cannot_compare(case: Case, output: Path) -> None:
     forget(output, {1, 3})
     found = verify(output, volume=case.volume, reread=True, boxes=2)
     assert found.holds
-    assert found.reread == same_volume.Reread(len(case.plan) - 3, unknown=2)
-    assert "2 not compared as no record tells what they have read" in str(found)
+    assert found.reread == same_volume.VolumeComparison(len(case.plan) - 3, unknown=2)
+    assert "2 not compared because their digests are not recorded" in str(found)
 
 
 def test_verify_can_be_stopped(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

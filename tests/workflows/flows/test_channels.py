@@ -14,18 +14,19 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import PLANAR, bytes_of, emseg, save_random_model, shards, texture
+from runs import PLANAR, bytes_of, run_emseg, save_random_model, shards, texture
 
-from emseg.box import Box
-from emseg.errors import OutputError
-from emseg.grid.cost import cost_of
-from emseg.store.output import open_output
-from emseg.store.volume import open_volume
-from emseg_workflows import plan_run, preview, repair, report_page, segment, verify, view
-from emseg_workflows.dashboard.board import Opening
-from emseg_workflows.dashboard.drawing import draw_slice
-from emseg_workflows.flows.record import recipe_of, volume_of
-from emseg_workflows.flows.repair import check
+import emseg
+from emseg import preview, repair, segment, verify, view
+from emseg.dashboard.board import RunDescription
+from emseg.dashboard.drawing import draw_slice
+from emseg.flows.records.run_log import recipe_of, volume_of
+from emseg.flows.repair import verify_checksums
+from emseg_core.box import Box
+from emseg_core.errors import OutputError
+from emseg_core.grid.cost import cost_of
+from emseg_core.store.outputs.lifecycle import open_output
+from emseg_core.store.volumes.volume import open_volume
 
 SHAPE = (6, 50, 58)
 VALUES = np.stack([[texture(SHAPE, seed=3 * time + channel) for channel in range(3)] for time in range(2)])
@@ -97,7 +98,7 @@ def test_the_bytes_of_a_volume_of_its_own(
     run(folder, folder / name / ("0" if array else ""), output, channel=LABELS[channel] or channel, timepoint=time)
     assert stored(output) == stored(truth)
     found, alone = (recipe_of(open_output(place)) for place in (output, truth))
-    assert {each.partition(":")[0] for each in alone.differences(found)} <= {
+    assert {each.partition(" was ")[0] for each in alone.differences(found)} <= {
         *("volume.channel", "volume.timepoint", "volume.together"),
     }
     assert (found.volume.channel, found.volume.timepoint) == (channel, time)
@@ -122,7 +123,7 @@ def damaged(output: Path, tmp_path: Path) -> Path:
 def test_it_is_verified_and_repaired(damaged: Path, output: Path) -> None:
     """Each command reads the channel that the run has read."""
     assert verify(output, boxes=3).holds
-    assert len(check(damaged).damaged) == 1
+    assert len(verify_checksums(damaged).damaged) == 1
     assert repair(damaged, workers=0).repaired == 2
     assert bytes_of(damaged) == bytes_of(output)
 
@@ -136,9 +137,11 @@ def test_two_workers_go_on(damaged: Path, output: Path, folder: Path) -> None:
 
 def test_another_channel_is_refused(output: Path, folder: Path) -> None:
     before = bytes_of(output)
-    with pytest.raises(OutputError, match=r"\(there / now\): .*volume\.channel: 1 / 0; .*repeat the first run's settings"):
+    with pytest.raises(
+        OutputError, match=r"started with other settings: .*volume\.channel was 1, now 0; .*use the original settings"
+    ):
         run(folder, folder / "together.zarr", output, channel="DAPI")
-    with pytest.raises(OutputError, match=r"volume\.timepoint: 1 / 0"):
+    with pytest.raises(OutputError, match=r"volume\.timepoint was 1, now 0"):
         run(folder, folder / "together.zarr", output, timepoint=0)
     assert bytes_of(output) == before
 
@@ -148,15 +151,15 @@ def test_what_is_shown_of_it(output: Path, folder: Path, tmp_path: Path) -> None
     truth = folder / "truth-1-1.zarr"
     pictures = [preview(place, tmp_path / f"{place.name}.png", z=2).read_bytes() for place in (output, truth)]
     assert pictures[0] == pictures[1]
-    page = report_page(output, tmp_path / "page.html").read_text()
+    page = emseg.report(output, tmp_path / "page.html").read_text()
     assert re.search(r"<th[^>]*>channel</th>\s*<td>1</td>", page)
     assert np.array_equal(volume_of(open_output(output), None).read(Box.of_shape(SHAPE)), VALUES[1, 1])
     drawn = []
     for place in (output, truth):
         found = open_output(place)
-        volume, part = str(volume_of(found, None).path), recipe_of(found).volume.part
-        opening = Opening("run", volume, str(place), 2, found.region, (1, 1, 1), found.unit, (1, 1, 1), b"", part)
-        drawn.append(draw_slice(opening, found.region))
+        volume, part = str(volume_of(found, None).path), recipe_of(found).volume.selection
+        description = RunDescription("run", volume, str(place), 2, found.region, (1, 1, 1), found.unit, (1, 1, 1), b"", part)
+        drawn.append(draw_slice(description, found.region))
     assert all(map(np.array_equal, *[each[:2] for each in drawn]))
 
 
@@ -174,14 +177,14 @@ def test_on_the_command_line(folder: Path, tmp_path: Path) -> None:
     """Planned, submitted and run; the plan tells what is decompressed besides."""
     model = folder / "model.safetensors"
     asked = ["--channel", "EM", "--timepoint", "1", "--model", model]
-    told = json.loads(emseg("plan", folder / "together.zarr", *asked, "--json", cwd=tmp_path).stdout)
-    alone = plan_run(folder / "alone-1-1.zarr", model=model)
+    told = json.loads(run_emseg("plan", folder / "together.zarr", *asked, "--json", cwd=tmp_path).stdout)
+    alone = emseg.plan(folder / "alone-1-1.zarr", model=model)
     assert told["plan"] == json.loads(json.dumps(alone.plan.to_json()))
-    assert plan_run(folder / "together.zarr", channel="EM", timepoint=1, model=model).plan == alone.plan
+    assert emseg.plan(folder / "together.zarr", channel="EM", timepoint=1, model=model).plan == alone.plan
     assert told["cost"]["bytes_read"] == 3 * cost_of(alone.plan, alone.volume, probabilities=False).bytes_read
-    script = emseg("submit", folder / "together.zarr", *asked, "--workers", 2, "--dry-run", cwd=tmp_path).stdout
-    assert " --channel EM --timepoint 1 " in script
+    script = run_emseg("submit", folder / "together.zarr", *asked, "--workers", 2, "--dry-run", cwd=tmp_path).stdout
+    assert 'channel = "EM"\ntimepoint = 1\n' in script
     words = [folder / "together.zarr", "-o", tmp_path / "out.zarr", *asked, "--probabilities", "--workers", 0]
-    assert emseg("run", *words, cwd=tmp_path).returncode == 0
+    assert run_emseg("run", *words, cwd=tmp_path).returncode == 0
     assert stored(tmp_path / "out.zarr") == stored(folder / "truth-1-1.zarr")
-    assert open_volume(folder / "alone-1-1.zarr").spec.part is None
+    assert open_volume(folder / "alone-1-1.zarr").spec.selection is None

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from runs import PLANAR, bytes_of, emseg, save_random_model, save_volume, shards, snapshot, texture
+from runs import PLANAR, bytes_of, run_emseg, save_random_model, save_volume, shards, snapshot, texture
 
-from emseg.errors import InputError
-from emseg.store.lease import take_lease
-from emseg.store.output import open_output
-from emseg_workflows.cli import cli
-from emseg_workflows.events import BlockEnded, Event
-from emseg_workflows.flows.record import recipe_of
-from emseg_workflows.flows.repair import check, repair
-from emseg_workflows.flows.segment import segment
-from emseg_workflows.flows.verify import verify
-from emseg_workflows.stop import Stop, StoppedError
+from emseg.cli import cli
+from emseg.flows.records.run_log import recipe_of
+from emseg.flows.repair import repair, verify_checksums
+from emseg.flows.segment import segment
+from emseg.flows.verify import verify
+from emseg.runs.events import BlockEnded, Event
+from emseg.runs.stop import Stop, StoppedError
+from emseg_core.errors import InputError
+from emseg_core.store.files.lease import take_lease
+from emseg_core.store.outputs.lifecycle import open_output
 
 ARRAYS = ["labels/classes/0", "probabilities/0"]
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "volume.zarr",
         folder / "sound.zarr",
         model=folder / "model.safetensors",
-        region="1:5,3:60,0:66",
+        roi="1:5,3:60,0:66",
         normalise="slice",
         tile=(1, 52, 48),
         threads=2,
@@ -81,10 +81,10 @@ MISSING: list[Callable[[Path], None]] = [empty, Path.unlink]
 
 def test_a_sound_output_holds_and_is_only_read(output: Path) -> None:
     before = snapshot(output)
-    found = check(output)
+    found = verify_checksums(output)
     assert found.holds
     assert (found.exit_code, found.checked, found.blocks) == (0, len(shards(output)), len(shards(output)))
-    assert str(found).endswith("each checksum holds")
+    assert str(found).endswith("PASS: every checksum holds")
     assert snapshot(output) == before
 
 
@@ -93,7 +93,7 @@ def test_a_sound_output_holds_and_is_only_read(output: Path) -> None:
 def test_harm_is_found_and_repaired(folder: Path, output: Path, array: str, harm: Callable[[Path], None]) -> None:
     file = shards(output, array)[2]
     harm(file)
-    found = check(output)
+    found = verify_checksums(output)
     expected = (1, 0) if harm in DAMAGED else (0, 1)
     assert (len(found.damaged), found.missing) == expected
     assert found.exit_code == 3
@@ -113,7 +113,7 @@ def test_all_at_once(folder: Path, output: Path) -> None:
     files = shards(output, ARRAYS[0]) + shards(output, ARRAYS[1])
     for file, harm in zip(files, (DAMAGED + MISSING) * len(files), strict=False):
         harm(file)
-    assert not check(output).holds
+    assert not verify_checksums(output).holds
     ended: list[int] = []
 
     def watch(event: Event) -> None:
@@ -134,7 +134,7 @@ def test_an_exchanged_shard_has_the_right_checksum(output: Path) -> None:
         kept = one.read_bytes()
         one.write_bytes(other.read_bytes())
         other.write_bytes(kept)
-    assert check(output).holds
+    assert verify_checksums(output).holds
     assert not verify(output, boxes=2).holds
 
 
@@ -164,7 +164,7 @@ def test_a_running_run_refuses_it(output: Path) -> None:
         with pytest.raises(InputError, match="in use by run 2"):
             repair(output, workers=0)
         assert snapshot(output) == before
-        assert len(check(output).damaged) == 1
+        assert len(verify_checksums(output).damaged) == 1
     assert repair(output, workers=0).holds
 
 
@@ -201,7 +201,7 @@ def test_a_stopped_repair_is_gone_on_with_by_a_run(folder: Path, output: Path) -
 
     with pytest.raises(StoppedError):
         repair(output, workers=0, stop=stop, on_event=watch)
-    assert (len(check(output).damaged), check(output).missing > 0) == (0, True)
+    assert (len(verify_checksums(output).damaged), verify_checksums(output).missing > 0) == (0, True)
     assert repair(output, workers=0).holds
     assert bytes_of(output) == bytes_of(folder / "sound.zarr")
 
@@ -221,7 +221,7 @@ def test_what_a_sick_disk_cannot_read_is_not_removed(output: Path, monkeypatch: 
     def sick(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("emseg.store.arrays.Shards.read", sick)
+    monkeypatch.setattr("emseg_core.store.zarrs.arrays.Shards.read", sick)
     found = repair(output, workers=0)
     assert len(found.damaged) == found.blocks
     assert "input/output error" in found.damaged[0].cause
@@ -233,7 +233,7 @@ def test_checksums_need_no_volume_no_model_no_torch(output: Path) -> None:
     shutil.rmtree(output / "emseg" / "run-0001")
     flip(shards(output)[0])
     probe = (
-        "import sys; from emseg_workflows.cli import main\n"
+        "import sys; from emseg.cli import main\n"
         "sys.argv = ['emseg', 'verify', sys.argv[1], '--checksums', '--json']\n"
         "try: main()\n"
         "finally: print('torch' in sys.modules, file=sys.stderr)"
@@ -251,7 +251,7 @@ def test_checksums_need_no_volume_no_model_no_torch(output: Path) -> None:
 def test_the_command_repairs(folder: Path, output: Path) -> None:
     flip(shards(output)[0])
     cut(shards(output, ARRAYS[1])[1])
-    done = emseg("verify", output, "--repair", "--workers", "0")
+    done = run_emseg("verify", output, "--repair", "--workers", "0")
     assert done.returncode == 0, done.stderr
     assert "0 damaged, 0 missing, 2 repaired" in done.stdout
     assert bytes_of(output) == bytes_of(folder / "sound.zarr")
@@ -262,11 +262,11 @@ def test_what_checksums_do_not_read_is_not_taken(output: Path, more: list[str], 
     """Somebody who gives it expects it to be looked at."""
     refused = CliRunner().invoke(cli, ["verify", str(output), "--checksums", *more])
     assert refused.exit_code == 2
-    assert f"--checksums reads no {what}: leave out one of --checksums and --{what}" in refused.output
+    assert f"--checksums does not read the {what}: omit --checksums or --{what}" in refused.output
 
 
 def test_workers_are_for_repair(output: Path) -> None:
-    done = emseg("verify", output, "--checksums", "--workers", "2")
+    done = run_emseg("verify", output, "--checksums", "--workers", "2")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "--workers 2 is for --repair" in line
+    assert "--workers 2 has no effect without --repair" in line

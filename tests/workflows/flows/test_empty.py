@@ -10,12 +10,12 @@ import pytest
 import zarr
 from runs import PLANAR, bytes_of, save_random_model, save_volume, shards, texture
 
-from emseg.errors import OutputError, PlanError
-from emseg.store.output import open_output
-from emseg_workflows import segment
-from emseg_workflows.flows.record import recipe_of
-from emseg_workflows.flows.repair import repair
-from emseg_workflows.flows.verify import verify
+from emseg.flows.records.run_log import recipe_of
+from emseg.flows.repair import repair
+from emseg.flows.segment import segment
+from emseg.flows.verify import verify
+from emseg_core.errors import OutputError, PlanError
+from emseg_core.store.outputs.lifecycle import open_output
 
 SHAPE = (4, 60, 140)
 VALUE = 9
@@ -68,11 +68,11 @@ def test_a_declaration_is_part_of_the_recipe(inputs: dict[str, Any], tmp_path: P
         file.unlink()
     assert repair(output, workers=0).repaired == 2
     assert bytes_of(output) == sound
-    with pytest.raises(OutputError, match=r"empty.label: 1 / 0"):
+    with pytest.raises(OutputError, match=r"empty.label was 1, now 0"):
         segment(output=output, workers=0, empty=(VALUE, "inside"), **inputs)
     with pytest.raises(PlanError, match="--empty names the class 'glia', but the model has inside, membrane"):
         segment(output=tmp_path / "p.zarr", workers=0, empty=(0, "glia"), **inputs)
     plain = tmp_path / "plain.zarr"
     assert segment(output=plain, workers=0, **inputs).exit_code == 0
-    with pytest.raises(OutputError, match=r"empty.label: nothing / 1"):
+    with pytest.raises(OutputError, match=r"empty.label was not set, now 1"):
         segment(output=plain, workers=0, empty=(VALUE, "membrane"), **inputs)

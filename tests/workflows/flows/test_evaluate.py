@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
-from runs import CUBIC, PLANAR, emseg, save_random_model, save_volume, shards, texture
+from runs import CUBIC, PLANAR, run_emseg, save_random_model, save_volume, shards, texture
 
-from emseg.errors import InputError, OutputError
-from emseg.metrics.components import components
-from emseg.metrics.isbi import FINE, TENTHS, border_scores
-from emseg.metrics.membrane import count
-from emseg.metrics.partition import Scores
-from emseg.metrics.warping import warp
-from emseg.store.output import open_output
-from emseg.truth import membrane_truth
-from emseg_workflows import evaluate, segment
-from emseg_workflows.flows.evaluate import Evaluation
+from emseg import evaluate, segment
+from emseg.flows.evaluate import Evaluation
+from emseg_core.errors import InputError, OutputError
+from emseg_core.metrics.components import components
+from emseg_core.metrics.isbi import FINE, TENTHS, border_scores
+from emseg_core.metrics.membrane import count
+from emseg_core.metrics.partition import Scores
+from emseg_core.metrics.warping import warp
+from emseg_core.store.outputs.lifecycle import open_output
+from emseg_core.truth import membrane_truth
 
 SHAPE = (7, 45, 53)
 LABELS = {"membrane": (0,), "inside": (255, 128)}
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, spec, more in (
         ("planar", PLANAR, {"probabilities": True}),
         ("bare", PLANAR, {}),
-        ("part", PLANAR, {"probabilities": True, "region": "2:6,3:40,:"}),
+        ("part", PLANAR, {"probabilities": True, "roi": "2:6,3:40,:"}),
         ("cubic", CUBIC, {"probabilities": True}),
     ):
         model = save_random_model(folder / f"{name}.safetensors", spec)
@@ -78,13 +78,13 @@ def true_classes(values: NDArray[Any]) -> NDArray[np.uint8]:
 def assert_scores(found: Evaluation, stored: NDArray[np.uint8], truth: NDArray[np.uint8], threshold: float) -> None:
     """What was found slice by slice is what these whole arrays give."""
     inside, known = truth == 0, truth != 255
-    assert len(found.found) == len(truth)
-    for one, plane, true, scored in zip(found.found, stored, inside, known, strict=True):
+    assert len(found.slice_scores) == len(truth)
+    for one, plane, true, scored in zip(found.slice_scores, stored, inside, known, strict=True):
         border = plane / 254 >= threshold
         assert one.segments == border_scores(border, components(true))
         assert one.warped == warp(~border, true, scored)
     for name in Scores.__slots__:
-        mean = np.mean([getattr(one.segments, name) for one in found.found])
+        mean = np.mean([getattr(one.segments, name) for one in found.slice_scores])
         assert found.to_json()["segments"][name] == pytest.approx(mean)
     assert found.sweep is not None
     for place in (0, 5, 13, 25, 50):
@@ -110,7 +110,7 @@ def test_against_whole_arrays(truth: str, threshold: float, folder: Path) -> Non
     assert coarse["threshold"] in TENTHS
     assert coarse["score"] == max(document["sweep"]["rand"][::5]) <= best
     assert f"V_Rand   {document['segments']['rand']:.4f}" in str(found)
-    assert f"best       V_Rand {coarse['score']:.4f} from {coarse['threshold']:g} on" in str(found)
+    assert f"best       V_Rand {coarse['score']:.4f} at threshold {coarse['threshold']:g}" in str(found)
 
 
 def test_its_own_labels_are_perfect(folder: Path, tmp_path: Path) -> None:
@@ -125,10 +125,10 @@ def test_without_probabilities_the_labels_count(folder: Path) -> None:
     assert (found.sweep, found.histogram, found.threshold) == (None, None, None)
     own, true = labels_of(folder / "bare.zarr"), true_classes(tifffile.imread(folder / "truth.tif"))
     expected = [border_scores(o == 1, components(t == 0)) for o, t in zip(own, true, strict=True)]
-    assert [one.segments for one in found.found] == expected
-    assert "a run with --probabilities stores them" in str(found)
+    assert [one.segments for one in found.slice_scores] == expected
+    assert "run with --probabilities to store them" in str(found)
     stored = evaluate(folder / "planar.zarr", folder / "truth.tif", labels=LABELS, ignore=(IGNORED,))
-    assert "a run with --probabilities stores them" not in str(stored)
+    assert "run with --probabilities to store them" not in str(stored)
 
 
 def test_some_slices(folder: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_some_slices(folder: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"labels": LABELS, "ignore": (IGNORED,), "slices": (2, 5)}
     for truth in (folder / "truth.tif", tmp_path / "three.tif"):
         found = evaluate(folder / "planar.zarr", truth, **options)
-        assert [one.z for one in found.found] == [2, 3, 4]
+        assert [one.z for one in found.slice_scores] == [2, 3, 4]
         assert_scores(found, probability(folder / "planar.zarr")[2:5], true_classes(values[2:5]), 0.5)
 
 
@@ -176,7 +176,7 @@ def test_several_classes(folder: Path, tmp_path: Path) -> None:
         assert found.to_json()["classes"][name]["precision"] == pytest.approx(counts.precision)
         assert found.to_json()["classes"][name]["recall"] == pytest.approx(counts.recall)
     assert found.border == "other"
-    assert len(found.found) == SHAPE[0]
+    assert len(found.slice_scores) == SHAPE[0]
 
 
 @pytest.mark.parametrize("name", ["volume.tif", "volume.zarr"])
@@ -190,10 +190,10 @@ def test_a_volume_of_somebody_elses(name: str, folder: Path, tmp_path: Path) -> 
     save_tiff(tmp_path / "truth.tif", values)
     found = evaluate(tmp_path / name, tmp_path / "truth.tif", labels=LABELS)
     assert found.to_json()["voxels"]["error"] == pytest.approx(np.mean((values == 0) != (rolled == 0)))
-    assert len(found.found) == SHAPE[0]
+    assert len(found.slice_scores) == SHAPE[0]
     unnamed = evaluate(tmp_path / name, tmp_path / "truth.tif", labels={"a": (0,), "b": (128, 255)})
-    assert (unnamed.border, unnamed.found) == (None, [])
-    assert "name one with --class" in str(unnamed)
+    assert (unnamed.border, unnamed.slice_scores) == (None, [])
+    assert "choose one with --class" in str(unnamed)
 
 
 def test_slices_without_a_segment_are_left_out(folder: Path, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_slices_without_a_segment_are_left_out(folder: Path, tmp_path: Path) -> 
     values[3] = 0
     save_tiff(tmp_path / "gap.tif", values)
     found = evaluate(folder / "planar.zarr", tmp_path / "gap.tif", labels=LABELS, ignore=(IGNORED,))
-    assert [one.z for one in found.found] == [0, 1, 2, 4, 5, 6]
+    assert [one.z for one in found.slice_scores] == [0, 1, 2, 4, 5, 6]
     save_tiff(tmp_path / "none.tif", np.zeros(SHAPE, np.uint8))
     nothing = evaluate(folder / "planar.zarr", tmp_path / "none.tif", labels=LABELS)
     assert "the truth is membrane everywhere" in str(nothing)
@@ -223,25 +223,40 @@ def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "truth", "options", "message"),
     [
-        ("planar.zarr", "truth.tif", {}, "must be said in one way.*--labels.*--ids"),
-        ("planar.zarr", "truth.tif", {"labels": LABELS, "ids": True}, "must be said in one way"),
+        ("planar.zarr", "truth.tif", {}, "need exactly one meaning.*labels.*ids=True"),
+        ("planar.zarr", "truth.tif", {"labels": LABELS, "ids": True}, "need exactly one meaning"),
         ("planar.zarr", "truth.tif", {"labels": LABELS}, "have the value 9, which stands for none of inside, membrane"),
         ("planar.zarr", "truth.tif", {"labels": {"glia": (0,)}}, "no class 'glia': the classes are inside, membrane"),
-        ("planar.zarr", "truth.tif", {"labels": LABELS, "border": "glia"}, "no class 'glia': the classes are inside"),
-        ("planar.zarr", "truth.tif", {"labels": LABELS, "ignore": (128,)}, "value 128 stands for what is ignored and"),
-        ("planar.zarr", "truth.tif", {"labels": LABELS, "threshold": 1.5}, "threshold 1.5 is no probability"),
+        ("planar.zarr", "truth.tif", {"labels": LABELS, "border": "glia"}, "no class 'glia': choose one of inside"),
+        ("planar.zarr", "truth.tif", {"labels": LABELS, "ignore": (128,)}, "value 128 stands for ignored voxels and"),
+        (
+            "planar.zarr",
+            "truth.tif",
+            {"labels": LABELS, "threshold": 1.5},
+            "the threshold is 1.5, but probabilities are from 0 to 1",
+        ),
         ("planar.zarr", "truth.tif", {"labels": LABELS, "slices": (3, 8)}, "slices 0 to 6.*not 3:8"),
         ("planar.zarr", "truth.tif", {"labels": LABELS, "slices": (3, 3)}, "slices 0 to 6.*not 3:3"),
-        ("planar.zarr", "short.tif", {"labels": LABELS}, "has 7 slices, but .*short.tif has 3: say with --slices"),
+        ("planar.zarr", "short.tif", {"labels": LABELS}, "has 7 slices, but .*short.tif has 3: give the slices"),
         ("planar.zarr", "short.tif", {"labels": LABELS, "slices": (0, 2)}, "7 slices, of which 2 were chosen, but .* has 3"),
         ("planar.zarr", "narrow.tif", {"labels": LABELS}, r"\(45, 53\), but those of .*narrow.tif \(45, 50\)"),
-        ("planar.zarr", "nan.tif", {"labels": LABELS, "ignore": (9,)}, "nan.tif, there is the value nan, but classes and ids"),
-        ("planar.zarr", "grey.tif", {"ids": True}, "in slices 0 to [0-9] of .*grey.tif, there is the value 0.5, but"),
+        (
+            "planar.zarr",
+            "nan.tif",
+            {"labels": LABELS, "ignore": (9,)},
+            "nan.tif, the truth holds the value nan, but classes and ids",
+        ),
+        ("planar.zarr", "grey.tif", {"ids": True}, "in slices 0 to [0-9] of .*grey.tif, the truth holds the value 0.5, but"),
         ("planar.zarr", "missing.tif", {"labels": LABELS}, "missing.tif"),
         ("missing.zarr", "truth.tif", {"labels": LABELS}, "nothing at .*missing.zarr"),
-        ("broken.zarr", "truth.tif", {"labels": LABELS}, "1 of [0-9]+ blocks of .*broken.zarr are not computed.*`emseg run`"),
-        ("odd.tif", "truth.tif", {"labels": LABELS, "ignore": (9,)}, "in slice 0 of .*odd.tif, 1 voxels have the value 7"),
-        ("named.zarr", "ids.tif", {"ids": True}, "ids become inside and membrane, but the classes of the output are sky, sea"),
+        (
+            "broken.zarr",
+            "truth.tif",
+            {"labels": LABELS},
+            r"1 of [0-9]+ blocks of .*broken.zarr are not computed.*`segment\(\)`",
+        ),
+        ("odd.tif", "truth.tif", {"labels": LABELS, "ignore": (9,)}, "in slice 0 of .*odd.tif, 1 voxel has the value 7"),
+        ("named.zarr", "ids.tif", {"ids": True}, "ids=True gives the classes inside and membrane, but the output has sky, sea"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
@@ -276,7 +291,7 @@ def test_a_damaged_output_is_no_plain_volume(folder: Path, tmp_path: Path) -> No
 
 def test_as_a_command(folder: Path, tmp_path: Path) -> None:
     words = ["planar.zarr", "truth.tif", "--labels", "membrane=0,inside=128+255", "--ignore", "9", "--slices", "1:4"]
-    done = emseg("evaluate", *words, "--json", tmp_path / "found.json", cwd=folder)
+    done = run_emseg("evaluate", *words, "--json", tmp_path / "found.json", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     found = evaluate(folder / "planar.zarr", folder / "truth.tif", labels=LABELS, ignore=(9,), slices=(1, 4))
     said = json.loads((tmp_path / "found.json").read_text())

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from runs import PLANAR, emseg, save_random_model, save_volume, texture
+from runs import PLANAR, run_emseg, save_random_model, save_volume, texture
 
-from emseg.errors import InputError, OutputError
-from emseg.specs.volume import TRUTH_DTYPES
-from emseg.store.output import open_output
-from emseg.store.tiff import open_tiff
-from emseg_workflows import export, ingest, label, segment
+from emseg.flows.export import export
+from emseg.flows.ingest import ingest
+from emseg.flows.label import label
+from emseg.flows.segment import segment
+from emseg_core.errors import InputError, OutputError
+from emseg_core.specs.volume import TRUTH_DTYPES
+from emseg_core.store.outputs.lifecycle import open_output
+from emseg_core.store.stacks.tiff import open_tiff
 
 SIZE = (30.0, 8.5, 8.0)
 
@@ -32,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ingest(folder / f"{name}.tif", folder / f"{name}.zarr", voxel_size=SIZE)
         segment(folder / f"{name}.zarr", folder / f"{name}.out", model=model, probabilities=True, workers=0)
         label(folder / f"{name}.out", workers=0)
-    segment(folder / "raw.zarr", folder / "part.out", model=model, workers=0, region="1:5,:,7:")
+    segment(folder / "raw.zarr", folder / "part.out", model=model, workers=0, roi="1:5,:,7:")
     bare = save_volume(folder / "bare.zarr", texture((6, 90, 110)))
     segment(bare, folder / "bare.out", model=model, workers=0)
     shutil.copytree(folder / "part.out", folder / "holed.out")
@@ -82,12 +85,12 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "there.tif").write_bytes(b"mine")
     for output, tiff, options, message in (
         ("raw", "there.tif", {}, "already exists.*--overwrite"),
-        ("raw", "made.png", {}, "end the name with .tif"),
+        ("raw", "made.png", {}, "end it with .tif"),
         ("raw", "no/made.tif", {}, "is not a folder"),
-        ("raw", "made.tif", {"probability": "vesicle"}, "no class 'vesicle', but inside, membrane"),
-        ("bare", "made.tif", {"probability": "inside"}, "keeps labels alone.*--probabilities"),
+        ("raw", "made.tif", {"probability": "vesicle"}, "no class 'vesicle': choose one of inside, membrane"),
+        ("bare", "made.tif", {"probability": "inside"}, "stores labels only.*--probabilities"),
         ("bare", "made.tif", {"instances": "instances"}, "has no instance labels 'instances'.*emseg label"),
-        ("raw", "made.tif", {"instances": "instances", "probability": "inside"}, "ask for one"),
+        ("raw", "made.tif", {"instances": "instances", "probability": "inside"}, "cannot be exported together: choose one"),
     ):
         with pytest.raises(InputError, match=message):
             export(folder / f"{output}.out", tmp_path / tiff, **options)  # type: ignore[arg-type]
@@ -96,7 +99,7 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
 
 def test_the_command(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "made.tif").touch()
-    done = emseg("export", folder / "raw.out", tmp_path / "made.tif", "--instances", "--overwrite")
+    done = run_emseg("export", folder / "raw.out", tmp_path / "made.tif", "--instances", "--overwrite")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'made.tif'}\n"
     expected = zarr.open_array(folder / "raw.out" / "labels" / "instances" / "0", mode="r")

@@ -15,13 +15,15 @@ import tifffile
 import zarr
 from exported import STEPS, WHAT, levels_in, make_output, place_of
 from ome_zarr_models import v04, v05
-from runs import PLANAR, emseg, save_random_model, snapshot, texture
+from runs import PLANAR, run_emseg, save_random_model, snapshot, texture
 
-from emseg.box import Box
-from emseg.errors import BlockError, InputError, OutputError
-from emseg.store.arrays import Shards
-from emseg.store.volume import open_volume
-from emseg_workflows import export, ingest, segment
+from emseg.flows.export import export
+from emseg.flows.ingest import ingest
+from emseg.flows.segment import segment
+from emseg_core.box import Box
+from emseg_core.errors import BlockError, InputError, OutputError
+from emseg_core.store.volumes.volume import open_volume
+from emseg_core.store.zarrs.arrays import Shards
 
 FORMATS = ("ome-zarr-0.4", "ome-zarr-0.5")
 
@@ -117,7 +119,7 @@ def test_only_an_export_and_nothing_else_is_replaced(output: Path, tmp_path: Pat
     ingest(tmp_path / "raw.tif", tmp_path / "volume.zarr")
     before = snapshot(tmp_path)
     for name in ("more", "link", "empty", "file", "volume"):
-        with pytest.raises(OutputError, match="is not what emseg has exported and nothing else"):
+        with pytest.raises(OutputError, match="is not an export of emseg, or contains other files"):
             export(output, tmp_path / f"{name}.zarr", file_format=file_format, overwrite=True)
     with pytest.raises(OutputError, match="already exists: choose another name, or replace it with --overwrite"):
         export(output, made, file_format=file_format)
@@ -129,11 +131,11 @@ def test_only_an_export_and_nothing_else_is_replaced(output: Path, tmp_path: Pat
 
 def test_refusals(output: Path, tmp_path: Path) -> None:
     for target, options, message in (
-        (tmp_path / "made", {}, r"end the name with .tif or .zarr, or choose with --format"),
+        (tmp_path / "made", {}, r"end it with .tif or .zarr, or choose one with --format"),
         (tmp_path / "no" / "made.zarr", {}, "is not a folder"),
         (tmp_path / "a\0b.zarr", {}, "no file name can have"),
-        (output / "made.zarr", {}, "lies in the output"),
-        (output, {"file_format": "ome-zarr-0.5", "overwrite": True}, "lies in the output"),
+        (output / "made.zarr", {}, "lies inside the output"),
+        (output, {"file_format": "ome-zarr-0.5", "overwrite": True}, "lies inside the output"),
     ):
         with pytest.raises(InputError, match=message):
             export(output, target, **options)  # type: ignore[arg-type]
@@ -172,6 +174,6 @@ def test_no_more_than_a_write_unit_is_read_at_once(
 
 
 def test_the_command(output: Path, tmp_path: Path) -> None:
-    done = emseg("export", output, tmp_path / "made", "--format", "ome-zarr-0.4", "--probability", "membrane")
+    done = run_emseg("export", output, tmp_path / "made", "--format", "ome-zarr-0.4", "--probability", "membrane")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'made'}\n"), done.stderr
     assert (tmp_path / "made" / "2" / ".zarray").is_file()

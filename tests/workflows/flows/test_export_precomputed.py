@@ -20,13 +20,15 @@ import tensorstore
 import zarr
 from exported import STEPS, WHAT, in_unit, levels_in, make_output
 from numpy.typing import NDArray
-from runs import PLANAR, emseg, save_random_model, snapshot, texture
+from runs import PLANAR, run_emseg, save_random_model, snapshot, texture
 
-from emseg.box import Triple
-from emseg.errors import InputError, OutputError, VolumeError
-from emseg.store import new_volume
-from emseg.store.volume import open_volume
-from emseg_workflows import export, ingest, segment
+from emseg.flows.export import export
+from emseg.flows.ingest import ingest
+from emseg.flows.segment import segment
+from emseg_core.box import Triple
+from emseg_core.errors import InputError, OutputError, VolumeError
+from emseg_core.store.exports import new_volume
+from emseg_core.store.volumes.volume import open_volume
 
 FIRST = (120.0, 0.0, 24.0)
 """Place of the output's first voxel, in nanometres."""
@@ -40,7 +42,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that there are several files."""
-    monkeypatch.setattr(new_volume, "SIDE", 4)
+    monkeypatch.setattr(new_volume, "CHUNK_SIDE_VOXELS", 4)
 
 
 def read_scale(root: Path, number: int) -> NDArray[Any]:
@@ -130,7 +132,7 @@ def test_each_level_is_what_and_where_it_is_in_the_output(output: Path, tmp_path
         np.testing.assert_array_equal(tensorstore.open(spec).result().read().result()[..., 0].transpose(), expected)
     assert len(info["scales"]) == len(STEPS)
     assert len(list((made / "0").iterdir())) > 1
-    assert said == ["precomputed counts whole voxels alone: level 2 is moved, by half a voxel of its own at most"]
+    assert said == ["precomputed stores offsets in whole voxels: moved level 2 by up to half a voxel"]
     before = snapshot(tmp_path)
     export(output, made, file_format="precomputed", overwrite=True, **WHAT[what])
     assert snapshot(tmp_path) == before
@@ -164,10 +166,10 @@ def test_units_become_nanometres_or_are_missed(output: Path, tmp_path: Path) -> 
         made = export(other, tmp_path / f"{unit}", file_format="precomputed", tell=said.append)
         assert json.loads((made / "info").read_bytes())["scales"][0]["resolution"] == size
     assert [line for line in said if "moved" not in line] == [
-        "the volume states no unit of length, precomputed always does: its voxel size is written as nanometres"
+        "the volume states no unit of length: its voxel size is written as nanometres, which precomputed requires"
     ]
     other = in_unit(output, tmp_path / "feet.out", "foot")
-    with pytest.raises(OutputError, match="would be in nanometres, but the volume is in 'foot': export OME-Zarr"):
+    with pytest.raises(OutputError, match="would be in nanometres, but the unit of the volume is 'foot': export OME-Zarr"):
         export(other, tmp_path / "feet", file_format="precomputed")
     assert not (tmp_path / "feet").exists()
 
@@ -191,7 +193,7 @@ def test_only_an_export_and_nothing_else_is_replaced(output: Path, tmp_path: Pat
     (tmp_path / "theirs" / "info").write_text(json.dumps(info))
     before = snapshot(tmp_path)
     for name in ("more", "theirs"):
-        with pytest.raises(OutputError, match="is not what emseg has exported and nothing else"):
+        with pytest.raises(OutputError, match="is not an export of emseg, or contains other files"):
             export(output, tmp_path / name, file_format="precomputed", overwrite=True)
     with pytest.raises(OutputError, match="already exists"):
         export(output, made, file_format="precomputed")
@@ -215,13 +217,13 @@ def test_without_the_library(output: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "tensorstore", None)
     with pytest.raises(VolumeError, match=r"made is written with tensorstore, .* pip install 'emseg\[tensorstore\]'"):
         export(output, tmp_path / "made", file_format="precomputed")
-    with pytest.raises(InputError, match="choose with --format"):
+    with pytest.raises(InputError, match="choose one with --format"):
         export(output, tmp_path / "made")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_command(output: Path, tmp_path: Path) -> None:
-    done = emseg("export", output, tmp_path / "made", "--format", "precomputed", "--instances")
+    done = run_emseg("export", output, tmp_path / "made", "--format", "precomputed", "--instances")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'made'}\n"), done.stderr
     said, *_ = done.stderr.splitlines()
-    assert said == "precomputed counts whole voxels alone: level 2 is moved, by half a voxel of its own at most"
+    assert said == "precomputed stores offsets in whole voxels: moved level 2 by up to half a voxel"

@@ -14,12 +14,12 @@ from foreign import Bare, Padded, save_exported, save_onnx, save_package, tile_o
 from runs import PLANAR, assert_same_labels, bytes_of, one_pass, save_random_model, save_volume, shards, texture
 from torch import nn
 
-import emseg.model.source
-from emseg_workflows import segment
-from emseg_workflows.cli import cli
-from emseg_workflows.events import Event, Noticed
-from emseg_workflows.flows.repair import repair
-from emseg_workflows.flows.verify import verify
+import emseg_core.model.model_place
+from emseg import segment
+from emseg.cli import cli
+from emseg.flows.repair import repair
+from emseg.flows.verify import verify
+from emseg.runs.events import Event, Noticed
 
 SHAPE = (6, 61, 77)
 
@@ -55,7 +55,7 @@ def test_workers_and_repairs_do_not_experiment_again(folder: Path, tmp_path: Pat
     output = tmp_path / "o.zarr"
     asked = {"model": folder / "padded.pt2", "tile": (1, 40, 40)}
     assert segment(folder / "v.zarr", output, workers=2, **asked).exit_code == 0
-    monkeypatch.setattr(emseg.model.source, "contract_of", None)
+    monkeypatch.setattr(emseg_core.model.model_place, "contract_of", None)
     sound = bytes_of(output)
     shards(output)[0].unlink()
     assert repair(output, workers=0).holds
@@ -96,7 +96,7 @@ def test_what_was_found_out_is_shown(folder: Path) -> None:
 
     padded = shown(folder / "padded.pt2")
     assert "classes class 0, class 1, logits" in padded
-    assert "padding: 0 x 6 x 6 voxels beside it are cropped from each side of its output" in padded
+    assert "padding: affects 0 x 6 x 6 voxels on each side of the output, which are cropped" in padded
     assert "exact: found by experiment" in padded
     assert "padding" not in shown(folder / "n.onnx")
     assert json.loads(shown(folder / "n.onnx", "--json")).popitem()[1]["spec"]["contract"]["context"] == [

@@ -18,12 +18,12 @@ import zarr
 from ome_zarr_models.v05 import Image
 from runs import snapshot
 
-from emseg.box import Box
-from emseg.errors import InputError, OutputError, VolumeError
-from emseg.store import new_volume
-from emseg.store.volume import open_volume
-from emseg_workflows.events import BlockEnded, Event, RunEnded, RunStarted
-from emseg_workflows.flows.ingest import Ingested, ingest
+from emseg.flows.ingest import Ingested, ingest
+from emseg.runs.events import BlockEnded, Event, RunEnded, RunStarted
+from emseg_core.box import Box
+from emseg_core.errors import InputError, OutputError, VolumeError
+from emseg_core.store.exports import new_volume
+from emseg_core.store.volumes.volume import open_volume
 
 SHAPE = (11, 70, 90)
 IMAGEJ: dict[str, Any] = {
@@ -63,7 +63,7 @@ def refused(kind: type[InputError], *arguments: Any, **options: Any) -> str:
 @pytest.fixture
 def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for four slices only."""
-    monkeypatch.setattr(new_volume, "SLAB_BYTES", 4 * 70 * 90)
+    monkeypatch.setattr(new_volume, "MAX_SLAB_BYTES", 4 * 70 * 90)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
@@ -100,10 +100,10 @@ def test_voxel_size_and_where_it_comes_from(tmp_path: Path) -> None:
     assert stated.size_from == "the spacing and unit of its ImageJ header"
     given = ingest(source, tmp_path / "b", voxel_size=(50, 8, 8), unit="micrometer")
     assert (given.spec.scale, given.spec.units) == ((50, 8, 8), ("micrometer",) * 3)
-    assert given.size_from == "what was given"
+    assert given.size_from == "the given voxel size"
     neither = ingest(slices(tmp_path / "s"), tmp_path / "c")
     assert (neither.spec.scale, neither.spec.units) == ((1, 1, 1), (None,) * 3)
-    assert neither.size_from == "nowhere: it is not stated"
+    assert neither.size_from == "not stated by the source"
     for name, made in (("a", stated), ("b", given), ("c", neither)):
         assert made == Ingested(open_volume(tmp_path / name).spec, made.size_from)
 
@@ -115,7 +115,7 @@ def test_a_wrong_voxel_size_is_refused(tmp_path: Path, size: Any) -> None:
 
 def test_an_unknown_unit_is_refused(tmp_path: Path) -> None:
     source = stack(tmp_path / "s.tif")
-    assert "the unit is 'nm', but OME-Zarr writes it in full" in refused(
+    assert "the unit is 'nm', but OME-Zarr spells units in full" in refused(
         VolumeError, source, tmp_path / "v", voxel_size=(1, 1, 1), unit="nm"
     )
 
@@ -163,15 +163,15 @@ def test_missing_slices_are_filled_if_that_is_asked_for(tmp_path: Path) -> None:
 def test_places_that_do_not_do(tmp_path: Path) -> None:
     source = slices(tmp_path / "s")
     file = stack(tmp_path / "s.tif")
-    assert "lie in one another" in refused(OutputError, source, source / "v")
-    assert "lie in one another" in refused(OutputError, source, source, overwrite=True)
-    assert "lie in one another" in refused(OutputError, file, file, overwrite=True)
+    assert "lie inside one another" in refused(OutputError, source, source / "v")
+    assert "lie inside one another" in refused(OutputError, source, source, overwrite=True)
+    assert "lie inside one another" in refused(OutputError, file, file, overwrite=True)
     ingest(file, tmp_path / "v")
     slices(tmp_path / "v" / "slices")
-    assert "lie in one another" in refused(OutputError, tmp_path / "v" / "slices", tmp_path / "v", overwrite=True)
+    assert "lie inside one another" in refused(OutputError, tmp_path / "v" / "slices", tmp_path / "v", overwrite=True)
     (tmp_path / "link").symlink_to(source)
-    assert "lie in one another" in refused(OutputError, source, tmp_path / "link" / "v")
-    assert "is not a folder: make that first" in refused(OutputError, file, tmp_path / "no" / "v")
+    assert "lie inside one another" in refused(OutputError, source, tmp_path / "link" / "v")
+    assert "is not a folder: create that first" in refused(OutputError, file, tmp_path / "no" / "v")
     assert "no file name can have" in refused(OutputError, file, tmp_path / "a\0b")
     assert "already exists" in refused(OutputError, file, tmp_path / "v")
     assert "is not a volume that emseg has ingested" in refused(OutputError, file, tmp_path / "v", overwrite=True)
@@ -202,12 +202,12 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("emseg.store.arrays.Shards.write", full)
+    monkeypatch.setattr("emseg_core.store.zarrs.arrays.Shards.write", full)
     assert "(no space left on device): free some space, or choose another disk" in refused(OutputError, source, tmp_path / "v")
 
 
 def test_memory_is_bounded_by_the_slab_not_by_the_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(new_volume, "SLAB_BYTES", 2**20)
+    monkeypatch.setattr(new_volume, "MAX_SLAB_BYTES", 2**20)
     source = stack(tmp_path / "s.tif", np.zeros((128, 256, 512), np.uint8), compression="zlib")
     tracemalloc.start()
     ingest(source, tmp_path / "v")
@@ -227,8 +227,9 @@ def test_real_stack(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from emseg.store import new_volume, staging
-from emseg_workflows import ingest
+from emseg_core.store.exports import new_volume
+from emseg_core.store.files import atomic_write
+from emseg import ingest
 
 left, known = int(sys.argv[3]), os.fsync
 
@@ -240,14 +241,14 @@ def fsync(handle):
     known(handle)
 
 os.fsync = fsync
-new_volume.SLAB_BYTES = 64 * 64
+new_volume.MAX_SLAB_BYTES = 64 * 64
 ingest(sys.argv[1], sys.argv[2], voxel_size=(50, 4, 4))
 """
 
 
 def test_what_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slabs that are stored are not read again, unless the source has changed; the volume is the same, and nothing is left."""
-    monkeypatch.setattr(new_volume, "SLAB_BYTES", 64 * 64)
+    monkeypatch.setattr(new_volume, "MAX_SLAB_BYTES", 64 * 64)
     values = np.random.default_rng(3).integers(1, 255, (12, 64, 64), np.uint8)
     tifffile.imwrite(tmp_path / "s.tif", values, photometric="minisblack")
     ingest(tmp_path / "s.tif", tmp_path / "whole.zarr", voxel_size=(50, 4, 4))

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from stacks import save_hdf5, save_mrc, save_png
 
-from emseg.errors import VolumeError
-from emseg.store import new_volume
-from emseg.store.volume import open_volume
-from emseg_workflows.flows.ingest import ingest
+from emseg.flows.ingest import ingest
+from emseg_core.errors import VolumeError
+from emseg_core.store.exports import new_volume
+from emseg_core.store.volumes.volume import open_volume
 
 SHAPE = (11, 40, 50)
 DTYPES = ["uint8", "uint16", "float32"]
@@ -38,7 +38,7 @@ def refused(tmp_path: Path, source: Path, **options: Any) -> str:
 @pytest.fixture(autouse=True)
 def _small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for four slices only."""
-    monkeypatch.setattr(new_volume, "SLAB_BYTES", 4 * SHAPE[1] * SHAPE[2])
+    monkeypatch.setattr(new_volume, "MAX_SLAB_BYTES", 4 * SHAPE[1] * SHAPE[2])
 
 
 def check(volume: Path, data: NDArray[Any], scale: tuple[float, ...], first: tuple[float, ...], units: tuple[Any, ...]) -> None:
@@ -75,8 +75,8 @@ def test_one_dataset_of_several(tmp_path: Path) -> None:
     source = save_hdf5(tmp_path / "s.h5", voxels())
     save_hdf5(source, voxels("uint16"), "volumes/labels")
     save_hdf5(source, voxels("uint16", (7,)), "spots")
-    assert "has 2 datasets: choose with --dataset; there are volumes/labels, volumes/raw" in refused(tmp_path, source)
-    assert "no dataset 'raw': choose with --dataset; there are" in refused(tmp_path, source, dataset="raw")
+    assert "has 2 datasets: choose one with --dataset (available: volumes/labels, volumes/raw)" in refused(tmp_path, source)
+    assert "no dataset 'raw': choose one with --dataset (available: " in refused(tmp_path, source, dataset="raw")
     ingest(source, tmp_path / "v", dataset="/volumes/raw")
     check(tmp_path / "v", voxels(), (1, 1, 1), (0, 0, 0), (None,) * 3)
 
@@ -102,7 +102,7 @@ def test_hdf5_that_cannot_be_read(tmp_path: Path) -> None:
     whole = (tmp_path / "flipped.h5").read_bytes()
     (tmp_path / "flipped.h5").write_bytes(whole[: place + 20] + b"damaged" + whole[place + 27 :])
     assert "slices 0 to 1 of /volumes/raw of" in refused(tmp_path, tmp_path / "flipped.h5")
-    assert "no HDF5 file" in refused(tmp_path, save_mrc(tmp_path / "s.mrc", voxels("float32")), dataset="raw")
+    assert "neither HDF5" in refused(tmp_path, save_mrc(tmp_path / "s.mrc", voxels("float32")), dataset="raw")
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
@@ -153,13 +153,13 @@ def test_png_that_cannot_be_read(tmp_path: Path) -> None:
     assert "em_8.png is 40 x 50 uint8, but em_9.png is 40 x 50 uint16" in refused(tmp_path, mixed)
     coloured = save_png(tmp_path / "coloured", voxels())
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(coloured / "em_10.png")
-    assert "has the colours 'RGB'" in refused(tmp_path, coloured)
+    assert "has colour mode 'RGB'" in refused(tmp_path, coloured)
     short = save_png(tmp_path / "short", voxels())
     (short / "em_18.png").write_bytes((short / "em_18.png").read_bytes()[:500])
     assert "em_18.png cannot be read as PNG" in refused(tmp_path, short)
     both = save_png(tmp_path / "both", voxels())
     (both / "em_19.tif").touch()
-    assert "holds PNG and TIFF files" in refused(tmp_path, both)
+    assert "contains both PNG and TIFF files" in refused(tmp_path, both)
 
 
 @pytest.mark.parametrize(("suffix", "library", "extra"), [("h5", "h5py", "hdf5"), ("mrc", "mrcfile", "mrc")])

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from numcodecs import Blosc
 from numpy.typing import NDArray
-from runs import emseg
+from runs import run_emseg
 from stacks import BLOCK, save_n5, save_precomputed
 
-from emseg.errors import VolumeError
-from emseg.store.formats import open_stack
-from emseg.store.tensor import Tensor
-from emseg.store.volume import open_volume
-from emseg_workflows.flows.ingest import ingest
+from emseg.flows.ingest import ingest
+from emseg_core.errors import VolumeError
+from emseg_core.store.stacks.formats import open_stack
+from emseg_core.store.stacks.tensor import TensorStack
+from emseg_core.store.volumes.volume import open_volume
 
 SHAPE = (23, 40, 50)
 NM, NONE = ("nanometer",) * 3, (None,) * 3
@@ -122,9 +122,9 @@ def test_the_voxel_size_of_the_group_holds_for_its_levels(tmp_path: Path) -> Non
 
 
 def test_a_size_without_a_unit_is_said(tmp_path: Path) -> None:
-    done = emseg("ingest", save_n5(tmp_path / "s.n5", voxels(), resolution=[4, 8, 30]), tmp_path / "v")
+    done = run_emseg("ingest", save_n5(tmp_path / "s.n5", voxels(), resolution=[4, 8, 30]), tmp_path / "v")
     assert done.stdout == f"{tmp_path / 'v'}: 23 x 40 x 50 uint8, voxels of 30 x 8 x 4, unit not stated\n"
-    done = emseg("ingest", save_n5(tmp_path / "t.n5", voxels()), tmp_path / "w")
+    done = run_emseg("ingest", save_n5(tmp_path / "t.n5", voxels()), tmp_path / "w")
     assert done.stdout == f"{tmp_path / 'w'}: 23 x 40 x 50 uint8, voxel size not stated\n"
 
 
@@ -160,12 +160,12 @@ def test_n5_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "broken.n5" / "attributes.json").write_text('{"dimensions": [1')
     assert "attributes.json is damaged" in refused(tmp_path, tmp_path / "broken.n5")
     (tmp_path / "empty.n5").mkdir()
-    assert "has 0 datasets: choose with --dataset; there are none" in refused(tmp_path, tmp_path / "empty.n5")
+    assert "has 0 datasets: choose one with --dataset (available: none)" in refused(tmp_path, tmp_path / "empty.n5")
     for name in ("a/s0", "a/s1", "b"):
         save_n5(tmp_path / "many.n5" / name, voxels())
     many = tmp_path / "many.n5"
-    assert "has 3 datasets: choose with --dataset; there are a/s0, a/s1, b" in refused(tmp_path, many)
-    assert "no dataset 'c': choose with --dataset; there are" in refused(tmp_path, many, dataset="c")
+    assert "has 3 datasets: choose one with --dataset (available: a/s0, a/s1, b)" in refused(tmp_path, many)
+    assert "no dataset 'c': choose one with --dataset (available: " in refused(tmp_path, many, dataset="c")
     assert "no dataset '../wrong0.n5'" in refused(tmp_path, many, dataset="../wrong0.n5")
 
 
@@ -177,7 +177,7 @@ def test_damaged_and_missing_blocks_of_n5(tmp_path: Path) -> None:
     assert "the voxels 0:23,0:40,0:50 of" in (said := refused(tmp_path, source))
     assert said.endswith("copy it again")
     block.unlink()
-    assert "or read what is missing as 0 with --allow-missing" in refused(tmp_path, source)
+    assert "or read missing chunks as 0 with --allow-missing" in refused(tmp_path, source)
     ingest(source, tmp_path / "v", allow_missing=True)
     expected = voxels()
     expected[:8, 32:, 32:] = 0
@@ -203,42 +203,46 @@ def test_precomputed_that_cannot_be_read(tmp_path: Path) -> None:
     ):
         assert message in refused(tmp_path, save_precomputed(tmp_path / name, data))
     source = save_precomputed(tmp_path / "s", voxels())
-    assert "has no datasets, as it is no HDF5 file" in refused(tmp_path, source, dataset="s0")
+    assert "has no datasets, as it is neither HDF5" in refused(tmp_path, source, dataset="s0")
     chunk = source / "s0" / "-7-25_100-116_3-11"
     chunk.write_bytes(chunk.read_bytes()[:-9])
     assert "the voxels 0:23,0:40,0:50 of" in (said := refused(tmp_path, source))
     assert said.endswith("copy it again")
     chunk.unlink()
-    assert "or read what is missing as 0 with --allow-missing" in refused(tmp_path, source)
+    assert "or read missing chunks as 0 with --allow-missing" in refused(tmp_path, source)
     ingest(source, tmp_path / "v", allow_missing=True)
     expected = voxels()
     expected[:8, :16, :32] = 0
     check(tmp_path / "v", expected, (30, 8, 4.5), (90, 800, -31.5), NM)
     chunk.with_name(f"{chunk.name}.gz").touch()
-    assert "gz is a compressed file of a chunk: decompress all of these" in refused(tmp_path, source, allow_missing=True)
+    assert "gz is a compressed chunk file: decompress all of them" in refused(tmp_path, source, allow_missing=True)
     chunk.with_name(f"{chunk.name}.gz").unlink()
     info = json.loads((source / "info").read_text())
     for change, message in (
-        ({"resolution": [4, 4]}, "describes no volume .*not 3 numbers"),
+        ({"resolution": [4, 4]}, "does not describe a volume .*not 3 numbers"),
         ({"resolution": [0, 4, 4]}, "must be positive"),
         ({"encoding": "mpeg"}, "cannot be opened"),
-        ({"chunk_sizes": [[2**31, 16, 8]]}, "which no memory holds"),
+        ({"chunk_sizes": [[2**31, 16, 8]]}, "states the chunk shape .*, more than 2147483648 bytes"),
         ({"key": "\0"}, "the chunks in .* cannot be listed .*null byte"),
         ({"key": "gone"}, "the chunks in .*gone' cannot be listed"),
-        ({"size": [50, 40, 0]}, "cannot be opened|holds no voxel"),
+        ({"size": [50, 40, 0]}, "cannot be opened|contains no voxels"),
     ):
         (source / "info").write_text(json.dumps({**info, "scales": [{**info["scales"][0], **change}]}))
         assert re.search(message, refused(tmp_path, source))
-    for text, message in (("{}", "describes no volume"), ("{", "info is damaged"), ('{"scales": []}', "describes no volume")):
+    for text, message in (
+        ("{}", "does not describe a volume"),
+        ("{", "info is damaged"),
+        ('{"scales": []}', "does not describe a volume"),
+    ):
         (source / "info").write_text(text)
         assert message in refused(tmp_path, source)
 
 
 def test_large_stacks_come_box_by_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So each chunk is decompressed once, and what is in memory does not grow with the slices."""
-    monkeypatch.setattr("emseg.store.new_volume.SIDE", 4)
-    shapes, read = [], Tensor.read_box
-    monkeypatch.setattr(Tensor, "read_box", lambda self, box: (shapes.append(box.shape), read(self, box))[1])
+    monkeypatch.setattr("emseg_core.store.exports.new_volume.CHUNK_SIDE_VOXELS", 4)
+    shapes, read = [], TensorStack.read_box
+    monkeypatch.setattr(TensorStack, "read_box", lambda self, box: (shapes.append(box.shape), read(self, box))[1])
     source = save_n5(tmp_path / "s.n5", voxels())
     ingest(source, tmp_path / "v")
     check(tmp_path / "v", voxels(), (1, 1, 1), (0, 0, 0), NONE)
@@ -269,5 +273,5 @@ def test_chunks_that_are_longer_than_they_can_be(tmp_path: Path) -> None:
     (tmp_path / "b.n5/attributes.json").write_text(json.dumps(attributes | {"compression": compression}))
     head = b"".join(number.to_bytes(size, "big") for number, size in ((0, 2), (3, 2), (32, 4), (16, 4), (8, 4)))
     (tmp_path / "b.n5/0/0/0").write_bytes(head + bytes(Blosc("lz4").encode(bytes(2**20))))
-    with open_stack(tmp_path / "b.n5") as stack, pytest.raises(VolumeError, match="says that it decompresses to 1048576 bytes"):
+    with open_stack(tmp_path / "b.n5") as stack, pytest.raises(VolumeError, match="claims to decompress to 1048576 bytes"):
         stack.read(0, 8)

@@ -22,16 +22,20 @@ from labelled import by_blocks
 from numpy.typing import NDArray
 from ome_zarr_models.v05.image_label import ImageLabel
 from PIL import Image
-from runs import PLANAR, emseg, save_random_model, save_volume, shape_of_many_blocks, texture
+from runs import PLANAR, run_emseg, save_random_model, save_volume, shape_of_many_blocks, texture
 
-from emseg.box import triple
-from emseg.errors import InputError, OutputError
-from emseg.specs.labelling import Labelling
-from emseg.store.files import LocalFiles
-from emseg.store.output import open_output
-from emseg_workflows import compare_instances, ingest, label, preview, segment
-from emseg_workflows.events import BlockEnded, Event, RunStarted
-from emseg_workflows.stop import Stop
+from emseg.flows.ingest import ingest
+from emseg.flows.label import label
+from emseg.flows.preview import preview
+from emseg.flows.scoring.instances import evaluate_instances
+from emseg.flows.segment import segment
+from emseg.runs.events import BlockEnded, Event, RunStarted
+from emseg.runs.stop import Stop
+from emseg_core.box import triple
+from emseg_core.errors import InputError, OutputError
+from emseg_core.specs.labelling import Labelling
+from emseg_core.store.files.files import LocalFiles
+from emseg_core.store.outputs.lifecycle import open_output
 
 SHAPE = shape_of_many_blocks(PLANAR)
 
@@ -44,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     volume = save_volume(folder / "volume.zarr", texture(SHAPE))
     segment(volume, folder / "whole.zarr", model=model, probabilities=True, workers=0)
     segment(volume, folder / "bare.zarr", model=model, workers=0)
-    part = segment(volume, folder / "part.zarr", model=model, probabilities=True, workers=0, region="1:,5:,3:")
+    part = segment(volume, folder / "part.zarr", model=model, probabilities=True, workers=0, roi="1:,5:,3:")
     assert part.exit_code == 0
     stored = open_output(folder / "part.zarr")
     file = next((folder / "part.zarr" / "labels" / "classes" / "0" / "c").rglob("*"))
@@ -113,7 +117,7 @@ def test_workers_and_kills_change_nothing(whole: Path, tmp_path: Path) -> None:
     label(whole, workers=0)
     label(copies[0], workers=2)
     assert files(copies[0]) == files(whole)
-    command = [sys.executable, "-m", "emseg_workflows", "label", str(copies[1]), "--workers", "0"]
+    command = [sys.executable, "-m", "emseg", "label", str(copies[1]), "--workers", "0"]
     kills, made = -1, 0
     code = -signal.SIGKILL
     while code == -signal.SIGKILL:  # each time, some files later
@@ -203,7 +207,7 @@ def test_again_does_nothing_and_other_settings_are_refused(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (whole / "labels").rglob("*")}
     assert label(whole, workers=0) == first
     assert {path: path.stat().st_mtime_ns for path in (whole / "labels").rglob("*")} == before
-    with pytest.raises(OutputError, match=r"threshold 0.56 / 0.7.*--overwrite"):
+    with pytest.raises(OutputError, match=r"threshold was 0.56, now 0.7.*--overwrite"):
         label(whole, workers=0, threshold=0.7)
     other = label(whole, workers=0, threshold=0.7, name="coarse")
     replaced = label(whole, workers=0, threshold=0.7, overwrite=True)
@@ -241,14 +245,14 @@ def test_an_image(made: Path, tmp_path: Path) -> None:
 
 
 def test_refusals(made: Path, whole: Path) -> None:
-    with pytest.raises(OutputError, match=r"keeps labels alone.*--probabilities"):
+    with pytest.raises(OutputError, match=r"stores no probabilities.*--probabilities"):
         label(made / "bare.zarr", workers=0)
     for settings, message in (
         ({"class_name": "vesicle"}, "no class 'vesicle', but inside, membrane"),
         ({"threshold": 0.0}, "threshold"),
-        ({"smoothing": 5}, "smoothed 0 to 4"),
-        ({"name": "classes"}, "cannot name"),
-        ({"name": "../x"}, "cannot name"),
+        ({"smoothing": 5}, "must be 0 to 4 passes"),
+        ({"name": "classes"}, "cannot be a name of instance labels"),
+        ({"name": "../x"}, "cannot be a name of instance labels"),
     ):
         with pytest.raises(InputError, match=message):
             label(whole, workers=0, **settings)  # type: ignore[arg-type]
@@ -256,11 +260,11 @@ def test_refusals(made: Path, whole: Path) -> None:
 
 
 def test_the_command(whole: Path) -> None:
-    done = emseg("label", whole, "--workers", 0, "--json")
+    done = run_emseg("label", whole, "--workers", 0, "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["segments"] == instances(whole).max()
-    refused = emseg("label", whole, "--workers", 0, "--threshold", 0.9)
+    refused = run_emseg("label", whole, "--workers", 0, "--threshold", 0.9)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: ")
 
@@ -275,15 +279,15 @@ def test_how_good_they_are(made: Path, tmp_path: Path) -> None:
     whole[1:, 5:, 3:] = found
     tifffile.imwrite(tmp_path / "whole.tif", whole)
     for truth in ("part.tif", "whole.tif"):
-        matching = compare_instances(part, tmp_path / truth, slices=(1, 3))
+        matching = evaluate_instances(part, tmp_path / truth, slices=(1, 3))
         assert matching.comparison.scores.adapted_rand_error == pytest.approx(0, abs=1e-12)
         assert matching.comparison.true == len(np.unique(found[1:3][found[1:3] != 0]))
     tifffile.imwrite(tmp_path / "other.tif", whole[:, 1:])
     with pytest.raises(InputError, match="shape"):
-        compare_instances(part, tmp_path / "other.tif")
+        evaluate_instances(part, tmp_path / "other.tif")
     with pytest.raises(OutputError, match="no instance labels 'soma'"):
-        compare_instances(part, tmp_path / "part.tif", name="soma")
-    done = emseg("evaluate", part, tmp_path / "part.tif", "--instances")
+        evaluate_instances(part, tmp_path / "part.tif", name="soma")
+    done = run_emseg("evaluate", part, tmp_path / "part.tif", "--instances")
     assert done.returncode == 0, done.stderr
     assert "adapted Rand error        0.0000" in done.stdout
 
@@ -302,17 +306,19 @@ def test_after_a_run(made: Path, whole: Path, tmp_path: Path) -> None:
     """`emseg run --instances` is a run that keeps probabilities, and a labelling; again, it does nothing."""
     output = tmp_path / "out.zarr"
     words = ("run", made / "volume.zarr", "-o", output, "--model", made / "model.safetensors", "--workers", 0, "--instances")
-    done = emseg(*words)
+    done = run_emseg(*words)
     assert done.returncode == 0, done.stderr
     assert "segments in" in done.stdout
     label(whole, workers=0)
     np.testing.assert_array_equal(instances(output), instances(whole))
-    again = emseg(*words, "--json")
+    again = run_emseg(*words, "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["instances"]["segments"] == instances(output).max()
 
 
-@pytest.mark.parametrize("step", ["files.LocalFiles.remove_all", "files.LocalFiles.rename_all", "instances.list_labels"])
+@pytest.mark.parametrize(
+    "step", ["files.files.LocalFiles.remove_all", "files.files.LocalFiles.rename_all", "outputs.instances.list_labels"]
+)
 def test_killed_while_it_is_published(whole: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """Before an older image is removed, before it is replaced, and before the new one is listed."""
     label(whole, workers=0, threshold=0.7)
@@ -321,7 +327,7 @@ def test_killed_while_it_is_published(whole: Path, monkeypatch: pytest.MonkeyPat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"emseg.store.{step}", killed)
+        patch.setattr(f"emseg_core.store.{step}", killed)
         with pytest.raises(KeyboardInterrupt):
             label(whole, workers=0, overwrite=True)
     done = label(whole, workers=0, overwrite=True)

@@ -11,14 +11,14 @@ import zarr
 from click.testing import CliRunner
 from runs import PLANAR, bytes_of, save_random_model, save_volume, shards, texture
 
-from emseg.errors import OutputError
-from emseg.grid import pyramid
-from emseg.store.output import open_output
-from emseg_workflows import label, segment
-from emseg_workflows.cli import cli
-from emseg_workflows.flows.repair import check, repair
-from emseg_workflows.flows.status import status
-from emseg_workflows.flows.verify import verify
+from emseg import label, segment
+from emseg.cli import cli
+from emseg.flows.repair import repair, verify_checksums
+from emseg.flows.status import status
+from emseg.flows.verify import verify
+from emseg_core.errors import OutputError
+from emseg_core.grid import pyramid
+from emseg_core.store.outputs.lifecycle import open_output
 
 SHAPE = (6, 50, 90)
 
@@ -38,7 +38,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module", autouse=True)
 def _levels() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyramid, "SMALL", 32)
+        patch.setattr(pyramid, "MAX_COARSEST_LENGTH", 32)
         yield
 
 
@@ -73,7 +73,7 @@ def test_what_is_outside_is_not_missing(inputs: dict[str, Any], masked: Path) ->
     found = status(masked)
     assert (found.outside, found.left, found.exit_code) == (found.blocks - found.done, 0, 0)
     assert f"{found.outside} outside" in str(found)
-    sound = check(masked)
+    sound = verify_checksums(masked)
     assert (sound.missing, sound.checked, sound.holds) == (0, found.done, True)
     assert verify(masked, boxes=6).holds
     again = segment(output=masked, workers=0, **inputs)
@@ -90,7 +90,7 @@ def test_a_run_goes_on_with_its_mask_alone(inputs: dict[str, Any], masked: Path,
     assert segment(output=output, workers=0, **{**inputs, "mask": None}).done == 1
     assert bytes_of(output) == bytes_of(masked)
     other = save_volume(tmp_path / "other.zarr", np.ones(SHAPE, np.uint8))
-    with pytest.raises(OutputError, match="mask: "):
+    with pytest.raises(OutputError, match="mask was "):
         segment(output=output, workers=0, **{**inputs, "mask": other})
     assert segment(output=output, workers=0, overwrite=True, **{**inputs, "mask": other}).outside == 0
 

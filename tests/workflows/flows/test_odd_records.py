@@ -13,20 +13,20 @@ import pytest
 from fakes import recipe_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from observed import Observed
 from runs import PLANAR, plan_of, save_volume, texture
-from seen import Seen
 
-from emseg.errors import EmsegError
-from emseg.outcome import Outcome
-from emseg.specs.volume import VolumeSpec
-from emseg.store.output import open_output
-from emseg_workflows.cli import main
-from emseg_workflows.flows.history import read_history
-from emseg_workflows.flows.outputs import prepare_output
-from emseg_workflows.flows.record import recorded_runs
-from emseg_workflows.flows.report import report_page
-from emseg_workflows.flows.status import status
-from emseg_workflows.flows.view import View
+import emseg
+from emseg.cli import main
+from emseg.flows.records.history import read_history
+from emseg.flows.records.run_log import recorded_runs
+from emseg.flows.running.claim import prepare_output
+from emseg.flows.status import status
+from emseg.flows.view import View
+from emseg_core.errors import EmsegError
+from emseg_core.outcome import Outcome
+from emseg_core.specs.volume import VolumeSpec
+from emseg_core.store.outputs.lifecycle import open_output
 
 SHAPE = (9, 61, 67)
 PLAN = plan_of(SHAPE, PLANAR)
@@ -91,11 +91,11 @@ def look(output: Path) -> None:
         found = status(output)
         said = [str(found), *(str(run.notices) for run in read_history(open_output(output), PLAN).runs)]
         json.dumps(found.to_json(), allow_nan=False)
-        page = report_page(output, overwrite=True).read_text()
+        page = emseg.report(output, overwrite=True).read_text()
     except EmsegError as error:
         said, page = [str(error)], ""
     assert all(line.isprintable() for text in said[:1] for line in text.split("\n")), said
-    seen = Seen(page)
+    seen = Observed(page)
     assert all(letter.isprintable() or letter == "\n" for letter in seen.text)
     assert not {name for name, _ in seen.elements} & {"script", "iframe"}
 
@@ -132,7 +132,7 @@ def test_lines_that_cannot_be_read_are_counted(copy: Path, whole: Path) -> None:
     assert "3 lines of their records cannot be read" in str(status(copy)), "memory is no matter of the status"
     (run,) = read_history(open_output(copy), PLAN).runs
     assert (run.lost, run.work.done, run.work.worker_peak_bytes) == (4, 1, 7)
-    assert "4 lines of the record of run 1 cannot be read" in Seen(report_page(copy, overwrite=True).read_text()).text
+    assert "4 lines of the record of run 1 cannot be read" in Observed(emseg.report(copy, overwrite=True).read_text()).text
 
 
 @pytest.mark.parametrize("odd", [True, False, -1, 1.0, 0.5, 2**63, 10**400, "0", None, [0]])

@@ -15,17 +15,18 @@ import numpy as np
 import pytest
 from detectors import Dark, Mean, Padded
 from numpy.typing import NDArray
-from runs import bytes_of, emseg, rewrite_description, save_random_model, save_volume, shards, snapshot, texture
+from runs import bytes_of, rewrite_description, run_emseg, save_random_model, save_volume, shards, snapshot, texture
 
-from emseg.errors import DeviceError, InputError, ModelError, OutputError
-from emseg.grid.stitch import classify
-from emseg.model.own import Imported
-from emseg.recipe import Recipe
-from emseg.specs.model import ModelSpec
-from emseg.store.output import open_output
-from emseg_workflows import plan_run, report_page, segment, status, verify
-from emseg_workflows.flows.record import recipe_of
-from emseg_workflows.flows.repair import check, repair
+import emseg
+from emseg import segment, status, verify
+from emseg.flows.records.run_log import recipe_of
+from emseg.flows.repair import repair, verify_checksums
+from emseg_core.errors import DeviceError, InputError, ModelError, OutputError
+from emseg_core.grid.stitch import classify
+from emseg_core.model.python_predictor import ImportPath
+from emseg_core.recipe import Recipe
+from emseg_core.specs.model import ModelSpec
+from emseg_core.store.outputs.lifecycle import open_output
 
 SHAPE = (7, 60, 52)
 VALUES = texture(SHAPE)
@@ -68,7 +69,7 @@ def test_what_one_pass_gives(
     kind: type[Any], context: tuple[int, int, int], crop: tuple[int, int, int], folder: Path, tmp_path: Path
 ) -> None:
     run(folder, tmp_path / "out.zarr", kind.__name__, tile=None)
-    plan = plan_run(folder / "volume.zarr", predictor=f"detectors:{kind.__name__}").plan
+    plan = emseg.plan(folder / "volume.zarr", predictor=f"detectors:{kind.__name__}").plan
     stored = open_output(tmp_path / "out.zarr")
     assert recipe_of(stored).plan == plan
     assert len(plan) > 4
@@ -87,7 +88,7 @@ def test_workers_that_cannot_import_it(folder: Path, tmp_path: Path, monkeypatch
     ghost = ModuleType("ghost")
     ghost.Dark = Dark  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ghost", ghost)
-    with pytest.raises(ModelError, match=r"the predictor ghost:Dark cannot be imported .*that each worker finds its module"):
+    with pytest.raises(ModelError, match=r"the predictor ghost:Dark cannot be imported .*that each worker can find its module"):
         segment(folder / "volume.zarr", tmp_path / "out.zarr", predictor="ghost:Dark", workers=1)
     assert list(tmp_path.iterdir()) == []
 
@@ -97,12 +98,12 @@ def test_it_is_part_of_what_an_output_is_begun_with(folder: Path, output: Path, 
     assert recipe.predictor == "detectors:Mean 1"
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
     assert status(output).model == "detectors:Mean"
-    assert "detectors:Mean" in report_page(output, tmp_path / "page.html").read_text()
+    assert "detectors:Mean" in emseg.report(output, tmp_path / "page.html").read_text()
     made = run(folder, tmp_path / "dark.zarr", "Dark")
-    with pytest.raises(OutputError, match=r'predictor: "detectors:Dark 1" / "detectors:DarkAgain 2"'):
+    with pytest.raises(OutputError, match=r'predictor was "detectors:Dark 1", now "detectors:DarkAgain 2"'):
         run(folder, tmp_path / "dark.zarr", "DarkAgain")
     model = save_random_model(tmp_path / "m.safetensors", ModelSpec.unet(width=2, depth=1))
-    with pytest.raises(OutputError, match=r"begun with other settings.*model_digest"):
+    with pytest.raises(OutputError, match=r"started with other settings.*model_digest"):
         segment(folder / "volume.zarr", tmp_path / "dark.zarr", model=model, workers=0)
     assert bytes_of(tmp_path / "dark.zarr") == made
     shards(tmp_path / "dark.zarr")[1].unlink()
@@ -113,7 +114,7 @@ def test_a_repair_names_it_again(folder: Path, output: Path) -> None:
     first, second, *_ = shards(output)
     first.write_bytes(first.read_bytes()[:-5] + b"\0" * 5)
     second.unlink()
-    assert len(check(output).damaged) == 1
+    assert len(verify_checksums(output).damaged) == 1
     with pytest.raises(OutputError, match="another volume or model"):
         repair(output, predictor="detectors:Dark", workers=0)
     assert repair(output, predictor="detectors:Mean", workers=0).repaired == 2
@@ -137,29 +138,29 @@ def trap(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 def test_nothing_is_imported_because_an_output_names_it(trap: Path, tmp_path: Path) -> None:
     shards(trap)[0].unlink()  # what is whole is repaired without a predictor
     for command in (verify, repair):
-        with pytest.raises(OutputError, match=r"made by a class of its user, trap:Mean 1, .* predictor='module:Class'"):
+        with pytest.raises(OutputError, match=r"made with the user-defined class trap:Mean 1, .* predictor='module:Class'"):
             command(trap)  # type: ignore[operator]
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     for words in ([], ["--repair"]):
-        done = emseg("verify", trap, *words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths})
+        done = run_emseg("verify", trap, *words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths})
         assert done.returncode == 2
-        assert "which is not imported unasked: from Python, name it with predictor=" in done.stderr
+        assert "which is not imported automatically: from Python, pass predictor=" in done.stderr
     with pytest.raises(InputError, match="digest"):
         verify(trap, predictor="detectors:Dark")
 
 
 def test_what_does_not_go_with_it(folder: Path, tmp_path: Path) -> None:
     before = snapshot(tmp_path)
-    with pytest.raises(ModelError, match="both the model membrane-fib25 and the predictor detectors:Dark are asked for"):
+    with pytest.raises(ModelError, match="both the model membrane-fib25 and the predictor detectors:Dark are given"):
         run(folder, tmp_path / "out.zarr", "Dark", model="membrane-fib25")
-    with pytest.raises(DeviceError, match="not with openvino in float32 on cpu"):
+    with pytest.raises(DeviceError, match="does not run with openvino in float32 on cpu"):
         run(folder, tmp_path / "out.zarr", "Dark", backend="openvino")
-    with pytest.raises(DeviceError, match="not with torch in bfloat16 on cpu"):
+    with pytest.raises(DeviceError, match="does not run with torch in bfloat16 on cpu"):
         run(folder, tmp_path / "out.zarr", "Dark", precision="bfloat16")
     with pytest.raises(ModelError, match="cannot be imported"):
         segment(folder / "volume.zarr", tmp_path / "out.zarr", predictor="nowhere:Dark", workers=0)
     assert snapshot(tmp_path) == before
-    assert str(Imported("detectors:Dark")) == "detectors:Dark"
+    assert str(ImportPath("detectors:Dark")) == "detectors:Dark"
 
 
 def test_a_mean_over_symmetries(folder: Path, tmp_path: Path) -> None:

@@ -9,17 +9,17 @@ import pytest
 import torch
 from runs import CUBIC, PLANAR, bytes_of, save_random_model, save_volume, shards, texture
 
-from emseg.errors import DeviceError, OutputError
-from emseg.grid.cost import cost_of
-from emseg.model import backend
-from emseg.specs.numerics import Backend
-from emseg.store.output import open_output
-from emseg_workflows import bench
-from emseg_workflows.events import Event, Noticed
-from emseg_workflows.flows import settle
-from emseg_workflows.flows.record import recipe_of
-from emseg_workflows.flows.segment import segment
-from emseg_workflows.flows.verify import TOLERANCE, verify
+from emseg.flows.records.run_log import recipe_of
+from emseg.flows.running import draft
+from emseg.flows.segment import segment
+from emseg.flows.verify import FLOAT32_TOLERANCE, verify
+from emseg.runs.events import Event, Noticed
+from emseg.work import trial
+from emseg_core.errors import DeviceError, OutputError
+from emseg_core.grid.cost import cost_of
+from emseg_core.model import backend
+from emseg_core.specs.numerics import Backend
+from emseg_core.store.outputs.lifecycle import open_output
 
 LOW = backend.low_precisions("cpu")
 needs_low = pytest.mark.skipif(not LOW, reason="this CPU has no arithmetic in a low precision")
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small runs are worth a trial, too."""
-    monkeypatch.setattr(settle, "TRIED", 0)
+    monkeypatch.setattr(draft, "LEAST_TRIAL_FLOPS", 0)
 
 
 def told(events: list[Event]) -> list[str]:
@@ -60,7 +60,7 @@ def test_a_low_precision_that_is_good_enough(
     model: str, library: Backend, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is stored with its accuracy, a later run and the proof go by it, and tiling leaves no trace in it either."""
-    monkeypatch.setattr(bench, "ENOUGH", 0.9)
+    monkeypatch.setattr(trial, "MIN_AGREEMENT", 0.9)
     events: list[Event] = []
     settings = {"model": folder / model, "backend": library, "probabilities": True}
     segment(folder / "volume.zarr", tmp_path / "out", workers=0, on_event=events.append, **settings)  # type: ignore[arg-type]
@@ -73,12 +73,12 @@ def test_a_low_precision_that_is_good_enough(
 
     verdict = verify(tmp_path / "out", boxes=4)
     assert verdict.holds
-    assert verdict.tolerance == max(TOLERANCE, 2 * recipe.accuracy.largest_difference)
+    assert verdict.tolerance == max(FLOAT32_TOLERANCE, 2 * recipe.accuracy.largest_difference)
     assert verdict.largest_difference < 0.1 * verdict.tolerance, "tiles are seen"
 
     whole = bytes_of(tmp_path / "out")
     shards(tmp_path / "out")[0].unlink()
-    monkeypatch.setattr(bench, "ENOUGH", 1.1)  # what was chosen once stays
+    monkeypatch.setattr(trial, "MIN_AGREEMENT", 1.1)  # what was chosen once stays
     report = segment(folder / "volume.zarr", tmp_path / "out", model=folder / model, probabilities=True, workers=0)
     assert report.exit_code == 0
     assert bytes_of(tmp_path / "out") == whole
@@ -91,12 +91,12 @@ def test_a_low_precision_that_is_good_enough(
 @pytest.mark.usefixtures("tried")
 def test_a_region_is_computed_as_the_whole_is(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the accuracy of the whole volume, and also where it is small itself."""
-    monkeypatch.setattr(bench, "ENOUGH", 0.9)
+    monkeypatch.setattr(trial, "MIN_AGREEMENT", 0.9)
     volume, model, region = folder / "volume.zarr", folder / "planar", "2:5,8:40,16:60"
     segment(volume, tmp_path / "whole", model=model, workers=0)
     whole = recipe_of(open_output(tmp_path / "whole"))
-    monkeypatch.setattr(settle, "TRIED", int(0.5 * cost_of(whole.plan, whole.volume, False).flops))
-    segment(volume, tmp_path / "part", model=model, region=region, workers=0)
+    monkeypatch.setattr(draft, "LEAST_TRIAL_FLOPS", int(0.5 * cost_of(whole.plan, whole.volume, False).flops))
+    segment(volume, tmp_path / "part", model=model, roi=region, workers=0)
     part = recipe_of(open_output(tmp_path / "part"))
     assert (part.numerics.precision, part.accuracy) == (LOW[0], whole.accuracy)
     labels = [open_output(tmp_path / name).read_labels(part.plan.region) for name in ("whole", "part")]
@@ -107,7 +107,7 @@ def test_a_region_is_computed_as_the_whole_is(folder: Path, tmp_path: Path, monk
 @pytest.mark.usefixtures("tried")
 def test_a_low_precision_that_is_not_good_enough(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Is not taken, unless it is asked for."""
-    monkeypatch.setattr(bench, "ENOUGH", 1.1)
+    monkeypatch.setattr(trial, "MIN_AGREEMENT", 1.1)
     events: list[Event] = []
     segment(folder / "volume.zarr", tmp_path / "auto", model=folder / "planar", workers=0, on_event=events.append)
     assert recipe_of(open_output(tmp_path / "auto")).numerics.precision == "float32"
@@ -128,7 +128,7 @@ def test_workers_compute_in_the_precision_of_the_run(folder: Path, tmp_path: Pat
 
 
 def test_a_precision_that_the_hardware_has_not(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match="in float16, but the CPU here computes fast in float32"):
+    with pytest.raises(DeviceError, match="in float16, but the CPU here is fast only in float32"):
         segment(folder / "volume.zarr", tmp_path / "out", model=folder / "planar", precision="float16", workers=0)
     assert not (tmp_path / "out").exists()
 
@@ -136,7 +136,7 @@ def test_a_precision_that_the_hardware_has_not(folder: Path, tmp_path: Path) -> 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_device_that_is_not_there_is_said_before_its_precisions_are_asked_for(folder: Path, tmp_path: Path) -> None:
     segment(folder / "volume.zarr", tmp_path / "out", model=folder / "planar", workers=0)
-    with pytest.raises(DeviceError, match=r"are to compute on cuda, but torch .* here: install torch for CUDA"):
+    with pytest.raises(DeviceError, match=r"should run on cuda, but torch .* here: install torch for CUDA"):
         verify(tmp_path / "out", device="cuda")
 
 
@@ -147,7 +147,7 @@ def test_an_output_in_a_low_precision_is_proved_on_hardware_without(
     if LOW:
         asked = {"model": folder / "planar", "precision": LOW[0]}
         segment(folder / "volume.zarr", tmp_path / "out", workers=0, **asked)  # type: ignore[arg-type]
-        monkeypatch.setattr("emseg_workflows.flows.verify.low_precisions", lambda device: ())
+        monkeypatch.setattr("emseg.flows.verify.low_precisions", lambda device: ())
         verdict = verify(tmp_path / "out", boxes=4)
         assert verdict.holds
         assert not verdict.same_numerics

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 from runs import PLANAR, save_random_model, save_volume, shards, texture
 
-from emseg.errors import OutputError
-from emseg.store.classes import colour
-from emseg.store.output import open_output
-from emseg_workflows.flows.preview import CAPTION, GAP, preview
-from emseg_workflows.flows.segment import segment
-from emseg_workflows.pictures import NOT_COMPUTED_COLOUR
+from emseg.flows.preview import CAPTION_PIXELS, GAP_PIXELS, preview
+from emseg.flows.segment import segment
+from emseg.pages.pictures import NOT_COMPUTED_COLOUR
+from emseg_core.errors import OutputError
+from emseg_core.store.outputs.lifecycle import open_output
+from emseg_core.store.zarrs.omero import colour
 
 SHAPE = (3, 90, 130)
 
@@ -31,9 +31,9 @@ def panels(picture: Path) -> tuple[int, list[np.ndarray]]:
     """How many pixels wide a voxel is, and the three panels, one pixel per voxel."""
     with Image.open(picture) as image:
         pixels = np.asarray(image)
-    zoom = (pixels.shape[0] - CAPTION) // SHAPE[1]
+    zoom = (pixels.shape[0] - CAPTION_PIXELS) // SHAPE[1]
     width = zoom * SHAPE[2]
-    return zoom, [pixels[CAPTION::zoom, n * (width + GAP) :][:, :width:zoom] for n in range(3)]
+    return zoom, [pixels[CAPTION_PIXELS::zoom, n * (width + GAP_PIXELS) :][:, :width:zoom] for n in range(3)]
 
 
 def test_labels_in_their_colours(output: Path) -> None:

@@ -19,17 +19,17 @@ from ome_zarr_models.v05 import Image
 from ome_zarr_models.v05.image_label import ImageLabel
 from runs import PLANAR, bytes_of, save_random_model, save_volume, shards, texture
 
-from emseg.errors import OutputError
-from emseg.grid import pyramid
-from emseg.grid.pyramid import coarsened
-from emseg.outcome import Stopwatch
-from emseg.store.level import Level
-from emseg.store.output import open_output
-from emseg_workflows import label, segment
-from emseg_workflows.events import BlockEnded, Event
-from emseg_workflows.flows.repair import check, repair
-from emseg_workflows.flows.status import status
-from emseg_workflows.flows.verify import verify
+from emseg import label, segment
+from emseg.flows.repair import repair, verify_checksums
+from emseg.flows.status import status
+from emseg.flows.verify import verify
+from emseg.runs.events import BlockEnded, Event
+from emseg_core.errors import OutputError
+from emseg_core.grid import pyramid
+from emseg_core.grid.pyramid import coarsened
+from emseg_core.outcome import Stopwatch
+from emseg_core.store.outputs.level import Level
+from emseg_core.store.outputs.lifecycle import open_output
 
 SMALL = 32
 """Instead of what viewers can show at once."""
@@ -42,7 +42,7 @@ SIZES = {"scale": (30.0, 4.0, 4.0), "translation": (90.0, 0.0, -8.0)}
 @pytest.fixture(scope="module", autouse=True)
 def _small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyramid, "SMALL", SMALL)
+        patch.setattr(pyramid, "MAX_COARSEST_LENGTH", SMALL)
         yield
 
 
@@ -116,11 +116,11 @@ def test_workers_write_the_same_levels(inputs: dict[str, Any], whole: Path, tmp_
 
 KILLED = f"""
 import os, signal, sys
-from emseg.grid import pyramid
-from emseg.store.level import Level
-from emseg_workflows import segment
+from emseg_core.grid import pyramid
+from emseg_core.store.outputs.level import Level
+from emseg import segment
 
-pyramid.SMALL = {SMALL}
+pyramid.MAX_COARSEST_LENGTH = {SMALL}
 left, known = int(sys.argv[4]), Level.build
 
 def build(*arguments):
@@ -155,7 +155,7 @@ def test_what_is_repaired_is_repaired_on_each_level(inputs: dict[str, Any], whol
     """A damaged block takes what is made of it with it; a damaged unit of a level is made again."""
     output = tmp_path / "o.zarr"
     assert segment(output=output, workers=0, **inputs).exit_code == 0
-    assert check(output).holds
+    assert verify_checksums(output).holds
     sound = bytes_of(output)
     for array in ("labels/classes/0", "probabilities/1"):
         file = shards(output, array)[-1]
@@ -163,7 +163,7 @@ def test_what_is_repaired_is_repaired_on_each_level(inputs: dict[str, Any], whol
         damaged[len(damaged) // 2] ^= 4
         file.write_bytes(damaged)
     shards(output, "labels/classes/2")[0].unlink()
-    found = check(output)
+    found = verify_checksums(output)
     assert (len(found.damaged), len(found.units_damaged), found.units_missing, found.holds) == (1, 1, 1, False)
     assert found.units_damaged[0].box.startswith("level 1, ")
     mended = repair(output, workers=0)
@@ -200,7 +200,7 @@ def test_verify_finds_a_unit_of_something_else(inputs: dict[str, Any], tmp_path:
     assert verdict.units >= len(STEPS)
     finer, level = open_output(output).levels[:2]
     box = level.blocks.block(0).write
-    made = level.made(finer, box, Stopwatch())
+    made = level.coarsen(finer, box, Stopwatch())
     made[-1][0, 0, 0] ^= 1
     level.arrays[-1].write(box, made[-1])
     verdict = verify(output, boxes=20)
@@ -213,7 +213,7 @@ def test_a_run_without_levels_goes_on_without(inputs: dict[str, Any], tmp_path: 
     assert segment(output=output, workers=0, pyramid=False, **inputs).exit_code == 0
     assert segment(output=output, workers=0, **inputs).skipped > 0
     assert not (output / "labels" / "classes" / "1").exists()
-    with pytest.raises(OutputError, match=r"levels: nothing / \[\[1, 2, 2\], \[1, 2, 2\]\]"):
+    with pytest.raises(OutputError, match=r"levels was not set, now \[\[1, 2, 2\], \[1, 2, 2\]\]"):
         segment(output=output, workers=0, pyramid=True, **inputs)
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from runs import PLANAR, emseg, plan_of, save_random_model, save_volume, shards, texture
+from runs import PLANAR, plan_of, run_emseg, save_random_model, save_volume, shards, texture
 
-from emseg.errors import OutputError
-from emseg.grid.tiles import tiles_of
-from emseg.metrics.seams import Planes, excess
-from emseg.store.output import open_output
-from emseg_workflows import seams, segment
-from emseg_workflows.flows.record import recipe_of
-from emseg_workflows.flows.seams import _faces, _units
+from emseg.flows.records.run_log import recipe_of
+from emseg.flows.seams import _faces, _write_units, evaluate_seams
+from emseg.flows.segment import segment
+from emseg_core.errors import OutputError
+from emseg_core.grid.tiles import tiles_of
+from emseg_core.metrics.seams import Planes, excess
+from emseg_core.store.outputs.lifecycle import open_output
 
 SHAPE = (9, 160, 170)
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -38,32 +38,32 @@ def run(folder: Path, output: Path, **more: object) -> None:
 
 
 def test_a_run_leaves_none(folder: Path) -> None:
-    found = seams(folder / "out.zarr")
+    found = evaluate_seams(folder / "out.zarr")
     assert {trace.axis for trace in found.traces} >= {"y", "x"}
     assert (found.found, found.exit_code) == (False, 0)
-    assert str(found).endswith("no face stands out")
+    assert str(found).endswith("seams      none found")
 
 
 def test_blocks_that_differ_have_some(folder: Path, tmp_path: Path) -> None:
     """In every other block the classes are exchanged, as if each were trained or normalised apart."""
     run(folder, tmp_path / "out.zarr")
     output = open_output(tmp_path / "out.zarr")
-    for number, box in enumerate(_units(output)):
+    for number, box in enumerate(_write_units(output)):
         if number % 2:
             labels, probabilities = output.read_labels(box), output.read_probabilities(box)
             output.write(box, 1 - labels, np.ascontiguousarray(probabilities[::-1]))
-    found = seams(tmp_path / "out.zarr")
+    found = evaluate_seams(tmp_path / "out.zarr")
     assert (found.found, found.exit_code) == (True, 3)
     assert {trace.what for trace in found.traces if trace.excess.suspect} == {"labels", "probabilities"}
     assert all(trace.excess.ratio > 1 for trace in found.traces if trace.excess.suspect)
-    assert str(found).endswith("SEAMS: faces stand out")
+    assert str(found).endswith("seams      FOUND: faces stand out from other planes")
     json.dumps(found.to_json(), allow_nan=False)
 
 
 def test_sums_of_units_are_those_of_the_whole(folder: Path) -> None:
     output = open_output(folder / "out.zarr")
     labels = output.read_labels(output.region)
-    for trace in seams(folder / "out.zarr").traces:
+    for trace in evaluate_seams(folder / "out.zarr").traces:
         axis = "zyx".index(trace.axis)
         shares = np.moveaxis(labels[(slice(None),) * axis + (slice(1, None),)] != np.delete(labels, -1, axis), axis, 0)
         shares = shares.reshape(len(shares), -1).mean(axis=1)
@@ -88,14 +88,14 @@ def test_faces_against_all_tiles(shape: tuple[int, int, int]) -> None:
 def test_an_output_that_is_not_complete(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path / "out.zarr")
     shards(tmp_path / "out.zarr")[0].unlink()
-    with pytest.raises(OutputError, match="not computed: finish it with `emseg run`"):
-        seams(tmp_path / "out.zarr")
+    with pytest.raises(OutputError, match="not computed: finish the run with `emseg run` first"):
+        evaluate_seams(tmp_path / "out.zarr")
 
 
 def test_as_a_command(folder: Path, tmp_path: Path) -> None:
-    done = emseg("evaluate", folder / "out.zarr", "--seams", "--json", tmp_path / "found.json")
+    done = run_emseg("evaluate", folder / "out.zarr", "--seams", "--json", tmp_path / "found.json")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{seams(folder / 'out.zarr')}\n"
+    assert done.stdout == f"{evaluate_seams(folder / 'out.zarr')}\n"
     assert json.loads((tmp_path / "found.json").read_text())["seams"]["found"] is False
 
 

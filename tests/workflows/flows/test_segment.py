@@ -29,17 +29,17 @@ from runs import (
     texture,
 )
 
-from emseg.box import Box
-from emseg.errors import InputError, OutputError, PlanError
-from emseg.grid.cost import BLOCKS_IN_FLIGHT
-from emseg.normalise import Scope
-from emseg.specs.model import ModelSpec
-from emseg.store.output import open_output
-from emseg_workflows.clusters.local import local_cluster
-from emseg_workflows.events import BlockEnded, Event, Noticed, RunEnded, RunStarted, WorkerJoined
-from emseg_workflows.flows.plan import plan_run
-from emseg_workflows.flows.record import lines_of
-from emseg_workflows.flows.segment import segment
+import emseg
+from emseg.clusters.local import local_cluster
+from emseg.flows.records.run_log import lines_of
+from emseg.flows.segment import segment
+from emseg.runs.events import BlockEnded, Event, Noticed, RunEnded, RunStarted, WorkerJoined
+from emseg_core.box import Box
+from emseg_core.errors import InputError, OutputError, PlanError
+from emseg_core.grid.cost import BLOCKS_IN_FLIGHT
+from emseg_core.normalise import Scope
+from emseg_core.specs.model import ModelSpec
+from emseg_core.store.outputs.lifecycle import open_output
 
 SPECS = {"planar": PLANAR, "cubic": CUBIC}
 
@@ -89,7 +89,7 @@ def copy_of(case: Case, folder: Path) -> Path:
 
 
 def test_reference_is_one_pass_over_the_whole_volume(case: Case) -> None:
-    plan = plan_run(case.volume, model=case.model).plan
+    plan = emseg.plan(case.volume, model=case.model).plan
     assert len(plan) >= 24
     assert min(plan.grid) >= 2
     assert (case.report.done, case.report.exit_code) == (len(plan), 0)
@@ -214,7 +214,7 @@ def test_threads_of_a_predictor_are_the_same_on_a_cluster(
 @pytest.mark.parametrize("start", [(0, 0, 0), (1, 3, 5), (2, 8, 6), (4, 11, 13)])
 def test_region_is_the_crop(case: Case, start: tuple[int, int, int], tmp_path: Path) -> None:
     region = Box(start, (6, 27, 29))
-    case.run(tmp_path / "region.zarr", region=region)
+    case.run(tmp_path / "region.zarr", roi=region)
     crop, whole = open_output(tmp_path / "region.zarr"), open_output(case.reference)
     assert crop.region == region
     np.testing.assert_array_equal(crop.read_labels(region), whole.read_labels(region))
@@ -223,7 +223,7 @@ def test_region_is_the_crop(case: Case, start: tuple[int, int, int], tmp_path: P
 
 def test_region_lies_at_its_place_in_space(planar: Case, tmp_path: Path) -> None:
     image = save_volume(tmp_path / "sized.zarr", planar.values, voxel_size=[50, 4, 8], offset=[100, 10, 0], units=["nm"] * 3)
-    segment(image, tmp_path / "region.zarr", model=planar.model, region="1:,3:20,5:", workers=0)
+    segment(image, tmp_path / "region.zarr", model=planar.model, roi="1:,3:20,5:", workers=0)
     for group in ("region.zarr", "region.zarr/labels/classes"):
         ome: Any = zarr.open_group(tmp_path / group, mode="r").attrs["ome"]
         scale, translation = ome["multiscales"][0]["datasets"][0]["coordinateTransformations"]
@@ -235,7 +235,7 @@ def test_region_of_an_image(tmp_path: Path) -> None:
     volume = save_volume(tmp_path / "image.zarr", texture((1, 37, 45))[0])
     model = save_random_model(tmp_path / "model.safetensors", PLANAR)
     segment(volume, tmp_path / "whole.zarr", model=model, workers=0)
-    segment(volume, tmp_path / "region.zarr", model=model, region="5:30,:40", workers=0)
+    segment(volume, tmp_path / "region.zarr", model=model, roi="5:30,:40", workers=0)
     np.testing.assert_array_equal(labels_of(tmp_path / "region.zarr"), labels_of(tmp_path / "whole.zarr")[:, 5:30, :40])
 
 
@@ -301,14 +301,14 @@ def test_a_stopped_run_goes_on(planar: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"model": "other"}, "model_digest: "),
-        ({"probabilities": False}, "probabilities: true / false"),
-        ({"tta": True}, "tta: false / true"),
-        ({"region": "0:2,:,:"}, "plan.region: "),
-        ({"normalise": "slice"}, 'normalisation.scope: "volume" / "slice"'),
-        ({"tile": (1, 32, 32)}, "plan.tile: "),
-        ({"threads": 2}, "numerics.threads: 1 / 2"),
-        ({"volume": "other"}, "volume_digest: "),
+        ({"model": "other"}, "model_digest was "),
+        ({"probabilities": False}, "probabilities was true, now false"),
+        ({"tta": True}, "tta was false, now true"),
+        ({"roi": "0:2,:,:"}, "plan.region was "),
+        ({"normalise": "slice"}, 'normalisation.scope was "volume", now "slice"'),
+        ({"tile": (1, 32, 32)}, "plan.tile was "),
+        ({"threads": 2}, "numerics.threads was 1, now 2"),
+        ({"volume": "other"}, "volume_digest was "),
     ],
 )
 def test_going_on_with_other_settings_is_refused(planar: Case, changed: dict[str, Any], named: str, tmp_path: Path) -> None:

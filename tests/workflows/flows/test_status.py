@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import PLANAR, emseg, emseg_process, save_random_model, save_volume, shards, snapshot, texture
+from runs import PLANAR, emseg_process, run_emseg, save_random_model, save_volume, shards, snapshot, texture
 
-from emseg.errors import OutputError
-from emseg.store.lease import Holder, take_lease
-from emseg.store.output import open_output
-from emseg_workflows.flows import status as module
-from emseg_workflows.flows.record import recipe_of
-from emseg_workflows.flows.segment import segment
-from emseg_workflows.flows.status import LOOKING, SHOWN, status, watch
-from emseg_workflows.report import Failure
+from emseg.flows import status as module
+from emseg.flows.records.run_log import recipe_of
+from emseg.flows.segment import segment
+from emseg.flows.status import MAX_POLLING_FRACTION, status, watch
+from emseg.runs.tally import MAX_SHOWN, Failure
+from emseg_core.errors import OutputError
+from emseg_core.store.files.lease import Holder, take_lease
+from emseg_core.store.outputs.lifecycle import open_output
 
 UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all")
 BEGAN = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -132,7 +132,7 @@ def test_after_a_kill(output: Path) -> None:
     hold(output, 2, replace(Holder.here(), born="another process of this number"))
     found = status(output)
     assert (found.state, found.running, found.left) == ("dead", False, 1)
-    assert "has died" in str(found)
+    assert ", died" in str(found)
     assert found.runs == 1
 
 
@@ -198,18 +198,18 @@ def test_without_any_record(output: Path) -> None:
 
 def test_text_names_some_and_counts_the_others(folder: Path) -> None:
     found = status(folder / "ended.zarr")
-    many = replace(found, blocks=100, failed=(Failure(0, "0:1,0:1,0:1", "bad voxel"),) * (SHOWN + 5))
+    many = replace(found, blocks=100, failed=(Failure(0, "0:1,0:1,0:1", "bad voxel"),) * (MAX_SHOWN + 5))
     lines = [line for line in str(many).splitlines() if line.startswith("failed")]
-    assert len(lines) == SHOWN + 1
+    assert len(lines) == MAX_SHOWN + 1
     assert "and 5 more" in lines[-1]
-    assert len(many.to_json()["failed"]) == SHOWN + 5
+    assert len(many.to_json()["failed"]) == MAX_SHOWN + 5
 
 
 def test_no_output_is_refused(folder: Path) -> None:
     for place in ("volume.zarr", "nothing"):
         with pytest.raises(OutputError):
             status(folder / place)
-    done = emseg("status", "volume.zarr", cwd=folder)
+    done = run_emseg("status", "volume.zarr", cwd=folder)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "not an output" in line
@@ -217,7 +217,7 @@ def test_no_output_is_refused(folder: Path) -> None:
 
 def test_the_command(output: Path) -> None:
     shards(output)[0].unlink()
-    done = emseg("status", output)
+    done = run_emseg("status", output)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{len(shards(output))} of {len(shards(output)) + 1} done, 0 failed, 1 left" in done.stdout
 
@@ -236,15 +236,15 @@ def test_watching_until_the_run_ends(output: Path, monkeypatch: pytest.MonkeyPat
                 lease._stop()
                 lease._put(released=True)
     assert looks == ["held", "held", "released"]
-    assert slept == [3 / LOOKING] * 2
+    assert slept == [3 / MAX_POLLING_FRACTION] * 2
 
 
 def test_watching_what_does_not_run(output: Path) -> None:
-    done = emseg("status", output, "--watch")
+    done = run_emseg("status", output, "--watch")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("output ") == 1
     shards(output)[0].unlink()
-    done = emseg("status", output, "--watch", "0.1", "--json")
+    done = run_emseg("status", output, "--watch", "0.1", "--json")
     assert done.returncode == 3
     assert json.loads(done.stdout)["left"] == 1
 
@@ -266,7 +266,7 @@ def test_an_output_that_may_only_be_read(output: Path) -> None:
     hold(output, 2, Holder.here())
     for place in (output, *output.rglob("*")):
         place.chmod(0o555 if place.is_dir() else 0o444)
-    command = [*UNPRIVILEGED, sys.executable, "-m", "emseg_workflows", "status", output, "--json"]
+    command = [*UNPRIVILEGED, sys.executable, "-m", "emseg", "status", output, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     for place in (output, *output.rglob("*")):
         place.chmod(0o755)

@@ -14,14 +14,14 @@ import zarr
 from PIL import Image
 from trainings import save_training
 
-from emseg.errors import InputError, OutputError
-from emseg.model.file import load_model
-from emseg.store.output import open_output
-from emseg.training.spec import Progress
-from emseg.truth import membrane_truth
-from emseg_workflows.flows.record import recipe_of
-from emseg_workflows.flows.segment import segment
-from emseg_workflows.flows.train import train
+from emseg.flows.records.run_log import recipe_of
+from emseg.flows.segment import segment
+from emseg.flows.train import train
+from emseg_core.errors import InputError, OutputError
+from emseg_core.model.file import load_model
+from emseg_core.store.outputs.lifecycle import open_output
+from emseg_core.training.spec import Progress
+from emseg_core.truth import membrane_truth
 
 CONFIG = """
 name = "tiny"
@@ -141,7 +141,7 @@ def test_other_data_are_not_resumed(config: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(config, on_progress=stop)
     tifffile.imwrite("raw.tif", np.random.default_rng(1).integers(0, 256, (18, 20, 20)).astype(np.uint8))
-    with pytest.raises(InputError, match=r"other settings: .*digest"):
+    with pytest.raises(InputError, match=r"other settings \(.*digest"):
         train(config, resume=True)
 
 
@@ -155,7 +155,7 @@ def test_other_data_are_not_resumed(config: Path) -> None:
         ('raw = "raw.tif"', 'raw = "none.tif"', "none.tif"),
         ('ids = "ids.tif"', 'ids = "tune.tif"', "data.tune has no membrane"),
         ('raw = "raw.tif"', 'raw = "nan.tif"', r"data.report of nan.tif, ids.tif: voxel \(3, 19, 19\) .* is nan"),
-        ('ids = "ids.tif"', 'labels = "labels.tif"\nvalues = {inside = [0], membrane = [9]}', "1 voxels have the value 7"),
+        ('ids = "ids.tif"', 'labels = "labels.tif"\nvalues = {inside = [0], membrane = [9]}', "1 voxel has the value 7"),
         ('ids = "ids.tif"', 'labels = "labels.tif"\nvalues = {inside = [0, 9], membrane = [7]}', "data.train has no membrane"),
         ("tune = [10, 14]", "", "no data.tune"),
     ],
@@ -228,7 +228,7 @@ def test_several_volumes_and_classes_and_a_run_with_the_model(tmp_path: Path, mo
     Path("classes.toml").write_text(CLASSES)
     path = train("classes.toml")
     card = load_model(path).card
-    assert "learnt from z 0..3, tuned on z 4..4 of raw.tif, labels.tif; learnt from z 1..2, reported on z 0..0" in card["split"]
+    assert "trained on z 0..3, tuned on z 4..4 of raw.tif, labels.tif; trained on z 1..2, reported on z 0..0" in card["split"]
     assert "vesicle F1" in card["scores"]
     assert "V_Rand" in card["scores"]
     assert "borders weighted by 10, affinities weighted by 0.5" in card["training"]
@@ -247,7 +247,7 @@ def test_truth_that_was_corrected_is_not_resumed(config: Path) -> None:
     ids = tifffile.imread("ids.tif")
     ids[3, 4, 5] = 99
     tifffile.imwrite("ids.tif", ids)
-    with pytest.raises(InputError, match=r"other settings: volumes.0.train.truth"):
+    with pytest.raises(InputError, match=r"other settings \(volumes.0.train.truth"):
         train(config, resume=True)
 
 
@@ -258,7 +258,7 @@ def test_a_log_that_cannot_be_written_ends_no_training(config: Path, capsys: pyt
             Path("tiny.log.csv").write_text("step,loss\n\n1,2\n")  # as a crash may leave it
 
     assert train(config, on_progress=spoil).exists()
-    assert capsys.readouterr().err.count("the training goes on, but its log cannot be written") == 1
+    assert capsys.readouterr().err.count("the training continues, but its log cannot be written") == 1
     with Path("tiny.log.csv").open(newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6"]
 

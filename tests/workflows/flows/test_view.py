@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import zarr
 from numcodecs import BZ2
-from runs import PLANAR, emseg, emseg_process, free_port, save_random_model, save_volume, shards, texture
+from runs import PLANAR, emseg_process, free_port, run_emseg, save_random_model, save_volume, shards, texture
 
-from emseg.errors import InputError
-from emseg.store.ome import levels, multiscales_of
-from emseg_workflows import label, segment, view
-from emseg_workflows.flows.view import View
+from emseg.flows.label import label
+from emseg.flows.segment import segment
+from emseg.flows.view import View, view
+from emseg_core.errors import InputError
+from emseg_core.store.zarrs.ome import levels, multiscales_of
 
 SHAPE = (6, 90, 300)
 SIZED = {"voxel_size": [30, 8, 4], "offset": [60, 0, -8], "units": "nm"}
@@ -35,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     segment(folder / "volume.zarr", folder / "whole.zarr", model=model, probabilities=True, workers=0)
     for name in ("other", "instances"):
         label(folder / "whole.zarr", class_name="membrane", name=name, workers=0)
-    segment(folder / "volume.zarr", folder / "part.zarr", model=model, region="2:5,10:70,40:200", workers=0)
+    segment(folder / "volume.zarr", folder / "part.zarr", model=model, roi="2:5,10:70,40:200", workers=0)
     return folder
 
 
@@ -135,7 +136,7 @@ def test_a_volume_that_is_gone_is_noted(folder: Path, tmp_path: Path) -> None:
     volume.rename(tmp_path / "moved.zarr")
     with view(output) as shown:
         (note,) = shown.notes
-        assert "without the volume: " in note
+        assert "the volume is not shown: " in note
         assert "--volume" in note
         assert list(sources(shown)) == ["classes"]
     with view(output, volume=tmp_path / "moved.zarr") as shown:
@@ -186,15 +187,16 @@ def test_it_is_served_until_a_signal(number: int, code: int, link: bool, folder:
         assert urlsplit(address).netloc == f"127.0.0.1:{port}"
         assert ("#!" in address) == link
         assert b"<title>neuroglancer</title>" in fetched(address)
-        refused = emseg("view", folder / "part.zarr", "--no-browser", "--port", port)
+        refused = run_emseg("view", folder / "part.zarr", "--no-browser", "--port", port)
         process.send_signal(number)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (code, "")
     tunnel, end = err.splitlines()
     assert f"ssh -N -L {port}:127.0.0.1:{port} " in tunnel
-    assert end == f"stopped by {signal.Signals(number).name}: nothing is served any more"
+    named = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    assert end == f"stopped{named}. The output is no longer served"
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
     assert line.startswith(
-        f"error: port {port} of 127.0.0.1 cannot be had (address already in use): choose another with --port"
+        f"error: port {port} of 127.0.0.1 is not available (address already in use): choose another with --port"
     )

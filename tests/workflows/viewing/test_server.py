@@ -13,9 +13,9 @@ import pytest
 from object_store import DENIED, ObjectStore, object_store
 from runs import own_address
 
-from emseg.errors import InputError
-from emseg.store.place import place_of
-from emseg_workflows.viewing.server import LOOPBACK, ViewServer
+from emseg.viewing.server import LOOPBACK, ViewServer
+from emseg_core.errors import InputError
+from emseg_core.store.files.place import parse_place
 
 CONTENT = bytes(range(256)) * 8
 PARTS = {"0-0": (0, 1), "100-299": (100, 300), "-20": (len(CONTENT) - 20, len(CONTENT)), "2000-": (2000, len(CONTENT))}
@@ -96,7 +96,7 @@ def store() -> Iterator[ObjectStore]:
 def remote(folder: Path, store: ObjectStore) -> Iterator[ViewServer]:
     """A server of what is on an object store, and on a web server."""
     with ViewServer(folder / "client") as server:
-        places = {f"{scheme}/0": place_of(store.address("image", scheme)) for scheme in ("s3", "http")}
+        places = {f"{scheme}/0": parse_place(store.address("image", scheme)) for scheme in ("s3", "http")}
         server.start("state", places, {})
         yield server
     store.willing()

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emseg.box import Box
-from emseg.specs.volume import VolumeSpec
-from emseg.store.classes import colour
-from emseg_workflows.viewing.state import FARTHEST, Sources, class_names, fragment, viewer_state
+from emseg.viewing.state import MAX_VOXELS_PER_PIXEL, Sources, class_names, fragment, viewer_state
+from emseg_core.box import Box
+from emseg_core.specs.volume import VolumeSpec
+from emseg_core.store.zarrs.omero import colour
 
 VOLUME = VolumeSpec(
     (30, 200, 300), "uint8", (10, 50, 50), 3, (0.04, 4.0, 5.0), (0.4, 0.0, -50.0), ("micrometer", "nanometer", "nanometer")
@@ -128,7 +128,7 @@ def test_the_middle_of_the_region_is_looked_at(
     assert (first - slack <= seen).all()
     assert (seen <= last + slack).all()
     assert (np.abs(seen - (first + last) / 2) <= np.array(scale) / 2 + slack).all()
-    assert 0 < state["crossSectionScale"] <= FARTHEST
+    assert 0 < state["crossSectionScale"] <= MAX_VOXELS_PER_PIXEL
 
 
 def test_an_address_holds_the_whole_state() -> None:

@@ -1,1 +1,0 @@
-"""How a volume is cut and put together again: integers and NumPy only."""

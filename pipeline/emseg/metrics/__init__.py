@@ -1,1 +1,0 @@
-"""How good labels are, against a known truth; NumPy only."""

@@ -1,1 +1,0 @@
-"""Facts, as frozen data: the volume, the network, the numerics. Standard library only."""

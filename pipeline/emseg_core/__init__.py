@@ -1,0 +1,13 @@
+"""Exact overlap-tile segmentation of volumes too large for one machine: everything that happens to one block."""
+
+from emseg_core.account import complete_account
+
+complete_account()  # before the imports below, some of which need a home directory and a user name
+
+from emseg_core.box import Box as Box  # noqa: E402
+from emseg_core.errors import EmsegError as EmsegError  # noqa: E402
+from emseg_core.errors import InputError as InputError  # noqa: E402
+from emseg_core.specs.model import ModelSpec as ModelSpec  # noqa: E402
+from emseg_core.specs.volume import VolumeSpec as VolumeSpec  # noqa: E402
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""From boundary probabilities or classes to instance labels that are consistent across blocks."""

@@ -1,0 +1,306 @@
+"""Segments of one block, and matches of segments across the faces between blocks: the input of the reduction."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg_core.box import Box, Triple, triple
+from emseg_core.instances.agglomerate import agglomerate
+from emseg_core.instances.contacts import Contacts, Indices, contacts_within
+from emseg_core.instances.fragments import Fragments, components, watershed
+from emseg_core.specs.labelling import Connectivity, Labelling
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Table of segments or of parts of segments, one row each.
+
+    All columns are ``(n,) int64``, except for the last three, ``(n, 3)`` in the order (z, y, x).
+    """
+
+    first: Indices
+    """Position in the volume of the first voxel, ordered by z, then y, then x."""
+    voxels: Indices
+    """Number of voxels."""
+    start: Indices
+    """First corner of the bounding box."""
+    stop: Indices
+    """One past the last corner of the bounding box."""
+    sums: Indices
+    """Sums of the voxels' coordinates."""
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @classmethod
+    def empty(cls) -> Segments:
+        """Return a table without rows."""
+        nothing, nowhere = np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
+        return cls(nothing, nothing, nowhere, nowhere, nowhere)
+
+    @classmethod
+    def stacked(cls, tables: Sequence[Segments]) -> Segments:
+        """Concatenate tables."""
+        columns = {field.name: [getattr(table, field.name) for table in (cls.empty(), *tables)] for field in fields(cls)}
+        return cls(**{name: np.concatenate(parts) for name, parts in columns.items()})
+
+    def merged(self, into: Indices, count: int) -> Segments:
+        """Combine parts into segments.
+
+        Parameters
+        ----------
+        into
+            Segment of each row, counted from 0, ``(n,)``.
+        count
+            Number of segments.
+
+        Returns
+        -------
+        Segments
+            Table of `count` segments.
+        """
+        least = np.iinfo(np.int64).max
+        first, start = np.full(count, least), np.full((count, 3), least)
+        stop, voxels, sums = np.zeros((count, 3), np.int64), np.zeros(count, np.int64), np.zeros((count, 3), np.int64)
+        np.minimum.at(first, into, self.first)
+        np.minimum.at(start, into, self.start)
+        np.maximum.at(stop, into, self.stop)
+        np.add.at(voxels, into, self.voxels)
+        np.add.at(sums, into, self.sums)
+        return Segments(first, voxels, start, stop, sums)
+
+    def rows(self, kept: NDArray[np.bool_] | Indices) -> Segments:
+        """Select rows."""
+        return replace(self, **{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSegments:
+    """Segments of one block, which are numbered from 1 in the order of their first voxels."""
+
+    segments: Segments
+    """Row i describes segment i + 1."""
+    contacts: Contacts
+    """Contacts between segments that might still merge."""
+    face_links: tuple[NDArray[np.bool_], ...]
+    """For each axis, whether the voxels of the last plane are linked to the next block's."""
+    face_totals: tuple[NDArray[np.uint16], ...]
+    """For each axis, the sum of the stored probabilities on both sides of that face."""
+
+
+@dataclass(frozen=True, slots=True)
+class FaceMatches:
+    """Segments that match or touch across faces between blocks; segments are numbered throughout the volume."""
+
+    same: Indices
+    """Pairs of segments that are the same segment, ``(n, 2)``."""
+    contacts: Contacts
+    """Contacts between segments that touch."""
+
+    @classmethod
+    def of(cls, contacts: Contacts) -> FaceMatches:
+        """Return matches that consist of contacts only."""
+        return cls(np.zeros((0, 2), np.int64), contacts)
+
+    @classmethod
+    def combined(cls, tables: Iterable[FaceMatches]) -> FaceMatches:
+        """Combine several tables."""
+        several = [cls.of(Contacts.empty()), *tables]
+        return cls(np.concatenate([table.same for table in several]), Contacts.combined([table.contacts for table in several]))
+
+    @property
+    def segments(self) -> Indices:
+        """All segments that are mentioned, possibly several times."""
+        return np.concatenate([self.same.ravel(), self.contacts.one, self.contacts.other])
+
+    def where(self, same: NDArray[np.bool_], contacts: NDArray[np.bool_]) -> FaceMatches:
+        """Select pairs and contacts."""
+        return FaceMatches(self.same[same], self.contacts.where(contacts))
+
+
+def label_block(
+    stored: NDArray[np.uint8], window: Box, box: Box, shape: Triple, labelling: Labelling
+) -> tuple[NDArray[np.uint32], BlockSegments]:
+    """Label the segments of one block.
+
+    Parameters
+    ----------
+    stored
+        Stored values of a run in `window`, ``(z, y, x)``: boundary probabilities for the watershed, labels for components.
+    window
+        `box` extended by the margin of `labelling`, clipped to the region. Both boxes count from the region's first voxel.
+    box
+        The block.
+    shape
+        Shape (z, y, x) of the region, in voxels.
+    labelling
+        Method and parameters.
+
+    Returns
+    -------
+    ids
+        Segment of each voxel, ``(z, y, x) uint32``; 0 is background.
+    segments
+        Properties of the segments, and links across the block's faces.
+    """
+    own = stored[box.relative_to(window.start).slices()]
+    if labelling.method == "components":
+        ids = components(own == labelling.channel, labelling.connectivity)
+        return ids, BlockSegments(_segments(ids, box, shape), Contacts.empty(), (), ())
+    found = watershed(stored, window, box, labelling)
+    ids, contacts = _merged(found.ids, own, box, shape, labelling)
+    return ids, BlockSegments(_segments(ids, box, shape), contacts, found.face_links, _totals(stored, window, box, found))
+
+
+def match_faces(
+    segments: BlockSegments, box: Box, shape: Triple, labelling: Labelling, read: Callable[[Box], NDArray[np.int64]]
+) -> FaceMatches:
+    """Match segments across the faces of a block. Each pair of voxels of two blocks is counted by one of the two.
+
+    Parameters
+    ----------
+    segments
+        Segments of the block.
+    box
+        The block, counted from the region's first voxel.
+    shape
+        Shape (z, y, x) of the region, in voxels.
+    labelling
+        Method and parameters.
+    read
+        Function that reads the segments of a box, ``(z, y, x) int64``, numbered throughout the volume; 0 is background.
+
+    Returns
+    -------
+    FaceMatches
+        Segments that match or touch.
+    """
+    pairs, contacts = [np.zeros((0, 2), np.int64)], []
+    if labelling.method == "components":
+        for offset in _half(labelling.connectivity):
+            for near, far in _across(box, offset, shape):
+                pairs.append(_distinct(read(near), read(far)))
+        return FaceMatches(_unique(pairs), Contacts.empty())
+    for axis in range(3):
+        offset = triple(int(other == axis) for other in range(3))
+        for near, far in _across(box, offset, shape):
+            one, other = read(near), read(far)
+            linked = segments.face_links[axis]
+            pairs.append(_distinct(one[linked], other[linked]))
+            faces = 3 * _places(near, shape) + axis
+            apart = ~linked
+            total = segments.face_totals[axis].astype(np.int64)
+            contacts.append(Contacts.between(one[apart], other[apart], total[apart], faces[apart]))
+    return FaceMatches(_unique(pairs), Contacts.combined(contacts))
+
+
+def _merged(
+    ids: NDArray[np.uint32], boundary: NDArray[np.uint8], box: Box, shape: Triple, labelling: Labelling
+) -> tuple[NDArray[np.uint32], Contacts]:
+    """Merge the fragments of a block as far as the block alone can decide, and return the contacts that are left open."""
+    count = int(ids.max(initial=0)) + 1
+    contacts = contacts_within(ids, boundary, _places(box, shape))
+    names, undecided = agglomerate(count, contacts, labelling.threshold, _open(ids, count, box, shape))
+    kept = np.flatnonzero(names == np.arange(count))
+    numbers = np.zeros(count, np.int64)
+    numbers[kept] = np.arange(len(kept))  # 0, which is no segment, stays 0
+    left = contacts.renamed(names)
+    left = left.where(undecided[left.one] & undecided[left.other])
+    return numbers[names].astype(np.uint32)[ids], left.renamed(numbers)
+
+
+def _open(ids: NDArray[np.uint32], count: int, box: Box, shape: Triple) -> NDArray[np.bool_]:
+    """Return which fragments touch a face that has voxels beyond it."""
+    found = np.zeros(count, bool)
+    for axis in range(3):
+        for plane, beyond in ((0, box.start[axis] > 0), (-1, box.stop[axis] < shape[axis])):
+            if beyond:
+                found[np.take(ids, plane, axis)] = True
+    return found
+
+
+def _segments(ids: NDArray[np.uint32], box: Box, shape: Triple) -> Segments:
+    """Measure the segments of a block."""
+    count = int(ids.max(initial=0)) + 1
+    flat = ids.ravel()
+    first = np.zeros(count, np.int64)
+    first[flat[::-1]] = _places(box, shape).ravel()[::-1]  # reversed, since the last assignment wins: that of the first voxel
+    found = cc3d.statistics(ids, no_slice_conversion=True)
+    bounds = np.asarray(found["bounding_boxes"], np.int64).reshape(count, 6)
+    grids = np.meshgrid(*(np.arange(*ends) for ends in zip(box.start, box.stop, strict=True)), indexing="ij", sparse=True)
+    sums = [np.bincount(flat, np.broadcast_to(grid, ids.shape).ravel(), count) for grid in grids]
+    start = np.array(box.start)
+    return Segments(
+        first[1:],
+        np.asarray(found["voxel_counts"], np.int64)[1:],
+        bounds[1:, 0::2] + start,
+        bounds[1:, 1::2] + 1 + start,
+        np.stack(sums, axis=1).astype(np.int64)[1:],
+    )
+
+
+def _totals(stored: NDArray[np.uint8], window: Box, box: Box, found: Fragments) -> tuple[NDArray[np.uint16], ...]:
+    """Return for each axis the sum of probabilities on both sides of the last plane; empty at the end of the region."""
+    totals = []
+    for axis in range(3):
+        if not found.face_links[axis].size:
+            totals.append(np.zeros((0, 0, 0), np.uint16))
+            continue
+        last = _plane(box, axis)
+        step = triple(int(other == axis) for other in range(3))
+        near, far = (stored[plane.relative_to(window.start).slices()] for plane in (last, last.shift(step)))
+        totals.append(near.astype(np.uint16) + far)
+    return tuple(totals)
+
+
+def _plane(box: Box, axis: int) -> Box:
+    """Return the last plane of a box along an axis."""
+    start = list(box.start)
+    start[axis] = box.stop[axis] - 1
+    return Box(triple(start), box.stop)
+
+
+def _places(box: Box, shape: Triple) -> Indices:
+    """Return the position in the volume of each voxel of a box, ``(z, y, x) int64``."""
+    z, y, x = np.meshgrid(*(np.arange(*ends) for ends in zip(box.start, box.stop, strict=True)), indexing="ij", sparse=True)
+    places: Indices = (z * shape[1] + y) * shape[2] + x
+    return places
+
+
+def _half(connectivity: Connectivity) -> Iterator[Triple]:
+    """Yield one of every two opposite steps from a voxel to its neighbours."""
+    for step in map(triple, itertools.product((-1, 0, 1), repeat=3)):
+        if step > (0, 0, 0) and sum(map(abs, step)) <= {6: 1, 18: 2, 26: 3}[connectivity]:
+            yield step
+
+
+def _across(box: Box, step: Triple, shape: Triple) -> Iterator[tuple[Box, Box]]:
+    """Yield pairs of boxes: voxels of a block, and those one step away outside it; a pair of voxels may occur twice."""
+    for axis in range(3):
+        if not step[axis]:
+            continue
+        start, stop = list(box.start), list(box.stop)
+        start[axis] = box.stop[axis] - 1 if step[axis] > 0 else box.start[axis]
+        stop[axis] = start[axis] + 1
+        start = [max(a, -s) for a, s in zip(start, step, strict=True)]
+        stop = [min(b, length - s) for b, length, s in zip(stop, shape, step, strict=True)]
+        if all(a < b for a, b in zip(start, stop, strict=True)):
+            near = Box(triple(start), triple(stop))
+            yield near, near.shift(step)
+
+
+def _distinct(one: Indices, other: Indices) -> Indices:
+    """Return the pairs of segments that face each other, ``(n, 2)``."""
+    there = (one > 0) & (other > 0)
+    return _unique([np.stack([one[there], other[there]], axis=1)])
+
+
+def _unique(pairs: list[Indices]) -> Indices:
+    found: Indices = np.unique(np.concatenate(pairs), axis=0)
+    return found

@@ -1,0 +1,93 @@
+"""Adapt external networks to the output of emseg's own: logits of each class, for voxels with full context only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from emseg_core.specs.contract import Contract
+
+
+class AdaptedNetwork(nn.Module):
+    """Wrapper that lets a network be used like a `emseg_core.model.unet.UNet`.
+
+    Parameters
+    ----------
+    network
+        The network, called with tiles ``(n, 1, z, y, x)``, or ``(n, 1, y, x)`` if it is planar.
+    spec
+        How it behaves.
+    """
+
+    def __init__(self, network: nn.Module, spec: Contract) -> None:
+        super().__init__()
+        self.network, self.spec = network, spec
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """Compute the logits of tiles.
+
+        Parameters
+        ----------
+        tiles
+            Normalised grey values, ``(n, 1, z, y, x)``.
+
+        Returns
+        -------
+        Tensor
+            Logits, ``(n, classes, z', y', x')``.
+        """
+        return to_logits(apply_network(self.network, tiles, planar=self.spec.planar), self.spec)
+
+
+def apply_network(network: Callable[[Tensor], Tensor], tiles: Tensor, *, planar: bool) -> Tensor:
+    """Run a network on tiles one by one, since a program may have been exported for batches of one.
+
+    Parameters
+    ----------
+    network
+        The network, called with ``(1, 1, z, y, x)``, or ``(1, 1, y, x)`` if it is planar.
+    tiles
+        Normalised grey values, ``(n, 1, z, y, x)``.
+    planar
+        Whether the network is applied slice by slice.
+
+    Returns
+    -------
+    Tensor
+        Output of the network, ``(n, channels, z', y', x')``.
+    """
+    if planar:
+        return torch.stack([torch.cat([network(part[None]) for part in tile.unbind(1)]).transpose(0, 1) for tile in tiles])
+    return torch.cat([network(tile[None]) for tile in tiles])
+
+
+def to_logits(output: Tensor, spec: Contract) -> Tensor:
+    """Crop the output of a network and convert it to logits.
+
+    Parameters
+    ----------
+    output
+        Output of the network, ``(n, channels, z', y', x')``.
+    spec
+        Its crop, channel and activation.
+
+    Returns
+    -------
+    Tensor
+        Logits, ``(n, classes, z', y', x')``, where z', y' and x' are smaller by twice the crop.
+    """
+    z, y, x = (slice(c, length - c) for c, length in zip(spec.crop, output.shape[2:], strict=True))
+    output = output[..., z, y, x]
+    if spec.channel is not None:
+        output = output[:, spec.channel : spec.channel + 1]
+    tiny = torch.finfo(torch.float32).tiny
+    match spec.activation:
+        case "softmax":
+            return output.clamp_min(tiny).log()
+        case "sigmoid":
+            return torch.cat([1 - output, output], 1).clamp_min(tiny).log()
+        case "sigmoid logits":
+            return torch.cat([torch.zeros_like(output), output], 1)
+    return output

@@ -1,0 +1,168 @@
+"""Choose the library and precision of predictors: torch anywhere, OpenVINO on CPUs, low precision where it is faster."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from emseg_core.errors import DeviceError
+from emseg_core.model.device import Device, check_device
+from emseg_core.model.external_model import ExternalModel, Kind, contract_of, is_external, open_onnx, read_external
+from emseg_core.model.python_predictor import ImportPath, PythonModel, PythonPredictor
+from emseg_core.specs.numerics import Backend, Precision
+
+if TYPE_CHECKING:
+    from emseg_core.model.adapter import AdaptedNetwork
+    from emseg_core.model.file import ModelFile
+    from emseg_core.model.onnx import OnnxPredictor
+    from emseg_core.model.openvino_predictor import OpenVinoPredictor
+    from emseg_core.model.predictor import TorchPredictor
+    from emseg_core.model.unet import UNet
+
+    AnyPredictor = TorchPredictor | OpenVinoPredictor | OnnxPredictor | PythonPredictor
+
+EXTERNAL_BACKENDS: dict[Kind, Backend] = {"onnx": "openvino", "exported": "torch"}
+"""Library that runs each kind of external model."""
+
+
+def default_backend(device: Device) -> Backend:
+    """Return the fastest library installed here for a device.
+
+    Returns
+    -------
+    Backend
+        ``openvino`` on a CPU if it is installed, else ``torch``.
+    """
+    return "openvino" if device == "cpu" and find_spec("openvino") else "torch"
+
+
+def low_precisions(device: Device) -> tuple[Precision, ...]:
+    """List the precisions below float32 for which this hardware has fast arithmetic, in the order to try them.
+
+    bfloat16 comes first because it has the range of float32, while float16 overflows above 65504. On CPUs it is the only
+    one, as OpenVINO silently turns an overflow in float16 into a finite number.
+
+    Returns
+    -------
+    tuple of Precision
+        Any of ``bfloat16`` and ``float16``; empty if float32 is the only choice.
+
+    Raises
+    ------
+    DeviceError
+        If torch cannot use the device here.
+    """
+    import torch  # takes seconds
+
+    check_device(device)
+    if device == "cuda":
+        capability = torch.cuda.get_device_capability()
+        return ("bfloat16", "float16") if capability >= (8, 0) else ("float16",) if capability >= (7, 0) else ()
+    has: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older torch
+    return ("bfloat16",) if has.get("amx_bf16") or has.get("avx512_bf16") else ()
+
+
+def backend_of(path: Path | ImportPath, device: Device) -> Backend:
+    """Return the default library for a model; for a predictor class, which computes as it likes, it has no effect.
+
+    Returns
+    -------
+    Backend
+        The only library that runs an external model, else that of `default_backend`.
+
+    Raises
+    ------
+    ModelError
+        If an external model cannot be read.
+    """
+    if isinstance(path, ImportPath):
+        return "torch"
+    return EXTERNAL_BACKENDS[read_external(path).kind] if is_external(path) else default_backend(device)
+
+
+def open_predictor(
+    model: ModelFile | ExternalModel | PythonModel, backend: Backend, precision: Precision, threads: int, device: Device
+) -> AnyPredictor:
+    """Open a predictor for a model.
+
+    Parameters
+    ----------
+    model
+        The model.
+    backend
+        Library that runs it.
+    precision
+        Type of the activations.
+    threads
+        Number of threads that run it on a CPU.
+    device
+        Device that runs it.
+
+    Returns
+    -------
+    TorchPredictor, OpenVinoPredictor, OnnxPredictor or PythonPredictor
+        The predictor.
+
+    Raises
+    ------
+    DeviceError
+        If the library is not installed here, does not run on the device, or the device does not compute in the precision.
+    """
+    if isinstance(model, PythonModel):
+        if (backend, precision, device) != ("torch", "float32", "cpu"):
+            raise DeviceError(
+                f"the predictor {model.name} chooses its own library, so it does not run with {backend} in {precision} on "
+                f"{device}: leave out --backend, --precision and --device"
+            )
+        return PythonPredictor(model, threads)
+    if isinstance(model, ExternalModel):
+        return _open_external(model, backend, precision, threads, device)
+    if backend == "openvino" and device != "cpu":
+        raise DeviceError(f"OpenVINO runs on CPUs, not on {device}: use --backend torch, or --device cpu")
+    if precision != "float32" and precision not in (able := low_precisions(device)):
+        raise DeviceError(
+            f"predictors should compute in {precision}, but the {'GPU' if device == 'cuda' else 'CPU'} here is fast only in "
+            f"{' and '.join(('float32', *able))}: use --precision float32, or other hardware"
+        )
+    if backend == "torch":
+        return _in_torch(model.network(), precision, threads, device)
+    try:
+        from emseg_core.model.openvino_predictor import OpenVinoPredictor
+    except ImportError as error:
+        raise DeviceError(
+            f"the run uses OpenVINO, which is not installed here ({error}): pip install 'emseg[openvino]', or start another "
+            "output with --backend torch"
+        ) from error
+    return OpenVinoPredictor(model, threads, precision)
+
+
+def _in_torch(network: UNet | AdaptedNetwork, precision: Precision, threads: int, device: Device) -> TorchPredictor:
+    """Open a predictor that runs a network in torch."""
+    from emseg_core.model.predictor import DTYPES, CudaPredictor, TorchPredictor  # takes seconds to import
+
+    network = network.to(DTYPES[precision])
+    return CudaPredictor(network, threads) if device == "cuda" else TorchPredictor(network, threads, device)
+
+
+def _open_external(
+    model: ExternalModel, backend: Backend, precision: Precision, threads: int, device: Device
+) -> TorchPredictor | OnnxPredictor:
+    """Open a predictor for an external model; each kind is run by one library, in float32."""
+    library, spec = EXTERNAL_BACKENDS[model.kind], contract_of(model)
+    if backend != library:
+        raise DeviceError(f"{model.path} runs in {library}, not in {backend}: leave out --backend, or start another output")
+    if precision != "float32":
+        raise DeviceError(f"{model.path} runs in float32 only, not in {precision}: leave out --precision")
+    if model.kind == "exported":
+        from emseg_core.model.adapter import AdaptedNetwork
+        from emseg_core.model.torch_export import read_exported
+
+        return _in_torch(AdaptedNetwork(read_exported(model.data, model.path)[0], spec), precision, threads, device)
+    if device != "cpu":
+        raise DeviceError(
+            f"{model.path} is an ONNX file, which OpenVINO runs on CPUs, not on {device}: export it with torch.export"
+        )
+    from emseg_core.model.onnx import OnnxPredictor
+
+    return OnnxPredictor(open_onnx(model, threads), spec, threads)

@@ -1,0 +1,185 @@
+"""Run ONNX networks with OpenVINO on CPUs."""
+
+from __future__ import annotations
+
+import math
+from importlib.metadata import version
+
+import numpy as np
+import openvino
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from emseg_core.box import Triple
+from emseg_core.canary import canary_of
+from emseg_core.errors import ModelError
+from emseg_core.model.adapter import apply_network, to_logits
+from emseg_core.model.compiled import CompiledGraph, translate_memory_errors
+from emseg_core.specs.contract import Contract
+from emseg_core.specs.numerics import Numerics
+
+FLOAT32_BYTES = 4
+
+
+class OnnxNetwork:
+    """An ONNX graph with one input, compiled for each input shape when it first occurs.
+
+    Parameters
+    ----------
+    data
+        The ONNX file.
+    path
+        Its path, for messages.
+    threads
+        Number of threads that run it.
+
+    Raises
+    ------
+    ModelError
+        If the file is damaged, has weights in other files, or has operations that OpenVINO does not know.
+    """
+
+    def __init__(self, data: bytes, path: str, threads: int) -> None:
+        self._data, self._path = data, path
+        self._compiled = CompiledGraph(self._shaped, threads, "float32")
+        model = self._model()
+        if len(model.inputs) != 1:
+            raise ModelError(f"{path} has {len(model.inputs)} inputs, but an image is 1 input: export it with 1 input")
+        dimensions = model.inputs[0].get_partial_shape()
+        if dimensions.rank.is_dynamic or len(dimensions) not in (4, 5):
+            raise ModelError(
+                f"the input of {path} has shape {dimensions}: export it with an input (n, 1, y, x) or (n, 1, z, y, x)"
+            )
+        self.shape: tuple[int | None, ...] = tuple(None if d.is_dynamic else d.get_length() for d in dimensions)
+        """Shape of the input; None for axes of any length."""
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        """Run the network.
+
+        Parameters
+        ----------
+        tiles
+            One tile, ``(1, 1, y, x)`` or ``(1, 1, z, y, x)`` float32.
+
+        Returns
+        -------
+        Tensor
+            Output of the network, float32 with as many axes.
+        """
+        output = self._compiled.request(tiles.shape).infer([np.ascontiguousarray(tiles.numpy())])[0]
+        return torch.from_numpy(output.astype(np.float32))
+
+    def cost(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Estimate the cost of an input from the graph, without running it.
+
+        Parameters
+        ----------
+        shape
+            Shape of the input, batch and channels included.
+
+        Returns
+        -------
+        flops : int
+            Floating-point operations of all convolutions.
+        peak : int
+            Most bytes of intermediate results alive at once.
+        """
+        flops = peak = alive = 0
+        nodes = self._shaped(shape).get_ordered_ops()
+        left = {}
+        for node in nodes:
+            sizes = [math.prod(output.get_shape()) for output in node.outputs()]
+            constant = node.get_type_name() in ("Constant", "Result")
+            if node.get_type_name() in ("Convolution", "ConvolutionBackpropData", "GroupConvolution"):
+                kernel = node.input_value(1).get_shape()
+                places = node.input_value(0).get_shape() if "Backprop" in node.get_type_name() else node.output(0).get_shape()
+                flops += 2 * math.prod(kernel) * math.prod(places[2:])
+            uses = sum(len(output.get_target_inputs()) for output in node.outputs())
+            left[node.get_friendly_name()] = [uses, 0 if constant else FLOAT32_BYTES * sum(sizes)]
+            alive += left[node.get_friendly_name()][1]
+            peak = max(peak, alive)
+            for value in node.input_values():
+                entry = left[value.get_node().get_friendly_name()]
+                entry[0] -= 1
+                alive -= entry[1] if entry[0] == 0 else 0
+        return flops, peak
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        constants = (node for node in self._model().get_ops() if node.get_type_name() == "Constant")
+        return sum(math.prod(node.output(0).get_shape()) for node in constants if node.get_element_type().is_real())
+
+    def _model(self) -> openvino.Model:
+        """Parse the graph."""
+        try:
+            return openvino.Core().read_model(self._data)  # from memory, so no other file named in it is opened
+        except RuntimeError as error:
+            said = " ".join(str(error).split())[-300:]
+            raise ModelError(
+                f"OpenVINO cannot read {self._path} ({said}): export it as one file with its weights and standard operations"
+            ) from error
+
+    def _shaped(self, shape: tuple[int, ...]) -> openvino.Model:
+        """Build the graph for an input shape."""
+        model = self._model()
+        model.reshape(list(shape))
+        return model
+
+
+class OnnxPredictor:
+    """Predictor that runs an ONNX network on the CPU, in float32.
+
+    Parameters
+    ----------
+    network
+        The network.
+    spec
+        How it behaves.
+    threads
+        Number of threads that run it.
+    """
+
+    def __init__(self, network: OnnxNetwork, spec: Contract, threads: int) -> None:
+        self.spec = spec
+        self._network, self._threads = network, threads
+
+    def numerics(self, tile: Triple) -> Numerics:
+        """Return what determines the last bits of predictions.
+
+        Parameters
+        ----------
+        tile
+            Shape (z, y, x) in voxels of the tiles of the run.
+
+        Returns
+        -------
+        Numerics
+            Library, hardware, precision, threads and numerical fingerprint.
+        """
+        hardware = torch.backends.cpu.get_cpu_capability()
+        return Numerics(f"openvino {version('openvino')}", hardware, "float32", self._threads, canary_of(self, tile))
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Compute the logits of tiles.
+
+        Parameters
+        ----------
+        tiles
+            Normalised grey values, ``(n, z, y, x) float32``.
+
+        Returns
+        -------
+        NDArray
+            Logits, ``(n, classes, z', y', x') float32``.
+
+        Raises
+        ------
+        MemoryShortageError
+            If there is too little memory.
+        """
+        with translate_memory_errors():
+            output = apply_network(self._network, torch.from_numpy(tiles)[:, None], planar=self.spec.planar)
+        logits: NDArray[np.float32] = to_logits(output, self.spec).numpy()
+        return logits

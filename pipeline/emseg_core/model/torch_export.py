@@ -1,0 +1,379 @@
+"""Read programs written by `torch.export` (``.pt2``) as data: no code from the file runs, and nothing is unpickled.
+
+`torch.export.load` unpickles sample inputs, lets sympy evaluate strings, and resolves the functions that nodes call by
+attribute lookups starting at ``torch``, which can reach arbitrary Python code. This module therefore parses the archive itself:
+a list of nodes, each one of the operations in `OPERATIONS` with tensors and numbers as arguments, and weights as plain bytes.
+Anything else is rejected.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import PurePosixPath
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from emseg_core.errors import ModelError
+
+OPERATIONS = frozenset(
+    " ".join(
+        (
+            "conv2d conv3d convolution conv_transpose2d conv_transpose3d linear addmm mm bmm matmul relu relu_ leaky_relu",
+            "leaky_relu_ elu elu_ gelu silu silu_ hardtanh hardtanh_ hardswish hardsigmoid mish prelu selu softplus",
+            "sigmoid sigmoid_ tanh softmax _softmax log_softmax _log_softmax exp log sqrt rsqrt abs neg pow clamp",
+            "clamp_min clamp_max max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool2d",
+            "avg_pool3d adaptive_avg_pool2d adaptive_avg_pool3d mean sum var amax amin max min upsample_nearest2d",
+            "upsample_nearest3d upsample_bilinear2d upsample_trilinear3d pixel_shuffle batch_norm",
+            "_native_batch_norm_legit_no_training instance_norm group_norm native_group_norm layer_norm native_layer_norm",
+            "add add_ sub sub_ mul mul_ div div_ rsub minimum maximum where eq ne lt le gt ge cat stack slice select view",
+            "reshape _unsafe_view flatten unflatten permute transpose t squeeze unsqueeze expand contiguous clone alias",
+            "split split_with_sizes chunk pad constant_pad_nd reflection_pad2d reflection_pad3d replication_pad2d",
+            "replication_pad3d narrow index_select roll flip repeat dropout dropout_ feature_dropout detach detach_ to",
+            "_to_copy _assert_tensor_metadata zeros_like ones_like full_like sym_size size sym_numel",
+        )
+    ).split()
+)
+"""Names of operations of ``torch.ops.aten`` that a node may call: arithmetic on tensors, no files, no devices."""
+SIZE_OPERATIONS: dict[str, Callable[..., Any]] = {
+    name: getattr(operator, name)
+    for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem", "eq", "ne", "lt", "le", "gt", "ge")
+}
+"""Operations of ``_operator`` that a node may call, for sizes."""
+PLAIN_ARGUMENTS = ("as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools", "as_string")
+"""Kinds of arguments that are numbers or strings."""
+DTYPES = {
+    1: torch.uint8,
+    2: torch.int8,
+    3: torch.int16,
+    4: torch.int32,
+    5: torch.int64,
+    6: torch.float16,
+    7: torch.float32,
+    8: torch.float64,
+    12: torch.bool,
+    13: torch.bfloat16,
+}
+MEMORY_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d, 4: torch.preserve_format}
+EXPORT_HINT = "export it again with torch.export.save(torch.export.export(network.eval(), ...), FILE)"
+MAX_NODES = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation of a program."""
+
+    call: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    """Values, or a `ValueName` for the result of an earlier node, also within lists."""
+    keywords: dict[str, Any]
+    results: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ValueName:
+    """Reference to the result of an earlier node, to the input, or to a weight."""
+
+    name: str
+
+
+class ExportedNetwork(nn.Module):
+    """Module that runs the nodes of an exported program.
+
+    Parameters
+    ----------
+    nodes
+        The operations, in the order in which they run.
+    weights
+        Parameters and constants by the names that nodes use.
+    source
+        Name of the input.
+    result
+        Name of the output.
+    """
+
+    def __init__(self, nodes: list[Node], weights: Mapping[str, Tensor], source: str, result: str) -> None:
+        super().__init__()
+        self._names = sorted(weights, key=lambda name: not weights[name].is_floating_point())  # the first sets the type
+        self.weights = nn.ParameterList(nn.Parameter(weights[name], requires_grad=False) for name in self._names)
+        self._nodes, self._source, self._result = nodes, source, result
+        self._last = _last_uses(nodes, result)
+        self.peak = 0
+        """Most bytes of intermediate results alive at once in the last call."""
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """Run the program on its only input.
+
+        Parameters
+        ----------
+        tiles
+            The input, in the shape that the program was exported for.
+
+        Returns
+        -------
+        Tensor
+            The output of the program.
+        """
+        weights = dict(zip(self._names, self.weights, strict=True))
+        values: dict[str, Any] = {self._source: tiles}
+        self.peak = alive = _bytes(tiles)
+        for node, ended in zip(self._nodes, self._last, strict=True):
+            arguments = (_filled(argument, values, weights) for argument in node.arguments)
+            keywords = {name: _filled(argument, values, weights) for name, argument in node.keywords.items()}
+            made = node.call(*arguments, **keywords)
+            values |= zip(node.results, made if len(node.results) > 1 else (made,), strict=False)
+            alive += sum(_bytes(values[name]) for name in node.results if name in values)
+            self.peak = max(self.peak, alive)
+            for name in ended:
+                alive -= _bytes(values.pop(name, None))
+        result: Tensor = values[self._result]
+        return result
+
+    def cost(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Estimate the cost of an input without running the program.
+
+        Parameters
+        ----------
+        shape
+            Shape of the input, batch and channels included.
+
+        Returns
+        -------
+        flops : int
+            Floating-point operations.
+        peak : int
+            Most bytes of intermediate results alive at once.
+        """
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            self.to("meta")(torch.empty(shape, device="meta"))
+        return counter.get_total_flops(), self.peak
+
+
+def read_exported(data: bytes, path: str) -> tuple[ExportedNetwork, tuple[int | None, ...]]:
+    """Read the network of an exported program.
+
+    Parameters
+    ----------
+    data
+        The file.
+    path
+        Its path, for messages.
+
+    Returns
+    -------
+    network : ExportedNetwork
+        The network.
+    shape : tuple of int or None
+        Shape of its input; None for axes of any length.
+
+    Raises
+    ------
+    ModelError
+        If the file is damaged, contains anything not known to be harmless, or is not a network with one input.
+    """
+    try:
+        archive = _Archive(zipfile.ZipFile(BytesIO(data)), path)
+        program = archive.json(archive.only("models/", ".json"))
+        module = program["graph_module"]
+        graph, signature = module["graph"], module["signature"]
+        weights, source = _inputs(archive, signature)
+        if len(graph["nodes"]) > MAX_NODES:
+            archive.refuse(f"it has {len(graph['nodes'])} nodes")
+        nodes = [_node(node, archive) for node in graph["nodes"]]
+        outputs = [
+            spec["user_output"]["arg"]["as_tensor"]["name"] for spec in signature["output_specs"] if "user_output" in spec
+        ]
+        if len(outputs) != len(signature["output_specs"]):
+            archive.refuse("it was exported in training mode, and changes its own weights")
+        shape = tuple(size.get("as_int") for size in graph["tensor_values"][source]["sizes"])
+        return ExportedNetwork(nodes, weights, source, outputs[0]), shape
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        raise ModelError(
+            f"{path} is not a readable exported program ({type(error).__name__}: {error}): {EXPORT_HINT}"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Archive:
+    """A zip file with the layout of ``.pt2``."""
+
+    zip: zipfile.ZipFile
+    path: str
+
+    def only(self, folder: str, suffix: str) -> str:
+        """Return the name of the only file with a suffix in a folder."""
+        names = [name for name in self.zip.namelist() if f"/{folder}" in f"/{name}" and name.endswith(suffix)]
+        if len(names) != 1:
+            old = any(name.endswith("serialized_exported_program.json") for name in self.zip.namelist())
+            self.refuse("an old torch wrote it, partly as pickles" if old else f"it contains {len(names)} programs, not 1")
+        return names[0]
+
+    def read(self, name: str) -> bytes:
+        """Read a file, which is never larger than the archive because it is not compressed."""
+        info = self.zip.getinfo(name)
+        if info.compress_type != zipfile.ZIP_STORED:
+            self.refuse(f"{name} is compressed")
+        return self.zip.read(info)
+
+    def json(self, name: str) -> Any:
+        """Parse a JSON file."""
+        return json.loads(self.read(name))
+
+    def tensors(self, kind: str) -> dict[str, Tensor]:
+        """Read weights or constants by name."""
+        name = self.only(f"data/{kind}/", "_config.json")
+        found = {}
+        for key, entry in self.json(name)["config"].items():
+            if entry.get("use_pickle") is not False:
+                self.refuse(f"{key} is a pickle, which can run code")
+            file = PurePosixPath(name).with_name(PurePosixPath(entry["path_name"]).name)
+            found[key] = _tensor(self.read(str(file)), entry["tensor_meta"])
+        return found
+
+    def refuse(self, why: str) -> NoReturn:
+        """Raise the error that rejects the file."""
+        raise self.refusal(why)
+
+    def refusal(self, why: str) -> ModelError:
+        """Return the error that rejects the file."""
+        return ModelError(f"{self.path} is not accepted as a network: {why}; {EXPORT_HINT}")
+
+
+def _tensor(data: bytes, meta: Mapping[str, Any]) -> Tensor:
+    """Build a tensor from plain little-endian bytes."""
+    sizes, strides = ([int(length["as_int"]) for length in meta[name]] for name in ("sizes", "strides"))
+    flat = torch.frombuffer(bytearray(data), dtype=DTYPES[meta["dtype"]]) if data else torch.empty(0)
+    tensor = flat.as_strided(sizes, strides, int(meta["storage_offset"]["as_int"])).clone()
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise ValueError("its weights are not all finite")
+    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+
+
+def _inputs(archive: _Archive, signature: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """Return the weights by the names that nodes use, and the name of the only input."""
+    stored = {**archive.tensors("weights"), **archive.tensors("constants")}
+    weights: dict[str, Tensor] = {}
+    sources: list[str] = []
+    for spec in signature["input_specs"]:
+        (kind, entry), *_ = spec.items()
+        if kind == "user_input":
+            sources.append(entry["arg"]["as_tensor"]["name"])
+        elif kind in ("parameter", "buffer", "tensor_constant"):
+            key = entry.get(f"{kind}_name", entry.get("tensor_constant_name"))
+            weights[entry["arg"]["name"]] = stored[key]
+        else:
+            archive.refuse(f"it has an input of kind {kind!r}")
+    if len(sources) != 1:
+        archive.refuse(f"it has {len(sources)} inputs, not 1")
+    if not any(weight.is_floating_point() for weight in weights.values()):
+        archive.refuse("it has no weights")
+    return weights, sources[0]
+
+
+def _node(node: Mapping[str, Any], archive: _Archive) -> Node:
+    """Read a node, which must call a known operation with tensors and numbers as arguments."""
+    target = str(node["target"])
+    *where, name = target.split(".")
+    if where == ["_operator"] and name in SIZE_OPERATIONS:
+        call = SIZE_OPERATIONS[name]
+    elif where[:3] == ["torch", "ops", "aten"] and len(where) == 4 and where[3] in OPERATIONS:
+        call = getattr(getattr(torch.ops.aten, where[3]), name)
+    else:
+        archive.refuse(f"it calls {target[:80]!r}, which is not an operation that networks may use here")
+    arguments, keywords = [], {}
+    for given in node["inputs"]:
+        if given["name"] in ("train", "training") and given["arg"].get("as_bool"):
+            archive.refuse("it was exported in training mode")
+        value = _argument(given["arg"], archive)
+        if given.get("kind") == 2:
+            keywords[str(given["name"])] = value
+        else:
+            arguments.append(value)
+    results = [result for output in node["outputs"] for result in _results(output, archive)]
+    return Node(call, tuple(arguments), keywords, tuple(results))
+
+
+def _argument(argument: Mapping[str, Any], archive: _Archive) -> Any:
+    """Read an argument of a node."""
+    (kind, value), *others = argument.items()
+    if others:
+        archive.refuse("an argument has two kinds")
+    if kind in PLAIN_ARGUMENTS:
+        return value
+    match kind:
+        case "as_none":
+            return None
+        case "as_tensor":
+            return ValueName(value["name"])
+        case "as_tensors":
+            return [ValueName(tensor["name"]) for tensor in value]
+        case "as_optional_tensors" | "as_sym_ints" | "as_sym_floats":
+            return [_argument(part, archive) for part in value]
+        case "as_sym_int" | "as_sym_float" | "as_sym_bool":
+            return _argument(value, archive)
+        case "as_name":
+            return ValueName(value)
+        case "as_scalar_type":
+            return DTYPES[value]
+        case "as_memory_format":
+            return MEMORY_FORMATS[value]
+        case "as_device" | "as_layout":
+            return None  # tensors stay on the device of the input
+        case _:
+            raise archive.refusal(f"an argument has the unknown kind {str(kind)[:40]!r}")
+
+
+def _results(output: Mapping[str, Any], archive: _Archive) -> list[str]:
+    """Read the names of a node's results."""
+    (kind, value), *_ = output.items()
+    match kind:
+        case "as_tensor":
+            return [value["name"]]
+        case "as_tensors":
+            return [tensor["name"] for tensor in value]
+        case "as_sym_int" | "as_sym_bool" | "as_sym_float":
+            return [value["as_name"]]
+        case "as_none":
+            return []
+        case _:
+            raise archive.refusal(f"a result has the unknown kind {str(kind)[:40]!r}")
+
+
+def _filled(argument: Any, values: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:
+    """Replace the names in an argument by their values."""
+    if isinstance(argument, ValueName):
+        return values[argument.name] if argument.name in values else weights[argument.name]
+    if isinstance(argument, list):
+        return [_filled(part, values, weights) for part in argument]
+    return argument
+
+
+def _last_uses(nodes: list[Node], result: str) -> list[list[str]]:
+    """List for each node the values that no later node uses."""
+    last: dict[str, int] = {}
+    for number, node in enumerate(nodes):
+        named = [*node.arguments, *node.keywords.values()]
+        for part in (part for argument in named for part in (argument if isinstance(argument, list) else [argument])):
+            if isinstance(part, ValueName):
+                last[part.name] = number
+        last |= dict.fromkeys(node.results, number)
+    ended: list[list[str]] = [[] for _ in nodes]
+    for name, number in last.items():
+        if name != result:
+            ended[number].append(name)
+    return ended
+
+
+def _bytes(value: Any) -> int:
+    """Return the size of a tensor in bytes; 0 for anything else."""
+    return math.prod(value.shape) * value.element_size() if isinstance(value, Tensor) else 0

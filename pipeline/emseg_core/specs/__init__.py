@@ -1,0 +1,1 @@
+"""Facts as frozen data: the volume, the network, the numerics. Standard library only."""

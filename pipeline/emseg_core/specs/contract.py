@@ -1,0 +1,162 @@
+"""Description of a network that was not trained with emseg: how it behaves, not how it is built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, get_args
+
+from emseg_core.box import Triple, triple
+from emseg_core.errors import ModelError
+from emseg_core.specs.network import Tiled
+
+Activation = Literal["logits", "softmax", "sigmoid", "sigmoid logits"]
+"""Output of a network.
+
+Logits of mutually exclusive classes, or their probabilities (``softmax``); or a single channel with the probability that a
+voxel belongs to the second of two classes (``sigmoid``), or its logit.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Contract(Tiled):
+    """How a network behaves, read from its file or found by experiment; see `emseg_core.receptive_field`.
+
+    Raises
+    ------
+    ModelError
+        If the fields are inconsistent.
+    """
+
+    classes: tuple[str, ...]
+    """Name of each class, in the order of the label values from 0."""
+    planar: bool
+    """Whether it is a 2-D network, which is run slice by slice."""
+    context: Triple
+    """Voxels (z, y, x) removed from each side of a tile, by the network and by cropping."""
+    lattice: Triple
+    """Shift (z, y, x) in voxels; the network commutes only with multiples of it."""
+    least: Triple
+    """Shape (z, y, x) in voxels of the smallest tile; others are longer by multiples of the lattice."""
+    crop: Triple
+    """Voxels (z, y, x) of the context that are cropped from the network's output, because padding affects them."""
+    activation: Activation
+    """Output of the network."""
+    local: bool
+    """Whether the receptive field of every kept voxel is within the context; only then labels do not depend on tiles."""
+    parameters: int
+    """Number of learned parameters, biases included."""
+    flops_per_voxel: int
+    """Floating-point operations per voxel of a tile."""
+    bytes_per_voxel: int
+    """Peak memory of tensors per voxel of a tile, in bytes, in float32."""
+    only_tile: Triple | None = None
+    """The only tile shape (z, y, x) that the network accepts, if there is just one."""
+    channel: int | None = None
+    """The output channel to use, if there are others."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.classes) <= 254:
+            raise ModelError(f"a network has 2 to 254 classes (label 255 means 'not computed'), not {len(self.classes)}")
+        if self.activation not in get_args(Activation):
+            raise ModelError(f"the activation is {self.activation!r}, but must be one of {', '.join(get_args(Activation))}")
+        if self.activation.startswith("sigmoid") and len(self.classes) != 2:
+            raise ModelError(f"one output channel separates two classes, not {len(self.classes)}: name two")
+        sizes = (*self.lattice, *self.least, self.flops_per_voxel + 1, self.bytes_per_voxel + 1)
+        if min(sizes) < 1 or min(*self.context, *self.crop) < 0:
+            raise ModelError(f"the sizes of the contract {self} are out of range")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the input; a network with more than one has no contract."""
+        return 1
+
+    def fits(self, axis: int, length: int) -> bool:
+        """Return whether the network accepts tiles of this length on `axis`, in voxels."""
+        return length == self.next_valid(axis, length)
+
+    def next_valid(self, axis: int, length: int) -> int:
+        """Return the smallest tile length on `axis`, in voxels, that is at least `length` and that the network accepts."""
+        if self.only_tile is not None:
+            return self.only_tile[axis]
+        length = max(length, self.least[axis])
+        return length + (self.least[axis] - length) % self.lattice[axis]
+
+    def flops(self, tile: Triple) -> int:
+        """Return the floating-point operations on one tile.
+
+        Raises
+        ------
+        ModelError
+            If the tile does not fit the network.
+        """
+        self.output_shape(tile)
+        return self.flops_per_voxel * math.prod(tile)
+
+    def activation_bytes(self, tile: Triple) -> int:
+        """Return the peak memory of tensors, in bytes, while one float32 tile goes through the network.
+
+        Raises
+        ------
+        ModelError
+            If the tile does not fit the network.
+        """
+        self.output_shape(tile)
+        return self.bytes_per_voxel * math.prod(tile)
+
+    def planes(self) -> Iterator[tuple[str, Triple]]:
+        """Yield name and sizes (z, y, x) of everything that must be equal in y and x for tiles to be rotated."""
+        yield "context", self.context
+        yield "lattice", self.lattice
+        yield "smallest tile", self.least
+
+    @property
+    def kind(self) -> str:
+        """Type of network."""
+        return f"{'2-D' if self.planar else '3-D'} network, not trained with emseg"
+
+    @property
+    def gives(self) -> str:
+        """Type of output."""
+        return self.activation if self.channel is None else f"{self.activation} in channel {self.channel}"
+
+    def remarks(self) -> Iterator[tuple[str, str]]:
+        """Yield further facts for users, each with its topic."""
+        least = " x ".join(map(str, self.least))
+        if self.only_tile is not None:
+            yield "tiles", f"{least} voxels only"
+        else:
+            yield "tiles", f"{least} voxels, or longer by multiples of the lattice"
+        if any(self.crop):
+            yield "padding", f"affects {' x '.join(map(str, self.crop))} voxels on each side of the output, which are cropped"
+        if self.local:
+            yield (
+                "exact",
+                "found by experiment: no kept voxel is affected by the end of its tile, so labels do not depend on tiles",
+            )
+        else:
+            yield "exact", "NO: voxels see the whole tile (as with instance normalisation), so labels depend on tiles"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {"contract": asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Return the contract that `to_json` wrote.
+
+        Raises
+        ------
+        ModelError
+            If a field is missing, unknown or has the wrong type.
+        """
+        try:
+            fields = dict(data["contract"])
+            fields |= {name: triple(fields[name]) for name in ("context", "lattice", "least", "crop")}
+            fields["classes"] = tuple(fields["classes"])
+            if fields.get("only_tile") is not None:
+                fields["only_tile"] = triple(fields["only_tile"])
+            return cls(**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"the model's contract is not valid: {error}") from error

@@ -1,0 +1,1 @@
+"""Output formats: OME-Zarr, TIFF, precomputed, and the volume that an ingest writes."""

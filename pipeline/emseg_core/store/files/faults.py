@@ -1,0 +1,105 @@
+"""Classify errors, as transient (the store's: retry) or permanent (the block's), and describe them on one line."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from emseg_core.errors import BlockError, Fault, OrphanError
+from emseg_core.printable import printable
+
+PERMANENT_ERRNOS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR),
+}
+"""Errors of a disk that a retry does not fix."""
+
+
+class StoreError(OSError):
+    """Failure of a store to serve a request, which may succeed later."""
+
+    def __init__(self, cause: str, remedy: str, *, permanent: bool = False) -> None:
+        super().__init__(errno.EIO, cause)
+        self.remedy = remedy
+        self.permanent = permanent
+        """Whether a retry would fail in the same way. Some stores deny access to each object that does not exist."""
+
+
+def store_unavailable(*, recovered: bool = False) -> StoreError:
+    """Return the error to raise where files were looked for in a store that has gone away.
+
+    Parameters
+    ----------
+    recovered
+        Whether the store is back already.
+
+    Returns
+    -------
+    StoreError
+        The error, to be raised by the caller.
+    """
+    return StoreError("it was unavailable for a moment" if recovered else "it is no longer there", "mount or restore it")
+
+
+def describe_error(error: BaseException) -> str:
+    """Describe on one line why something failed.
+
+    Returns
+    -------
+    str
+        The system's own words for an `OSError`, else type and message, cut to 300 characters and fit to print.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    text = f"{type(error).__name__}: {error}"[:1000]
+    return printable(" ".join(text.split()))[:300]
+
+
+def classify_fault(error: BaseException) -> Fault:
+    """Decide whether an error is transient or lies in what is stored.
+
+    Returns
+    -------
+    "store" or "block"
+        ``"store"`` if the error, or one that caused it, is a failure of the store that may pass; else ``"block"``.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return "block" if cause.errno in PERMANENT_ERRNOS else "store"
+        cause = cause.__cause__ or cause.__context__
+    return "block"
+
+
+@contextmanager
+def translate_errors(what: str, remedy: str, transient_remedy: str | None = None) -> Iterator[None]:
+    """Turn whatever a disk, Zarr or a codec raises within the ``with`` into a `BlockError`.
+
+    Parameters
+    ----------
+    what
+        What failed, the beginning of the message.
+    remedy
+        How to fix it, the end of the message. The remedy of a `StoreError` replaces it.
+    transient_remedy
+        Remedy for a transient failure of a store, if it is another one.
+
+    Raises
+    ------
+    BlockError
+        If the body fails; its fault is that of `classify_fault`.
+    OrphanError
+        If the body raises it.
+    """
+    try:
+        yield
+    except (BlockError, OrphanError):
+        raise
+    except Exception as error:
+        fault = classify_fault(error)
+        if isinstance(error, StoreError):
+            remedy = error.remedy
+        elif transient_remedy is not None and fault == "store":
+            remedy = transient_remedy
+        raise BlockError(f"{what} ({describe_error(error)}): {remedy}", fault) from error

@@ -1,0 +1,331 @@
+"""Lifecycle of an output: create, start over, clean up and open it. Its layout is in `emseg_core.store.outputs.layout`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg_core.box import Box, Triple, triple
+from emseg_core.errors import InputError, OutputError, VolumeError
+from emseg_core.grid.pyramid import Rule, level_shapes
+from emseg_core.grid.stitch import NOT_COMPUTED
+from emseg_core.store.files.atomic_folder import atomic_folder
+from emseg_core.store.files.atomic_write import output_error, output_path
+from emseg_core.store.files.faults import StoreError, describe_error
+from emseg_core.store.files.files import Files, LocalFiles, open_files
+from emseg_core.store.files.lease import Token
+from emseg_core.store.files.place import ZARR_JSON, Address, Place, local_path, parse_place
+from emseg_core.store.files.records import RECORDS_FOLDER
+from emseg_core.store.outputs.descriptions import (
+    DIGEST_KEY,
+    OUTPUT_KEY,
+    copies_attributes,
+    find_file,
+    intact_description,
+    is_intact,
+    root_description,
+    write_copies,
+)
+from emseg_core.store.outputs.instances import labels_attributes, list_labels, remove_instances
+from emseg_core.store.outputs.layout import FORMAT, Generation, OutputLayout
+from emseg_core.store.outputs.level import REPAIR_HINT, Level, complete_parents
+from emseg_core.store.outputs.output import Output
+from emseg_core.store.zarrs.arrays import create_group, describe_group, group_metadata, open_shards
+from emseg_core.store.zarrs.nodes import Node, read_node
+from emseg_core.store.zarrs.ome import MAX_NAME_LENGTH
+
+MAX_WRITE_UNITS = 2**28
+"""Most write units of an output, as a petavoxel has: whoever lists them needs a few bytes for each."""
+
+
+def is_taken(place: Place) -> bool:
+    """Check whether a place is occupied.
+
+    On an object store, the records that a run keeps there before it creates the output do not count.
+
+    Returns
+    -------
+    bool
+        True if anything else is there.
+
+    Raises
+    ------
+    InputError
+        If the store cannot be listed.
+    """
+    if isinstance(place, Path):
+        return place.exists() or place.is_symlink()
+    try:
+        return not set(open_files(place).entries()) <= {RECORDS_FOLDER, "labels", Generation(1).probabilities}
+    except OSError as error:
+        raise output_error(place, error) from error
+
+
+def create_output(path: str | Place, layout: OutputLayout, token: Token | None = None) -> None:
+    """Create an empty output, completely or not at all.
+
+    On an object store this needs a lease, as several objects cannot appear there at once.
+
+    Parameters
+    ----------
+    path
+        Path or address of the output.
+    layout
+        Layout of the output.
+    token
+        Token of the lease; None if there is none.
+
+    Raises
+    ------
+    OutputError
+        If something exists there already, or the output cannot be written.
+    """
+    place = _place(path)
+    if isinstance(place, Path):
+        with atomic_folder(output_path(place)) as work:
+            work.mkdir()
+            folder = LocalFiles(work)
+            folder.put(ZARR_JSON, _fill(folder, layout))
+        return
+    files = open_files(place) if token is None else token.files
+    try:
+        created = files.create(ZARR_JSON, _fill(files, layout))
+    except OSError as error:
+        raise output_error(place, error) from error
+    if not created:
+        raise OutputError(f"{place} was created by another process in the meantime: choose another name")
+
+
+def _fill(files: Files, layout: OutputLayout) -> bytes:
+    """Create all of an empty output except the metadata that turn it into one, which are returned."""
+    first = Generation(1)
+    root = layout.root(first)
+    create_group(files, RECORDS_FOLDER, copies_attributes(root["emseg"], {}))
+    create_group(files, "labels", labels_attributes(first.classes, ()))
+    layout.create_arrays(files, first)
+    return group_metadata(root)
+
+
+def restart_output(place: str | Place, layout: OutputLayout, token: Token | None = None) -> None:
+    """Start an output over: create new arrays first, then change the attributes that refer to them.
+
+    The old arrays are removed by `tidy_output`.
+
+    Parameters
+    ----------
+    place
+        Path or address of the output.
+    layout
+        New layout.
+    token
+        Token of the lease under which this is done.
+
+    Raises
+    ------
+    OutputError
+        If the output cannot be opened or written.
+    """
+    output = open_output(place, token)
+    files, new = output.files, Generation(output.generation + 1)
+    try:
+        _remove_other_generations(files, output.generation)
+        layout.create_arrays(files, new)
+        describe_group(files, "labels", labels_attributes(new.classes, ()))
+        describe_group(files, "", layout.root(new))
+        remove_instances(files)
+        write_copies(files, {})
+    except OSError as error:
+        raise output_error(output.path, error) from error
+
+
+def tidy_output(place: str | Place, token: Token | None = None) -> None:
+    """Remove what killed runs have left: arrays of other generations, and partial files.
+
+    Parameters
+    ----------
+    place
+        Path or address of the output.
+    token
+        Token of the lease under which this is done.
+
+    Raises
+    ------
+    OutputError
+        If the output cannot be opened or written.
+    """
+    output = open_output(place, token)
+    files = output.files
+    try:
+        _remove_other_generations(files, output.generation)
+        remove_instances(files, output.generation)
+        list_labels(files, Generation(output.generation).classes)
+        files.tidy("", deep=False)
+        files.tidy("labels", deep=False)
+        files.tidy(RECORDS_FOLDER)
+    except OSError as error:
+        raise output_error(output.path, error) from error
+
+
+def open_output(path: str | Place, token: Token | None = None) -> Output:
+    """Open the output at a path or an address.
+
+    Parameters
+    ----------
+    path
+        Path or address of the output.
+    token
+        Token of a run's lease, to write; None to read only.
+
+    Returns
+    -------
+    Output
+        The open output.
+
+    Raises
+    ------
+    OutputError
+        If there is no output, it is damaged, or something else is there.
+    """
+    place = _place(path)
+    try:
+        files = open_files(place) if token is None else token.files
+        node = read_node(path, files=files)  # messages name the path as the caller gave it
+        own = _stated_layout(node)
+    except InputError as error:
+        raise _not_an_output(place, error) from error
+    try:
+        if own["format"] != FORMAT:
+            raise OutputError(
+                f"{path} is an output of format {own['format']}, not {FORMAT}: use the version of emseg that wrote it"
+            )
+        if not is_intact(node.attributes["emseg"]):
+            raise OutputError(f"the output {path} is damaged ({ZARR_JSON} does not match its checksum): {REPAIR_HINT}")
+        start, stop = own["region"]
+        region, classes = Box(triple(start), triple(stop)), tuple(own["classes"])
+        if not 1 <= len(classes) <= NOT_COMPUTED or not all(isinstance(n, str) and len(n) <= MAX_NAME_LENGTH for n in classes):
+            raise ValueError("its classes are not a list of names")
+        names = Generation(int(own["generation"]))
+        images: list[tuple[str, int, Rule]] = []
+        if own["probabilities"]:
+            images.append((names.probabilities, len(classes), "mean"))
+        images.append((names.labels, 0, "mode"))
+        steps = [triple(step) for step in own.get("levels", ())]
+        levels: list[Level] = []
+        for step, shape in zip([(1, 1, 1), *steps], level_shapes(region.shape, steps), strict=True):
+            level = _open_level(files, len(levels), step, shape, images)
+            if own.get("masked"):
+                finer = levels[-1].outside if levels else None
+                masked = node.attributes["emseg"].get("recipe", {}).get("mask")
+                left_out = (
+                    _left_out(files, names.outside, level.blocks.grid, masked)
+                    if finer is None
+                    else complete_parents(finer, step)
+                )
+                level = replace(level, outside=left_out)
+            levels.append(level)
+        if len({array.unit for level in levels for array in level.arrays}) > 1:
+            raise ValueError("the arrays have write units of different shapes")
+    except OutputError:
+        raise
+    except StoreError as error:  # the store failed: the output may well be intact
+        raise OutputError(f"{path} cannot be read ({error.strerror}): {error.remedy}") from error
+    except Exception as error:  # damaged metadata make Zarr raise almost any type
+        raise OutputError(
+            f"the output {path} is damaged ({describe_error(error)}): {REPAIR_HINT}, or remove it, and compute it again"
+        ) from error
+    attributes = {key: value for key, value in node.attributes["emseg"].items() if key not in (OUTPUT_KEY, DIGEST_KEY)}
+    return Output(files, names.number, region, classes, attributes, tuple(levels))
+
+
+def _not_an_output(place: Place, error: InputError) -> OutputError:
+    """Return the error for a place whose root does not describe an output; metadata that are lost can be repaired."""
+    with suppress(OSError, VolumeError):
+        files = open_files(place)
+        if intact_description(find_file(files, ZARR_JSON)) is None and root_description(files) is not None:
+            return OutputError(f"the output {place} is damaged ({ZARR_JSON} does not match its checksum): {REPAIR_HINT}")
+    return OutputError(str(error))
+
+
+def _place(path: str | Place) -> Place:
+    """Return the absolute path, or the address, of an output."""
+    try:
+        place = parse_place(path)
+        return place if isinstance(place, Address) else local_path(place)
+    except VolumeError as error:
+        raise OutputError(str(error)) from error
+
+
+def _left_out(files: Files, name: str, grid: Triple, digest: str | None) -> NDArray[np.bool_]:
+    """Read the write units that a mask excludes, ``(z, y, x) bool``, and check their SHA-256 if it is known."""
+    with files.reading(name) as stream:
+        packed = np.load(stream)
+    if digest not in (None, hashlib.sha256(packed.tobytes()).hexdigest()):
+        raise ValueError(f"{name} does not match its checksum")
+    return np.unpackbits(packed)[: math.prod(grid)].astype(bool).reshape(grid)
+
+
+def is_output(path: str | Place) -> bool:
+    """Check whether a path leads to an output of emseg, damaged or not.
+
+    Returns
+    -------
+    bool
+        False if something else, or nothing, is there.
+    """
+    try:
+        node = read_node(path)
+    except VolumeError:
+        return False
+    own = node.attributes.get("emseg")
+    return node.kind == "group" and isinstance(own, dict) and OUTPUT_KEY in own
+
+
+def _remove_other_generations(files: Files, kept: int) -> None:
+    """Remove the arrays of all generations but one.
+
+    A newer generation may be incomplete, and workers that outlive their run may still write to an older one.
+    """
+    names = Generation(kept)
+    for folder, name, keep in (("labels", "classes", names.classes), ("", "probabilities", names.probabilities)):
+        for found in files.entries(folder):
+            if re.fullmatch(rf"{name}(-\d+)?", found) and found != keep:
+                files.remove_all(f"{folder}/{found}" if folder else found)
+
+
+def _stated_layout(node: Node) -> dict[str, Any]:
+    """Return the layout that the root group of an output states."""
+    own = node.attributes.get("emseg")
+    layout = own.get(OUTPUT_KEY) if isinstance(own, dict) else None
+    if node.kind != "group" or not isinstance(layout, dict) or "format" not in layout:
+        raise OutputError(f"{node.path} is a Zarr {node.kind}, not an output of emseg: give the folder of a run")
+    return layout
+
+
+def _open_level(
+    files: Files,
+    number: int,
+    step: Triple,
+    shape: Triple,
+    images: Sequence[tuple[str, int, Rule]],
+) -> Level:
+    """Open a level of images, each given by its path, its number of channels and the rule of its coarser levels."""
+    arrays = [open_shards(files, f"{image}/{number}", channels) for image, channels, _ in images]
+    for shards in arrays:
+        if shards.array.dtype != "uint8" or shards.array.fill_value != NOT_COMPUTED:
+            raise ValueError(
+                f"an array is {shards.array.dtype} with fill value {shards.array.fill_value}, not uint8 with {NOT_COMPUTED}"
+            )
+        if math.prod(shards.grid) > MAX_WRITE_UNITS:
+            raise ValueError(f"an array has {math.prod(shards.grid)} write units, more than {MAX_WRITE_UNITS}")
+        if shards.shape != shape:
+            raise ValueError(f"an array of level {number} has shape {shards.shape}, not {shape}")
+    return Level(files.place, tuple(arrays), tuple(rule for _, _, rule in images), step)

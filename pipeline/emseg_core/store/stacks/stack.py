@@ -1,0 +1,84 @@
+"""Interface of an open stack of slices, and its stated voxel size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
+
+from emseg_core.box import Box, Triple
+
+
+@dataclass(frozen=True, slots=True)
+class StatedVoxelSize:
+    """Voxel size and position that a file states."""
+
+    scale: tuple[float, float, float]
+    """Size (z, y, x) of a voxel, in `units`."""
+    units: tuple[str | None, str | None, str | None]
+    """Unit of each axis as in OME-Zarr; None where the file states nothing, and the size is 1."""
+    source: str
+    """Where the file states it, in words."""
+    translation: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Position (z, y, x) of the first voxel, in `units`."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownStack:
+    """Facts about a stack that was opened before, so that reopening it need not check each slice."""
+
+    shape: Triple
+    """Shape (z, y, x) in voxels."""
+    dtype: str
+    """Name of the NumPy dtype."""
+    missing: tuple[int, ...] = ()
+    """z of each missing slice."""
+
+
+class Stack(Protocol):
+    """An open stack of slices."""
+
+    shape: Triple
+    """Shape (z, y, x) in voxels."""
+    dtype: str
+    """Name of the NumPy dtype, one of `emseg_core.specs.volume.DTYPES`."""
+    stated: StatedVoxelSize | None
+    """Voxel size that the files state; None if they do not."""
+    missing: tuple[int, ...]
+    """z of each missing slice; it reads as 0."""
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Read slices from `start` to before `stop`.
+
+        Returns
+        -------
+        ndarray
+            ``(z, y, x)`` in native byte order.
+
+        Raises
+        ------
+        VolumeError
+            If a slice is damaged.
+        """
+        ...
+
+
+@runtime_checkable
+class ChunkedStack(Stack, Protocol):
+    """A stack stored in chunks of many slices: reading box by box decompresses each chunk once."""
+
+    def read_box(self, box: Box) -> NDArray[Any]:
+        """Read the voxels of a box.
+
+        Returns
+        -------
+        ndarray
+            ``(z, y, x)`` in native byte order.
+
+        Raises
+        ------
+        VolumeError
+            If a chunk is damaged or, unless that is allowed, missing.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Input volumes in Zarr: channels, voxel sizes, and reading boxes through a cache of decoded chunks."""

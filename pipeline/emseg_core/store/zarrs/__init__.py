@@ -1,0 +1,1 @@
+"""How Zarr is laid out, encoded and read: arrays, shards, codecs and OME-Zarr metadata."""

@@ -1,0 +1,204 @@
+"""Exported programs of torch: what they compute is what torch computes, and nothing in the file is run."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from foreign import Bare, Padded, rewritten, save_exported, tile_of, with_program
+from torch import nn
+
+from emseg_core.errors import ModelError
+from emseg_core.model.torch_export import OPERATIONS, read_exported
+from emseg_core.specs.model import ModelSpec
+
+SPECS = [ModelSpec.unet(width=3, depth=2), ModelSpec(2, 1, ("a", "b"), ((3, 3, 3), (3, 3, 3)), ((2, 2, 2),))]
+
+
+def read(path: Path) -> Any:
+    """The network in a file."""
+    return read_exported(path.read_bytes(), str(path))[0].eval()
+
+
+class Varied(nn.Module):
+    """Much of what networks are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.GroupNorm(2, 8), nn.SiLU(), nn.AvgPool2d(2))
+        self.second = nn.Sequential(
+            nn.ReflectionPad2d(1), nn.Conv2d(8, 16, 3, groups=2), nn.InstanceNorm2d(16), nn.LeakyReLU(0.1)
+        )
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 16, 1), nn.Sigmoid())
+        self.last = nn.Conv2d(24, 3, 1)
+        self.register_buffer("shift", torch.randn(1, 8, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fine = self.first(x) + self.shift
+        deep = self.second(fine)
+        one, other = (deep * self.gate(deep)).chunk(2, dim=1)
+        up = nn.functional.interpolate(torch.cat([one, other, fine], 1), scale_factor=2, mode="bilinear", align_corners=False)
+        return torch.softmax(self.last(up), dim=1)[..., : x.shape[-1]]
+
+
+@pytest.mark.parametrize(
+    "network", [Bare(SPECS[0]), Bare(SPECS[1]), Padded(), Varied()], ids=["planar", "cubic", "padded", "varied"]
+)
+def test_a_program_computes_what_its_network_does(tmp_path: Path, network: nn.Module) -> None:
+    """Also for other shapes than the one it was exported with; its pooled maxima and skips are let go of on the way."""
+    shape = tile_of(network.network.spec) if isinstance(network, Bare) else (1, 1, 32, 48)
+    program = read(save_exported(tmp_path / "n.pt2", network, shape))
+    for longer in (0, 8):
+        x = torch.randn([length + longer if axis > 1 else length for axis, length in enumerate(shape)])
+        with torch.inference_mode():
+            torch.testing.assert_close(program(x), network(x), rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_program_costs_is_known_without_computing(tmp_path: Path) -> None:
+    spec = SPECS[0]
+    shape = tile_of(spec)
+    network, _ = read_exported(save_exported(tmp_path / "n.pt2", Bare(spec), shape).read_bytes(), "n")
+    flops, alive = network.cost(shape)
+    tile = (1, shape[2], shape[3])
+    assert 0.9 < flops / spec.flops(tile) < 1.3  # torch counts each tap of an up-convolution
+    assert 0.5 < alive / spec.activation_bytes(tile) < 2
+
+
+# -- malice ---------------------------------------------------------------------------------------------------------
+
+
+class Malice:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A file that is taken."""
+    return save_exported(tmp_path_factory.mktemp("taken") / "n.pt2", Padded(), (1, 1, 32, 32)).read_bytes()
+
+
+@pytest.fixture
+def program(taken: bytes, tmp_path: Path) -> Path:
+    """Such a file of one's own."""
+    path = tmp_path / "n.pt2"
+    path.write_bytes(taken)
+    return path
+
+
+def test_the_pickle_of_sample_inputs_is_never_opened(program: Path, tmp_path: Path) -> None:
+    """torch itself writes one into each file; torch.export.load would unpickle this."""
+    mark = tmp_path / "was here"
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Malice(mark)))
+        archive.writestr("archive/version", "3")
+    changed = rewritten(program, lambda name, data: stream.getvalue() if "sample_inputs" in name else data)
+    read(changed)
+    assert not mark.exists()
+
+
+def test_pickled_weights_are_refused(program: Path) -> None:
+    changed = rewritten(program, lambda name, data: data.replace(b'"use_pickle": false', b'"use_pickle": true'))
+    with pytest.raises(ModelError, match=r"is a pickle, which can run code; export it again"):
+        read(changed)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.serialization.os.system",
+        "torch.ops.aten.from_file.default",
+        "torch.ops.higher_order.cond",
+        "torch.ops.emseg_test.anything.default",
+        "torch.hub.load",
+        "math.sqrt",
+        "_operator.methodcaller",
+        "torch.ops.aten.conv2d.default.__class__",
+        "#my_function",
+        "",
+    ],
+)
+def test_nothing_but_arithmetic_is_called(program: Path, target: str) -> None:
+    def change(document: Any) -> None:
+        document["graph_module"]["graph"]["nodes"][0]["target"] = target
+
+    with pytest.raises(ModelError, match=r"it calls '.*', which is not an operation"):
+        read(with_program(program, change))
+
+
+def test_texts_that_torch_would_evaluate_are_not_looked_at(program: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "was here"
+    evil = f"__import__('os').mkdir({str(mark)!r})"
+
+    def change(document: Any) -> None:
+        document["guards_code"] = [evil]
+        for value in document["graph_module"]["graph"]["tensor_values"].values():
+            for size in value["sizes"]:
+                if "as_expr" in size:
+                    size["as_expr"]["expr_str"] = evil
+
+    network = read(with_program(program, change))
+    assert network(torch.zeros(1, 1, 16, 16)).shape == (1, 2, 16, 16)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("kind", ["as_graph", "as_custom_obj", "as_operator", "as_complex"])
+def test_other_arguments_are_refused(program: Path, kind: str) -> None:
+    def change(document: Any) -> None:
+        document["graph_module"]["graph"]["nodes"][0]["inputs"][0]["arg"] = {kind: {"name": "x"}}
+
+    with pytest.raises(ModelError, match=f"an argument has the unknown kind '{kind}'"):
+        read(with_program(program, change))
+
+
+def test_a_network_in_training_mode_is_refused(tmp_path: Path) -> None:
+    network = Padded().train()
+    torch.export.save(torch.export.export(network, (torch.randn(1, 1, 32, 32),)), tmp_path / "n.pt2")
+    with pytest.raises(ModelError, match="exported in training mode"):
+        read(tmp_path / "n.pt2")
+
+
+def test_what_is_damaged_is_refused_in_one_line(program: Path) -> None:
+    data = program.read_bytes()
+    cases = {
+        "empty": b"",
+        "no zip": b"PK\3\4 and so on",
+        "cut": data[: len(data) // 2],
+        "no program": rewritten(program, lambda name, data: None if name.endswith("model.json") else data).read_bytes(),
+        "no weights": rewritten(program, lambda name, data: None if name.endswith("weight_1") else data).read_bytes(),
+        "short weights": rewritten(program, lambda name, data: data[:4] if name.endswith("weight_0") else data).read_bytes(),
+        "no JSON": rewritten(program, lambda name, data: b"{" if name.endswith("model.json") else data).read_bytes(),
+        "other JSON": rewritten(program, lambda name, data: b"[1]" if name.endswith("model.json") else data).read_bytes(),
+    }
+    for name, bad in cases.items():
+        with pytest.raises(ModelError) as refused:
+            read_exported(bad, "n.pt2")
+        assert "\n" not in str(refused.value), name
+        assert "export it again" in str(refused.value), name
+
+
+def test_infinite_weights_are_refused(tmp_path: Path) -> None:
+    network = Padded()
+    with torch.no_grad():
+        network.first.weight[0] = np.inf
+    with pytest.raises(ModelError, match="its weights are not all finite"):
+        read(save_exported(tmp_path / "n.pt2", network, (1, 1, 32, 32)))
+
+
+def test_all_known_operations_exist() -> None:
+    """A name that torch does not have would let through whatever gets it one day."""
+    assert [name for name in OPERATIONS if not hasattr(torch.ops.aten, name)] == []

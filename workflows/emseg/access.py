@@ -1,0 +1,94 @@
+"""Access to a dashboard: by the token of its cluster, in the printed link or in a file.
+
+Only this user can read the file. It is for Prometheus and for scripts, and for links in logs, which others may read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from emseg_core.store.files.place import Place, sibling
+
+TOKEN_PARAMETER = "emseg-token"
+"""Query parameter of a link; proxies such as Jupyter's use a parameter ``token`` themselves."""
+
+
+def new_token() -> str:
+    """Create a random token.
+
+    Returns
+    -------
+    str
+        32 characters that are safe in an address.
+    """
+    return secrets.token_urlsafe(24)
+
+
+def link_with(address: str, token: str) -> str:
+    """Add a token to an address.
+
+    Returns
+    -------
+    str
+        A link that admits whoever opens it.
+    """
+    parts = urlsplit(address)
+    return parts._replace(query="&".join(filter(None, (parts.query, f"{TOKEN_PARAMETER}={token}")))).geturl()
+
+
+def link_for_logs(link: str, file: Path) -> str:
+    """Replace the token in a link by a shell expression that reads it from its file.
+
+    Returns
+    -------
+    str
+        A link that others may see; one without a token is returned as it is.
+    """
+    return re.sub(rf"(?<={TOKEN_PARAMETER}=)[\w-]+", lambda _: f"$(cat {shlex.quote(str(file))})", link)
+
+
+def token_file(place: Place) -> Path:
+    """Return the path of the token's file: beside the output, or in the current folder if the output is remote.
+
+    Returns
+    -------
+    Path
+        An absolute path.
+    """
+    return sibling(place, f".{place.name}.token").absolute()
+
+
+@contextmanager
+def token_file_kept(token: str, file: Path) -> Iterator[None]:
+    """Keep the token, within the ``with``, in a file that only this user can read; one left by another run is replaced.
+
+    Raises
+    ------
+    OSError
+        If there can be no such file.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f"{file.name}-", dir=file.parent)  # a new file with mode 0600
+    made = Path(name)
+    try:
+        with os.fdopen(descriptor, "w") as new:
+            if os.fstat(descriptor).st_mode & 0o077:
+                raise PermissionError("the file system lets others read it")
+            new.write(token)
+        made.replace(file)
+    except BaseException:
+        made.unlink()
+        raise
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if file.read_text() == token:  # else it belongs to a later run
+                file.unlink()

@@ -1,0 +1,73 @@
+"""The group of all commands, and their exit codes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from emseg.cli.evaluate import evaluate
+from emseg.cli.exit import exit_with_message, stopped_message
+from emseg.cli.export import export
+from emseg.cli.ingest import ingest
+from emseg.cli.label import label
+from emseg.cli.models import models
+from emseg.cli.plan import plan
+from emseg.cli.preview import preview
+from emseg.cli.report import report
+from emseg.cli.run import run
+from emseg.cli.status import status
+from emseg.cli.submit import submit
+from emseg.cli.train import train
+from emseg.cli.verify import verify
+from emseg.cli.view import view
+from emseg.runs.stop import StoppedError
+from emseg_core import __version__
+from emseg_core.errors import EmsegError, UnfinishedError
+from emseg_core.printable import guard_streams
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__)
+def cli() -> None:
+    """Segment electron-microscopy volumes of any size, exactly as one pass over the whole volume would.
+
+    \b
+    emseg ingest STACK.tif volume.zarr --voxel-size 50 4 4
+    emseg run volume.zarr --workers 8
+    emseg preview volume.emseg.zarr
+    """
+
+
+for command in (evaluate, export, ingest, label, models, plan, preview, report, run, status, submit, train, verify, view):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line, and exit with the code for how it ended."""
+    signal.signal(signal.SIGTERM, _terminate)
+    guard_streams()
+    try:
+        cli.main(standalone_mode=False)
+    except UnfinishedError as error:
+        exit_with_message(f"error: {error}", 3)
+    except EmsegError as error:
+        exit_with_message(f"error: {' '.join(str(error).split())}", 2)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "emseg"
+        exit_with_message(f"error: {error.format_message().rstrip('.')}: see `{command} --help`", 2)
+    except (KeyboardInterrupt, click.Abort):
+        exit_with_message(stopped_message(signal.SIGINT), 130)
+    except StoppedError as stopped:
+        exit_with_message(stopped_message(stopped.number), 128 + stopped.number)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signal module's signature
+    """Turn SIGTERM into an exception."""
+    raise StoppedError(number)

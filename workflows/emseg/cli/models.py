@@ -1,0 +1,50 @@
+"""`emseg models`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from emseg.cli.options import json_option
+from emseg.cli.saying import say
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def models(context: click.Context, as_json: bool) -> None:
+    """List the bundled models; `emseg models show` describes one of them, or a file."""
+    if context.invoked_subcommand is not None:
+        return
+    from emseg_core.model.bundled import bundled_models
+
+    _print_models(bundled_models(), as_json)
+
+
+@models.command()
+@click.argument("model", metavar="NAME|FILE")
+@json_option
+def show(model: str, as_json: bool) -> None:
+    """Describe a MODEL: what it expects, what it predicts and where it comes from."""
+    from emseg_core.model.bundled import resolve_model
+
+    _print_models({model: resolve_model(model)}, as_json)
+
+
+def _print_models(paths: Mapping[str, Path], as_json: bool) -> None:
+    from emseg_core.model.model_place import describe
+
+    known = {name: describe(path) for name, path in paths.items()}
+    if as_json:
+        document = {name: {"spec": spec.to_json(), "card": card} for name, (spec, card) in known.items()}
+        say(*json.dumps(document, indent=2).splitlines())
+        return
+    for name, (spec, card) in known.items():
+        context, lattice = (" x ".join(map(str, sizes)) for sizes in (spec.context, spec.lattice))
+        say(f"{name}: classes {', '.join(spec.classes)}, {spec.gives}; {spec.parameters} parameters")
+        say(f"    sees: {context} voxels (z, y, x) beyond each side of what it labels, on a lattice of {lattice}")
+        for key, value in (*spec.remarks(), *card.items()):
+            say(f"    {key}: {value}")

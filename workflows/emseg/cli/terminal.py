@@ -1,0 +1,43 @@
+"""Run a long command on a terminal: signal handling and live progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypedDict
+
+from emseg.runs.stop import Stop
+
+if TYPE_CHECKING:
+    from emseg.runs.events import Observer
+
+
+class Terminal(TypedDict):
+    """Keyword arguments of all flows that can be stopped."""
+
+    stop: Stop
+    on_event: Observer
+
+
+@contextmanager
+def on_terminal(stop: Stop | None = None) -> Iterator[Terminal]:
+    """Handle signals and show events while a flow runs.
+
+    Import the flow inside the ``with`` as well: the import takes seconds, in which a signal may arrive.
+
+    Parameters
+    ----------
+    stop
+        Is asked to stop by signals; None to make a new one.
+
+    Yields
+    ------
+    Terminal
+        Keyword arguments for the flow.
+    """
+    stop = stop or Stop()
+    with stop.on_signals():
+        from emseg.cli.console import RunConsole
+
+        with RunConsole() as console:
+            yield {"stop": stop, "on_event": console}

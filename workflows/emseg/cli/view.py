@@ -1,0 +1,44 @@
+"""`emseg view`."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import click
+
+from emseg.cli.exit import exit_with_message, stopped_message
+from emseg.cli.saying import say
+from emseg.cli.values import Location
+from emseg.runs.stop import StoppedError
+
+if TYPE_CHECKING:
+    from emseg_core.store.files.place import Place
+
+
+@click.command()
+@click.argument("output", type=Location())
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of 127.0.0.1 to serve at. Default: any free one.")
+@click.option("--link", is_flag=True, help="Print the long address, which spells out what is shown and from where.")
+@click.option("--no-browser", is_flag=True, help="Print the address without opening a browser.")
+@click.option("--volume", type=Location(), help="Path of the volume, if it was moved since the run.")
+def view(output: Place, port: int, link: bool, no_browser: bool, volume: Place | None) -> None:
+    """Show OUTPUT in a browser until Ctrl-C: raw, classes, instances and probabilities.
+
+    Only browsers on this machine can reach it, and only at the printed address. To share your view, copy the address from
+    the browser: it opens the same view for anyone who reaches the same port of this machine, through the printed SSH tunnel,
+    as long as this command runs.
+    """
+    from emseg.flows.view import view as flow
+
+    try:
+        with flow(output, volume=volume, port=port) as shown:
+            for note in shown.notes:
+                say(f"note: {note}", err=True)
+            say(shown.link if link else shown.url)
+            if no_browser or not shown.open_browser():
+                say(f"from another machine: {shown.tunnel}", err=True)
+            shown.wait()
+    except (KeyboardInterrupt, StoppedError) as stopped:
+        number = stopped.number if isinstance(stopped, StoppedError) else signal.SIGINT
+        exit_with_message(stopped_message(number, "The output is no longer served"), 128 + number)

@@ -1,0 +1,188 @@
+"""Access control for the HTTP server of our clusters: only requests with the token are served, and no page of another site.
+
+The scheduler has one guard before all that it serves: pages, files, JSON, metrics and websockets, also those that are
+added later. Workers serve nothing.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import socket
+from contextlib import suppress
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import psutil
+from distributed import Scheduler, Worker
+from distributed.utils import format_dashboard_link
+from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
+from tornado.routing import Router
+from tornado.web import Application, RequestHandler
+
+from emseg.access import TOKEN_PARAMETER, new_token
+
+HOST_PATTERN = re.compile(r"(?:\[([\da-f:.]+)\]|([\w.-]+))(?::(\d+))?", re.ASCII)
+"""A ``Host`` header: an IPv6 address or another name, and a port."""
+
+
+class Guard(Router):
+    """Stands before an application, and lets through only requests from its own pages that have the token.
+
+    All of these conditions must hold:
+
+    - The ``Host`` is this machine, or the configured proxy. The name of another site may lead here as well (DNS rebinding),
+      and its pages could then read the answers.
+    - The ``Origin`` is absent, a page of this machine on the same port, or the proxy. Browsers send cookies to all ports of a
+      host, and other users of this machine may serve pages on other ports.
+    - The token is in a cookie or in ``Authorization: Bearer``. A link with the token sets the cookie.
+    """
+
+    def __init__(self, application: Application, proxy: str | None = None) -> None:
+        """Create a guard with a new token.
+
+        Parameters
+        ----------
+        application
+            What it protects.
+        proxy
+            Host of a proxy, and its port if it has one, as browsers show it.
+        """
+        self.token = new_token()
+        self._proxy = proxy
+        self._application = application
+        application.settings["log_function"] = _log_nothing  # addresses contain tokens
+
+    def find_handler(self, request: HTTPServerRequest, **more: Any) -> HTTPMessageDelegate | None:
+        """Return the handler of a request: the application's, or one that refuses.
+
+        Returns
+        -------
+        HTTPMessageDelegate or None
+            The handler.
+        """
+        headers = request.headers
+        host = headers.get("Host", "").lower()
+        origin = headers.get("Origin", headers.get("Sec-WebSocket-Origin"))
+        if host != self._proxy and not _is_ours(host):
+            return self._refuse(request, "this machine has another name; set the name of a proxy in distributed.dashboard.link")
+        if origin is not None and not self._is_friendly(origin.lower().partition("://")[2], host):
+            return self._refuse(request, "pages of other sites have no access")
+        if request.method == "GET" and self._has_token(*request.query_arguments.get(TOKEN_PARAMETER, ())):
+            cookie = {"name": _cookie(host), "value": self.token, "path": None if host == self._proxy else "/"}
+            return self._application.get_handler_delegate(request, _Entrance, {"cookie": cookie})
+        given = [morsel.value.encode() for name, morsel in request.cookies.items() if name == _cookie(host)]
+        scheme, _, bearer = headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            given.append(bearer.strip().encode())
+        if not self._has_token(*given):
+            again = headers.get("Sec-Fetch-Site") == "cross-site" and headers.get("Sec-Fetch-Dest") == "document"
+            return self._refuse(request, "open the link with the token that emseg has printed", again=again)
+        return self._application.find_handler(request, **more)
+
+    def _is_friendly(self, page: str, host: str) -> bool:
+        """Whether a page may send requests."""
+        return page == self._proxy or (_is_ours(page) and _port(page) == _port(host))
+
+    def _has_token(self, *given: bytes) -> bool:
+        """Whether one of these is the token."""
+        return any(hmac.compare_digest(one, self.token.encode()) for one in given)
+
+    def _refuse(self, request: HTTPServerRequest, why: str, *, again: bool = False) -> HTTPMessageDelegate:
+        """Return a handler that refuses the request."""
+        return self._application.get_handler_delegate(request, _Refusal, {"why": why, "again": again})
+
+
+class _Refusal(RequestHandler):
+    """Answers with the reason of a refusal only."""
+
+    def initialize(self, why: str, again: bool) -> None:
+        self._why, self._again = why, again
+
+    def prepare(self) -> None:
+        self.set_status(HTTPStatus.FORBIDDEN)
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        if self._again:
+            # a browser that follows a link from another site withholds the cookie, but sends it when this page reloads
+            self.set_header("Refresh", "0")
+        self.finish(f"403: {self._why}\n")
+
+
+class _Entrance(RequestHandler):
+    """Sets the cookie, and redirects to the same address without the token, which would stay in the browser's history."""
+
+    def initialize(self, cookie: dict[str, Any]) -> None:
+        self._cookie = cookie
+
+    def get(self) -> None:
+        self.set_cookie(**self._cookie, httponly=True, samesite="Strict", secure=self.request.protocol == "https")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("Referrer-Policy", "no-referrer")
+        page = self.request.path.rpartition("/")[2]
+        rest = [
+            (name, value) for name, value in parse_qsl(self.request.query, keep_blank_values=True) if name != TOKEN_PARAMETER
+        ]
+        self.redirect(f"./{page}" + (f"?{urlencode(rest)}" if rest else ""))  # relative, as a proxy may add a prefix
+
+
+class GuardedScheduler(Scheduler):
+    """A scheduler whose HTTP server has a guard."""
+
+    def start_http_server(self, *arguments: Any, **more: Any) -> None:
+        """Serve only what the guard lets through."""
+        super().start_http_server(*arguments, **more)  # type: ignore[no-untyped-call]
+        server: Any = self.http_server
+        self.guard = Guard(self.http_application, _named_proxy(server.address, server.port))
+        server.request_callback = self.guard
+
+
+class SilentWorker(Worker):
+    """A worker without an HTTP server: nobody needs it, and it would answer everyone."""
+
+    def start_http_server(self, *_: Any, **__: Any) -> None:
+        """Serve nothing."""
+
+
+def _named_proxy(host: str, port: int) -> str | None:
+    """Return the proxy that shows the dashboard, from the address in Dask's configuration; None if that is this machine."""
+    with suppress(KeyError, ValueError):  # an undefined variable, or not an address
+        named = urlsplit(format_dashboard_link(host, port).lower()).netloc
+        return None if _is_ours(named) else named or None
+    return None
+
+
+def _cookie(host: str) -> str:
+    """Return the name of the cookie, which depends on the port: browsers send cookies to all ports of a host."""
+    return f"emseg-{_port(host)}"
+
+
+def _port(host: str) -> str:
+    """Return the port in a ``Host`` header, in digits; empty if there is none."""
+    known = HOST_PATTERN.fullmatch(host)
+    return known[3] or "" if known else ""
+
+
+def _is_ours(host: str) -> bool:
+    """Whether a header ``Host`` names this machine, on whichever port: a tunnel may begin at another."""
+    if (known := HOST_PATTERN.fullmatch(host)) is None:
+        return False
+    name = (known[1] or known[2]).rstrip(".")
+    if name in ("localhost", socket.gethostname().lower()):
+        return True
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return False
+    return address.is_loopback or name in {found.address for found in _own_addresses()}
+
+
+def _own_addresses() -> list[Any]:
+    return [address for addresses in psutil.net_if_addrs().values() for address in addresses]
+
+
+def _log_nothing(_: RequestHandler) -> None:
+    """Log nothing."""

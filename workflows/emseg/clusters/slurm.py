@@ -1,0 +1,279 @@
+"""Dask workers under SLURM: as steps of the job that this process runs in, or each as a job of its own.
+
+Both use TLS with the certificate of the run. Lost workers are replaced; workers that are no longer needed are cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client, Security, Status
+from distributed.deploy.spec import ProcessInterface
+from distributed.utils import get_ip, get_ip_interface
+
+from emseg.clusters.lifetime import Notify, closing_safely, ignore_message
+from emseg.clusters.local import (
+    DEATH_TIMEOUT_SECONDS,
+    WORKER_MODULE,
+    Elastic,
+    GuardedCluster,
+    worker_class_name,
+    worker_options,
+)
+from emseg.clusters.private_folder import private_folder
+from emseg.slurm.job import REPLY_TIMEOUT_SECONDS, SlurmJob, job_states
+from emseg.slurm.site import Site
+from emseg_core.errors import InputError
+
+_on_interrupt = signal.getsignal(signal.SIGINT)
+from dask_jobqueue.slurm import SLURMJob  # noqa: E402
+
+signal.signal(signal.SIGINT, _on_interrupt)  # dask-jobqueue replaces the handler on import: Ctrl-C would end a run at once
+
+LOST_WORKER_TIMEOUT = "5s"
+"""Time that a worker has to come back before its job is replaced."""
+STEP_GRACE_SECONDS = 10.0
+"""Time that a step has to end."""
+
+
+@contextmanager
+def step_cluster(
+    workers: int, blocks_in_flight: int, site: Site, security: Security, logs: Path, notify: Notify = ignore_message
+) -> Iterator[Client]:
+    """Start a cluster whose workers are steps of this job, one task each.
+
+    Parameters
+    ----------
+    workers
+        Number of workers.
+    blocks_in_flight
+        Threads of each worker.
+    site
+        Values of the SLURM site.
+    security
+        TLS of the run.
+    logs
+        Folder of the workers' logs.
+    notify
+        Called with messages about workers that did not end.
+
+    Yields
+    ------
+    Client
+        A client of the cluster.
+
+    Raises
+    ------
+    InputError
+        If this process is in no job, or the cluster cannot be started.
+    """
+    if SlurmJob.here() is None:
+        raise InputError("--cluster srun starts workers within a SLURM job, but this process is not in one: use `emseg submit`")
+    options = worker_options(security, blocks_in_flight)
+    options += ["--local-directory", os.path.expandvars(site.scratch)] if site.scratch else []
+    options += ["--interface", site.interface] if site.interface else []
+    spec = {}
+    for name in (f"emseg-{number}" for number in range(workers)):
+        srun = ["srun", "--nodes=1", "--ntasks=1", "--exact", "--input=none", "--export=ALL", f"--job-name={name}"]
+        srun.append(f"--cpus-per-task={max(1, site.cpus)}")
+        if site.memory:
+            srun.append(f"--mem={site.memory}")
+        srun += [*site.task_options, f"--output={logs / f'%j-{name}.log'}", "--open-mode=append"]
+        spec[name] = {
+            "cls": _Step,
+            "options": {"srun": srun, "worker": [*options, "--memory-limit", _dask_memory(site.memory)]},
+        }
+    yield from _client(_Steps, spec, site, security, notify=notify)
+
+
+@contextmanager
+def job_cluster(
+    workers: int,
+    blocks_in_flight: int,
+    site: Site,
+    security: Security,
+    logs: Path,
+    elastic: Elastic | None = None,
+    notify: Notify = ignore_message,
+) -> Iterator[Client]:
+    """Start a cluster whose workers are separate jobs, which start, are lost and are replaced independently.
+
+    Parameters
+    ----------
+    workers
+        Maximum number of workers.
+    blocks_in_flight
+        Threads of each worker.
+    site
+        Values of the SLURM site.
+    security
+        TLS of the run.
+    logs
+        Folder of the workers' logs.
+    elastic
+        How the number of workers follows the number of blocks left; None if it is fixed.
+    notify
+        Called with messages about workers that did not end.
+
+    Yields
+    ------
+    Client
+        A client of the cluster.
+
+    Raises
+    ------
+    InputError
+        If the cluster cannot be started.
+    """
+    options = _job_options(blocks_in_flight, site, security, logs)
+    names = [f"emseg-{number}" for number in range(workers)]
+    spec = {name: {"cls": _Job, "options": {**options, "name": name}} for name in names}
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": LOST_WORKER_TIMEOUT}):
+        yield from _client(_Jobs, spec, site, security, elastic, notify)
+
+
+def _job_options(blocks_in_flight: int, site: Site, security: Security, logs: Path) -> dict[str, Any]:
+    return {
+        "cores": blocks_in_flight,
+        "memory": _dask_memory(site.memory),
+        "processes": 1,
+        "job_cpu": max(1, site.cpus),
+        "job_mem": site.memory or None,
+        "job_name": "emseg-worker",
+        "log_directory": str(logs),
+        "local_directory": site.scratch or None,
+        "security": security,
+        "death_timeout": DEATH_TIMEOUT_SECONDS,
+        "python": shlex.quote(sys.executable),
+        "worker_command": WORKER_MODULE,
+        "worker_extra_args": ["--no-dashboard", "--worker-class", worker_class_name()]
+        + (["--interface", site.interface] if site.interface else []),
+        "job_directives_skip": [" -t "],  # dask-jobqueue's default is half an hour
+        "job_extra_directives": [*site.job_options, f"--gres={site.gres}"] if site.gres else [*site.job_options],
+        "job_script_prologue": [*site.prologue, "export OMP_NUM_THREADS=1"],
+    }
+
+
+def _client(
+    kind: type[GuardedCluster],
+    spec: dict[Any, Any],
+    site: Site,
+    security: Security,
+    elastic: Elastic | None = None,
+    notify: Notify = ignore_message,
+) -> Iterator[Client]:
+    host = get_ip_interface(site.interface) if site.interface else get_ip()
+    with ExitStack() as held:
+        folder = held.enter_context(private_folder())
+        try:
+            cluster = held.enter_context(closing_safely(kind(spec, host, security, folder, elastic), notify))
+        except RuntimeError as error:
+            raise InputError(
+                f"the cluster could not be started ({' '.join(str(error).split())}): check the values of the site file"
+            ) from error
+        yield held.enter_context(closing_safely(Client(cluster), notify))
+
+
+def _dask_memory(memory: str) -> str:
+    """Convert a memory size to Dask's notation: SLURM's ``16G`` is 16 GiB, and a number alone is in MiB."""
+    if not memory:
+        return "auto"
+    return memory + "iB" if memory[-1].isalpha() else memory + "MiB"
+
+
+class _Step(ProcessInterface):
+    """A worker as a step of this job."""
+
+    left = ""
+    """Name of the step if it did not end in time."""
+
+    def __init__(self, scheduler: str, name: Any, srun: list[str], worker: list[str]) -> None:
+        super().__init__(scheduler=scheduler, name=name)  # type: ignore[no-untyped-call]
+        self._command = [*srun, sys.executable, "-m", WORKER_MODULE, scheduler, "--name", str(name), *worker]
+        self._name = name
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(*self._command, start_new_session=True)
+        await super().start()  # type: ignore[no-untyped-call]
+
+    async def close(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), STEP_GRACE_SECONDS)
+            self.abandon()
+        await super().close()  # type: ignore[no-untyped-call]
+
+    def abandon(self) -> None:
+        """Kill the process that stands for the step, and do not wait for it."""
+        if self._process is not None and self._process.returncode is None:
+            self.left = f"step {self._name}"
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+    def is_alive(self) -> bool:
+        """Whether the step runs or is queued."""
+        return self._process is not None and self._process.returncode is None
+
+
+class _Job(SLURMJob):
+    """A worker as a job of its own."""
+
+    left = ""
+    """Name of the job if SLURM could not be asked to end it."""
+
+    @contextmanager
+    def job_file(self) -> Iterator[str]:
+        """Write the job's script to a file that no other user can replace."""
+        with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+            file.write(self.job_script())  # type: ignore[no-untyped-call]
+            file.flush()
+            yield file.name
+
+    async def close(self) -> None:
+        try:
+            await super().close()  # type: ignore[no-untyped-call]
+        except Exception:  # `scancel` is missing or hangs: the worker ends on its own without a scheduler
+            self.abandon()
+        self.status = Status.closed
+
+    def abandon(self) -> None:
+        """Leave the job to SLURM."""
+        self.left = f"job {self.job_id}"
+
+
+class _Steps(GuardedCluster):
+    """Worker steps; one that has ended does not come back."""
+
+    async def _lost(self) -> set[Any]:
+        return {name for name, step in self.workers.items() if not step.is_alive()}
+
+
+class _Jobs(GuardedCluster):
+    """Worker jobs, whose states SLURM is asked for at intervals."""
+
+    replaces_workers = True
+
+    def stop_growing(self) -> None:
+        """Start no more jobs, and cancel those that are queued."""
+        super().stop_growing()
+        states = job_states() or {}
+        waiting = [number for job in self.workers.values() if states.get(number := str(job.job_id)) == "PENDING"]
+        if waiting:
+            subprocess.run(["scancel", *waiting], capture_output=True, timeout=REPLY_TIMEOUT_SECONDS)
+
+    async def _lost(self) -> set[Any]:
+        states = await asyncio.to_thread(job_states)
+        return set() if states is None else {name for name, job in self.workers.items() if str(job.job_id) not in states}

@@ -1,0 +1,109 @@
+"""Scheduler side of the dashboard page: the boards of its runs, and the page, JSON and metrics made from them."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from distributed import Scheduler
+from distributed.dashboard.core import BokehApplication
+from distributed.dashboard.scheduler import template_variables
+from distributed.http.utils import RequestHandler
+from tornado.ioloop import IOLoop
+
+from emseg.dashboard.board import Board, RunDescription, RunUpdate
+from emseg.dashboard.page import show_run
+
+PAGE_NAME = "emseg"
+"""Name of the page, and of the scheduler extension that holds the boards."""
+MAX_BOARDS = 8
+"""Runs that are kept; runs that have ended are dropped first."""
+
+
+class Boards:
+    """Runs that a scheduler knows, the newest last."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Board] = {}
+
+    def open(self, description: RunDescription) -> None:
+        """Add a run, or replace what is known about it."""
+        self.known.pop(description.run, None)
+        while len(self.known) >= MAX_BOARDS:
+            self.known.pop(next((run for run, board in self.known.items() if board.last.over), next(iter(self.known))))
+        self.known[description.run] = board = Board(description)
+        board.updated_at = monotonic()
+
+    def all(self) -> list[Board]:
+        """Return all boards.
+
+        Returns
+        -------
+        list of Board
+            The newest last.
+        """
+        return list(self.known.values())
+
+
+class _Json(RequestHandler):
+    """Handler that returns the state of each run as JSON, the newest last."""
+
+    def get(self) -> None:
+        boards: Boards = self.server.extensions[PAGE_NAME]
+        self.write({"runs": [board.to_json() for board in boards.all()]})
+
+
+def open_board(description: RunDescription, dask_scheduler: Scheduler | None = None) -> None:
+    """Show a run on the dashboard of this scheduler. Called through `distributed.Client.run_on_scheduler`.
+
+    Raises
+    ------
+    RuntimeError
+        If the scheduler has no dashboard.
+    """
+    assert dask_scheduler is not None
+    if PAGE_NAME not in dask_scheduler.extensions:
+        dask_scheduler.extensions[PAGE_NAME] = _install(dask_scheduler)
+    boards: Boards = dask_scheduler.extensions[PAGE_NAME]
+    boards.open(description)
+
+
+def update_board(run: str, message: RunUpdate, dask_scheduler: Scheduler | None = None) -> bool:
+    """Apply an update to the board of a run. Called through `distributed.Client.run_on_scheduler`.
+
+    Returns
+    -------
+    bool
+        False if this scheduler does not know the run.
+    """
+    assert dask_scheduler is not None
+    boards: Boards | None = dask_scheduler.extensions.get(PAGE_NAME)
+    board = boards.known.get(run) if boards else None
+    if board is None:
+        return False
+    board.update(message, monotonic())
+    return True
+
+
+def _install(scheduler: Scheduler) -> Boards:
+    pages = [app for app in scheduler.http_application.applications if "/status" in getattr(app, "app_paths", ())]
+    if not pages:
+        raise RuntimeError("the scheduler has no dashboard")
+    boards, prefix = Boards(), pages[0].prefix
+    shared = template_variables(scheduler)
+    if PAGE_NAME not in shared["pages"]:
+        shared["pages"].insert(0, PAGE_NAME)  # adds a link to each page of the dashboard
+    page = BokehApplication({f"/{PAGE_NAME}": show_run(boards.all)}, scheduler, prefix=prefix, template_variables=shared)
+    scheduler.http_application.add_application(page)
+    page.initialize(IOLoop.current())
+    page.add_handlers(r".*", [(rf"{prefix.rstrip('/')}/json/{PAGE_NAME}.json", _Json, {"dask_server": scheduler})])
+    page.start()
+    _add_metrics(boards)
+    return boards
+
+
+def _add_metrics(boards: Boards) -> None:
+    try:
+        from emseg.dashboard.metrics import collector
+    except ImportError:  # a scheduler without prometheus-client has no /metrics
+        return
+    collector.boards = boards.all

@@ -1,0 +1,1 @@
+"""Executors: run blocks in this process, or on Dask."""

@@ -1,0 +1,226 @@
+"""Sections of a report about the settings, the progress and the runs of an output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from emseg.flows.records.history import History, RunFacts
+from emseg.flows.records.progress import Status
+from emseg.pages.charts import BLUE, PALE, RED, Share, stacked_bar
+from emseg.pages.markup import Markup, joined, tag
+from emseg.pages.page import Column, amount, facts, paragraph, product, table
+from emseg.runs.pace import format_duration
+from emseg_core.recipe import Recipe
+from emseg_core.store.outputs.output import Output
+
+MAX_LISTED = 200
+"""Largest number of failed blocks, retried blocks, and runs that are listed."""
+
+
+def what_was_run(stored: Output, recipe: Recipe, found: Status) -> Iterator[Markup]:
+    """Show volume, model and settings of the output.
+
+    Yields
+    ------
+    Markup
+        Elements of the section.
+    """
+    volume, plan, numerics = recipe.volume, recipe.plan, recipe.numerics
+    yield tag("h3", "Volume and region")
+    yield facts(
+        [
+            ("volume", tag("code", found.volume) if found.volume else "not recorded"),
+            ("shape", f"{product(volume.shape)} voxels (z, y, x), {volume.dtype}, in chunks of {product(volume.chunk)}"),
+            ("channel", volume.channel),
+            ("timepoint", volume.timepoint),
+            ("voxel size", _voxel_size(recipe)),
+            (
+                "region",
+                joined([tag("code", plan.region), f", {product(plan.region.shape)} voxels: {amount(plan.region.voxels)}"]),
+            ),
+            ("output", tag("code", stored.path)),
+        ]
+    )
+    yield tag("h3", "Model")
+    model = plan.model
+    yield facts(
+        [
+            *_card(stored.attributes.get("model")),
+            ("file", tag("code", found.model) if found.model else "not recorded"),
+            ("SHA-256", tag("code", recipe.model_digest)),
+            ("classes", ", ".join(stored.classes)),
+            (
+                "network",
+                f"{model.kind}, {model.gives}; context {product(model.context)} voxels (z, y, x) on each side",
+            ),
+        ]
+    )
+    yield tag("h3", "Settings")
+    yield facts(
+        [
+            ("block", f"{product(plan.unit)} voxels, in chunks of {product(plan.chunk)}"),
+            ("tile", f"{product(plan.tile)} voxels, in batches of {plan.batch}"),
+            ("precision", numerics.precision + (f": {recipe.accuracy}" if recipe.accuracy else "")),
+            ("numerical fingerprint", str(numerics)),
+            ("normalisation", _normalisation(recipe)),
+            ("probabilities", "stored with the labels" if recipe.probabilities else "not stored"),
+            ("test-time augmentation", "mean over 8 rotations and flips of the image plane" if recipe.tta else "no"),
+            ("coarser levels", ", ".join(f"by {product(step)}" for step in recipe.steps) or "none"),
+            ("fingerprint", tag("code", recipe.fingerprint)),
+        ]
+    )
+
+
+def _card(card: Any) -> list[tuple[str, str]]:
+    """Return the entries of a model's card, its name first."""
+    known = {key: value for key, value in card.items() if isinstance(value, str)} if isinstance(card, dict) else {}
+    return sorted(known.items(), key=lambda item: item[0] != "name")
+
+
+def _voxel_size(recipe: Recipe) -> str:
+    units = recipe.volume.units[-recipe.volume.rank :]
+    if None in units:
+        return "not stated"
+    return f"{' x '.join(f'{size:g}' for size in recipe.volume.scale)} {recipe.volume.units[-1]} (z, y, x)"
+
+
+def _normalisation(recipe: Recipe) -> str:
+    used = recipe.normalisation
+    if used.scope == "slice":
+        return "once per z slice"
+    return f"once per volume: mean {used.mean[0]:.6g}, deviation {used.deviation[0]:.6g}"
+
+
+def run_progress(stored: Output, found: Status, history: History) -> Iterator[Markup]:
+    """Show the number of blocks that are done, failed and left, and list failed and retried blocks.
+
+    Yields
+    ------
+    Markup
+        Elements of the section.
+    """
+    yield stacked_bar(
+        [
+            Share("done", found.done / found.blocks, BLUE),
+            Share("failed", len(found.failed) / found.blocks, RED),
+            Share("left", found.left / found.blocks, PALE),
+        ]
+    )
+    who = f"run {found.run}, {found.holder or 'process unknown'}, last heartbeat {found.seen:.0f} s ago"
+    speed = f"{found.megavoxels_per_second:.3g} Mvoxel/s" if found.megavoxels_per_second is not None else None
+    yield facts(
+        [
+            (
+                "blocks",
+                f"{found.done:,} of {found.blocks:,} done, {len(found.failed):,} failed, {found.left:,} left"
+                + (f", {found.outside:,} outside the mask" if found.outside else ""),
+            ),
+            ("coarser levels", f"{found.built:,} of {found.units:,} write units done" if found.units else None),
+            ("running", {"held": who, "dead": f"no: {who}, died", "released": "no"}[found.state]),
+            ("current speed", speed),
+            ("time left", format_duration(found.seconds_left) if found.seconds_left is not None else None),
+            ("SLURM", found.job or None),
+            ("retries", f"{history.work.retried:,}"),
+        ]
+    )
+    for flaw in found.flaws[:MAX_LISTED]:
+        yield paragraph(f"Missing or damaged: {flaw}.", kind="note")
+    yield from _failures(found)
+    yield from _retries(stored, history)
+
+
+def _failures(found: Status) -> Iterator[Markup]:
+    if not found.failed:
+        return
+    yield tag("h3", "Failed blocks")
+    rows = [(f"{each.block:,}", tag("code", each.box), each.cause) for each in found.failed[:MAX_LISTED]]
+    yield table([Column("block", number=True), *map(Column, ("voxels (z, y, x)", "cause"))], rows)
+    yield from _more(len(found.failed), "`emseg status --json` lists all")
+
+
+def _retries(stored: Output, history: History) -> Iterator[Markup]:
+    tries = history.work.retries
+    if not tries:
+        return
+    yield tag("h3", "Retried blocks")
+    rows = [(f"{each.block:,}", tag("code", each.box), each.cause, each.worker) for each in tries[:MAX_LISTED]]
+    headings = ("voxels (z, y, x)", "cause of the last failed attempt", "done by")
+    yield table([Column("block", number=True), *map(Column, headings)], rows)
+    yield from _more(len(tries), f"see the run records in {stored.path / 'emseg'}")
+
+
+def _more(count: int, where: str) -> Iterator[Markup]:
+    if count > MAX_LISTED:
+        yield paragraph(f"And {count - MAX_LISTED:,} more: {where}.", kind="small")
+
+
+def runs(found: Status, history: History) -> Iterator[Markup]:
+    """Show when and where each run took place, how it ended, and its notices.
+
+    Yields
+    ------
+    Markup
+        Elements of the section.
+    """
+    newest = history.runs[-MAX_LISTED:]
+    if not newest:
+        yield paragraph("The run records are lost: it is not known when and where the runs took place.", kind="note")
+        return
+    yield table(
+        [
+            *(Column("run", number=True), Column("started (UTC)"), Column("last activity"), Column("ended")),
+            *(Column("blocks done", number=True), Column("failed", number=True), Column("retries", number=True)),
+            *(Column("Mvoxel/s", number=True), Column("idle", number=True)),
+        ],
+        [
+            (
+                *(run.number, utc(run.began), utc(run.last), _end(run, found)),
+                *(f"{run.work.done:,}", f"{run.work.failed:,}", f"{run.work.retried:,}"),
+                *(f"{run.work.megavoxels_per_second:.3g}", "" if run.work.idle is None else f"{run.work.idle:.0%}"),
+            )
+            for run in newest
+        ],
+    )
+    yield table(
+        [Column("run", number=True), *map(Column, ("emseg", "Python", "host", "workers"))],
+        [(run.number, *(_said(run, name) for name in ("emseg", "python", "host")), _workers(run)) for run in newest],
+    )
+    yield from _more(len(history.runs), f"see the run records in {found.output}")
+    for run in newest:
+        if run.lost:
+            lines = "1 line" if run.lost == 1 else f"{run.lost:,} lines"
+            yield paragraph(f"{lines} of the record of run {run.number} cannot be read.", kind="note")
+    notices = [tag("li", f"run {run.number}: {notice}") for run in newest for notice in run.notices]
+    if notices:
+        yield tag("h3", "Notices")
+        yield tag("ul", *notices)
+
+
+def _end(run: RunFacts, found: Status) -> str:
+    if not run.current:
+        return f"{run.end or 'not recorded'}; the output was restarted since"
+    if run.end is None and run.number == found.run:
+        return {"held": "running", "dead": "its process died", "released": "not recorded"}[found.state]
+    return run.end or "not recorded: killed, or its record is lost"
+
+
+def _said(run: RunFacts, name: str) -> str | int:
+    said = run.start.get(name)
+    return said if isinstance(said, str | int) else "not recorded"
+
+
+def _workers(run: RunFacts) -> str | int:
+    return "none (in the driver)" if run.start.get("workers") == 0 else _said(run, "workers")
+
+
+def utc(time: datetime | None) -> str:
+    """Format a time in UTC.
+
+    Returns
+    -------
+    str
+        Date and time to the second, or ``not recorded``.
+    """
+    return "not recorded" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}"

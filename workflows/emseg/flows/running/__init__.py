@@ -1,0 +1,1 @@
+"""Steps that commands share: draft, limits, output location, claim, stages."""

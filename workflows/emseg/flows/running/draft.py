@@ -1,0 +1,345 @@
+"""Settle what a run computes in two steps: a draft before any worker is there, the recipe once one was tried."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.executors.port import Executor
+from emseg.flows.running.limits import check_chunks
+from emseg.settings.run import RunSettings
+from emseg.work.trial import Choice, Trial
+from emseg_core.box import Box, Triple
+from emseg_core.errors import BlockError, PlanError, VolumeError
+from emseg_core.grid.cost import Cost, cost_of
+from emseg_core.grid.layout import MAX_BLOCK_FLOPS, Limits, plan_volume
+from emseg_core.grid.mask import outside
+from emseg_core.grid.plan import Plan
+from emseg_core.grid.pyramid import steps_of
+from emseg_core.grid.symmetry import check_symmetric
+from emseg_core.model.backend import backend_of
+from emseg_core.model.device import Device
+from emseg_core.model.model_place import ModelPlace, card_of, describe, digest_of, locate_model, title_of
+from emseg_core.normalise import Normalisation, Scope, survey
+from emseg_core.recipe import Empty, Recipe
+from emseg_core.specs.contract import Contract
+from emseg_core.specs.network import NetworkSpec
+from emseg_core.specs.numerics import Accuracy, Numerics
+from emseg_core.specs.region import parse_region
+from emseg_core.specs.volume import MASK_DTYPES, Selection, VolumeSpec
+from emseg_core.store.files.place import Place
+from emseg_core.store.volumes.volume import open_volume
+
+LEAST_TRIAL_FLOPS = 2**37
+"""Work of a run on the whole volume from which a low precision is worth a trial: two seconds of a core.
+
+A region is computed as the whole is, so that it equals the crop of a whole run.
+"""
+LONGEST_BLOCK_SECONDS = 600.0
+"""Longest time that a block may be expected to take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A run as far as its volume and its model decide it."""
+
+    settings: RunSettings
+    """As asked for; of an output that was started, its library and its precision where none are asked for."""
+    path: Place
+    """Of the volume."""
+    volume: VolumeSpec
+    volume_digest: str
+    normalisation: Normalisation
+    model_place: ModelPlace
+    model: NetworkSpec
+    model_digest: str
+    card: dict[str, str]
+    """Of the model."""
+    region: Box | None
+    tile: Triple | None
+    limits: Limits
+    plan: Plan
+    steps: tuple[Triple, ...]
+    """Of the output's coarser levels."""
+    outside: NDArray[np.bool_] | None
+    """Blocks that a mask leaves out, ``(z, y, x) bool`` on the plan's grid; None if no mask is given."""
+    empty: Empty | None
+    started: Recipe | None
+    """Recipe of the output, if it was started by an earlier run."""
+
+    @property
+    def cost(self) -> Cost:
+        """What the plan takes."""
+        return cost_of(self.plan, self.volume, self.settings.probabilities, self.settings.tta, self.steps)
+
+    @property
+    def mask(self) -> str | None:
+        """SHA-256 of which blocks are left out."""
+        if self.outside is not None:
+            return hashlib.sha256(np.packbits(self.outside).tobytes()).hexdigest()
+        return self.started.mask if self.started is not None else None
+
+    def with_plan(self, plan: Plan) -> Draft:
+        """Return the same run by another plan."""
+        return replace(self, plan=plan, outside=outside_of(self.settings.mask, plan, self.volume))
+
+    def recipe(self, numerics: Numerics, accuracy: Accuracy | None) -> Recipe:
+        """Return what decides the output's bytes, if predictors compute with these numerics."""
+        return Recipe(
+            volume=self.volume,
+            volume_digest=self.volume_digest,
+            model_digest=self.model_digest,
+            normalisation=self.normalisation,
+            plan=self.plan,
+            numerics=numerics,
+            probabilities=self.settings.probabilities,
+            accuracy=accuracy,
+            tta=self.settings.tta,
+            steps=self.steps,
+            mask=self.mask,
+            empty=self.empty,
+            predictor=title_of(self.model_place),
+        )
+
+
+def check_settings(settings: RunSettings) -> None:
+    """Refuse settings that cannot be met, before anything is read or written.
+
+    Raises
+    ------
+    InputError
+        If they do not fit the model.
+    """
+    spec, _ = describe(locate_model(settings.model, settings.predictor))
+    if settings.tta:
+        check_symmetric(spec)
+    _empty(settings.empty, spec)
+
+
+def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Recipe | None) -> Draft:
+    """Draft a run with these settings.
+
+    Parameters
+    ----------
+    volume
+        The array or image to segment, also where the settings name a level.
+    settings
+        What was asked for.
+    limits
+        What bounds the layout.
+    started
+        Recipe of the output, if an earlier run has started it.
+
+    Returns
+    -------
+    Draft
+
+    Raises
+    ------
+    InputError
+        If volume, model and settings do not fit together.
+    """
+    place = locate_model(settings.model, settings.predictor)
+    source = open_volume(volume, part=_part(settings, started))
+    spec, card, known = _described(place, started)
+    if settings.tta:
+        check_symmetric(spec)
+    region = parse_region(settings.roi, source.spec) if isinstance(settings.roi, str) else settings.roi
+    tile = settings.tile or spec.only_tile
+    plan = _plan(source.spec, spec, region, tile, started, limits)
+    check_chunks(source.spec, volume)
+    normalisation, digest = survey(source, settings.normalise or _trained_with(card))
+    normalisation = normalisation if settings.normalise else _told(card) or normalisation
+    if started is not None:
+        settings = replace(
+            settings,
+            backend=settings.backend or started.numerics.library,
+            precision=settings.precision or started.numerics.precision,
+        )
+    return Draft(
+        settings=settings,
+        path=source.path,
+        volume=source.spec,
+        volume_digest=digest,
+        normalisation=normalisation,
+        model_place=place.absolute() if isinstance(place, Path) else place,
+        model=spec,
+        model_digest=known,
+        card=card,
+        region=region,
+        tile=tile,
+        limits=limits,
+        plan=plan,
+        steps=(
+            started.steps
+            if started is not None and settings.pyramid is None
+            else levels_for(source.spec, plan.region, settings.pyramid)
+        ),
+        outside=outside_of(settings.mask, plan, source.spec),
+        empty=started.empty if started is not None and settings.empty is None else _empty(settings.empty, spec),
+        started=started,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a run computes, or would compute if its output had not been started otherwise."""
+
+    recipe: Recipe
+    outside: NDArray[np.bool_] | None
+    """Blocks that a mask leaves out."""
+    notices: tuple[str, ...]
+    """Warnings, and what was measured."""
+
+
+def settle(draft: Draft, executor: Executor, device: Device) -> Settled:
+    """Settle the recipe of a run, once a worker has tried how predictors compute there.
+
+    Where an output was started, it is the recipe of what these workers would compute, to be compared.
+
+    Raises
+    ------
+    DeviceError
+        If the device or the precision is not available.
+    """
+    started, cost, settings, precision = draft.started, draft.cost, draft.settings, draft.settings.precision
+    if precision is None and cost.flops * draft.volume.box.voxels < LEAST_TRIAL_FLOPS * draft.plan.region.voxels:
+        precision = "float32"
+    trial = Trial(
+        volume=draft.path,
+        part=draft.volume.selection,
+        model=draft.model_place,
+        spec=draft.model,
+        normalisation=draft.normalisation,
+        tile=draft.plan.tile,
+        threads=settings.threads,
+        device=device,
+        backend=settings.backend or backend_of(draft.model_place, device),
+        precision=precision,
+        measured=started is not None,
+    )
+    choice = executor.try_out(trial)
+    notices: list[str] = []
+    if started is None and (slower := _in_time(cost, choice, draft.limits)) != draft.limits:
+        notices.append(f"a predictor does {choice.flops_per_second / 1e9:.1f} GFLOP/s here: blocks are made smaller")
+        draft = draft.with_plan(plan_volume(draft.volume, draft.model, draft.region, draft.tile, slower))
+        known = replace(trial, tile=draft.plan.tile, precision=choice.numerics.precision, measured=True)
+        choice = replace(choice, numerics=executor.try_out(known).numerics)
+    recipe = draft.recipe(choice.numerics, started.accuracy if started else choice.accuracy)
+    return Settled(recipe, draft.outside, (*notices, *_warnings(draft), *_chosen(choice)))
+
+
+def _part(settings: RunSettings, started: Recipe | None) -> Selection:
+    """Return the channel and timepoint asked for, else those that the output was started with."""
+    there = started.volume.selection if started is not None else None
+    if there is None:
+        return Selection(settings.channel, settings.timepoint)
+    return Selection(
+        there.channel if settings.channel is None else settings.channel,
+        there.timepoint if settings.timepoint is None else settings.timepoint,
+    )
+
+
+def _described(path: ModelPlace, started: Recipe | None) -> tuple[NetworkSpec, dict[str, str], str]:
+    """Return what a model is, its card and its digest; experiments that the output remembers are not made again."""
+    digest = digest_of(path)
+    if started is not None and digest == started.model_digest and isinstance(started.plan.model, Contract):
+        return started.plan.model, card_of(path), digest
+    return *describe(path), digest
+
+
+def _empty(empty: tuple[float, str] | None, spec: NetworkSpec) -> Empty | None:
+    """Return what is declared of blocks that see a single value, with the class by its number."""
+    if empty is None:
+        return None
+    value, name = empty
+    if name not in spec.classes:
+        raise PlanError(f"--empty names the class {name!r}, but the model has {', '.join(spec.classes)}: name one of these")
+    return Empty(float(value), spec.classes.index(name))
+
+
+def _told(card: Mapping[str, str]) -> Normalisation | None:
+    """Return the mean and deviation that a model was trained with, if its card has them."""
+    return Normalisation("volume", (float(card["mean"]),), (float(card["deviation"]),)) if "mean" in card else None
+
+
+def _trained_with(card: Mapping[str, str]) -> Scope:
+    """Return the scope over which intensities were normalised when a model was trained."""
+    return "slice" if card.get("normalise") == "slice" else "volume"
+
+
+def _plan(
+    volume: VolumeSpec, model: NetworkSpec, box: Box | None, tile: Triple | None, started: Recipe | None, limits: Limits
+) -> Plan:
+    """Return the stored plan of the output, where it answers what is asked for; else a new one."""
+    if started is not None:
+        plan = started.plan
+        asked = (volume.shape, model, box or volume.box, tile or plan.tile)
+        if asked == (plan.shape, plan.model, plan.region, plan.tile):
+            return plan
+    return plan_volume(volume, model, box, tile, limits)
+
+
+def _in_time(cost: Cost, choice: Choice, limits: Limits) -> Limits:
+    """Return smaller limits if a predictor is so slow that blocks would not end in time; else the same ones.
+
+    It is a power of two, so that it hardly ever depends on how fast the same hardware was this time.
+    """
+    most = LONGEST_BLOCK_SECONDS * choice.flops_per_second
+    if cost.flops <= most * cost.blocks:
+        return limits
+    alike = limits.block_flops / MAX_BLOCK_FLOPS  # a layout does not know how often tiles go through the network
+    return replace(limits, block_flops=max(1, 2 ** math.floor(math.log2(most * alike))))
+
+
+def _warnings(draft: Draft) -> Iterator[str]:
+    """Yield warnings that do not stop a run."""
+    volume = draft.volume
+    if isinstance(draft.model, Contract) and not draft.model.local:
+        yield "the network sees more of a tile than its context: labels depend on tiles, and may have seams"
+    if not draft.model.planar and volume.shape[0] == 1:
+        yield "the model is three-dimensional, the volume has a single slice: mirroring repeats it along z"
+    trained = draft.card.get("voxel_size", "")
+    here = " ".join(f"{scale:g}" for scale in volume.scale)
+    if trained and None in volume.units[-volume.rank :]:
+        yield f"the model was trained on voxels of {trained} (z y x), and the volume does not state its voxel size"
+    elif trained and volume.rank == 3 and not trained.startswith(here):
+        yield (
+            f"the model was trained on voxels of {trained} (z y x), those of the volume are {here} {volume.units[2]}: "
+            "labels may be poor; train a network of your own with `emseg train`"
+        )
+
+
+def _chosen(choice: Choice) -> Iterator[str]:
+    """Yield what was measured about precisions."""
+    for precision, accuracy in choice.refused:
+        yield f"{precision} would be faster, but {accuracy}: to use it anyway, give --precision {precision}"
+    if choice.accuracy is not None:
+        yield f"computing in {choice.numerics.precision}: {choice.accuracy}"
+
+
+def levels_for(volume: VolumeSpec, region: Box, pyramid: bool | None = None) -> tuple[Triple, ...]:
+    """Return the step of each coarser level of a region's output; none if `pyramid` is False, or where it is small."""
+    return () if pyramid is False else steps_of(region.shape, volume.proportions)
+
+
+def outside_of(mask: str | Path | None, plan: Plan, volume: VolumeSpec) -> NDArray[np.bool_] | None:
+    """Return the blocks of a plan that a mask leaves out, ``(z, y, x) bool``; None without a mask.
+
+    Raises
+    ------
+    VolumeError
+        If the mask cannot be read, or leaves out all.
+    """
+    if mask is None:
+        return None
+    try:
+        return outside(plan, volume, open_volume(mask, dtypes=MASK_DTYPES))
+    except BlockError as error:
+        raise VolumeError(f"the mask {mask} cannot be read: {error}") from error

@@ -1,0 +1,1 @@
+"""Inputs and instance scores of an evaluation."""

@@ -1,0 +1,1 @@
+"""Data, log and processes of a training."""

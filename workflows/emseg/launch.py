@@ -1,0 +1,328 @@
+"""From a placement to a running executor, and to what shows the run on a dashboard."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg.access import token_file, token_file_kept
+from emseg.executors.port import Executor, Watch
+from emseg.placement import Placement
+from emseg.runs.events import Event, Noticed
+from emseg.runs.stop import Stop
+from emseg.slurm.site import Site, logs_of
+from emseg.work.segmenting import SegmentWork
+from emseg_core.errors import DeviceError, PlanError
+from emseg_core.grid.cost import BLOCKS_IN_FLIGHT
+from emseg_core.grid.layout import DEFAULT_TILE_BYTES, SMALL_TILE_BYTES
+from emseg_core.model.device import Device, smallest_gpu_memory
+from emseg_core.store.files.place import Place, sibling
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from emseg.clusters.local import Elastic
+
+
+CPU_MEMORY_DIVISOR = 3
+"""Activations may take this part of a core's memory; libraries, the rest of the network, blocks and chunks take the others."""
+MAX_CPU_TILE_BYTES = 2**32
+"""Size from which on larger tiles save next to nothing."""
+GPU_MEMORY_DIVISOR = 16
+"""Activations are planned for this part of a GPU's memory; a predictor may take four, as convolutions need several times it."""
+MAX_GPU_TILE_BYTES = 2**33
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What to start for a run.
+
+    Raises
+    ------
+    PlanError
+        If predictors have no thread.
+    """
+
+    placement: Placement
+    blocks: int
+    """Number of blocks left."""
+    threads: int
+    """Number of threads of each predictor."""
+    place: Place
+    """The run's output: an address, or an absolute path that workers on other hosts see; certificates and logs lie beside."""
+    notify: Callable[[Noticed], None]
+    """Called with messages: how other hosts join, how to reach the dashboard from elsewhere, which workers did not end."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise PlanError(f"a predictor needs at least 1 thread, but --threads is {self.threads}: raise it")
+
+    def send(self, message: str) -> None:
+        """Send a message to the user."""
+        self.notify(Noticed(message))
+
+    @property
+    def workers(self) -> int:
+        """Maximum number of workers at once."""
+        if self.placement.adapt is not None:
+            return self.placement.adapt[1]
+        if self.placement.workers is not None:
+            return self.placement.workers
+        from emseg.clusters.local import default_workers
+
+        return default_workers(self.threads)
+
+    @property
+    def elastic(self) -> Elastic | None:
+        """How the number of workers follows the number of blocks left; None if it is fixed."""
+        if self.placement.adapt is None:
+            return None
+        from emseg.clusters.local import Elastic
+
+        least, most = self.placement.adapt
+        return Elastic(least, min(most, max(least, self.blocks, 1)))
+
+
+def check_main(placement: Placement) -> None:
+    """End this process if it is a worker of a run, where importing the main module starts that run again.
+
+    It is called before anything is read or written, by everything that may start workers. The process that started this
+    worker informs the user.
+    """
+    if placement.workers != 0:
+        from emseg.clusters.lifeline import end_if_being_started
+
+        end_if_being_started()
+
+
+def with_shared_gpus(placement: Placement) -> Placement:
+    """Set how many workers share a GPU of this machine, if nothing was asked for: as many as its cores can feed.
+
+    Returns
+    -------
+    Placement
+        The placement with this number.
+
+    Raises
+    ------
+    DeviceError
+        If there is no GPU.
+    """
+    if placement.cluster != "cuda" or placement.workers_per_gpu is not None:
+        return placement
+    return replace(placement, workers_per_gpu=_cuda().default_workers_per_gpu(placement.gpus))
+
+
+def tile_budget(placement: Placement, threads: int, device: Device) -> int:
+    """Return the maximum size of a tile's activations, by the memory of this machine or of its GPUs.
+
+    It is a power of two and does not depend on the number of workers: all of them compute with the same tiles. If workers
+    are on other machines, it is what every machine has.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
+    if placement.batch or placement.scheduler or placement.client:
+        return DEFAULT_TILE_BYTES
+    if device == "cuda":
+        share, most = (
+            (smallest_gpu_memory() or GPU_MEMORY_DIVISOR * DEFAULT_TILE_BYTES) // GPU_MEMORY_DIVISOR,
+            MAX_GPU_TILE_BYTES,
+        )
+    else:
+        from emseg.clusters.local import memory_share
+
+        share, most = memory_share(threads) // CPU_MEMORY_DIVISOR, MAX_CPU_TILE_BYTES
+    return min(most, max(SMALL_TILE_BYTES, 1 << (share.bit_length() - 1)))
+
+
+def most_workers(needed: int) -> int:
+    """Return the maximum number of workers for which this machine has a core and `needed` bytes of memory each; at least one.
+
+    Returns
+    -------
+    int
+        Number of worker processes.
+    """
+    from emseg.clusters.local import workers_within
+
+    return workers_within(needed)
+
+
+@contextmanager
+def open_executor(launch: Launch, stop: Stop) -> Iterator[Executor]:
+    """Open the executor of a placement, until the end of the ``with``; `stop` ends the wait for workers.
+
+    Yields
+    ------
+    Executor
+        With at least one worker, or this process.
+
+    Raises
+    ------
+    InputError
+        If no workers are available.
+    StoppedError
+        If the run is stopped meanwhile.
+    """
+    placement = launch.placement
+    with suppress(OSError):
+        token_file(launch.place).unlink()  # left by a killed run
+    if placement.workers == 0:
+        from emseg.executors.serial import SerialExecutor
+
+        yield SerialExecutor()
+        return
+    from emseg.executors.dask import DaskExecutor
+
+    with ExitStack() as held:
+        client = placement.client or _new_client(launch, held)
+        executor = DaskExecutor(client, stop, client.cluster if placement.batch or placement.adapt else None)
+        if placement.performance_report is not None:
+            from emseg.dashboard.performance import performance_report_to
+
+            held.enter_context(performance_report_to(placement.performance_report, lambda: executor.client, launch.notify))
+        yield executor
+
+
+@contextmanager
+def open_watch(
+    executor: Executor, job: SegmentWork, done: NDArray[np.bool_], notify: Callable[[Noticed], None]
+) -> Iterator[Watch]:
+    """Open what shows a run on the dashboard, if there is one, until the end of the ``with``.
+
+    Parameters
+    ----------
+    executor
+        Runs the blocks.
+    job
+        The work.
+    done
+        Which blocks are already written, ``(block,) bool``.
+    notify
+        Called with messages.
+
+    Yields
+    ------
+    Watch
+        An observer of the run.
+    """
+    first = executor.client
+    if first is None:
+        yield NullWatch()
+        return
+    from emseg.dashboard.reporter import DashboardReporter
+
+    with closing(DashboardReporter(lambda: executor.client or first, job, done, executor.workers, notify)) as reporter:
+        yield reporter
+
+
+class NullWatch:
+    """An observer that shows a run to no one."""
+
+    address = None
+
+    def __call__(self, event: Event) -> None:
+        """Do nothing."""
+
+    def take_back(self, blocks: Iterable[int]) -> None:
+        """Do nothing."""
+
+
+def _new_client(launch: Launch, held: ExitStack) -> Client:
+    from emseg.clusters.local import is_remote, running_cluster, tunnel_command
+
+    placement = launch.placement
+    if placement.scheduler is not None:
+        return held.enter_context(running_cluster(placement.scheduler, placement.tls, launch.send))
+    if placement.batch:
+        client = _batch_client(launch, held)
+    elif placement.cluster == "cuda":
+        client = _cuda_client(launch, held)
+    else:
+        client = _local_client(launch, held)
+    held.enter_context(_token_file_kept(client, launch))
+    if placement.batch or placement.host is not None or is_remote():
+        launch.notify(Noticed(f"to see the dashboard from another machine, run: {tunnel_command(client)}"))
+    return client
+
+
+def _local_client(launch: Launch, held: ExitStack) -> Client:
+    from emseg.clusters.local import LOOPBACK, local_cluster, worker_command
+
+    host = launch.placement.host
+    security = None if host is None else _security(launch.place, held)
+    client = held.enter_context(
+        local_cluster(launch.workers, BLOCKS_IN_FLIGHT, host or LOOPBACK, security, launch.elastic, launch.send)
+    )
+    if host is not None:
+        launch.notify(Noticed(f"another host joins with: {worker_command(client, BLOCKS_IN_FLIGHT)}"))
+    return client
+
+
+def _cuda_client(launch: Launch, held: ExitStack) -> Client:
+    placement = launch.placement
+    client: Client = held.enter_context(
+        _cuda().cuda_cluster(placement.gpus, placement.most_per_gpu, BLOCKS_IN_FLIGHT, launch.send)
+    )
+    return client
+
+
+def _cuda() -> Any:
+    try:
+        from emseg.clusters import cuda
+    except ImportError as error:
+        raise DeviceError(f"--cluster cuda needs dask-cuda ({error}): pip install 'emseg[cuda]'") from error
+    return cuda
+
+
+def _batch_client(launch: Launch, held: ExitStack) -> Client:
+    placement = launch.placement
+    try:
+        from emseg.clusters.slurm import job_cluster, step_cluster
+    except ImportError as error:
+        raise PlanError(f"--cluster {placement.cluster} needs dask-jobqueue ({error}): pip install 'emseg[slurm]'") from error
+    site, logs = placement.site or Site(), logs_of(launch.place)
+    site = site.replaced(cpus=site.cpus or launch.threads)
+    if placement.cluster == "slurm" and not site.memory:
+        raise PlanError(
+            "--cluster slurm requests memory for each worker, but the site sets none: set memory = '16G' in a --site file, or "
+            "use `emseg submit`, which requests what the plan needs"
+        )
+    logs.mkdir(exist_ok=True)
+    security = _security(launch.place, held)
+    if placement.cluster == "srun":
+        return held.enter_context(step_cluster(launch.workers, BLOCKS_IN_FLIGHT, site, security, logs, launch.send))
+    return held.enter_context(job_cluster(launch.workers, BLOCKS_IN_FLIGHT, site, security, logs, launch.elastic, launch.send))
+
+
+@contextmanager
+def _token_file_kept(client: Client, launch: Launch) -> Iterator[None]:
+    """Keep the dashboard's token in a file within the ``with``; if that is impossible, a message says so."""
+    cluster: Any = client.cluster
+    file = token_file(launch.place)
+    with ExitStack() as held:
+        try:
+            held.enter_context(token_file_kept(cluster.token, file))
+        except OSError as error:
+            why = error.strerror or error
+            launch.notify(
+                Noticed(
+                    f"the dashboard's token cannot be stored in {file} ({why}): use the link on the terminal, which contains it"
+                )
+            )
+        yield
+
+
+def _security(place: Place, held: ExitStack) -> Any:
+    from emseg.clusters.certificates import run_security
+
+    return held.enter_context(run_security(sibling(place, f".{place.name}.tls-{secrets.token_hex(6)}")))

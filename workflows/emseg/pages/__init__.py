@@ -1,0 +1,1 @@
+"""Standalone HTML pages: markup, charts and pictures."""

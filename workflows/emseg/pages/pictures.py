@@ -1,0 +1,115 @@
+"""Draw slices: raw voxels in grey, and labels in the colours that the output's metadata give to viewers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emseg_core.grid.stitch import NOT_COMPUTED
+from emseg_core.store.zarrs.omero import colour
+
+NOT_COMPUTED_COLOUR = (120, 120, 120)
+OPACITY = 0.6
+
+Pixels = NDArray[np.uint8]
+"""``(y, x, 3) uint8``."""
+
+
+def contrast(raw: NDArray[Any]) -> Pixels:
+    """Draw intensities in grey, with the darkest and brightest half per cent clipped.
+
+    Parameters
+    ----------
+    raw
+        Intensities ``(y, x)``; NaN becomes black.
+
+    Returns
+    -------
+    ndarray
+        ``(y, x, 3) uint8``.
+    """
+    finite = np.isfinite(raw)
+    low, high = contrast_range(raw)
+    scaled = (np.where(finite, raw, low).astype(np.float64) - low) / ((high - low) or 1)
+    grey = (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def contrast_range(raw: NDArray[Any]) -> tuple[float, float]:
+    """Return the range of intensities, without half a per cent of the voxels at either end.
+
+    Returns
+    -------
+    tuple of float
+        Values to draw black and white; both 0 if all voxels are NaN.
+    """
+    finite = raw[np.isfinite(raw)]
+    low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0, 0)
+    return float(low), float(high)
+
+
+def coloured(labels: NDArray[np.uint8], classes: int) -> Pixels:
+    """Draw labels in the colours that the output's metadata give to viewers.
+
+    Parameters
+    ----------
+    labels
+        Classes, ``(y, x) uint8``.
+    classes
+        Number of classes; the first one is black.
+
+    Returns
+    -------
+    ndarray
+        ``(y, x, 3) uint8``.
+    """
+    table = np.zeros((256, 3), np.uint8)
+    for label in range(1, classes):
+        table[label] = colour(label)
+    table[NOT_COMPUTED] = NOT_COMPUTED_COLOUR
+    return table[labels]
+
+
+def overlay(grey: Pixels, labels: NDArray[np.uint8], classes: int) -> Pixels:
+    """Draw labels over grey pixels.
+
+    Parameters
+    ----------
+    grey
+        Pixels, ``(y, x, 3) uint8``.
+    labels
+        Classes, ``(y, x) uint8``; the first one is transparent.
+    classes
+        Number of classes.
+
+    Returns
+    -------
+    ndarray
+        ``(y, x, 3) uint8``.
+    """
+    mixed = (1 - OPACITY) * grey + OPACITY * coloured(labels, classes)
+    pixels: Pixels = np.where((labels != 0)[..., None], mixed, grey).astype(np.uint8)
+    return pixels
+
+
+def overlay_instances(grey: Pixels, ids: NDArray[np.uint64]) -> Pixels:
+    """Draw instances over grey pixels, each in a colour derived from its id.
+
+    Parameters
+    ----------
+    grey
+        Pixels, ``(y, x, 3) uint8``.
+    ids
+        Instance ids, ``(y, x) uint64``; 0 is transparent.
+
+    Returns
+    -------
+    ndarray
+        ``(y, x, 3) uint8``.
+    """
+    mixed = ids * np.uint64(0x9E3779B97F4A7C15)  # gives neighbouring ids very different colours
+    colours = np.stack([(mixed >> np.uint64(shift)) & np.uint64(0xFF) for shift in (56, 48, 40)], axis=-1)
+    pixels: Pixels = np.where((ids != 0)[..., None], (1 - OPACITY) * grey + OPACITY * colours, grey).astype(np.uint8)
+    return pixels

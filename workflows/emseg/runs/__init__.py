@@ -1,0 +1,1 @@
+"""Run-time services: block dispatch, events, stopping, progress and totals."""

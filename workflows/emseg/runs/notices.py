@@ -1,0 +1,16 @@
+"""Where notices go if nobody watches a run: to the log of the library."""
+
+from __future__ import annotations
+
+import logging
+
+from emseg.runs.events import Event, Noticed
+from emseg_core.printable import printable
+
+logger = logging.getLogger("emseg")
+
+
+def log(event: Event) -> None:
+    """Log the notices among the events of a run."""
+    if isinstance(event, Noticed):
+        logger.warning("%s", printable(event.message))

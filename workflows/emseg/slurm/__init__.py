@@ -1,0 +1,1 @@
+"""SLURM sites and jobs."""

@@ -1,0 +1,1 @@
+"""View an output in a browser: the viewer's state, and the server of its files."""

@@ -1,0 +1,329 @@
+"""HTTP server on loopback for the viewer's client and the image data, all below an address that cannot be guessed.
+
+    http://127.0.0.1:PORT/TOKEN/               redirects to the viewer with its state
+    http://127.0.0.1:PORT/TOKEN/v/emseg/       the client, which is part of Neuroglancer's Python package
+    http://127.0.0.1:PORT/TOKEN/events/emseg   event stream to which that client listens
+    http://127.0.0.1:PORT/TOKEN/data/NAME      files, or objects of a remote store
+    http://127.0.0.1:PORT/TICKET               redirects to the first, once
+
+Other users of the machine can reach loopback too, but without the token they get 404. Nothing can be written, no folder is
+listed, and targets of links outside their folder are not served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from tornado.httpserver import HTTPServer
+from tornado.iostream import StreamClosedError
+from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandler
+
+from emseg_core.errors import InputError
+from emseg_core.store.files.faults import StoreError
+from emseg_core.store.files.place import Address, Place
+from emseg_core.store.files.remote import ByteRange, RemoteFiles, open_remote
+
+T = TypeVar("T")
+
+LOOPBACK = "127.0.0.1"
+RANGE_HEADER = re.compile(r"bytes=(?!-$)(\d*)-(\d*)")
+"""Header that requests one range of a file."""
+VIEWER_NAME = "emseg"
+"""Name of the viewer; the client supports several viewers per server."""
+
+
+class ViewServer:
+    """Server that runs in its own thread from `start` until `stop`."""
+
+    def __init__(self, client: Path, port: int = 0) -> None:
+        """Bind the port.
+
+        Parameters
+        ----------
+        client
+            Folder of the client's files.
+        port
+            Port to listen on; 0 for any free one.
+
+        Raises
+        ------
+        InputError
+            If the port is in use, or this user may not use it.
+        """
+        try:
+            self._socket = socket.create_server((LOOPBACK, port))
+        except OSError as error:
+            cause = os.strerror(error.errno or 0).lower()
+            raise InputError(f"port {port} of {LOOPBACK} is not available ({cause}): choose another with --port") from error
+        self._socket.setblocking(False)
+        self.port = int(self._socket.getsockname()[1])
+        """Port on which the server listens."""
+        self._client = client
+        self._token = secrets.token_urlsafe(24)
+        self._tickets: set[str] = set()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="emseg view", daemon=True)
+        self._started: Future[Callable[[], object]] = Future()
+        """Result: the function that stops the server. Set once it serves."""
+        self._app = Application(log_function=lambda _: None)
+
+    @property
+    def url(self) -> str:
+        """Address that redirects to the viewer."""
+        return f"http://{LOOPBACK}:{self.port}/{self._token}/"
+
+    def data(self, name: str) -> str:
+        """Return the address of a folder of files.
+
+        Returns
+        -------
+        str
+            URL that ends with a slash.
+        """
+        return f"{self.url}data/{name}/"
+
+    def viewer(self, fragment: str) -> str:
+        """Return the address of the viewer.
+
+        Parameters
+        ----------
+        fragment
+            State of the viewer, encoded for its address.
+
+        Returns
+        -------
+        str
+            URL.
+        """
+        return f"{self.url}v/{VIEWER_NAME}/#!{fragment}"
+
+    def ticket(self) -> str:
+        """Return an address that redirects to the viewer once.
+
+        It keeps the token secret: other users can see the command line of a browser that is started.
+
+        Returns
+        -------
+        str
+            URL.
+        """
+        self._tickets.add(number := secrets.token_urlsafe(24))
+        return f"http://{LOOPBACK}:{self.port}/{number}"
+
+    def start(self, fragment: str, places: Mapping[str, Place], files: Mapping[str, bytes]) -> None:
+        """Start serving.
+
+        Parameters
+        ----------
+        fragment
+            Initial state of the viewer, encoded for its address.
+        places
+            Folder or remote place to serve below each name, of the form ``name`` or ``name/part``.
+        files
+            Content to serve at further names.
+        """
+        root = f"/{self._token}/"
+        self._app.add_handlers(
+            r".*",
+            [
+                (r"/favicon\.ico", _NoIcon),
+                (root, _Start, {"url": self.viewer(fragment)}),
+                (r"/([^/]+)", _Ticket, {"url": self.url, "valid": self._tickets}),
+                (rf"{root}events/{VIEWER_NAME}", _Events),
+                (rf"{root}v/{VIEWER_NAME}/(.*)", StaticFileHandler, {"path": self._client, "default_filename": "index.html"}),
+                *((rf"{root}data/{name}", _Document, {"content": content}) for name, content in files.items()),
+                *((rf"{root}data/{name}/(.*)", *_handler(place)) for name, place in places.items()),
+            ],
+        )
+        self._thread.start()
+        self._started.result()
+
+    def wait(self) -> None:
+        """Block until the server is stopped, or a signal's handler raises."""
+        while self._thread.is_alive():
+            self._thread.join(1)
+
+    def stop(self) -> None:
+        """Stop the server and close its connections."""
+        if self._thread.is_alive():
+            self._started.result()()
+            self._thread.join()
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    async def _serve(self) -> None:
+        over = asyncio.Event()
+        http = HTTPServer(self._app)
+        http.add_socket(self._socket)
+        loop = asyncio.get_running_loop()
+        self._started.set_result(lambda: loop.call_soon_threadsafe(over.set))
+        await over.wait()
+        http.stop()
+        await http.close_all_connections()
+
+
+class _NoIcon(RequestHandler):
+    """Handler for the icon, which browsers request; they report an error if it is missing."""
+
+    def get(self) -> None:
+        self.set_status(204)
+
+
+class _Start(RequestHandler):
+    """Handler that redirects to the viewer with its state, which is in the fragment that browsers never send to a server."""
+
+    def initialize(self, url: str) -> None:
+        self._url = url
+
+    def get(self) -> None:
+        self.redirect(self._url)
+
+
+class _Ticket(RequestHandler):
+    """Handler that redirects to the start, once for each ticket."""
+
+    def initialize(self, url: str, valid: set[str]) -> None:
+        self._url, self._valid = url, valid
+
+    def get(self, ticket: str) -> None:
+        if ticket not in self._valid:
+            raise HTTPError(404)
+        self._valid.remove(ticket)
+        self.redirect(self._url)
+
+
+class _Events(RequestHandler):
+    """Event stream without events; without it, the client would report a lost connection."""
+
+    async def get(self) -> None:
+        self._over = asyncio.Event()
+        self.set_header("Content-Type", "text/event-stream")
+        with suppress(StreamClosedError):
+            await self.flush()
+            await self._over.wait()
+
+    def on_connection_close(self) -> None:
+        self._over.set()
+
+
+class _Document(RequestHandler):
+    """Handler for a file in memory."""
+
+    def initialize(self, content: bytes) -> None:
+        self._content = content
+
+    def set_default_headers(self) -> None:
+        _set_data_headers(self)
+
+    def get(self) -> None:
+        self.finish(self._content)
+
+    def head(self) -> None:
+        self.set_header("Content-Length", len(self._content))
+
+
+def _handler(place: Place) -> tuple[type[RequestHandler], dict[str, Any]]:
+    """Return the handler for the files below a place, and its arguments."""
+    if isinstance(place, Address):
+        return _Objects, {"files": open_remote(place)}
+    return _Files, {"path": place.resolve()}
+
+
+class _Objects(RequestHandler):
+    """Handler for objects of a remote store, or ranges of them, read with this process's credentials and never cached."""
+
+    def initialize(self, files: RemoteFiles) -> None:
+        self._remote = files
+
+    def set_default_headers(self) -> None:
+        _set_data_headers(self)
+
+    async def get(self, name: str) -> None:
+        asked = RANGE_HEADER.fullmatch(self.request.headers.get("Range", ""))
+        content, start, size = await self._fetched(self._remote.read_range, name, _part(asked) if asked else None)
+        self.set_header("Content-Type", "application/octet-stream")
+        if asked:
+            self.set_status(206)
+            self.set_header("Content-Range", f"bytes {start}-{start + len(content) - 1}/{size}")
+        await self.finish(content)
+
+    async def head(self, name: str) -> None:
+        self.set_header("Content-Length", await self._fetched(self._remote.size, name))
+
+    async def _fetched(self, ask: Callable[..., T | None], name: str, *more: object) -> T:
+        """Return what the store has of an object; translate its errors to HTTP."""
+        if not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise HTTPError(404)
+        try:
+            found = await asyncio.to_thread(ask, name, *more)
+        except StoreError as error:
+            raise HTTPError(403 if error.permanent else 502) from error
+        if found is None:
+            raise HTTPError(404)
+        return found
+
+
+def _part(asked: re.Match[str]) -> ByteRange:
+    """Return the range of an object that a header requests."""
+    first, last = asked.groups()
+    if not first:
+        return {"suffix": int(last)}
+    return (int(first), int(last) + 1) if last else {"offset": int(first)}
+
+
+class _Files(StaticFileHandler):
+    """Handler for the files below a folder, or ranges of them."""
+
+    def set_default_headers(self) -> None:
+        _set_data_headers(self)
+
+    def get_content_type(self) -> str:
+        return "application/octet-stream"
+
+    def compute_etag(self) -> None:
+        """Return None: computing a tag would read the whole file even if only a range is requested."""
+
+    def validate_absolute_path(self, root: str, absolute_path: str) -> str:
+        """Return the file if it exists and lies within the folder after links are resolved.
+
+        Returns
+        -------
+        str
+            Path of the file.
+
+        Raises
+        ------
+        HTTPError
+            If there is no such file, or this user may not read it.
+        """
+        try:
+            file = Path(absolute_path).resolve()
+            found = file.is_relative_to(root) and file.is_file()
+        except (OSError, ValueError) as error:  # an impossible file name, or a folder that this user may not search
+            raise HTTPError(404) from error
+        if not found:
+            raise HTTPError(404)
+        if not os.access(file, os.R_OK):
+            raise HTTPError(403)
+        return str(file)
+
+
+def _set_data_headers(handler: RequestHandler) -> None:
+    """Allow other viewers that know the address to read, and disable caching so that new blocks are seen."""
+    handler.set_header("Access-Control-Allow-Origin", "*")
+    handler.set_header("Cache-Control", "no-cache")
+    handler.set_header("X-Content-Type-Options", "nosniff")

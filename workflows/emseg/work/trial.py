@@ -1,0 +1,129 @@
+"""Trial of a model on a worker before a run: how it computes, how accurately and how fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from emseg_core.accuracy import accuracy_of
+from emseg_core.box import Triple
+from emseg_core.canary import speed_of
+from emseg_core.model.device import Device
+from emseg_core.model.external_model import ExternalModel
+from emseg_core.model.model_place import ModelPlace, load
+from emseg_core.model.python_predictor import PythonModel
+from emseg_core.normalise import Normalisation
+from emseg_core.specs.network import NetworkSpec
+from emseg_core.specs.numerics import Accuracy, Backend, Numerics, Precision
+from emseg_core.specs.volume import Selection
+from emseg_core.store.files.place import Place
+
+if TYPE_CHECKING:
+    from emseg_core.model.backend import AnyPredictor
+    from emseg_core.model.file import ModelFile
+
+MIN_AGREEMENT = 0.999
+"""Minimum fraction of voxels that an automatically chosen precision must label as float32 does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What to try on a worker before a run."""
+
+    volume: Place
+    part: Selection | None
+    """Selects one of several volumes."""
+    model: ModelPlace
+    spec: NetworkSpec
+    """Specification of the model."""
+    normalisation: Normalisation
+    tile: Triple
+    """Shape (z, y, x) of the run's tiles in voxels."""
+    threads: int
+    device: Device
+    backend: Backend
+    precision: Precision | None
+    """None for the lowest that gives the labels of float32 nearly everywhere."""
+    measured: bool
+    """Whether the accuracy of this precision is already known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a run computes, and what was measured."""
+
+    numerics: Numerics
+    flops_per_second: float
+    """Speed of a predictor on a small tile, in FLOP/s."""
+    accuracy: Accuracy | None = None
+    """Accuracy of the precision, if it is below float32 and was not known."""
+    refused: tuple[tuple[Precision, Accuracy], ...] = ()
+    """Lower precisions whose labels differ too much from those of float32."""
+
+
+def try_out(trial: Trial) -> Choice:
+    """Choose the precision of a predictor in this process, and measure its accuracy and speed.
+
+    The choice depends on the hardware, the weights and the voxels alone, not on any measured time.
+
+    Returns
+    -------
+    Choice
+        Numerics, speed and accuracy.
+
+    Raises
+    ------
+    DeviceError
+        If the device or the precision is not available.
+    """
+    from emseg_core.model.backend import low_precisions, open_predictor
+    from emseg_core.store.volumes.volume import open_volume
+
+    model = load(trial.model, trial.spec)
+
+    def opened(precision: Precision) -> AnyPredictor:
+        return open_predictor(model, trial.backend, precision, trial.threads, trial.device)
+
+    def choice(predictor: AnyPredictor, precision: Precision, accuracy: Accuracy | None = None) -> Choice:
+        numerics = numerics_of(model, predictor, trial.tile, trial.threads, precision, trial.device)
+        return Choice(numerics, speed_of(predictor, trial.tile), accuracy, tuple(refused))
+
+    refused: list[tuple[Precision, Accuracy]] = []
+    if trial.precision == "float32" or (trial.precision is not None and trial.measured):
+        return choice(opened(trial.precision), trial.precision)
+    exact, volume = opened("float32"), open_volume(trial.volume, part=trial.part)
+    tried = () if isinstance(model, ExternalModel | PythonModel) else low_precisions(trial.device)
+    for precision in (trial.precision,) if trial.precision is not None else tried:
+        fast = opened(precision)
+        accuracy = accuracy_of(fast, exact, volume, trial.normalisation)
+        if trial.precision is not None or accuracy.agreement >= MIN_AGREEMENT:
+            return choice(fast, precision, accuracy)
+        refused.append((precision, accuracy))
+    return choice(exact, "float32")
+
+
+_known: dict[tuple[str, type, Triple, int, Precision, Device], Numerics] = {}
+"""Numerics of this process by digest of the model, predictor, tile, threads, precision and device: a canary takes as long as
+a tile.
+"""
+
+
+def numerics_of(
+    model: ModelFile | ExternalModel | PythonModel,
+    predictor: AnyPredictor,
+    tile: Triple,
+    threads: int,
+    precision: Precision,
+    device: Device,
+) -> Numerics:
+    """Return how a predictor computes in this process; computed once per case, as its canary is a whole tile.
+
+    Returns
+    -------
+    Numerics
+        Library, precision, hardware, and hash of the canary tile.
+    """
+    case = model.digest, type(predictor), tile, threads, precision, device
+    if case not in _known:
+        _known[case] = predictor.numerics(tile)
+    return _known[case]

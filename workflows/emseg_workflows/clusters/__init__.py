@@ -1,1 +1,0 @@
-"""Where Dask workers come from."""

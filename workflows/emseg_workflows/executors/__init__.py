@@ -1,1 +1,0 @@
-"""Who runs the blocks: this process, or Dask."""

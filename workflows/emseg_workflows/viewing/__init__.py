@@ -1,1 +1,0 @@
-"""An output in a browser: what the viewer is told, and the server of its files."""
