@@ -25,7 +25,7 @@ import zarr
 from emseg.flows import segment
 from emseg.flows.records import run_log
 from emseg.flows.running import claim, draft
-from emseg.work import segmenting, trial
+from emseg.tasks import segmenting, trial
 from emseg_core.store.files import atomic_write, files, lease
 from emseg_core.store.outputs import output
 

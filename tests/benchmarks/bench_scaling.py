@@ -49,8 +49,8 @@ from emseg.runs.events import BlockEnded, Event, RunStarted, WorkerJoined
 from emseg.runs.pace import Pace
 from emseg.runs.stop import Stop
 from emseg.runs.tally import Tally
-from emseg.work.segmenting import SegmentWork
-from emseg.work.trial import Trial, try_out
+from emseg.tasks.segmenting import SegmentWork
+from emseg.tasks.trial import Trial, try_out
 from emseg_core.box import Triple, triple
 from emseg_core.grid.blocks import Block
 from emseg_core.grid.cost import BLOCKS_IN_FLIGHT

@@ -17,7 +17,7 @@ from emseg.placement import Placement
 from emseg.runs.events import Event, Noticed
 from emseg.runs.stop import Stop
 from emseg.slurm.site import Site, logs_of
-from emseg.work.segmenting import SegmentWork
+from emseg.tasks.segmenting import SegmentWork
 from emseg_core.errors import DeviceError, PlanError
 from emseg_core.grid.cost import BLOCKS_IN_FLIGHT
 from emseg_core.grid.layout import DEFAULT_TILE_BYTES, SMALL_TILE_BYTES

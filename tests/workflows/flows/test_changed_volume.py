@@ -25,7 +25,7 @@ from emseg.runs.dispatch import Policy
 from emseg.runs.events import BlockEnded, Event, Noticed
 from emseg.runs.stop import Stop, StoppedError
 from emseg.runs.tally import Report
-from emseg.work import rereading
+from emseg.tasks import rereading
 from emseg_core.block import reread_block
 from emseg_core.box import Box
 from emseg_core.errors import OutputError, UnfinishedError

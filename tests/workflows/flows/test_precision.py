@@ -14,7 +14,7 @@ from emseg.flows.running import draft
 from emseg.flows.segment import segment
 from emseg.flows.verify import FLOAT32_TOLERANCE, verify
 from emseg.runs.events import Event, Noticed
-from emseg.work import trial
+from emseg.tasks import trial
 from emseg_core.errors import DeviceError, OutputError
 from emseg_core.grid.cost import cost_of
 from emseg_core.model import backend

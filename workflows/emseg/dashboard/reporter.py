@@ -19,7 +19,7 @@ from emseg.dashboard.board import RunDescription, RunUpdate, State
 from emseg.dashboard.server import PAGE_NAME, open_board, update_board
 from emseg.runs.events import BlockEnded, BlockRetried, BlocksInProgress, Event, Noticed
 from emseg.runs.pace import Pace
-from emseg.work.segmenting import SegmentWork
+from emseg.tasks.segmenting import SegmentWork
 from emseg_core.outcome import Outcome, Seconds
 
 UPDATE_SECONDS = 1.0

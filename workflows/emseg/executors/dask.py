@@ -24,9 +24,9 @@ from emseg.runs.dispatch import RESUME_HINT, Attempt, Dispatch, Policy
 from emseg.runs.events import BlocksInProgress, Noticed, Progressed, StopRequested, WorkerJoined, WorkerLeft
 from emseg.runs.stop import Stop, StoppedError
 from emseg.slurm.job import SlurmJob
-from emseg.work.port import Work
-from emseg.work.segmenting import keep_small_buffers
-from emseg.work.trial import Choice, Trial, try_out
+from emseg.tasks.port import Work
+from emseg.tasks.segmenting import keep_small_buffers
+from emseg.tasks.trial import Choice, Trial, try_out
 from emseg_core.errors import Fault, InputError
 from emseg_core.grid.blocks import Block
 from emseg_core.model.device import Device, Gpu, gpu_overload, process_gpu

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from emseg.runs.dispatch import Policy
 from emseg.runs.events import Event, Progressed
 from emseg.runs.stop import Stop
-from emseg.work.port import Work
-from emseg.work.trial import Choice, Trial
+from emseg.tasks.port import Work
+from emseg.tasks.trial import Choice, Trial
 from emseg_core.grid.blocks import Block
 from emseg_core.model.device import Device, Gpu
 

@@ -10,8 +10,8 @@ import psutil
 from emseg.runs.dispatch import RESUME_HINT, Dispatch, Policy
 from emseg.runs.events import Noticed, Progressed, WorkerJoined
 from emseg.runs.stop import Stop
-from emseg.work.port import Work
-from emseg.work.trial import Choice, Trial, try_out
+from emseg.tasks.port import Work
+from emseg.tasks.trial import Choice, Trial, try_out
 from emseg_core.grid.blocks import Block
 from emseg_core.model.device import Device, Gpu, process_gpu
 

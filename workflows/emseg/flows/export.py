@@ -17,7 +17,7 @@ from emseg.placement import Placement, Where
 from emseg.runs.dispatch import Policy
 from emseg.runs.events import Event, Observer
 from emseg.runs.stop import Stop, StoppedError
-from emseg.work.exporting import ExportWork
+from emseg.tasks.exporting import ExportWork
 from emseg_core.errors import BlockError, InputError, OutputError, PlanError
 from emseg_core.store.exports.image import ExportImage, LevelCopy, open_image
 from emseg_core.store.exports.ome_export import ome_export

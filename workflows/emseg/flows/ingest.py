@@ -15,7 +15,7 @@ from emseg.placement import Placement, Where
 from emseg.runs.dispatch import Policy
 from emseg.runs.events import Event, Observer
 from emseg.runs.stop import Stop
-from emseg.work.ingesting import IngestWork
+from emseg.tasks.ingesting import IngestWork
 from emseg_core.box import Triple
 from emseg_core.errors import OutputError, PlanError, VolumeError
 from emseg_core.grid.blocks import Blocks

@@ -23,7 +23,7 @@ from emseg.placement import Placement, Where
 from emseg.runs.dispatch import Policy
 from emseg.runs.events import Event, Noticed, Observer
 from emseg.runs.stop import Stop
-from emseg.work.labelling import LabelWork, Stage
+from emseg.tasks.labelling import LabelWork, Stage
 from emseg_core.box import AXES
 from emseg_core.errors import InputError, OutputError
 from emseg_core.grid.order import block_sequences

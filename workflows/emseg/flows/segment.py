@@ -29,7 +29,7 @@ from emseg.runs.notices import log
 from emseg.runs.stop import Stop, StoppedError
 from emseg.runs.tally import Report, Tally
 from emseg.settings.run import RunSettings, SettingsKeywords, settings_from
-from emseg.work.segmenting import SegmentWork
+from emseg.tasks.segmenting import SegmentWork
 from emseg_core.grid.order import block_sequences
 from emseg_core.recipe import Recipe
 from emseg_core.store.files.lease import Lease

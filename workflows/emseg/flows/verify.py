@@ -22,7 +22,7 @@ from emseg.launch import Launch, open_executor
 from emseg.placement import Placement
 from emseg.runs.events import Event, Observer
 from emseg.runs.stop import Stop, StoppedError
-from emseg.work.segmenting import with_augmentation
+from emseg.tasks.segmenting import with_augmentation
 from emseg_core.block import predict_box, read_seen
 from emseg_core.box import Box, Triple, triple
 from emseg_core.errors import BlockError, ModelError, OutputError

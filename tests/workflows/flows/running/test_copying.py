@@ -35,7 +35,7 @@ from emseg.flows.running import copying
 from emseg.runs import dispatch
 from emseg.runs.events import BlockEnded, BlockRetried, Event, RunEnded, RunStarted, WorkerLeft
 from emseg.runs.stop import Stop, StoppedError
-from emseg.work.ingesting import IngestWork
+from emseg.tasks.ingesting import IngestWork
 from emseg_core.box import Box, triple
 from emseg_core.errors import BlockError, InputError, OrphanError, OutputError, PlanError, UnfinishedError, VolumeError
 from emseg_core.grid.blocks import Block

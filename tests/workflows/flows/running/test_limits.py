@@ -12,7 +12,7 @@ from emseg.flows.records.run_log import recipe_of
 from emseg.flows.running.limits import check_chunks, check_gpus, check_memory, check_space
 from emseg.flows.segment import segment
 from emseg.runs.events import Event, Noticed
-from emseg.work import trial
+from emseg.tasks import trial
 from emseg_core.errors import DeviceError, OutputError, PlanError, VolumeError
 from emseg_core.grid.cost import Cost, cost_of
 from emseg_core.grid.plan import Plan

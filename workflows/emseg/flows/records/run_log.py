@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from emseg.runs.events import BlockEnded, BlockRetried, Event, Noticed, RunStarted, WorkerJoined, WorkerLeft
 from emseg.runs.tally import Report
-from emseg.work.segmenting import SegmentWork
+from emseg.tasks.segmenting import SegmentWork
 from emseg_core import __version__
 from emseg_core.errors import OrphanError, OutputError
 from emseg_core.model.model_place import ModelPlace, locate_model

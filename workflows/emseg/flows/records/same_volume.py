@@ -20,7 +20,7 @@ from emseg.runs.dispatch import Policy
 from emseg.runs.events import BlockEnded, BlockRetried, Noticed, Observer, WorkerLeft
 from emseg.runs.stop import Stop
 from emseg.runs.tally import MAX_LISTED, Failure, failure_lines, quantity
-from emseg.work.rereading import RereadWork
+from emseg.tasks.rereading import RereadWork
 from emseg_core.digest import DIGEST_LENGTH
 from emseg_core.errors import OutputError, UnfinishedError
 from emseg_core.grid.order import block_sequences

@@ -16,7 +16,7 @@ from emseg.placement import Placement
 from emseg.runs.dispatch import Policy
 from emseg.runs.events import BlockEnded, Event, Observer, RunEnded
 from emseg.runs.stop import Stop, StoppedError
-from emseg.work.port import Work
+from emseg.tasks.port import Work
 from emseg_core.errors import PlanError, UnfinishedError
 from emseg_core.grid.blocks import Blocks
 from emseg_core.grid.cost import BLOCKS_IN_FLIGHT, RUNTIME_BYTES

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from emseg.executors.port import Executor
 from emseg.flows.running.limits import check_chunks
 from emseg.settings.run import RunSettings
-from emseg.work.trial import Choice, Trial
+from emseg.tasks.trial import Choice, Trial
 from emseg_core.box import Box, Triple
 from emseg_core.errors import BlockError, PlanError, VolumeError
 from emseg_core.grid.cost import Cost, cost_of

@@ -17,8 +17,8 @@ from emseg.runs.dispatch import Policy
 from emseg.runs.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
 from emseg.runs.stop import Stop
 from emseg.runs.tally import Report, Tally
-from emseg.work.coarsening import CoarsenWork
-from emseg.work.port import Work
+from emseg.tasks.coarsening import CoarsenWork
+from emseg.tasks.port import Work
 from emseg_core.grid.blocks import Blocks
 from emseg_core.grid.order import BlockSequence, sequences_in_order
 from emseg_core.store.files.lease import Lease

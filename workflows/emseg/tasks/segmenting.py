@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
-from emseg.work.trial import numerics_of
+from emseg.tasks.trial import numerics_of
 from emseg_core.block import BlockContext, segment_block
 from emseg_core.errors import ModelError, NumericsError
 from emseg_core.grid.blocks import Block
