@@ -71,4 +71,4 @@ def save_training(config: str, depth: int) -> Path:
 
 def weights_of(model: Path) -> NDArray[np.float32]:
     """All weights of a model, one after another."""
-    return np.concatenate([tensor.numpy().ravel() for _, tensor in sorted(load_model(model).weights.items())])
+    return np.concatenate([array.ravel() for _, array in sorted(load_model(model).weights.items())])

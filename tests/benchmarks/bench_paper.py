@@ -27,7 +27,7 @@ from emseg_core.box import Box
 from emseg_core.grid.mirror import reflect
 from emseg_core.grid.stitch import classify
 from emseg_core.model.backend import low_precisions, open_predictor
-from emseg_core.model.file import ModelFile
+from emseg_core.model.file import ModelFile, weights_of
 from emseg_core.model.predictor import DTYPES
 from emseg_core.model.unet import UNet
 from emseg_core.normalise import normalised
@@ -46,7 +46,7 @@ def main(threads: int) -> None:
     """Run the benchmark and print the table."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = ModelFile(PAPER, {}, "drawn", dict(UNet(PAPER).state_dict()))
+    model = ModelFile(PAPER, {}, "drawn", weights_of(UNet(PAPER)))
     pixels = np.random.default_rng(0).integers(0, 256, SLICE, np.uint8)
     tile = PAPER.tile_for(SLICE)
     done, useful = PAPER.flops(tile), endless() * pixels.size

@@ -25,7 +25,7 @@ from emseg.placement import Placement
 from emseg_core.box import Triple
 from emseg_core.grid.layout import Limits, plan_volume
 from emseg_core.model.backend import low_precisions, open_predictor
-from emseg_core.model.file import ModelFile
+from emseg_core.model.file import ModelFile, weights_of
 from emseg_core.model.unet import UNet
 from emseg_core.ports import Predictor
 from emseg_core.specs.model import ModelSpec
@@ -40,7 +40,7 @@ VOLUME = VolumeSpec((2048, 2048, 2048), "uint8", (64, 64, 64))
 def main(rounds: int) -> None:
     """Run the benchmark and print the table."""
     torch.manual_seed(0)
-    model = ModelFile(SPEC, {}, "drawn", dict(UNet(SPEC).state_dict()))
+    model = ModelFile(SPEC, {}, "drawn", weights_of(UNet(SPEC)))
     budget = tile_budget(Placement(), 1, "cpu")
     planned = plan_volume(VOLUME, SPEC, limits=Limits(tile_bytes=budget)).tile
     print(f"planned {planned}: {SPEC.activation_bytes(planned) / 2**30:.2f} of at most {budget / 2**30:.2f} GiB of activations")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed.system import MEMORY_LIMIT
 from runs import bytes_of, run_emseg, snapshot
 
 from emseg import clusters
@@ -19,6 +18,7 @@ from emseg.flows.segment import segment
 from emseg.placement import Placement
 from emseg_core.errors import DeviceError, PlanError
 from emseg_core.grid.cost import BLOCKS_IN_FLIGHT
+from emseg_core.machine import usable_memory
 from emseg_core.model.device import process_gpu
 
 UUID = "GPU-00000000-0000-0000-0000-00000000000"
@@ -229,7 +229,7 @@ def test_each_worker_has_its_gpu(probed: dict[str, Any]) -> None:
     assert probed["gpus"] == [[f"{UUID}0", "Fake GPU 0", free], [f"{UUID}1", "Fake GPU 1", free]]
     assert probed["order"] == ["PCI_BUS_ID"]
     assert probed["threads"] == [BLOCKS_IN_FLIGHT] * 2
-    assert probed["memory"] == [MEMORY_LIMIT // 2] * 2
+    assert probed["memory"] == [usable_memory() // 2] * 2
 
 
 def test_only_loopback_listens(probed: dict[str, Any]) -> None:
@@ -271,6 +271,6 @@ def test_as_many_workers_on_each_gpu_as_the_cores_can_feed(
     cores: int, gpus: tuple[int, ...] | None, fed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuda = pytest.importorskip("emseg.clusters.cuda")
-    monkeypatch.setattr(cuda, "CPU_COUNT", cores)
+    monkeypatch.setattr(cuda, "usable_cores", lambda: cores)
     monkeypatch.setattr(cuda, "_choose", lambda asked: [0, 1] if asked is None else list(asked))
     assert cuda.default_workers_per_gpu(gpus) == fed

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from emseg import launch
-from emseg.clusters import local
-from emseg.launch import MAX_CPU_TILE_BYTES, MAX_GPU_TILE_BYTES, tile_budget, with_shared_gpus
+from emseg.launch import MAX_CPU_TILE_BYTES, MAX_GPU_TILE_BYTES, default_workers, tile_budget, with_shared_gpus
 from emseg.placement import Placement
 from emseg_core.grid.layout import DEFAULT_TILE_BYTES, SMALL_TILE_BYTES
 
@@ -17,8 +16,8 @@ GIB = 2**30
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, cores: int, memory: int) -> None:
-    monkeypatch.setattr(local, "CPU_COUNT", cores)
-    monkeypatch.setattr(local, "MEMORY_LIMIT", memory)
+    monkeypatch.setattr(launch, "usable_cores", lambda: cores)
+    monkeypatch.setattr(launch, "usable_memory", lambda: memory)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +74,8 @@ def test_workers_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = replace(cuda, workers_per_gpu=2)
     assert with_shared_gpus(asked) is asked
     assert with_shared_gpus(Placement()).most_per_gpu == 1
+
+
+def test_each_core_has_its_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 8, 8 * GIB)
+    assert [default_workers(threads) for threads in (1, 3, 8, 9)] == [8, 2, 1, 1]

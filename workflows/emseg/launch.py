@@ -21,6 +21,7 @@ from emseg.tasks.segmenting import SegmentWork
 from emseg_core.errors import DeviceError, PlanError
 from emseg_core.grid.cost import BLOCKS_IN_FLIGHT
 from emseg_core.grid.layout import DEFAULT_TILE_BYTES, SMALL_TILE_BYTES
+from emseg_core.machine import usable_cores, usable_memory
 from emseg_core.model.device import Device, smallest_gpu_memory
 from emseg_core.store.files.place import Place, sibling
 
@@ -74,8 +75,6 @@ class Launch:
             return self.placement.adapt[1]
         if self.placement.workers is not None:
             return self.placement.workers
-        from emseg.clusters.local import default_workers
-
         return default_workers(self.threads)
 
     @property
@@ -138,10 +137,19 @@ def tile_budget(placement: Placement, threads: int, device: Device) -> int:
             MAX_GPU_TILE_BYTES,
         )
     else:
-        from emseg.clusters.local import memory_share
-
-        share, most = memory_share(threads) // CPU_MEMORY_DIVISOR, MAX_CPU_TILE_BYTES
+        share, most = usable_memory() // default_workers(threads) // CPU_MEMORY_DIVISOR, MAX_CPU_TILE_BYTES
     return min(most, max(SMALL_TILE_BYTES, 1 << (share.bit_length() - 1)))
+
+
+def default_workers(threads: int) -> int:
+    """Return how many worker processes keep each core that this process may use busy, with this many threads per predictor.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    return max(1, usable_cores() // max(1, threads))
 
 
 def most_workers(needed: int) -> int:
@@ -152,9 +160,7 @@ def most_workers(needed: int) -> int:
     int
         Number of worker processes.
     """
-    from emseg.clusters.local import workers_within
-
-    return workers_within(needed)
+    return max(1, min(default_workers(1), usable_memory() // needed))
 
 
 @contextmanager

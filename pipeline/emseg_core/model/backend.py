@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emseg_core.errors import DeviceError
+from emseg_core.model.cpu import has_fast_bfloat16
 from emseg_core.model.device import Device, check_device
 from emseg_core.model.external_model import ExternalModel, Kind, contract_of, is_external, open_onnx, read_external
 from emseg_core.model.python_predictor import ImportPath, PythonModel, PythonPredictor
@@ -53,14 +54,13 @@ def low_precisions(device: Device) -> tuple[Precision, ...]:
     DeviceError
         If torch cannot use the device here.
     """
-    import torch  # takes seconds
-
     check_device(device)
     if device == "cuda":
+        import torch  # takes seconds
+
         capability = torch.cuda.get_device_capability()
         return ("bfloat16", "float16") if capability >= (8, 0) else ("float16",) if capability >= (7, 0) else ()
-    has: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older torch
-    return ("bfloat16",) if has.get("amx_bf16") or has.get("avx512_bf16") else ()
+    return ("bfloat16",) if has_fast_bfloat16() else ()
 
 
 def backend_of(path: Path | ImportPath, device: Device) -> Backend:

@@ -8,16 +8,19 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+from safetensors.numpy import load, save
 
 from emseg_core.errors import ModelError, OutputError
 from emseg_core.model.header import header_metadata, open_model, parse_header
-from emseg_core.model.unet import UNet
 from emseg_core.specs.model import ModelSpec
+
+if TYPE_CHECKING:
+    from emseg_core.model.unet import UNet
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class ModelFile:
     """Origin of the model: name, data, licence, split, scores, normalisation, voxel size ..."""
     digest: str
     """SHA-256 of the whole file, in hexadecimal."""
-    weights: dict[str, Tensor] = field(repr=False, compare=False)
+    weights: dict[str, NDArray[np.float32]] = field(repr=False, compare=False)
     """Parameters by name, float32. They are not compared, because equal digests mean equal weights."""
 
     def network(self) -> UNet:
@@ -41,8 +44,12 @@ class ModelFile:
         UNet
             The network in evaluation mode, float32, on the CPU.
         """
+        import torch  # takes seconds
+
+        from emseg_core.model.unet import UNet
+
         network = UNet(self.spec)
-        network.load_state_dict(self.weights, strict=True)
+        network.load_state_dict({name: torch.from_numpy(array) for name, array in self.weights.items()}, strict=True)
         return network.eval()
 
 
@@ -67,7 +74,7 @@ def save_model(path: Path, network: UNet, card: Mapping[str, str]) -> None:
     """
     if odd := sorted(name for name, value in card.items() if not isinstance(value, str)):
         raise ModelError(f"the values of a model's card must be text, but {', '.join(odd)} is not: convert it to str")
-    weights = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in network.state_dict().items()}
+    weights = weights_of(network)
     _check_finite(weights, path)
     write_file(path, save(weights, header_metadata(network.spec, card)))
 
@@ -98,6 +105,17 @@ def load_model(path: Path) -> ModelFile:
     return ModelFile(spec, card, hashlib.sha256(data).hexdigest(), weights)
 
 
+def weights_of(network: UNet) -> dict[str, NDArray[np.float32]]:
+    """Copy the weights of a network.
+
+    Returns
+    -------
+    dict of str to NDArray
+        Parameters by name, float32.
+    """
+    return {name: tensor.detach().cpu().float().contiguous().numpy() for name, tensor in network.state_dict().items()}
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a file atomically: a reader sees the old content or all of the new one.
 
@@ -117,8 +135,8 @@ def write_file(path: Path, data: bytes) -> None:
             unfinished.unlink()
 
 
-def _check_finite(weights: Mapping[str, Tensor], path: Path) -> None:
+def _check_finite(weights: Mapping[str, NDArray[np.float32]], path: Path) -> None:
     """Reject weights that are NaN or infinite."""
-    for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
+    for name, array in weights.items():
+        if not np.isfinite(array).all():
             raise ModelError(f"the weights {name} of {path} are not all finite: the training diverged, train again")

@@ -16,6 +16,7 @@ from emseg_core.canary import canary_of
 from emseg_core.errors import ModelError
 from emseg_core.model.adapter import apply_network, to_logits
 from emseg_core.model.compiled import CompiledGraph, translate_memory_errors
+from emseg_core.model.cpu import vector_instructions
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.numerics import Numerics
 
@@ -158,7 +159,7 @@ class OnnxPredictor:
         Numerics
             Library, hardware, precision, threads and numerical fingerprint.
         """
-        hardware = torch.backends.cpu.get_cpu_capability()
+        hardware = vector_instructions()
         return Numerics(f"openvino {version('openvino')}", hardware, "float32", self._threads, canary_of(self, tile))
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:

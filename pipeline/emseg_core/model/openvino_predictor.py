@@ -8,13 +8,13 @@ from importlib.metadata import version
 
 import numpy as np
 import openvino
-import torch
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from emseg_core.box import Triple
 from emseg_core.canary import canary_of
 from emseg_core.model.compiled import CompiledGraph, translate_memory_errors
+from emseg_core.model.cpu import vector_instructions
 from emseg_core.model.file import ModelFile
 from emseg_core.specs.model import ModelSpec
 from emseg_core.specs.numerics import Numerics, Precision
@@ -39,10 +39,9 @@ class OpenVinoPredictor:
 
     def __init__(self, model: ModelFile, threads: int, precision: Precision = "float32") -> None:
         self.spec: ModelSpec = model.spec
-        self._weights = {name: weight.numpy() for name, weight in model.weights.items()}
         self._threads = threads
         self._precision = precision
-        self._compiled = CompiledGraph(partial(build_graph, self.spec, self._weights), threads, precision)
+        self._compiled = CompiledGraph(partial(build_graph, self.spec, model.weights), threads, precision)
 
     def numerics(self, tile: Triple) -> Numerics:
         """Return what determines the last bits of predictions.
@@ -57,8 +56,9 @@ class OpenVinoPredictor:
         Numerics
             Library, hardware, precision, threads and numerical fingerprint.
         """
-        hardware = torch.backends.cpu.get_cpu_capability()
-        return Numerics(f"openvino {version('openvino')}", hardware, self._precision, self._threads, canary_of(self, tile))
+        return Numerics(
+            f"openvino {version('openvino')}", vector_instructions(), self._precision, self._threads, canary_of(self, tile)
+        )
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """Compute the logits of tiles.

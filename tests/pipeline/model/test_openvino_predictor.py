@@ -19,7 +19,7 @@ from emseg_core.box import Triple
 from emseg_core.canary import batch_is_free, canary_of
 from emseg_core.errors import DeviceError, MemoryShortageError
 from emseg_core.model import backend
-from emseg_core.model.file import ModelFile, load_model, save_model
+from emseg_core.model.file import ModelFile, load_model, save_model, weights_of
 from emseg_core.model.predictor import TorchPredictor
 from emseg_core.specs.model import ModelSpec
 from emseg_core.specs.numerics import Backend, Precision
@@ -37,7 +37,7 @@ HERE = pytest.mark.parametrize("precision", ["float32", *backend.low_precisions(
 
 def in_memory(spec: ModelSpec, seed: int = 0) -> ModelFile:
     """A model file with weights drawn from the seed."""
-    return ModelFile(spec, {}, "digest", dict(random_network(spec, seed, torch.float32).state_dict()))
+    return ModelFile(spec, {}, "digest", weights_of(random_network(spec, seed)))
 
 
 def noise(*shape: int) -> NDArray[np.float32]:
@@ -117,12 +117,12 @@ def test_both_libraries_agree_in_a_low_precision(spec: ModelSpec, precision: Pre
 
 
 def test_a_precision_that_the_hardware_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True}, raising=False)
+    monkeypatch.setattr(backend, "has_fast_bfloat16", lambda: False)
     assert backend.low_precisions("cpu") == ()
     for library in get_args(Backend):
         with pytest.raises(DeviceError, match="in bfloat16, but the CPU here is fast only in float32: use --precision"):
             backend.open_predictor(in_memory(PLANAR), library, "bfloat16", 1, "cpu")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr(backend, "has_fast_bfloat16", lambda: True)
     assert backend.low_precisions("cpu") == ("bfloat16",)
     with pytest.raises(DeviceError, match="in float16, but the CPU here is fast only in float32 and bfloat16: use"):
         backend.open_predictor(in_memory(PLANAR), "openvino", "float16", 1, "cpu")
@@ -154,7 +154,7 @@ def test_a_network_that_overflows_does_not_look_sound(spec: ModelSpec, scale: fl
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(scale)
-    model, tiles = ModelFile(spec, {}, "digest", dict(network.state_dict())), noise(1, *spec.tile_for((2, 8, 8)))
+    model, tiles = ModelFile(spec, {}, "digest", weights_of(network)), noise(1, *spec.tile_for((2, 8, 8)))
     assert not np.isfinite(TorchPredictor(network, threads=1).predict(tiles)).any()
     for precision in ("float32", *backend.low_precisions("cpu")):
         assert not np.isfinite(OpenVinoPredictor(model, 1, precision).predict(tiles)).any()

@@ -23,7 +23,6 @@ import pytest
 from dashboards import Door
 from distributed import Client, Security, Worker
 from distributed.comm import connect
-from distributed.system import MEMORY_LIMIT
 from runs import own_address
 
 from emseg.clusters import local
@@ -32,11 +31,11 @@ from emseg.clusters.local import (
     DASHBOARD_PORT,
     LOOPBACK,
     Elastic,
-    default_workers,
     local_cluster,
     tunnel_command,
     worker_command,
 )
+from emseg_core.machine import usable_memory
 
 PATIENCE = 120
 """Seconds, for a busy machine."""
@@ -224,15 +223,10 @@ def test_who_sits_elsewhere_is_told_of_the_tunnel(monkeypatch: pytest.MonkeyPatc
 def test_workers_share_the_memory(client: Client) -> None:
     """And one that takes more than its share is started anew."""
     for about in client.scheduler_info()["workers"].values():
-        assert about["memory_limit"] == MEMORY_LIMIT // 2
+        assert about["memory_limit"] == usable_memory() // 2
     for nanny in client.cluster.workers.values():
-        assert nanny.memory_manager.memory_limit == MEMORY_LIMIT // 2
+        assert nanny.memory_manager.memory_limit == usable_memory() // 2
         assert 0.9 < nanny.memory_manager.memory_terminate_fraction <= 1
-
-
-def test_each_core_has_its_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "CPU_COUNT", 8)
-    assert [default_workers(threads) for threads in (1, 3, 8, 9)] == [8, 2, 1, 1]
 
 
 def test_workers_go_when_they_are_of_no_use_and_come_back_when_they_are() -> None:

@@ -379,10 +379,10 @@ def test_a_chunk_that_is_not_what_it_should_be(tmp_path: Path, packed: bytes) ->
 
 def test_more_than_the_memory_or_the_disk_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = save(tmp_path / "s.h5", voxels())
-    Memory, Disk = namedtuple("Memory", "total"), namedtuple("Disk", "free")
-    monkeypatch.setattr(limits.psutil, "virtual_memory", lambda: Memory(900))
+    Disk = namedtuple("Disk", "free")
+    monkeypatch.setattr(limits, "usable_memory", lambda: 900)
     assert "4 x 10 x 12 voxels are read at once" in refused(source)
-    monkeypatch.setattr(limits.psutil, "virtual_memory", lambda: Memory(2**40))
+    monkeypatch.setattr(limits, "usable_memory", lambda: 2**40)
     monkeypatch.setattr(limits.shutil, "disk_usage", lambda path: Disk(4))
     assert "4 x 10 x 12 voxels, 0.0 GiB, but 0.0 GiB are free in" in refused(source)
 

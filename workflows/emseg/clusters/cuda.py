@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pynvml
-from dask.system import CPU_COUNT
 from dask_cuda import LocalCUDACluster
 from distributed import Client, Security
-from distributed.system import MEMORY_LIMIT
 
 from emseg.clusters.certificates import run_security
 from emseg.clusters.lifetime import START_SECONDS, Notify, closing_safely, ignore_message, start_cluster
 from emseg.clusters.local import DASHBOARD_PORT, LOOPBACK, GuardedCluster, SturdyNanny, free_port, signals_blocked
 from emseg.clusters.private_folder import private_folder
 from emseg_core.errors import DeviceError
+from emseg_core.machine import usable_cores, usable_memory
 from emseg_core.model.device import GPU_BINDING_VARIABLE
 
 CORES_PER_WORKER = 4
@@ -42,7 +41,7 @@ def default_workers_per_gpu(gpus: Sequence[int] | None) -> int:
     DeviceError
         If there is no such GPU.
     """
-    return min(MAX_WORKERS_PER_GPU, max(1, CPU_COUNT // (CORES_PER_WORKER * len(_choose(gpus)))))
+    return min(MAX_WORKERS_PER_GPU, max(1, usable_cores() // (CORES_PER_WORKER * len(_choose(gpus)))))
 
 
 @contextmanager
@@ -96,7 +95,7 @@ class _Cluster(GuardedCluster, LocalCUDACluster):  # type: ignore[misc]
             self,
             CUDA_VISIBLE_DEVICES=gpus,
             threads_per_worker=blocks_in_flight,
-            memory_limit=MEMORY_LIMIT // (len(gpus) * workers_per_gpu),
+            memory_limit=usable_memory() // (len(gpus) * workers_per_gpu),
             device_memory_limit=None,
             data=dict,  # outcomes of blocks are small: nothing is ever spilled from a GPU
             worker_class=SturdyNanny,

@@ -19,12 +19,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from dask.system import CPU_COUNT
 from distributed import Client, Nanny, Security, SpecCluster, Status, nanny
 from distributed.process import AsyncProcess
 from distributed.scheduler import DEFAULT_EXTENSIONS
 from distributed.spans import SpansSchedulerExtension
-from distributed.system import MEMORY_LIMIT
 from distributed.utils import format_dashboard_link
 from tornado.ioloop import PeriodicCallback
 
@@ -35,6 +33,7 @@ from emseg.clusters.lifeline import TyingName
 from emseg.clusters.lifetime import START_SECONDS, Notify, WorkerStartError, closing_safely, ignore_message, start_cluster
 from emseg.clusters.private_folder import private_folder
 from emseg_core.errors import InputError
+from emseg_core.machine import usable_memory
 
 LOOPBACK = "127.0.0.1"
 DASHBOARD_PORT = 8787
@@ -52,39 +51,6 @@ ABANDON_SECONDS = 10.0
 """Time to close the rest of a cluster whose workers did not close."""
 GIVE_UP_SECONDS = 20.0
 """Time without a process after which a nanny is considered lost."""
-
-
-def default_workers(threads: int) -> int:
-    """Return how many worker processes keep each core that this process may use busy, with this many threads per predictor.
-
-    Returns
-    -------
-    int
-        At least 1.
-    """
-    return max(1, int(CPU_COUNT) // max(1, threads))
-
-
-def workers_within(needed: int) -> int:
-    """Return for how many worker processes there is a core, and this many bytes of memory, each.
-
-    Returns
-    -------
-    int
-        At least 1.
-    """
-    return max(1, min(default_workers(1), int(MEMORY_LIMIT) // needed))
-
-
-def memory_share(threads: int) -> int:
-    """Return the memory of this machine per worker of `default_workers`.
-
-    Returns
-    -------
-    int
-        Bytes.
-    """
-    return int(MEMORY_LIMIT) // default_workers(threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +113,7 @@ def local_cluster(
             "security": security,
             "local_directory": str(folder),
             "nthreads": blocks_in_flight,
-            "memory_limit": MEMORY_LIMIT // workers,
+            "memory_limit": usable_memory() // workers,
             "death_timeout": START_SECONDS,
             "dashboard": False,
             "silence_logs": logging.CRITICAL,

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from time import monotonic, sleep
 
-import psutil
-
 from emseg.runs.dispatch import RESUME_HINT, Dispatch, Policy
 from emseg.runs.events import Noticed, Progressed, WorkerJoined
 from emseg.runs.stop import Stop
 from emseg.tasks.port import Work
 from emseg.tasks.trial import Choice, Trial, try_out
 from emseg_core.grid.blocks import Block
+from emseg_core.machine import usable_memory
 from emseg_core.model.device import Device, Gpu, process_gpu
 
 THIS_PROCESS = "this process"
@@ -30,7 +29,7 @@ class SerialExecutor:
     @property
     def memory(self) -> int:
         """Bytes of memory that this process may use."""
-        return int(psutil.virtual_memory().total)
+        return usable_memory()
 
     def gpus(self, device: Device) -> dict[str, Gpu]:
         """Return the GPU of this process, if it has one.

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from emseg.flows.ingest import ingest
 from emseg_core.box import Box
 from emseg_core.errors import OutputError
 from emseg_core.store.files.place import Address, Place, parse_place, sibling
@@ -50,6 +49,8 @@ def volume_at(
     at = parse_place(output).absolute()
     path = sibling(at, f"{at.name.removesuffix('.zarr').removesuffix('.emseg')}.volume.zarr")
     if not path.exists():
+        from emseg.flows.ingest import ingest  # with all that it needs, for few runs
+
         ingest(volume, path, voxel_size=voxel_size)
     elif not _same(ArrayStack(volume), path):
         raise OutputError(f"{path} holds other voxels than the array: remove it, or name another output")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +17,7 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from emseg_core.box import Box, Triple, triple
+from emseg_core.machine import usable_cores
 from emseg_core.store.files.files import ArrayFiles, Files
 from emseg_core.store.files.place import ZARR_JSON
 from emseg_core.store.files.remote import RemoteFiles
@@ -335,7 +335,7 @@ class Shards:
         if len(indices) == 1:
             self._write_shard(indices[0], box, values)
             return
-        with ThreadPoolExecutor(min(len(indices), os.cpu_count() or 1)) as threads:
+        with ThreadPoolExecutor(min(len(indices), usable_cores())) as threads:
             list(threads.map(lambda index: self._write_shard(index, box, values), indices))
 
     def _write_shard(self, index: Triple, box: Box, values: NDArray[Any]) -> None:

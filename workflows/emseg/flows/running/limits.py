@@ -7,8 +7,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
 from emseg.launch import tile_budget
 from emseg.placement import Placement
 from emseg_core.box import Triple
@@ -17,6 +15,7 @@ from emseg_core.grid.cost import Cost
 from emseg_core.grid.layout import MAX_BLOCK_FLOPS, Limits
 from emseg_core.grid.plan import Plan
 from emseg_core.grid.symmetry import SYMMETRIES
+from emseg_core.machine import usable_memory
 from emseg_core.model.device import Device, Gpu, gpu_overload
 from emseg_core.specs.volume import VolumeSpec
 from emseg_core.store.files.place import Address, Place
@@ -63,7 +62,7 @@ def check_chunks(volume: VolumeSpec, path: Place, budget: int | None = None) -> 
     """
     chunk = (volume.together, *volume.chunk)[volume.together == 1 :]
     size = math.prod(chunk) * volume.itemsize
-    memory, owner = (psutil.virtual_memory().total, "this machine") if budget is None else (budget, "a worker")
+    memory, owner = (usable_memory(), "this machine") if budget is None else (budget, "a worker")
     if size > memory // 2:
         raise VolumeError(
             f"a chunk of {path} has {' x '.join(map(str, chunk))} voxels, {size / 2**30:.1f} GiB, but {owner} has "
@@ -90,7 +89,7 @@ def check_claims(volume: VolumeSpec, part: Triple, name: str, target: Path, *, h
         If a part does not fit into memory, or less than `LEAST_OF_VOLUME` of the volume is free on the disk.
     """
     lengths = tuple(map(min, part, volume.shape))
-    size, memory = math.prod(lengths) * volume.itemsize, psutil.virtual_memory().total
+    size, memory = math.prod(lengths) * volume.itemsize, usable_memory()
     remedy = "copy it again if it should be smaller, else use"
     if here and size > memory // 2:
         raise VolumeError(

@@ -22,6 +22,7 @@ import torch
 from emseg.clusters.private_folder import private_folder
 from emseg.runs.stop import GRACE_SECONDS, StoppedError
 from emseg_core.errors import EmsegError, InputError
+from emseg_core.machine import usable_cores
 from emseg_core.model.device import Device
 from emseg_core.printable import printable
 from emseg_core.training.ranks import RENDEZVOUS_VARIABLE
@@ -104,7 +105,7 @@ def start_processes(words: Sequence[str], count: int, device: Device) -> int:
 
 def _run(command: Sequence[str], count: int, rendezvous: Path) -> int:
     env = {
-        "OMP_NUM_THREADS": str(max(1, _cores() // count)),
+        "OMP_NUM_THREADS": str(max(1, usable_cores() // count)),
         **os.environ,
         RENDEZVOUS_VARIABLE: str(rendezvous),  # torch's default is a server open to anyone who can reach it
         "GLOO_SOCKET_IFNAME": _loopback(),
@@ -193,10 +194,6 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
             process.wait(max(0.0, deadline - monotonic()))
         process.kill()
         process.wait()
-
-
-def _cores() -> int:
-    return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
 
 
 def _loopback() -> str:
