@@ -6,11 +6,13 @@ added later. Workers serve nothing.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import socket
 from contextlib import suppress
 from http import HTTPStatus
+from importlib import import_module
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -138,6 +140,11 @@ class GuardedScheduler(Scheduler):
         server: Any = self.http_server
         self.guard = Guard(self.http_application, _named_proxy(server.address, server.port))
         server.request_callback = self.guard
+
+    async def open_dashboard(self) -> None:
+        """Add the pages of the dashboard, whose libraries are imported meanwhile: it is best called while workers start."""
+        pages = await asyncio.to_thread(import_module, "distributed.dashboard.scheduler")
+        pages.connect(self.http_application, self.http_server, self)
 
 
 class SilentWorker(Worker):

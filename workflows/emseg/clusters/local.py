@@ -351,7 +351,6 @@ class GuardedCluster(SpecCluster):
             "host": host,
             "security": security,
             "local_directory": str(folder),
-            "dashboard": True,
             "dashboard_address": f"{LOOPBACK}:{free_port(DASHBOARD_PORT)}",
         }
         super().__init__(  # type: ignore[no-untyped-call]
@@ -360,6 +359,7 @@ class GuardedCluster(SpecCluster):
             security=security,
             silence_logs=logging.CRITICAL,
         )
+        self.sync(self._wait_for_dashboard)  # type: ignore[no-untyped-call]
 
     @property
     def problem(self) -> str:
@@ -408,9 +408,14 @@ class GuardedCluster(SpecCluster):
         self._failed_starts = 0
         self._watch = PeriodicCallback(self._replace_lost, 1000 * POLL_SECONDS)
         self.scheduler_spec["cls"] = GuardedScheduler
-        self.scheduler_spec["options"]["extensions"] = {**DEFAULT_EXTENSIONS, "spans": BriefSpans}
+        self.scheduler_spec["options"] |= {"dashboard": False, "extensions": {**DEFAULT_EXTENSIONS, "spans": BriefSpans}}
         await super()._start()  # type: ignore[no-untyped-call]
+        scheduler: Any = self.scheduler
+        self._dashboard = asyncio.ensure_future(scheduler.open_dashboard())
         self._watch.start()
+
+    async def _wait_for_dashboard(self) -> None:
+        await self._dashboard
 
     async def _close(self) -> None:
         self._watch.stop()

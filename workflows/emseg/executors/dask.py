@@ -26,7 +26,7 @@ from emseg.runs.stop import Stop, StoppedError
 from emseg.slurm.job import SlurmJob
 from emseg.tasks.port import Work
 from emseg.tasks.segmenting import keep_small_buffers
-from emseg.tasks.trial import Choice, Trial, try_out
+from emseg.tasks.trial import Choice, Trial, try_out, warm_up
 from emseg_core.errors import Fault, InputError
 from emseg_core.grid.blocks import Block
 from emseg_core.model.device import Device, Gpu, gpu_overload, process_gpu
@@ -217,11 +217,14 @@ class DaskExecutor:
         StoppedError
             If the run is stopped meanwhile.
         """
-        asked = self._client.submit(try_out, trial, pure=False)
+        first, *others = self._client.nthreads()
+        asked = self._client.submit(try_out, trial, pure=False, workers=[first], allow_other_workers=True)
+        meanwhile = [self._client.submit(warm_up, trial, pure=False, workers=[other]) for other in others]
         while not asked.done():
             if self._stop.asked:
                 raise StoppedError(self._stop.number)
             sleep(POLL_SECONDS / 10)
+        self._client.cancel(meanwhile)
         choice: Choice = asked.result()
         return choice
 

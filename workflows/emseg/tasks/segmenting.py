@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
-from emseg.tasks.trial import numerics_of
+from emseg.tasks.trial import numerics_of, take_predictor
 from emseg_core.block import BlockContext, segment_block
 from emseg_core.errors import ModelError, NumericsError
 from emseg_core.grid.blocks import Block
@@ -108,7 +108,6 @@ def open_context(
     DeviceError
         If this process cannot compute on the run's device.
     """
-    from emseg_core.model.backend import open_predictor  # torch takes seconds to import
     from emseg_core.store.outputs.lifecycle import open_output
     from emseg_core.store.volumes.volume import open_volume_patiently
 
@@ -120,7 +119,7 @@ def open_context(
             "restore the original model, or start over with --overwrite"
         )
     expected = recipe.numerics
-    predictor = open_predictor(model, expected.library, expected.precision, expected.threads, job.device)
+    predictor = take_predictor(model, expected.library, expected.precision, expected.threads, job.device)
     numerics = numerics_of(model, predictor, recipe.plan.tile, expected.threads, expected.precision, job.device)
     if numerics != recipe.numerics and not job.mixed_hardware:
         raise NumericsError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,7 @@ def try_out(trial: Trial) -> Choice:
         return open_predictor(model, trial.backend, precision, trial.threads, trial.device)
 
     def choice(predictor: AnyPredictor, precision: Precision, accuracy: Accuracy | None = None) -> Choice:
+        _tried[model.digest, trial.backend, precision, trial.threads, trial.device] = predictor
         numerics = numerics_of(model, predictor, trial.tile, trial.threads, precision, trial.device)
         return Choice(numerics, speed_of(predictor, trial.tile), accuracy, tuple(refused))
 
@@ -100,6 +102,42 @@ def try_out(trial: Trial) -> Choice:
             return choice(fast, precision, accuracy)
         refused.append((precision, accuracy))
     return choice(exact, "float32")
+
+
+_tried: dict[tuple[str, Backend, Precision, int, Device], AnyPredictor] = {}
+"""The predictor of a trial in this process, until a run takes it."""
+
+
+def take_predictor(
+    model: ModelFile | ExternalModel | PythonModel, backend: Backend, precision: Precision, threads: int, device: Device
+) -> AnyPredictor:
+    """Open a predictor, or take that of the trial of this run, which has compiled its network.
+
+    Returns
+    -------
+    TorchPredictor, OpenVinoPredictor, OnnxPredictor or PythonPredictor
+        As `emseg_core.model.backend.open_predictor` returns.
+
+    Raises
+    ------
+    DeviceError
+        If the library, the device or the precision is not available.
+    """
+    from emseg_core.model.backend import open_predictor
+
+    tried = _tried.pop((model.digest, backend, precision, threads, device), None)
+    _tried.clear()
+    return tried or open_predictor(model, backend, precision, threads, device)
+
+
+def warm_up(trial: Trial) -> None:
+    """Import and read what a run needs, while another worker tries the model; what goes wrong is left to the run to tell."""
+    with suppress(Exception):
+        from emseg_core.model.backend import open_predictor
+        from emseg_core.store.volumes.volume import open_volume
+
+        open_volume(trial.volume, part=trial.part)
+        open_predictor(load(trial.model, trial.spec), trial.backend, "float32", trial.threads, trial.device)
 
 
 _known: dict[tuple[str, type, Triple, int, Precision, Device], Numerics] = {}
