@@ -50,6 +50,7 @@ def describe_error(error: BaseException) -> str:
     str
         The system's own words for an `OSError`, else type and message, cut to 300 characters and fit to print.
     """
+    error = leading_error(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     text = f"{type(error).__name__}: {error}"[:1000]
@@ -64,12 +65,32 @@ def classify_fault(error: BaseException) -> Fault:
     "store" or "block"
         ``"store"`` if the error, or one that caused it, is a failure of the store that may pass; else ``"block"``.
     """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return "block" if cause.errno in PERMANENT_ERRNOS else "store"
-        cause = cause.__cause__ or cause.__context__
-    return "block"
+    failure = _failure_in(error)
+    return "block" if failure is None or failure.errno in PERMANENT_ERRNOS else "store"
+
+
+def leading_error(error: BaseException) -> BaseException:
+    """Return the error that decides about a group of them: a failure of the store before others, a permanent one first.
+
+    Returns
+    -------
+    BaseException
+        A member of the group, or of a group inside; `error` itself if it is no group.
+    """
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    found = [(member, _failure_in(member)) for member in map(leading_error, error.exceptions)]
+    return min(found, key=lambda one: (one[1] is None, one[1] is None or one[1].errno not in PERMANENT_ERRNOS))[0]
+
+
+def _failure_in(error: BaseException | None) -> OSError | None:
+    """Find the failure of a store in an error, or in what caused it."""
+    while error is not None:
+        error = leading_error(error)
+        if isinstance(error, OSError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager
@@ -98,8 +119,9 @@ def translate_errors(what: str, remedy: str, transient_remedy: str | None = None
         raise
     except Exception as error:
         fault = classify_fault(error)
-        if isinstance(error, StoreError):
-            remedy = error.remedy
+        failure = leading_error(error)
+        if isinstance(failure, StoreError):
+            remedy = failure.remedy
         elif transient_remedy is not None and fault == "store":
             remedy = transient_remedy
         raise BlockError(f"{what} ({describe_error(error)}): {remedy}", fault) from error

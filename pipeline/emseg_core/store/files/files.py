@@ -11,15 +11,15 @@ import os
 import secrets
 import shutil
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TypeAlias
 
-from zarr.abc.store import ByteRequest, RangeByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, WrapperStore
+from zarr.abc.buffer import Buffer, BufferPrototype
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store
+from zarr.storage import LocalStore
 
 from emseg_core.store.files.atomic_write import PARTIAL_SUFFIX, commit, make_folders, sync_folder
 from emseg_core.store.files.faults import store_unavailable
@@ -413,23 +413,31 @@ Files: TypeAlias = LocalFiles | RemoteFiles
 """Files on either kind of store."""
 
 
-class ArrayFiles(WrapperStore[Files]):
+class ArrayFiles(Store):
     """The files of an array for Zarr's reads: a chunk counts as missing only if the array's own metadata exist.
 
     Zarr treats a missing chunk as one that was never written, and returns the fill value, even while a disk or a store is
-    unavailable.
+    unavailable. So all reads go through `get`, whatever Zarr calls: what `zarr.abc.store.Store` offers beside stands on `get`
+    there, and nothing is passed on to the store below. That is why this is no `zarr.storage.WrapperStore`, which passes on
+    each way of reading that Zarr invents.
     """
 
-    def __init__(self, store: Files, node: str) -> None:
-        """Read from `store`, where the array's metadata are the file `node`."""
-        super().__init__(store)
-        self.files = store
+    supports_writes = False
+    supports_deletes = False
+    supports_listing = False
+
+    def __init__(self, files: Files, node: str) -> None:
+        """Read from `files`, where the array's metadata are the file `node`."""
+        super().__init__(read_only=True)
+        self.files = files
         self.max_bytes = MAX_METADATA_BYTES
         """Most bytes of a file on a disk; to be raised once the metadata have been read and the size of a chunk is known."""
         self._node = node
 
-    def _with_store(self, store: Files) -> ArrayFiles:
-        return ArrayFiles(store, self._node)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ArrayFiles) and (self.files, self._node) == (other.files, other._node)
+
+    __hash__ = None  # type: ignore[assignment]  # as of each store of Zarr
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Return the bytes of a file for Zarr; None if it was never written.
@@ -447,6 +455,42 @@ class ArrayFiles(WrapperStore[Files]):
         if found is None and key != self._node and not await asyncio.to_thread(self.files.is_missing, key, self._node):
             raise store_unavailable(recovered=True)
         return found
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Return parts of files for Zarr, as `get` does."""
+        return await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges))
+
+    async def exists(self, key: str) -> bool:
+        """Return whether a file was written.
+
+        Raises
+        ------
+        StoreError
+            If the store is unavailable.
+        """
+        return not await asyncio.to_thread(self.files.is_missing, key, self._node)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Refuse to write."""
+        raise NotImplementedError
+
+    async def delete(self, key: str) -> None:
+        """Refuse to delete."""
+        raise NotImplementedError
+
+    def list(self) -> AsyncIterator[str]:
+        """Refuse to list: what a list lacks would count as never written."""
+        raise NotImplementedError
+
+    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """Refuse to list."""
+        raise NotImplementedError
+
+    def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Refuse to list."""
+        raise NotImplementedError
 
 
 def find_metadata(files: Files, name: str, beside: str) -> bytes | None:

@@ -20,8 +20,9 @@ from pathlib import PurePosixPath
 from time import monotonic, sleep
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
+from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.buffer import default_buffer_prototype
 from zarr.storage import ObjectStore
 
 from emseg_core.errors import VolumeError

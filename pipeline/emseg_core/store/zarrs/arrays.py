@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from emseg_core.box import Box, Triple, triple
@@ -43,9 +41,10 @@ def create_group(files: Files, name: str, attributes: dict[str, Any]) -> None:
 
 def group_metadata(attributes: dict[str, Any]) -> bytes:
     """Return the content of the metadata file of a group with these attributes."""
-    store = MemoryStore()
-    zarr.create_group(store=store, attributes=attributes, zarr_format=3)
-    return _stored(store, ZARR_JSON)
+    files: dict[str, Any] = {}
+    zarr.create_group(store=MemoryStore(files), attributes=attributes, zarr_format=3)
+    document: bytes = files[ZARR_JSON].to_bytes()
+    return document
 
 
 def describe_group(files: Files, name: str, attributes: dict[str, Any]) -> None:
@@ -131,9 +130,9 @@ def array_metadata(
     bytes
         JSON, as zarr-python writes it.
     """
-    store = MemoryStore()
+    files: dict[str, Any] = {}
     zarr.create_array(
-        store=store,
+        store=MemoryStore(files),
         shape=shape,
         shards=shard,
         chunks=chunk,
@@ -145,7 +144,8 @@ def array_metadata(
         dimension_names=axes,
         zarr_format=3,
     )
-    return _stored(store, ZARR_JSON)
+    document: bytes = files[ZARR_JSON].to_bytes()
+    return document
 
 
 def open_shards(
@@ -181,11 +181,6 @@ def open_shards(
 def _node(name: str) -> str:
     """Return the metadata file of a node."""
     return f"{name}/{ZARR_JSON}" if name else ZARR_JSON
-
-
-def _stored(store: MemoryStore, name: str) -> bytes:
-    """Return the content of a file in memory."""
-    return sync(store.get(name, default_buffer_prototype())).to_bytes()  # type: ignore[union-attr]
 
 
 class Shards:

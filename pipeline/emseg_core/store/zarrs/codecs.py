@@ -9,21 +9,24 @@ import asyncio
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numcodecs  # type: ignore[import-untyped]
 import numpy as np
 import zarr
+from zarr.abc.buffer import Buffer, NDBuffer
 from zarr.abc.codec import BytesBytesCodec, Codec
 from zarr.codecs import BytesCodec, ShardingCodec
 from zarr.codecs._v2 import V2Codec
-from zarr.core.array_spec import ArraySpec
-from zarr.core.buffer import Buffer, NDBuffer
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.registry import register_pipeline
 
 from emseg_core.store.files.decompress import TooLargeError, decompress
+from emseg_core.store.files.faults import leading_error
 from emseg_core.store.files.remote import MAX_METADATA_BYTES
+
+if TYPE_CHECKING:
+    from zarr.core.array_spec import ArraySpec
 
 COMPRESSORS = ("gzip", "zlib", "bz2", "lzma", "zstd", "blosc", "lz4")
 """Codecs that can expand a few bytes to many, by their names in numcodecs."""
@@ -130,17 +133,26 @@ class BoundedPipeline(BatchedCodecPipeline):
             _refuse_wide(getattr(filtering, "codec_config", {}))
         return replace(plain, bytes_bytes_codecs=tuple(bounded))
 
-    async def read_batch(self, batch_info: Iterable[Any], out: NDBuffer, drop_axes: tuple[int, ...] = ()) -> None:
+    async def read_batch(self, batch_info: Iterable[Any], out: NDBuffer, drop_axes: tuple[int, ...] = ()) -> Any:
         """Read chunks, and name them in the error if one is too large.
+
+        Returns
+        -------
+        Any
+            What Zarr itself returns: nothing until 3.2, then how each chunk was found.
 
         Raises
         ------
         ValueError
             If a chunk decompresses to more than its metadata declare.
+        Exception
+            What a store or a codec raises; of several at once, the one that `leading_error` names.
         """
         batch = list(batch_info)
         try:
-            await super().read_batch(batch, out, drop_axes)
+            return await super().read_batch(batch, out, drop_axes)
+        except ExceptionGroup as group:  # from concurrent requests for parts of a shard
+            raise leading_error(group) from group
         except TooLargeError as error:
             names = ", ".join(name for getter, *_ in batch if (name := getattr(getter, "path", "")))
             if not names:  # inside a shard; the shard itself has a name
