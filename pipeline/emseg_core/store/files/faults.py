@@ -65,7 +65,7 @@ def classify_fault(error: BaseException) -> Fault:
     "store" or "block"
         ``"store"`` if the error, or one that caused it, is a failure of the store that may pass; else ``"block"``.
     """
-    failure = _failure_in(error)
+    failure = _failure_in(leading_error(error))
     return "block" if failure is None or failure.errno in PERMANENT_ERRNOS else "store"
 
 
@@ -77,19 +77,31 @@ def leading_error(error: BaseException) -> BaseException:
     BaseException
         A member of the group, or of a group inside; `error` itself if it is no group.
     """
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    found = [(member, _failure_in(member)) for member in map(leading_error, error.exceptions)]
-    return min(found, key=lambda one: (one[1] is None, one[1] is None or one[1].errno not in PERMANENT_ERRNOS))[0]
+    members = list(_members(error))
+    ranks = [2 if failure is None else failure.errno not in PERMANENT_ERRNOS for failure in map(_failure_in, members)]
+    return members[ranks.index(min(ranks))]
 
 
-def _failure_in(error: BaseException | None) -> OSError | None:
-    """Find the failure of a store in an error, or in what caused it."""
-    while error is not None:
-        error = leading_error(error)
-        if isinstance(error, OSError):
-            return error
-        error = error.__cause__ or error.__context__
+def _members(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors of a group and of the groups inside; an error that is no group is its only member."""
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            yield from _members(member)
+    else:
+        yield error
+
+
+def _failure_in(error: BaseException) -> OSError | None:
+    """Find the failure of a store in an error, or in what caused it; causes may lead back to where they began."""
+    pending, seen = [error], set[int]()
+    while pending:
+        cause = pending.pop()
+        if isinstance(cause, OSError):
+            return cause
+        if id(cause) not in seen:
+            seen.add(id(cause))
+            causes = cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause.__cause__ or cause.__context__,)
+            pending += [one for one in causes if one is not None]
     return None
 
 

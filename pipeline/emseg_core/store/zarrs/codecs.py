@@ -150,9 +150,11 @@ class BoundedPipeline(BatchedCodecPipeline):
         """
         batch = list(batch_info)
         try:
-            return await super().read_batch(batch, out, drop_axes)
-        except ExceptionGroup as group:  # from concurrent requests for parts of a shard
-            raise leading_error(group) from group
+            try:
+                return await super().read_batch(batch, out, drop_axes)
+            except ExceptionGroup as group:  # from concurrent requests for parts of a shard
+                error = leading_error(group)
+            raise error
         except TooLargeError as error:
             names = ", ".join(name for getter, *_ in batch if (name := getattr(getter, "path", "")))
             if not names:  # inside a shard; the shard itself has a name
