@@ -94,12 +94,13 @@ def lease_folder(folder: Path, path: Path) -> Lease:
         (folder / RECORDS_FOLDER).mkdir(parents=True, exist_ok=True)
     try:
         return take_lease(Records(HeldFiles(folder)), path)
-    except OutputError:
-        if newest_run(Records(LocalFiles(folder))) == 0:  # a full disk has left nothing but empty folders
-            for empty in (folder / RECORDS_FOLDER, folder):
-                with suppress(OSError):
-                    empty.rmdir()
-        raise
+    except OutputError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        for empty in (*(folder / RECORDS_FOLDER).glob("run-*"), folder / RECORDS_FOLDER, folder):
+            with suppress(OSError):  # another process may be working there
+                empty.rmdir()
+        raise output_error(path, error.__cause__) from error
 
 
 def clear_leftovers(folder: Path) -> None:

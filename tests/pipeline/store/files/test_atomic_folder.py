@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,3 +148,16 @@ def test_what_cannot_be_put_back_is_not_deleted(tmp_path: Path, monkeypatch: pyt
         make(tmp_path / "made", "new")
     assert names(tmp_path) == ["made"]
     assert (tmp_path / "made" / "file").read_text() == "old"
+
+
+@pytest.mark.parametrize("most", range(0, 800, 40))
+def test_a_full_disk_leaves_nothing(most: int, tmp_path: Path) -> None:
+    """Whichever of the files of a lease is the first that does not fit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        with pytest.raises(OutputError, match="made cannot be written"):
+            make(tmp_path / "made", 1000 * "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == []
