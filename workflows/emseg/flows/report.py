@@ -15,7 +15,7 @@ from emseg.flows.reporting.sections import classes, segments, slices
 from emseg.flows.reporting.speed import speed_over_time, time_by_stage
 from emseg.flows.reporting.state import run_progress, runs, utc, what_was_run
 from emseg.flows.status import status
-from emseg.pages.charts import BLUE, RED
+from emseg.pages.colours import BLUE, RED
 from emseg.pages.markup import Markup, tag
 from emseg.pages.page import Section, amount, document, headline, is_page, paragraph, state
 from emseg.runs.pace import format_duration

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from emseg.pages.colours import BLUE, ORANGE
 from emseg.pages.markup import Markup, joined, tag
 
 WIDTH, HEIGHT = 1000, 240
@@ -15,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 12, 26, 44
 PLOT_WIDTH, PLOT_HEIGHT, BASELINE = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM, HEIGHT - BOTTOM
 CURVE_WIDTH = WIDTH - 2 * LEFT
 """Width of the plot of learning curves, which have a scale on either side."""
-BLUE, RED, ORANGE, INK, PALE = "#2b7bba", "#c62828", "#d95f0e", "#444", "#e3e6ea"
+INK, PALE = "#444", "#e3e6ea"
 SCALE_STEPS = 4
 """Steps of a vertical scale; of columns approximately, as their steps are round numbers."""
 BAR_HEIGHT, SMALL_BAR_WIDTH, SQUARE = 22, 120, 12

@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg_core.grid.stitch import NOT_COMPUTED
-from emseg_core.store.zarrs.omero import colour
+from emseg.pages.colours import class_colours
 
-NOT_COMPUTED_COLOUR = (120, 120, 120)
 OPACITY = 0.6
 
 Pixels = NDArray[np.uint8]
@@ -66,9 +64,8 @@ def coloured(labels: NDArray[np.uint8], classes: int) -> Pixels:
         ``(y, x, 3) uint8``.
     """
     table = np.zeros((256, 3), np.uint8)
-    for label in range(1, classes):
-        table[label] = colour(label)
-    table[NOT_COMPUTED] = NOT_COMPUTED_COLOUR
+    for label, colour in class_colours(classes).items():
+        table[label] = colour if label else 0
     return table[labels]
 
 

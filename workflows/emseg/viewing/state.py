@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from emseg.pages.pictures import NOT_COMPUTED_COLOUR
+from emseg.pages.colours import class_colours, hex_colour
 from emseg_core.box import AXES, Box
 from emseg_core.grid.stitch import NOT_COMPUTED, QUANTA
 from emseg_core.specs.volume import NANOMETRES, VolumeSpec
@@ -139,8 +139,7 @@ def _layers(volume: VolumeSpec, classes: tuple[str, ...], sources: Sources, cont
             "name": "classes",
             "source": [sources.classes, sources.names],
             "segments": [str(value) for value in range(len(classes))][-max(1, len(classes) - 1) :],
-            "segmentColors": {str(value): _hex(colour(value)) for value in range(len(classes))}
-            | {str(NOT_COMPUTED): _hex(NOT_COMPUTED_COLOUR)},
+            "segmentColors": {str(label): hex_colour(rgb) for label, rgb in class_colours(len(classes)).items()},
             "hideSegmentZero": False,
             "selectedAlpha": OPACITY,
             "tab": "segments",
@@ -173,7 +172,3 @@ def _probability(source: str, index: int, name: str) -> dict[str, Any]:
 def _channel(number: int) -> dict[str, Any]:
     """Return the keys that make a layer show one channel of its image."""
     return {"localDimensions": {"c'": [1, ""]}, "localPosition": [number]}
-
-
-def _hex(rgb: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*rgb)

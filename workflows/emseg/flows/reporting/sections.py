@@ -11,6 +11,7 @@ from PIL import Image
 from emseg.flows.reporting.contents import BINS_PER_DECADE, ClassShares, SegmentSizes, bin_start
 from emseg.flows.reporting.panels import Panel, overview_of, panels_of, scale_bar, slice_box
 from emseg.pages.charts import column_chart, small_bar
+from emseg.pages.colours import class_colours, hex_colour
 from emseg.pages.markup import Markup, tag
 from emseg.pages.page import Column, amount, facts, figure, paragraph, picture, product, row, table
 from emseg.pages.pictures import Pixels
@@ -19,7 +20,6 @@ from emseg_core.errors import EmsegError
 from emseg_core.recipe import Recipe
 from emseg_core.store.outputs.output import Output
 from emseg_core.store.volumes.volume import ZarrVolume
-from emseg_core.store.zarrs.omero import colour
 
 MAX_PICTURE_PIXELS = 512
 """Longest edge of a picture; larger ones are reduced, because a page would otherwise need megabytes per slice."""
@@ -134,12 +134,12 @@ def classes(stored: Output, counted: ClassShares) -> Iterator[Markup]:
     if not counted.voxels:
         yield paragraph("No block can be counted yet.", kind="note")
         return
-    shades = ["#222222", *("#{:02x}{:02x}{:02x}".format(*colour(index)) for index in range(1, len(stored.classes)))]
+    colours = {**class_colours(len(stored.classes)), 0: (34, 34, 34)}
     yield table(
         [Column("label", number=True), Column("class"), Column("share", number=True), Column("")],
         [
-            (index, name, f"{share:.2%}", small_bar(share, shade))
-            for index, (name, share, shade) in enumerate(zip(stored.classes, counted.shares, shades, strict=True))
+            (label, name, f"{share:.2%}", small_bar(share, hex_colour(colours[label])))
+            for label, (name, share) in enumerate(zip(stored.classes, counted.shares, strict=True))
         ],
     )
     which = "all that are computed" if counted.everything else "a random sample of the computed chunks"

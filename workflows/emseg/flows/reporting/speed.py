@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 from emseg.flows.records.history import History
 from emseg.pages.charts import Share, column_chart, stacked_bar
+from emseg.pages.colours import STAGE_COLOURS
 from emseg.pages.markup import Markup, tag
 from emseg.pages.page import Column, facts, paragraph, table
 from emseg.runs.pace import format_duration
 from emseg.runs.tally import bottleneck_of
 
-STAGE_COLOURS = {"read": "#2b7bba", "wait": "#c3c8ce", "predict": "#3a9d6e", "stitch": "#f5a623", "write": "#8e5ea2"}
-"""Colours of the stages of a block, in their order in time."""
 TIME_UNITS = (("s", 1), ("min", 60), ("h", 3600), ("d", 86400))
 """Units of time and their lengths in seconds."""
 TICK_MULTIPLES = (1, 2, 5, 10, 15, 20, 30)

@@ -8,7 +8,8 @@ from typing import Any
 
 from emseg.flows.records.history import History, RunFacts
 from emseg.flows.records.progress import Status
-from emseg.pages.charts import BLUE, PALE, RED, Share, stacked_bar
+from emseg.pages.charts import PALE, Share, stacked_bar
+from emseg.pages.colours import BLUE, RED
 from emseg.pages.markup import Markup, joined, tag
 from emseg.pages.page import Column, amount, facts, paragraph, product, table
 from emseg.runs.pace import format_duration
