@@ -8,7 +8,7 @@ from emseg.flows.records.history import History
 from emseg.pages.charts import Share, column_chart, stacked_bar
 from emseg.pages.colours import STAGE_COLOURS
 from emseg.pages.markup import Markup, tag
-from emseg.pages.page import Column, facts, paragraph, table
+from emseg.pages.page import facts, paragraph, table
 from emseg.runs.pace import format_duration
 from emseg.runs.tally import bottleneck_of
 
@@ -72,19 +72,9 @@ def time_by_stage(history: History) -> Iterator[Markup]:
         ]
     )
     yield tag("h3", "Slowest blocks")
-    stages = [stage for stage in STAGE_COLOURS if stage != "wait"]
-    yield table(
-        [
-            *(Column("block", number=True), Column("voxels (z, y, x)"), Column("run", number=True)),
-            *(Column(f"{stage}, s", number=True) for stage in stages),
-            *(Column("ended"), Column("worker")),
-        ],
-        [
-            (
-                *(f"{slow.outcome.block:,}", tag("code", slow.box), slow.run),
-                *(f"{getattr(slow.outcome.seconds, stage):.2f}" for stage in stages),
-                *(slow.outcome.status, slow.outcome.worker),
-            )
-            for slow in history.slowest
-        ],
-    )
+    stages = {f"{stage}, s": stage for stage in STAGE_COLOURS if stage != "wait"}
+    rows = []
+    for slow in history.slowest:
+        block, seconds = slow.outcome, [f"{getattr(slow.outcome.seconds, stage):.2f}" for stage in stages.values()]
+        rows.append((f"{block.block:,}", tag("code", slow.box), slow.run, *seconds, block.status, block.worker))
+    yield table(["block", "voxels (z, y, x)", "run", *stages, "ended", "worker"], rows, numbers={"block", "run", *stages})
