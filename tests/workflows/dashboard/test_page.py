@@ -64,7 +64,7 @@ def test_numbers_are_those_of_the_board() -> None:
     for said in ("1 done", "2 running", "1 failed", "20 waiting", "of 24 blocks", "4.2 %", "2.5Mvoxel/s", "1 min 28 selapsed"):
         assert said in seen(view).text
     assert "1 min 00 s ± 5.0 sleft" in seen(view).text
-    assert "reading 25%network 75%" in seen(view).text
+    assert "reading 25% network 75%" in seen(view).text
 
 
 @pytest.mark.parametrize("grid", [(2, 3, 4), (50, 40, 41)])

@@ -22,7 +22,7 @@ def test_a_page_is_known_again() -> None:
 def test_text_stays_text() -> None:
     contents = (
         paragraph(HOSTILE, kind="note"),
-        facts([(HOSTILE, HOSTILE), ("nobody knows", None)]),
+        facts((HOSTILE, HOSTILE), ("nobody knows", None)),
         table([HOSTILE, "n"], [(HOSTILE, 3)], numbers={"n"}),
     )
     seen = Observed(document(HOSTILE, [paragraph(HOSTILE)], {HOSTILE: contents}))

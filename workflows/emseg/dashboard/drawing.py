@@ -70,15 +70,16 @@ def arrange(board: Board) -> Sheet:
     layers, rows, columns = board.cells
     unit, scale = board.description.unit, board.description.scale
     _, tall, wide = (length * step * size for length, step, size in zip(unit, board.step, scale, strict=True))
-    best, beside = 0.0, 1
-    for abreast in range(1, layers + 1):
+
+    def zoom(abreast: int) -> float:
+        """Return the pixels per unit of length with that many layers side by side."""
         stacked = -(-layers // abreast)
         free_width = MAP_WIDTH_PIXELS - GAP_PIXELS * (abreast - 1)
         free_height = MAP_HEIGHT_PIXELS - (CAPTION_PIXELS + GAP_PIXELS) * stacked + GAP_PIXELS
-        zoom = min(free_width / (abreast * columns * wide), free_height / (stacked * rows * tall))
-        if zoom > best:
-            best, beside = zoom, abreast
-    cell = (max(best * tall, 0.1), max(best * wide, 0.1))
+        return min(free_width / (abreast * columns * wide), free_height / (stacked * rows * tall))
+
+    beside = max(range(1, layers + 1), key=zoom)
+    cell = (max(zoom(beside) * tall, 0.1), max(zoom(beside) * wide, 0.1))
     height, width = CAPTION_PIXELS + rows * cell[0] + GAP_PIXELS, columns * cell[1] + GAP_PIXELS
     corners = tuple((CAPTION_PIXELS + height * (n // beside), width * (n % beside)) for n in range(layers))
     return Sheet(width * beside - GAP_PIXELS, height * -(-layers // beside) - GAP_PIXELS, cell, corners)

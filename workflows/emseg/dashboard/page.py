@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from distributed.dashboard.components.scheduler import BOKEH_THEME, env
 
 from emseg.dashboard.board import Board, State
 from emseg.dashboard.drawing import COLOURS, MAP_WIDTH_PIXELS, arrange, cell_colours, cell_words, draw_slice
+from emseg.pages.charts import Share, bar, legend
 from emseg.pages.colours import STAGE_COLOURS
 from emseg.pages.markup import Markup, joined, tag
 from emseg.runs.pace import format_duration, format_time_left
@@ -50,41 +51,38 @@ div {{ font-family: Helvetica, Arial, sans-serif; color: {INK}; font-size: 13px;
 .bk-clearfix {{ width: 100%; }}
 .title {{ font-size: 15px; }}
 .line {{ display: flex; align-items: center; margin-top: 8px; }}
-.bar {{ display: flex; flex: 1; height: 12px; border-radius: 3px; overflow: hidden; }}
+.line > svg {{ flex: 1; height: 12px; border-radius: 3px; }}
 .percent {{ margin-left: 12px; font-size: 17px; }}
-.legend {{ display: flex; flex-wrap: wrap; gap: 0 20px; margin: 8px 0; line-height: 1.5; }}
-i {{ display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 5px; }}
+.legend {{ display: flex; flex-wrap: wrap; gap: 0 20px; list-style: none; margin: 8px 20px 8px 0; padding: 0; }}
+.legend svg {{ border-radius: 2px; margin-right: 2px; vertical-align: -2px; }}
 .facts {{ display: flex; gap: 36px; font-size: 12px; }}
 .facts b {{ display: block; font-size: 17px; font-weight: normal; color: {INK}; }}
 .faint, .facts {{ color: {FAINT}; }}
 """
 
 
-def show_run(boards: Mapping[str, Board]) -> Callable[[Any, dict[str, Any], Document], None]:
-    """Return the function with which Bokeh builds the page for each viewer.
+def show_run(boards: Mapping[str, Board], scheduler: Any, extra: dict[str, Any], doc: Document) -> None:  # noqa: ARG001
+    """Build the page for a viewer. Bokeh calls this through Dask, which says what follows the first parameter.
 
     Parameters
     ----------
     boards
         The boards of all known runs, the newest last.
-
-    Returns
-    -------
-    callable
-        Takes the scheduler, template variables and the document to fill.
+    scheduler
+        The scheduler.
+    extra
+        Variables of the template.
+    doc
+        The document to fill.
     """
-
-    def show(scheduler: Any, extra: dict[str, Any], doc: Document) -> None:  # noqa: ARG001  Dask's signature
-        asked = doc.session_context.request.arguments.get("run", [b""])[0].decode(errors="replace")
-        page = Page(boards, asked)
-        doc.title = "emseg"
-        doc.template = env.get_template("simple.html")
-        doc.template_variables.update(extra)
-        doc.theme = BOKEH_THEME
-        doc.add_root(page.root)
-        doc.add_periodic_callback(page.refresh, REFRESH_MILLISECONDS)
-
-    return show
+    asked = doc.session_context.request.arguments.get("run", [b""])[0].decode(errors="replace")
+    page = Page(boards, asked)
+    doc.title = "emseg"
+    doc.template = env.get_template("simple.html")
+    doc.template_variables.update(extra)
+    doc.theme = BOKEH_THEME
+    doc.add_root(page.root)
+    doc.add_periodic_callback(page.refresh, REFRESH_MILLISECONDS)
 
 
 class Page:
@@ -129,7 +127,9 @@ class RunView:
         self._speed = ColumnDataSource({"at": [], "speed": []})
         self._pictures = ColumnDataSource({name: [] for name in ("image", "left", "bottom", "width", "height")})
         self._speed_plot = _new_speed(self._speed)
-        side = column(self._speed_plot, self._stages, self._caption, _new_pictures(self._pictures))
+        pictures = _bare(SIDE_PIXELS, PICTURE_HEIGHT_PIXELS, Range1d(0, PICTURE_HEIGHT_PIXELS))
+        pictures.image_rgba("image", x="left", y="bottom", dw="width", dh="height", source=self._pictures)
+        side = column(self._speed_plot, self._stages, self._caption, pictures)
         self.layout = column(self._head, row(block_map, side, spacing=COLUMN_SPACE_PIXELS), spacing=12)
 
     def refresh(self, others: list[Board]) -> None:
@@ -217,12 +217,6 @@ def _new_speed(source: ColumnDataSource) -> Any:
     return plot
 
 
-def _new_pictures(source: ColumnDataSource) -> Any:
-    plot = _bare(SIDE_PIXELS, PICTURE_HEIGHT_PIXELS, Range1d(0, PICTURE_HEIGHT_PIXELS))
-    plot.image_rgba("image", x="left", y="bottom", dw="width", dh="height", source=source)
-    return plot
-
-
 def _bare(width: float, height: float, y_range: Range1d) -> Any:
     """Return a plot in pixels, without axes."""
     size = {"frame_width": round(width), "frame_height": round(height), "x_range": Range1d(0, width), "y_range": y_range}
@@ -239,9 +233,11 @@ def _headline(board: Board, others: list[Board]) -> Markup:
     """Format the progress of the run."""
     totals, last, pace = board.totals, board.last, board.last.pace
     colours = {state.name.lower(): COLOURS[state] for state in (State.DONE, State.RUNNING, State.FAILED, State.WAITING)}
+    shares = [Share(name, totals[name] / len(board), colour) for name, colour in colours.items()]
+    numbers = {name: tag("b", f"{totals[name]:,}", class_=f"emseg-{name}") for name in colours}
+    counts = [(colour, joined([numbers[name], f" {name}"])) for name, colour in colours.items()]
     links = [joined(["; ", tag("a", b.description.output, href=f"?run={quote(b.description.run)}")]) for b in others]
     condition = tag("span", f"\u2002{_condition(board)}", *links, class_="faint")
-    counts = [(colour, tag("b", f"{totals[name]:,}", class_=f"emseg-{name}"), f" {name}") for name, colour in colours.items()]
     blocks = tag("span", "of ", tag("span", f"{len(board):,}", class_="emseg-blocks"), " blocks", class_="faint")
     left = "0 s" if last.over else format_time_left(pace.get("seconds_left"), pace.get("plus_minus"))
     facts = {
@@ -252,14 +248,12 @@ def _headline(board: Board, others: list[Board]) -> Markup:
         "slowest worker": pace.get("slowest"),
     }
     tiles = [tag("span", tag("b", value), name) for name, value in facts.items() if value]
-    bar = _bar([(colour, totals[name] / len(board)) for name, colour in colours.items()])
-    return joined(
-        [
-            tag("div", tag("b", board.description.output), condition, class_="title"),
-            tag("div", bar, tag("b", f"{100 * totals['done'] / len(board):.1f} %", class_="percent"), class_="line"),
-            _legend(counts, blocks),
-            tag("div", *tiles, class_="facts"),
-        ]
+    return tag(
+        "div",
+        tag("div", tag("b", board.description.output), condition, class_="title"),
+        tag("div", bar(shares), tag("b", f"{100 * totals['done'] / len(board):.1f} %", class_="percent"), class_="line"),
+        tag("div", legend(counts), blocks, class_="line"),
+        tag("div", *tiles, class_="facts"),
     )
 
 
@@ -275,17 +269,6 @@ def _stages(shares: Mapping[str, float]) -> Markup:
     """Format the share of time that blocks spend in each stage."""
     if not shares:
         return Markup()
-    bar = _bar([(STAGE_COLOURS[stage], share) for stage, share in shares.items()])
-    legend = _legend([(STAGE_COLOURS[stage], f"{STAGE_WORDS[stage]} {share:.0%}") for stage, share in shares.items()])
-    return joined([tag("b", "Time per stage"), tag("div", bar, class_="line"), legend])
-
-
-def _bar(parts: Iterable[tuple[str, float]]) -> Markup:
-    """Return a bar divided into shares of 1, each in its colour."""
-    return tag("div", *(tag("div", style=f"width:{share:.4%};background:{colour}") for colour, share in parts), class_="bar")
-
-
-def _legend(entries: Iterable[Sequence[object]], *more: Markup) -> Markup:
-    """Return a square of each colour with its words, and what follows them."""
-    squares = [tag("span", tag("i", style=f"background:{colour}"), *words) for colour, *words in entries]
-    return tag("div", *squares, *more, class_="legend")
+    parts = [Share(STAGE_WORDS[stage], share, STAGE_COLOURS[stage]) for stage, share in shares.items()]
+    entries = [(part.colour, f"{part.name} {part.share:.0%}") for part in parts]
+    return joined([tag("b", "Time per stage"), tag("div", bar(parts), class_="line"), legend(entries)])

@@ -49,7 +49,6 @@ class DashboardReporter:
         on_problem: Callable[[Noticed], None],
     ) -> None:
         self._client_now = client_now
-        self._client = client_now()
         self._job = job
         self._run = uuid4().hex[:12]
         self._states = np.where(done, State.DONE, State.WAITING).astype(np.uint8)
@@ -65,7 +64,7 @@ class DashboardReporter:
         except Exception as error:  # a scheduler that emseg did not start may lack emseg or Bokeh, forbid this, ...
             on_problem(Noticed(f"the dashboard shows no map of blocks: {' '.join(str(error).split())}"))
         else:
-            self.address = map_address(self._client.dashboard_link)
+            self.address = map_address(client_now().dashboard_link)
 
     def __call__(self, event: Event) -> None:
         """Record an event, and send an update if one is due."""
@@ -115,10 +114,7 @@ class DashboardReporter:
         update = self._update
         update.running, update.seconds, update.pace = tuple(self._running), now - self._began, self._pace.to_json(now)
         with suppress(Exception):  # the run continues without its page; the next update has what this one did not deliver
-            if self._client is not self._client_now():
-                self._client = self._client_now()
-                self._open()
-            if not self._call(update_board, self._run, update):
+            if not self._call(update_board, self._run, update):  # a scheduler that has replaced a lost one
                 self._open()
                 self._call(update_board, self._run, update)
             update.changed = {}
@@ -140,7 +136,7 @@ class DashboardReporter:
         self._call(open_board, description)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self._client.run_on_scheduler(function, *arguments)
+        return self._client_now().run_on_scheduler(function, *arguments)
 
 
 def map_address(dashboard: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import monotonic
 
 from distributed import Scheduler
@@ -44,7 +45,7 @@ class _Json(RequestHandler):
         self.write({"runs": [board.to_json() for board in boards.known.values()]})
 
 
-def open_board(description: RunDescription, dask_scheduler: Scheduler | None = None) -> None:
+def open_board(description: RunDescription, dask_scheduler: Scheduler) -> None:
     """Show a run on the dashboard of this scheduler. Called through `distributed.Client.run_on_scheduler`.
 
     Raises
@@ -52,14 +53,13 @@ def open_board(description: RunDescription, dask_scheduler: Scheduler | None = N
     RuntimeError
         If the scheduler has no dashboard.
     """
-    assert dask_scheduler is not None
     if PAGE_NAME not in dask_scheduler.extensions:
         dask_scheduler.extensions[PAGE_NAME] = _install(dask_scheduler)
     boards: Boards = dask_scheduler.extensions[PAGE_NAME]
     boards.open(description)
 
 
-def update_board(run: str, message: RunUpdate, dask_scheduler: Scheduler | None = None) -> bool:
+def update_board(run: str, update: RunUpdate, dask_scheduler: Scheduler) -> bool:
     """Apply an update to the board of a run. Called through `distributed.Client.run_on_scheduler`.
 
     Returns
@@ -67,12 +67,11 @@ def update_board(run: str, message: RunUpdate, dask_scheduler: Scheduler | None 
     bool
         False if this scheduler does not know the run.
     """
-    assert dask_scheduler is not None
     boards: Boards | None = dask_scheduler.extensions.get(PAGE_NAME)
     board = boards.known.get(run) if boards else None
     if board is None:
         return False
-    board.update(message, monotonic())
+    board.update(update, monotonic())
     return True
 
 
@@ -84,7 +83,9 @@ def _install(scheduler: Scheduler) -> Boards:
     shared = template_variables(scheduler)
     if PAGE_NAME not in shared["pages"]:
         shared["pages"].insert(0, PAGE_NAME)  # adds a link to each page of the dashboard
-    page = BokehApplication({f"/{PAGE_NAME}": show_run(boards.known)}, scheduler, prefix=prefix, template_variables=shared)
+    page = BokehApplication(
+        {f"/{PAGE_NAME}": partial(show_run, boards.known)}, scheduler, prefix=prefix, template_variables=shared
+    )
     scheduler.http_application.add_application(page)
     page.initialize(IOLoop.current())
     page.add_handlers(r".*", [(rf"{prefix.rstrip('/')}/json/{PAGE_NAME}.json", _Json, {"dask_server": scheduler})])

@@ -101,7 +101,7 @@ def is_page(start: bytes) -> bool:
     return start.startswith(b"<!DOCTYPE html>") and f'content="{GENERATOR}"'.encode() in start
 
 
-def facts(pairs: Iterable[tuple[str, object]]) -> Markup:
+def facts(*pairs: tuple[str, object]) -> Markup:
     """Show a table of names and values, without the values that are None.
 
     Returns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
@@ -69,13 +70,11 @@ def slices(stored: Output, recipe: Recipe, source: ZarrVolume | None, missing: s
 
 def _panels(stored: Output, source: ZarrVolume | None, box: Box) -> list[Panel]:
     """Draw a slice; without raw voxels if the volume cannot be read."""
-    if source is not None:
-        try:
-            return panels_of(stored, source, box)
-        except EmsegError as error:
-            panels = panels_of(stored, None, box)
-            return [Panel(f"{panels[0].caption}; raw: {error}", panels[0].pixels), *panels[1:]]
-    return panels_of(stored, None, box)
+    try:
+        return panels_of(stored, source, box)
+    except EmsegError as error:
+        first, *others = panels_of(stored, None, box)
+        return [replace(first, caption=f"{first.caption}; raw: {error}"), *others]
 
 
 def _figure(panel: Panel, shape: Triple, marks: Iterable[Markup]) -> Markup:
@@ -161,12 +160,10 @@ def segments(name: str, sizes: SegmentSizes | None) -> Iterator[Markup]:
         yield paragraph(f"Their table emseg/{name}.csv is missing or cannot be read.", kind="note")
         return
     yield facts(
-        [
-            ("segments", f"{sizes.segments:,}, of which {sizes.at_edge:,} touch the edge of the labelled region"),
-            ("method", sizes.method or None),
-            ("voxels in them", f"{sizes.voxels:,}"),
-            ("largest", f"{sizes.largest:,} voxels" if sizes.segments else None),
-        ]
+        ("segments", f"{sizes.segments:,}, of which {sizes.at_edge:,} touch the edge of the labelled region"),
+        ("method", sizes.method or None),
+        ("voxels in them", f"{sizes.voxels:,}"),
+        ("largest", f"{sizes.largest:,} voxels" if sizes.segments else None),
     )
     if sizes.counts:
         edges = range(sizes.first, sizes.first + len(sizes.counts) + 1)

@@ -64,12 +64,10 @@ def time_by_stage(history: History) -> Iterator[Markup]:
     yield paragraph("A block waits while another block on the same worker uses the predictor.", kind="small")
     memory = history.work.worker_peak_bytes
     yield facts(
-        [
-            ("blocks took", f"{format_duration(phases.total)} in total; blocks of one worker overlap"),
-            ("workers idle", None if history.idle is None else f"{history.idle:.0%} of the time"),
-            ("limited by", bottleneck_of(phases, history.idle) or None),
-            ("peak memory of a worker", f"{memory / 2**20:,.0f} MiB" if memory else None),
-        ]
+        ("blocks took", f"{format_duration(phases.total)} in total; blocks of one worker overlap"),
+        ("workers idle", None if history.idle is None else f"{history.idle:.0%} of the time"),
+        ("limited by", bottleneck_of(phases, history.idle) or None),
+        ("peak memory of a worker", f"{memory / 2**20:,.0f} MiB" if memory else None),
     )
     yield tag("h3", "Slowest blocks")
     stages = {f"{stage}, s": stage for stage in STAGE_COLOURS if stage != "wait"}

@@ -33,39 +33,33 @@ def what_was_run(stored: Output, recipe: Recipe, found: Status) -> Iterator[Mark
     model, region = plan.model, plan.region
     yield tag("h3", "Volume and region")
     yield facts(
-        [
-            ("volume", tag("code", found.volume) if found.volume else "not recorded"),
-            ("shape", f"{product(volume.shape)} voxels (z, y, x), {volume.dtype}, in chunks of {product(volume.chunk)}"),
-            ("channel", volume.channel),
-            ("timepoint", volume.timepoint),
-            ("voxel size", _voxel_size(recipe)),
-            ("region", joined([tag("code", region), f", {product(region.shape)} voxels: {amount(region.voxels)}"])),
-            ("output", tag("code", stored.path)),
-        ]
+        ("volume", tag("code", found.volume) if found.volume else "not recorded"),
+        ("shape", f"{product(volume.shape)} voxels (z, y, x), {volume.dtype}, in chunks of {product(volume.chunk)}"),
+        ("channel", volume.channel),
+        ("timepoint", volume.timepoint),
+        ("voxel size", _voxel_size(recipe)),
+        ("region", joined([tag("code", region), f", {product(region.shape)} voxels: {amount(region.voxels)}"])),
+        ("output", tag("code", stored.path)),
     )
     yield tag("h3", "Model")
     yield facts(
-        [
-            *_card(stored.attributes.get("model")),
-            ("file", tag("code", found.model) if found.model else "not recorded"),
-            ("SHA-256", tag("code", recipe.model_digest)),
-            ("classes", ", ".join(stored.classes)),
-            ("network", f"{model.kind}, {model.gives}; context {product(model.context)} voxels (z, y, x) on each side"),
-        ]
+        *_card(stored.attributes.get("model")),
+        ("file", tag("code", found.model) if found.model else "not recorded"),
+        ("SHA-256", tag("code", recipe.model_digest)),
+        ("classes", ", ".join(stored.classes)),
+        ("network", f"{model.kind}, {model.gives}; context {product(model.context)} voxels (z, y, x) on each side"),
     )
     yield tag("h3", "Settings")
     yield facts(
-        [
-            ("block", f"{product(plan.unit)} voxels, in chunks of {product(plan.chunk)}"),
-            ("tile", f"{product(plan.tile)} voxels, in batches of {plan.batch}"),
-            ("precision", numerics.precision + (f": {recipe.accuracy}" if recipe.accuracy else "")),
-            ("numerical fingerprint", str(numerics)),
-            ("normalisation", _normalisation(recipe)),
-            ("probabilities", "stored with the labels" if recipe.probabilities else "not stored"),
-            ("test-time augmentation", "mean over 8 rotations and flips of the image plane" if recipe.tta else "no"),
-            ("coarser levels", ", ".join(f"by {product(step)}" for step in recipe.steps) or "none"),
-            ("fingerprint", tag("code", recipe.fingerprint)),
-        ]
+        ("block", f"{product(plan.unit)} voxels, in chunks of {product(plan.chunk)}"),
+        ("tile", f"{product(plan.tile)} voxels, in batches of {plan.batch}"),
+        ("precision", numerics.precision + (f": {recipe.accuracy}" if recipe.accuracy else "")),
+        ("numerical fingerprint", str(numerics)),
+        ("normalisation", _normalisation(recipe)),
+        ("probabilities", "stored with the labels" if recipe.probabilities else "not stored"),
+        ("test-time augmentation", "mean over 8 rotations and flips of the image plane" if recipe.tta else "no"),
+        ("coarser levels", ", ".join(f"by {product(step)}" for step in recipe.steps) or "none"),
+        ("fingerprint", tag("code", recipe.fingerprint)),
     )
 
 
@@ -104,15 +98,13 @@ def run_progress(stored: Output, found: Status, history: History) -> Iterator[Ma
     speed = f"{found.megavoxels_per_second:.3g} Mvoxel/s" if found.megavoxels_per_second is not None else None
     blocks = f"{found.done:,} of {found.blocks:,} done, {failed:,} failed, {found.left:,} left"
     yield facts(
-        [
-            ("blocks", blocks + (f", {found.outside:,} outside the mask" if found.outside else "")),
-            ("coarser levels", f"{found.built:,} of {found.units:,} write units done" if found.units else None),
-            ("running", {"held": who, "dead": f"no: {who}, died", "released": "no"}[found.state]),
-            ("current speed", speed),
-            ("time left", format_duration(found.seconds_left) if found.seconds_left is not None else None),
-            ("SLURM", found.job or None),
-            ("retries", f"{history.work.retried:,}"),
-        ]
+        ("blocks", blocks + (f", {found.outside:,} outside the mask" if found.outside else "")),
+        ("coarser levels", f"{found.built:,} of {found.units:,} write units done" if found.units else None),
+        ("running", {"held": who, "dead": f"no: {who}, died", "released": "no"}[found.state]),
+        ("current speed", speed),
+        ("time left", format_duration(found.seconds_left) if found.seconds_left is not None else None),
+        ("SLURM", found.job or None),
+        ("retries", f"{history.work.retried:,}"),
     )
     for flaw in found.flaws[:MAX_LISTED]:
         yield paragraph(f"Missing or damaged: {flaw}.", kind="note")
@@ -121,17 +113,13 @@ def run_progress(stored: Output, found: Status, history: History) -> Iterator[Ma
     yield from _blocks("Retried blocks", history.work.retries, details, f"see the run records in {stored.path / 'emseg'}")
 
 
-def _blocks(
-    heading: str, blocks: Sequence[Failure] | Sequence[Retry], details: Mapping[str, str], where: str
-) -> Iterator[Markup]:
+def _blocks(heading: str, blocks: Sequence[Failure | Retry], details: Mapping[str, str], where: str) -> Iterator[Markup]:
     """List blocks, if there are any, with the attributes that `details` names by their headings."""
     if not blocks:
         return
     yield tag("h3", heading)
-    rows = [
-        (f"{each.block:,}", tag("code", each.box), *(getattr(each, name) for name in details.values()))
-        for each in blocks[:MAX_LISTED]
-    ]
+    listed, names = blocks[:MAX_LISTED], details.values()
+    rows = [(f"{each.block:,}", tag("code", each.box), *(getattr(each, name) for name in names)) for each in listed]
     yield table(["block", "voxels (z, y, x)", *details], rows, numbers={"block"})
     yield from _more(len(blocks), where)
 
