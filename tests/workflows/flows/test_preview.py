@@ -11,7 +11,7 @@ from runs import PLANAR, save_random_model, save_volume, shards, texture
 
 from emseg.flows.preview import CAPTION_PIXELS, GAP_PIXELS, preview
 from emseg.flows.segment import segment
-from emseg.pages.pictures import NOT_COMPUTED_COLOUR
+from emseg.pages.colours import NOT_COMPUTED_COLOUR
 from emseg_core.errors import OutputError
 from emseg_core.store.outputs.lifecycle import open_output
 from emseg_core.store.zarrs.omero import colour

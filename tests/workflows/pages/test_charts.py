@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emseg.pages.charts import (
-    BLUE,
     BOTTOM,
     HEIGHT,
     LEFT,
@@ -26,6 +25,7 @@ from emseg.pages.charts import (
     small_bar,
     stacked_bar,
 )
+from emseg.pages.colours import BLUE
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -7,13 +7,13 @@ import base64
 from observed import Observed
 
 from emseg.pages.markup import tag
-from emseg.pages.page import Column, Section, amount, document, facts, is_page, paragraph, picture, table
+from emseg.pages.page import amount, document, facts, is_page, paragraph, picture, table
 
 HOSTILE = "</style><script>alert('x')</script>"
 
 
 def test_a_page_is_known_again() -> None:
-    page = document("title", [], []).encode()
+    page = document("title", [], {}).encode()
     assert is_page(page[:1000])
     assert not is_page(page[1:])
     assert not is_page(b"<!DOCTYPE html>\n<html><head><title>mine</title></head></html>")
@@ -22,10 +22,10 @@ def test_a_page_is_known_again() -> None:
 def test_text_stays_text() -> None:
     contents = (
         paragraph(HOSTILE, kind="note"),
-        facts([(HOSTILE, HOSTILE), ("nobody knows", None)]),
-        table([Column(HOSTILE), Column("n", number=True)], [(HOSTILE, 3)]),
+        facts((HOSTILE, HOSTILE), ("nobody knows", None)),
+        table([HOSTILE, "n"], [(HOSTILE, 3)], numbers={"n"}),
     )
-    seen = Observed(document(HOSTILE, [paragraph(HOSTILE)], [Section(HOSTILE, contents)]))
+    seen = Observed(document(HOSTILE, [paragraph(HOSTILE)], {HOSTILE: contents}))
     names = [name for name, _ in seen.elements]
     assert "script" not in names
     assert names.count("style") == 1
@@ -34,7 +34,7 @@ def test_text_stays_text() -> None:
 
 
 def test_each_section_is_found_from_the_top() -> None:
-    seen = Observed(document("title", [], [Section("one", ()), Section("two", (paragraph("words"),))]))
+    seen = Observed(document("title", [], {"one": (), "two": (paragraph("words"),)}))
     links = [attributes["href"] for name, attributes in seen.elements if name == "a"]
     assert links == [f"#{attributes['id']}" for name, attributes in seen.elements if name == "h2"] == ["#s0", "#s1"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -58,66 +58,56 @@ class RunDescription:
     """Channel and timepoint, if the array holds several volumes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunUpdate:
     """Update that the driver sends about once a second.
 
     All totals are those of the whole run, so that the loss of one update does no harm.
     """
 
-    changed: dict[int, int]
+    changed: dict[int, int] = field(default_factory=dict)
     """New `State` of each block that has changed, except for blocks that have started."""
-    running: tuple[int, ...]
+    running: Collection[int] = ()
     """Blocks in progress."""
-    newest: int | None
+    newest: int | None = None
     """Block that was written last."""
-    voxels: int
-    failures: int
-    retries: int
-    stages: dict[str, float]
+    voxels: int = 0
+    failures: int = 0
+    retries: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
     """Seconds spent in each stage."""
-    seconds: float
+    seconds: float = 0.0
     """Seconds since the start of the run."""
-    pace: dict[str, Any]
+    pace: dict[str, Any] = field(default_factory=dict)
     """Speed and remaining time, see `emseg.runs.pace.Pace.to_json`."""
-    over: bool
+    over: bool = False
     """Whether the run has ended."""
 
 
-NO_UPDATE = RunUpdate({}, (), None, 0, 0, 0, {}, 0.0, {}, over=False)
+NO_UPDATE = RunUpdate()
 
 
-@dataclass(slots=True)
 class Board:
     """A run as the scheduler sees it."""
 
-    description: RunDescription
-    step: Triple = field(init=False)
-    """Blocks per cell along (z, y, x)."""
-    cells: Triple = field(init=False)
-    """Cells along (z, y, x)."""
-    counts: NDArray[np.int32] = field(init=False)
-    """Number of blocks per state and cell, ``(state, cell) int32``."""
-    version: int = 0
-    """Number of times that any state has changed."""
-    updated_at: float = 0.0
-    """Time of the driver's last update, by the clock of the page."""
-    last: RunUpdate = NO_UPDATE
-    speeds: list[tuple[float, float]] = field(default_factory=list)
-    """Seconds since the start of the run, and voxels per second."""
-    _states: NDArray[np.uint8] = field(init=False)
-    _running: set[int] = field(default_factory=set)
-    _every: int = 1
-    _skipped: int = 0
-
-    def __post_init__(self) -> None:
-        grid = self.description.grid
-        self._states = np.frombuffer(zlib.decompress(self.description.states), np.uint8).copy()
+    def __init__(self, description: RunDescription) -> None:
+        grid = description.grid
+        self.description = description
+        self.step = blocks_per_cell(grid)
+        """Blocks per cell along (z, y, x)."""
+        self.cells = triple(-(-blocks // step) for blocks, step in zip(grid, self.step, strict=True))
+        """Cells along (z, y, x)."""
+        self._states = np.frombuffer(zlib.decompress(description.states), np.uint8).copy()
         if self._states.size != math.prod(grid):
             raise ValueError(f"{self._states.size} states for a grid of {grid} blocks")
-        self.step = blocks_per_cell(grid)
-        self.cells = triple(-(-blocks // step) for blocks, step in zip(grid, self.step, strict=True))
-        self.counts = np.concatenate([self._counted(state) for state in State]).reshape(len(State), -1)
+        self.counts = np.stack([self._counted(state) for state in State])
+        """Number of blocks per state and cell, ``(state, cell) int32``."""
+        self.updated_at = 0.0
+        """Time of the driver's last update, by the clock of the page."""
+        self.last = NO_UPDATE
+        self.speeds: list[tuple[float, float]] = []
+        """Seconds since the start of the run, and voxels per second."""
+        self._updates, self._every = 0, 1
 
     def __len__(self) -> int:
         return int(self._states.size)
@@ -129,14 +119,15 @@ class Board:
 
     def update(self, update: RunUpdate, now: float) -> None:
         """Apply an update from the driver, received at the time `now`."""
-        self._running.difference_update(update.changed)
-        self._put(update.changed.keys(), list(update.changed.values()))
-        stopped = self._running.difference(update.running)
-        self._put(stopped, [State.WAITING] * len(stopped))
-        self._put(update.running, [State.RUNNING] * len(update.running))
-        self._running = set(update.running)
+        stopped, running = dict.fromkeys(self.last.running, State.WAITING), dict.fromkeys(update.running, State.RUNNING)
+        self._put({**stopped, **update.changed, **running})
         self.last, self.updated_at = update, now
-        self._add_speed(update.seconds, float(update.pace.get("speed") or 0.0))
+        if self._updates % self._every == 0 or update.over:
+            self.speeds.append((update.seconds, float(update.pace.get("speed") or 0.0)))
+        self._updates += 1
+        if len(self.speeds) > MAX_SPEED_POINTS:
+            del self.speeds[1::2]
+            self._every *= 2
 
     def cell_box(self, cell: int) -> Box:
         """Return the voxels of a cell.
@@ -146,7 +137,8 @@ class Board:
         Box
             In the volume's coordinates.
         """
-        return self._box(np.unravel_index(cell, self.cells), triple(u * s for u, s in zip(self.unit, self.step, strict=True)))
+        shape = triple(length * step for length, step in zip(self.description.unit, self.step, strict=True))
+        return self._box(cell, self.cells, shape)
 
     def block_box(self, block: int) -> Box:
         """Return the voxels of a block.
@@ -156,7 +148,7 @@ class Board:
         Box
             In the volume's coordinates.
         """
-        return self._box(np.unravel_index(block, self.description.grid), self.unit)
+        return self._box(block, self.description.grid, self.description.unit)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything except the states of single blocks.
@@ -167,64 +159,31 @@ class Board:
             JSON values.
         """
         last = self.last
-        return {
-            "output": self.description.output,
-            "blocks": len(self),
-            **self.totals,
-            "voxels": last.voxels,
-            "retries": last.retries,
-            "over": last.over,
-            **last.pace,
-        }
+        found = {"output": self.description.output, "blocks": len(self), **self.totals}
+        return {**found, "voxels": last.voxels, "retries": last.retries, "over": last.over, **last.pace}
 
-    @property
-    def unit(self) -> Triple:
-        """Shape (z, y, x) of a block in voxels."""
-        return self.description.unit
-
-    def _put(self, blocks: Iterable[int], states: list[int]) -> None:
-        index, new = np.fromiter(blocks, np.int64), np.array(states, np.uint8)
-        old = self._states[index]
-        moved = old != new
-        if not moved.any():
-            return
-        cell = self._cell(index[moved])
-        np.subtract.at(self.counts, (old[moved], cell), 1)
-        np.add.at(self.counts, (new[moved], cell), 1)
-        self._states[index] = new
-        self.version += 1
+    def _put(self, states: Mapping[int, int]) -> None:
+        """Change the states of blocks."""
+        blocks, new = np.fromiter(states.keys(), np.int64), np.fromiter(states.values(), np.uint8)
+        old = self._states[blocks]
+        place = np.unravel_index(blocks, self.description.grid)
+        cell = np.ravel_multi_index([p // s for p, s in zip(place, self.step, strict=True)], self.cells)
+        np.subtract.at(self.counts, (old, cell), 1)
+        np.add.at(self.counts, (new, cell), 1)
+        self._states[blocks] = new
 
     def _counted(self, state: State) -> NDArray[np.int32]:
-        """Count the blocks of each cell that are in a state, one layer of cells at a time to limit memory."""
-        depth, *plane = self.step
-        grid = self._states.reshape(self.description.grid)
-        counted = np.empty(self.cells, np.int32)
-        for layer in range(self.cells[0]):
-            here = (grid[layer * depth : (layer + 1) * depth] == state).sum(axis=0, dtype=np.int32)
-            for axis, step in enumerate(plane):
-                here = np.add.reduceat(here, np.arange(0, here.shape[axis], step), axis=axis)
-            counted[layer] = here
+        """Count the blocks of each cell that are in a state."""
+        counted: NDArray[Any] = self._states.reshape(self.description.grid) == state
+        for axis, step in enumerate(self.step):
+            starts = np.arange(0, counted.shape[axis], step)
+            counted = np.add.reduceat(counted, starts, axis=axis, dtype=np.int32)
         return counted.ravel()
 
-    def _cell(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the cell of each block."""
-        place = np.unravel_index(blocks, self.description.grid)
-        cells: NDArray[np.int64] = np.ravel_multi_index([p // s for p, s in zip(place, self.step, strict=True)], self.cells)
-        return cells
-
-    def _box(self, place: Iterable[Any], shape: Triple) -> Box:
+    def _box(self, number: int, grid: Triple, shape: Triple) -> Box:
+        """Return the voxels of a block or cell of a grid."""
         region = self.description.region
-        return Box.at(triple(map(int, place)), shape).shift(region.start).intersect(region)
-
-    def _add_speed(self, seconds: float, speed: float) -> None:
-        self._skipped += 1
-        if self._skipped < self._every and not self.last.over:
-            return
-        self._skipped = 0
-        self.speeds.append((seconds, speed))
-        if len(self.speeds) > MAX_SPEED_POINTS:
-            del self.speeds[1::2]
-            self._every *= 2
+        return Box.at(triple(map(int, np.unravel_index(number, grid))), shape).shift(region.start).intersect(region)
 
 
 def blocks_per_cell(grid: Triple) -> Triple:

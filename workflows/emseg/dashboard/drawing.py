@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageColor
 
 from emseg.dashboard.board import Board, RunDescription, State
+from emseg.pages.colours import AMBER, BLUE, RED, hex_colour
 from emseg_core.box import Box, Triple
 from emseg_core.grid.stitch import NOT_COMPUTED
 
@@ -21,7 +23,7 @@ MAX_SLICE_PIXELS = 320
 """Longest edge of a slice's picture; of a larger slice, every second, third, ... voxel is drawn."""
 MIN_SLICE_VOXELS = 256
 """Smallest edge of the part of a slice that is shown, in voxels, unless the slice itself is smaller."""
-COLOURS = {State.WAITING: "#dfe3e8", State.RUNNING: "#f5a623", State.DONE: "#2b7bba", State.FAILED: "#c62828"}
+COLOURS = {State.WAITING: "#dfe3e8", State.RUNNING: AMBER, State.DONE: BLUE, State.FAILED: RED}
 MARK_WEIGHT = 0.75
 """Weight of the colour of running or failed blocks in a cell where only some blocks run or failed."""
 
@@ -66,16 +68,18 @@ def arrange(board: Board) -> Sheet:
         The layout.
     """
     layers, rows, columns = board.cells
-    tall, wide = (u * s * size for u, s, size in zip(board.unit[1:], board.step[1:], board.description.scale[1:], strict=True))
-    best, beside = 0.0, 1
-    for abreast in range(1, layers + 1):
+    unit, scale = board.description.unit, board.description.scale
+    _, tall, wide = (length * step * size for length, step, size in zip(unit, board.step, scale, strict=True))
+
+    def zoom(abreast: int) -> float:
+        """Return the pixels per unit of length with that many layers side by side."""
         stacked = -(-layers // abreast)
         free_width = MAP_WIDTH_PIXELS - GAP_PIXELS * (abreast - 1)
         free_height = MAP_HEIGHT_PIXELS - (CAPTION_PIXELS + GAP_PIXELS) * stacked + GAP_PIXELS
-        scale = min(free_width / (abreast * columns * wide), free_height / (stacked * rows * tall))
-        if scale > best:
-            best, beside = scale, abreast
-    cell = (max(best * tall, 0.1), max(best * wide, 0.1))
+        return min(free_width / (abreast * columns * wide), free_height / (stacked * rows * tall))
+
+    beside = max(range(1, layers + 1), key=zoom)
+    cell = (max(zoom(beside) * tall, 0.1), max(zoom(beside) * wide, 0.1))
     height, width = CAPTION_PIXELS + rows * cell[0] + GAP_PIXELS, columns * cell[1] + GAP_PIXELS
     corners = tuple((CAPTION_PIXELS + height * (n // beside), width * (n % beside)) for n in range(layers))
     return Sheet(width * beside - GAP_PIXELS, height * -(-layers // beside) - GAP_PIXELS, cell, corners)
@@ -89,16 +93,13 @@ def cell_colours(board: Board) -> list[str]:
     list of str
         ``#rrggbb`` for each cell.
     """
-    counts = board.counts.astype(np.float64)
-    blocks = counts.sum(axis=0)
-    paint = {state: np.array([int(COLOURS[state][i : i + 2], 16) for i in (1, 3, 5)], np.float64) for state in State}
-    share = (counts[State.DONE] / blocks)[:, None]
-    mixed = paint[State.WAITING] * (1 - share) + paint[State.DONE] * share
+    shares = (board.counts / board.counts.sum(axis=0))[..., None]
+    paint = {state: np.array(ImageColor.getrgb(COLOURS[state])) for state in State}
+    mixed = paint[State.WAITING] * (1 - shares[State.DONE]) + paint[State.DONE] * shares[State.DONE]
     for state in (State.RUNNING, State.FAILED):
-        some = counts[state] > 0
-        mark = np.where(counts[state] == blocks, 1.0, MARK_WEIGHT)[:, None]
-        mixed = np.where(some[:, None], mixed * (1 - mark) + paint[state] * mark, mixed)
-    return ["#{:02x}{:02x}{:02x}".format(*map(int, pixel)) for pixel in mixed.round()]
+        weight = np.select([shares[state] == 1, shares[state] > 0], [1.0, MARK_WEIGHT])
+        mixed = mixed * (1 - weight) + paint[state] * weight
+    return list(map(hex_colour, mixed.round().astype(np.uint8)))
 
 
 def cell_words(board: Board, cell: int) -> str:
@@ -153,7 +154,4 @@ def _around(block: Box, region: Box, axis: int) -> tuple[int, int]:
 
 def _rgba(pixels: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """Pack pixels into the format of Bokeh."""
-    opaque = np.full((*pixels.shape[:2], 4), 255, np.uint8)
-    opaque[..., :3] = pixels
-    packed: NDArray[np.uint32] = opaque.view("<u4")[..., 0].astype(np.uint32)
-    return packed
+    return np.asarray(Image.fromarray(pixels).convert("RGBA")).view(np.uint32)[..., 0]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 from urllib.parse import quote
@@ -13,13 +12,14 @@ import numpy as np
 from bokeh.document import Document
 from bokeh.layouts import column, row
 from bokeh.models import ColumnDataSource, Div, HoverTool, NumeralTickFormatter, Range1d
-from bokeh.models.layouts import LayoutDOM
 from bokeh.plotting import figure
 from distributed.dashboard.components.scheduler import BOKEH_THEME, env
 
 from emseg.dashboard.board import Board, State
-from emseg.dashboard.drawing import COLOURS, MAP_WIDTH_PIXELS, Sheet, arrange, cell_colours, cell_words, draw_slice
-from emseg.pages.markup import escaped
+from emseg.dashboard.drawing import COLOURS, MAP_WIDTH_PIXELS, arrange, cell_colours, cell_words, draw_slice
+from emseg.pages.charts import Share, bar, legend
+from emseg.pages.colours import STAGE_COLOURS
+from emseg.pages.markup import Markup, joined, tag
 from emseg.runs.pace import format_duration, format_time_left
 from emseg_core.box import Box
 from emseg_core.errors import EmsegError
@@ -39,98 +39,98 @@ PICTURE_SPACE_PIXELS = 8
 """Space between a slice's pictures."""
 INK = "#2a3138"
 FAINT = "#6b7680"
-STAGE_COLOURS = {"read": "#7fbf9b", "wait": "#dfe3e8", "predict": "#2b7bba", "write": "#8e6bb0", "stitch": "#e0a458"}
 STAGE_WORDS = {
     "read": "reading",
     "wait": "waiting for the network",
     "predict": "network",
-    "write": "writing",
     "stitch": "stitching tiles",
+    "write": "writing",
 }
-STYLE = f"font-family:Helvetica,Arial,sans-serif;color:{INK};"
+STYLE = f"""
+div {{ font-family: Helvetica, Arial, sans-serif; color: {INK}; font-size: 13px; }}
+.bk-clearfix {{ width: 100%; }}
+.title {{ font-size: 15px; }}
+.line {{ display: flex; align-items: center; margin-top: 8px; }}
+.line > svg {{ flex: 1; height: 12px; border-radius: 3px; }}
+.percent {{ margin-left: 12px; font-size: 17px; }}
+.legend {{ display: flex; flex-wrap: wrap; gap: 0 20px; list-style: none; margin: 8px 20px 8px 0; padding: 0; }}
+.legend svg {{ border-radius: 2px; margin-right: 2px; vertical-align: -2px; }}
+.facts {{ display: flex; gap: 36px; font-size: 12px; }}
+.facts b {{ display: block; font-size: 17px; font-weight: normal; color: {INK}; }}
+.faint, .facts {{ color: {FAINT}; }}
+"""
 
 
-def show_run(boards: Callable[[], list[Board]]) -> Callable[[Any, dict[str, Any], Document], None]:
-    """Return the function with which Bokeh builds the page for each viewer.
+def show_run(boards: Mapping[str, Board], scheduler: Any, extra: dict[str, Any], doc: Document) -> None:  # noqa: ARG001
+    """Build the page for a viewer. Bokeh calls this through Dask, which says what follows the first parameter.
 
     Parameters
     ----------
     boards
-        Returns the boards of all known runs, the newest last.
-
-    Returns
-    -------
-    callable
-        Takes the scheduler, template variables and the document to fill.
+        The boards of all known runs, the newest last.
+    scheduler
+        The scheduler.
+    extra
+        Variables of the template.
+    doc
+        The document to fill.
     """
-
-    def show(scheduler: Any, extra: dict[str, Any], doc: Document) -> None:  # noqa: ARG001  Dask's signature
-        asked = doc.session_context.request.arguments.get("run", [b""])[0].decode(errors="replace")
-        page = Page(boards, asked)
-        doc.title = "emseg"
-        doc.template = env.get_template("simple.html")
-        doc.template_variables.update(extra)
-        doc.theme = BOKEH_THEME
-        doc.add_root(page.root)
-        doc.add_periodic_callback(page.refresh, REFRESH_MILLISECONDS)
-
-    return show
+    asked = doc.session_context.request.arguments.get("run", [b""])[0].decode(errors="replace")
+    page = Page(boards, asked)
+    doc.title = "emseg"
+    doc.template = env.get_template("simple.html")
+    doc.template_variables.update(extra)
+    doc.theme = BOKEH_THEME
+    doc.add_root(page.root)
+    doc.add_periodic_callback(page.refresh, REFRESH_MILLISECONDS)
 
 
 class Page:
     """Page of one viewer: the requested run, or the newest one."""
 
-    def __init__(self, boards: Callable[[], list[Board]], asked: str) -> None:
-        self._boards = boards
-        self._asked = asked
+    def __init__(self, boards: Mapping[str, Board], asked: str) -> None:
+        self._boards, self._asked = boards, asked
         self._view: RunView | None = None
         self.root = column(Div(text="No run has started on this scheduler yet.", styles={"font-size": "16px"}))
         self._show()
 
     async def refresh(self) -> None:
-        """Show what has changed."""
+        """Show what has changed. Bokeh calls this again only after it has returned."""
         self._show()
         if self._view is not None:
             await self._view.draw_newest()
 
     def _show(self) -> None:
-        boards = self._boards()
+        boards = list(self._boards.values())
         if not boards:
             return
-        board = next((board for board in boards if board.description.run == self._asked), boards[-1])
+        board = self._boards.get(self._asked, boards[-1])
         if self._view is None or self._view.board is not board:
             self._view = RunView(board)
             self.root.children = [self._view.layout]
         self._view.refresh([other for other in boards if other is not board])
 
 
-@dataclass(slots=True)
 class RunView:
     """View of one board."""
 
-    board: Board
-    layout: LayoutDOM = field(init=False)
-    _head: Div = field(init=False)
-    _stages: Div = field(init=False)
-    _caption: Div = field(init=False)
-    _cells: ColumnDataSource = field(init=False)
-    _speed: ColumnDataSource = field(init=False)
-    _speed_axis: Any = field(init=False)
-    _pictures: ColumnDataSource = field(init=False)
-    _version: int = -1
-    _drawn: int | None = None
-    _drawing: bool = False
-
-    def __post_init__(self) -> None:
-        self._head = Div(width=PAGE_WIDTH_PIXELS)
-        self._stages = Div(width=SIDE_PIXELS)
-        self._caption = Div(width=SIDE_PIXELS, text=_small("The newest slice appears here once a block is done."))
-        panels = row(
-            self._new_map(),
-            column(self._new_speed(), self._stages, self._caption, self._new_pictures()),
-            spacing=COLUMN_SPACE_PIXELS,
-        )
-        self.layout = column(self._head, panels, spacing=12)
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self._counts = np.zeros_like(board.counts)
+        """What the map shows."""
+        self._drawn: int | None = None
+        """The block whose slice is shown."""
+        self._head = _div(PAGE_WIDTH_PIXELS)
+        self._stages = _div(SIDE_PIXELS)
+        self._caption = _div(SIDE_PIXELS, "The newest slice appears here once a block is done.")
+        self._cells, block_map = _new_map(board)
+        self._speed = ColumnDataSource({"at": [], "speed": []})
+        self._pictures = ColumnDataSource({name: [] for name in ("image", "left", "bottom", "width", "height")})
+        self._speed_plot = _new_speed(self._speed)
+        pictures = _bare(SIDE_PIXELS, PICTURE_HEIGHT_PIXELS, Range1d(0, PICTURE_HEIGHT_PIXELS))
+        pictures.image_rgba("image", x="left", y="bottom", dw="width", dh="height", source=self._pictures)
+        side = column(self._speed_plot, self._stages, self._caption, pictures)
+        self.layout = column(self._head, row(block_map, side, spacing=COLUMN_SPACE_PIXELS), spacing=12)
 
     def refresh(self, others: list[Board]) -> None:
         """Draw what has changed.
@@ -142,40 +142,31 @@ class RunView:
         """
         board = self.board
         self._head.text = _headline(board, others)
-        self._stages.text = _stages(board.last.pace.get("shares"))
-        if board.version != self._version:
+        self._stages.text = _stages(board.last.pace.get("shares") or {})
+        if changed := np.flatnonzero((board.counts != self._counts).any(axis=0)).tolist():
             colours = cell_colours(board)
-            changed = [n for n, (old, new) in enumerate(zip(self._cells.data["colour"], colours, strict=True)) if old != new]
-            counted = range(len(colours)) if board.step != (1, 1, 1) else changed
-            self._cells.patch(
-                {
-                    "colour": [(n, colours[n]) for n in changed],
-                    "words": [(n, cell_words(board, n)) for n in counted],
-                }
-            )
-            self._version = board.version
+            patches = {"colour": [(n, colours[n]) for n in changed], "words": [(n, cell_words(board, n)) for n in changed]}
+            self._cells.patch(patches)
+            self._counts = board.counts.copy()
         if len(board.speeds) > 1:
             at, speed = np.array(board.speeds).T
             unit, name = (3600.0, "hours") if at[-1] > 2 * 3600 else (60.0, "minutes") if at[-1] > 120 else (1.0, "seconds")
             self._speed.data = {"at": at / unit, "speed": speed / 1e6}
-            self._speed_axis.axis_label = f"{name} since the start"
+            self._speed_plot.xaxis.axis_label = f"{name} since the start"
 
     async def draw_newest(self) -> None:
         """Draw the newest slice. It is read in a thread, so that the dashboard stays responsive."""
         newest = self.board.last.newest
-        if newest is None or newest == self._drawn or self._drawing:
+        if newest is None or newest == self._drawn:
             return
-        self._drawing = True
         try:
             box = self.board.block_box(newest)
             raw, both, at = await asyncio.to_thread(draw_slice, self.board.description, box)
         except (EmsegError, OSError, ValueError) as error:
-            self._caption.text = _small(f"No picture: {escaped(' '.join(str(error).split()))}")
+            self._caption.text = joined(["No picture: ", " ".join(str(error).split())])
         else:
             self._draw(raw, both, at)
             self._drawn = newest
-        finally:
-            self._drawing = False
 
     def _draw(self, raw: Any, both: Any, box: Box) -> None:
         tall, wide = (n * size for n, size in zip(raw.shape, self.board.description.scale[1:], strict=True))
@@ -188,155 +179,96 @@ class RunView:
             "width": [width] * 2,
             "height": [height] * 2,
         }
-        (z, *starts), (_, *stops) = box.start, box.stop
-        y, x = (f"{start}:{stop}" for start, stop in zip(starts, stops, strict=True))
-        self._caption.text = _small(f"<b>Newest slice</b>: z {z}, y {y}, x {x}")
-
-    def _new_map(self) -> Any:
-        board = self.board
-        sheet = arrange(board)
-        y, x = sheet.middles(board.cells)
-        count = len(y)
-        self._cells = ColumnDataSource(
-            {
-                "x": x,
-                "y": y,
-                "colour": [COLOURS[State.WAITING]] * count,
-                "words": [""] * count,
-                "box": [str(board.cell_box(cell)) for cell in range(count)],
-            }
-        )
-        plot = _bare(
-            frame_width=round(sheet.width),
-            frame_height=round(sheet.height),
-            x_range=Range1d(0, sheet.width),
-            y_range=Range1d(sheet.height, 0),
-        )
-        gap = 1 if min(sheet.cell) >= 5 else 0
-        height, width = (length - gap for length in sheet.cell)
-        cells = plot.rect("x", "y", width=width, height=height, fill_color="colour", line_color=None, source=self._cells)
-        plot.add_tools(HoverTool(renderers=[cells], tooltips="@words<br>@box", point_policy="follow_mouse"))
-        tops, lefts = zip(*sheet.corners, strict=True)
-        plot.text(lefts, [top - 4 for top in tops], text=self._layers(sheet), text_font_size="12px", text_color=FAINT)
-        return plot
-
-    def _layers(self, sheet: Sheet) -> list[str]:
-        """Return the caption of each layer."""
-        plane = self.board.cells[1] * self.board.cells[2]
-        boxes = [self.board.cell_box(layer * plane) for layer in range(len(sheet.corners))]
-        return [f"z {box.start[0]}:{box.stop[0]}" for box in boxes]
-
-    def _new_speed(self) -> Any:
-        self._speed = ColumnDataSource({"at": np.zeros(0), "speed": np.zeros(0)})
-        plot = figure(width=SIDE_PIXELS, height=190, title="Speed, Mvoxel/s", toolbar_location=None, tools="")
-        plot.varea("at", 0, "speed", source=self._speed, fill_color=COLOURS[State.DONE], fill_alpha=0.15)
-        plot.line("at", "speed", source=self._speed, line_color=COLOURS[State.DONE], line_width=2)
-        plot.y_range.start = 0
-        plot.x_range.range_padding = 0
-        plot.xgrid.visible = False
-        plot.axis.minor_tick_line_color = None
-        plot.axis.axis_line_color = plot.axis.major_tick_line_color = FAINT
-        plot.outline_line_color = None
-        plot.title.text_color = plot.xaxis.axis_label_text_color = INK
-        plot.xaxis.axis_label_text_font_style = "normal"
-        plot.yaxis.formatter = NumeralTickFormatter(format="0.[000]")
-        plot.xaxis.axis_label = "seconds since the start"
-        self._speed_axis = plot.xaxis[0]
-        return plot
-
-    def _new_pictures(self) -> Any:
-        self._pictures = ColumnDataSource({name: [] for name in ("image", "left", "bottom", "width", "height")})
-        plot = _bare(
-            frame_width=SIDE_PIXELS,
-            frame_height=PICTURE_HEIGHT_PIXELS,
-            x_range=Range1d(0, SIDE_PIXELS),
-            y_range=Range1d(0, PICTURE_HEIGHT_PIXELS),
-        )
-        plot.image_rgba("image", x="left", y="bottom", dw="width", dh="height", source=self._pictures)
-        return plot
+        z, y, x = str(box).split(",")
+        self._caption.text = joined([tag("b", "Newest slice"), f": z {z.partition(':')[0]}, y {y}, x {x}"])
 
 
-def _bare(**options: Any) -> Any:
-    """Return a plot without axes."""
-    plot = figure(toolbar_location=None, tools="", min_border=0, frame_align=False, **options)
-    plot.axis.visible = plot.grid.visible = False
-    plot.outline_line_color = None
+def _new_map(board: Board) -> tuple[ColumnDataSource, Any]:
+    """Return the cells, of which `RunView.refresh` fills in colours and words, and their plot."""
+    sheet = arrange(board)
+    y, x = sheet.middles(board.cells)
+    boxes = [board.cell_box(cell) for cell in range(len(y))]
+    filled_in = {name: [""] * len(boxes) for name in ("colour", "words")}
+    source = ColumnDataSource({"x": x, "y": y, "box": list(map(str, boxes)), **filled_in})
+    plot = _bare(sheet.width, sheet.height, Range1d(sheet.height, 0))
+    gap = 1 if min(sheet.cell) >= 5 else 0
+    height, width = (length - gap for length in sheet.cell)
+    cells = plot.rect("x", "y", width=width, height=height, fill_color="colour", line_color=None, source=source)
+    plot.add_tools(HoverTool(renderers=[cells], tooltips="@words<br>@box", point_policy="follow_mouse"))
+    tops, lefts = zip(*sheet.corners, strict=True)
+    captions = [f"z {box.start[0]}:{box.stop[0]}" for box in boxes[:: board.cells[1] * board.cells[2]]]
+    plot.text(lefts, [top - 4 for top in tops], text=captions, text_font_size="12px", text_color=FAINT)
+    return source, plot
+
+
+def _new_speed(source: ColumnDataSource) -> Any:
+    options = {"x_axis_label": "seconds since the start", "outline_line_color": None, "toolbar_location": None, "tools": ""}
+    plot = figure(width=SIDE_PIXELS, height=190, title="Speed, Mvoxel/s", **options)
+    plot.varea("at", 0, "speed", source=source, fill_color=COLOURS[State.DONE], fill_alpha=0.15)
+    plot.line("at", "speed", source=source, line_color=COLOURS[State.DONE], line_width=2)
+    plot.y_range.start = 0
+    plot.x_range.range_padding = 0
+    plot.xgrid.visible = False
+    plot.axis.minor_tick_line_color = None
+    plot.axis.axis_line_color = plot.axis.major_tick_line_color = FAINT
+    plot.title.text_color = plot.xaxis.axis_label_text_color = INK
+    plot.xaxis.axis_label_text_font_style = "normal"
+    plot.yaxis.formatter = NumeralTickFormatter(format="0.[000]")
     return plot
 
 
-def _headline(board: Board, others: list[Board]) -> str:
-    """Format the progress of the run as HTML."""
-    totals, pace, blocks = board.totals, board.last.pace, len(board)
-    bar = "".join(
-        f'<div style="width:{100 * totals[state.name.lower()] / blocks:.4f}%;background:{COLOURS[state]}"></div>'
-        for state in (State.DONE, State.RUNNING, State.FAILED)
-    )
-    legend = "".join(
-        f'<span style="margin-right:22px;white-space:nowrap"><span style="display:inline-block;width:12px;height:12px;'
-        f'border-radius:2px;background:{COLOURS[state]};margin-right:6px"></span>'
-        f'<b class="emseg-{state.name.lower()}">{totals[state.name.lower()]:,}</b> {state.name.lower()}</span>'
-        for state in (State.DONE, State.RUNNING, State.FAILED, State.WAITING)
-    )
-    idle = pace.get("idle")
-    to_go = "0 s" if board.last.over else format_time_left(pace.get("seconds_left"), pace.get("plus_minus"))
-    facts = [
-        (f"{(pace.get('speed') or 0) / 1e6:.3g}", "Mvoxel/s"),
-        (format_duration(board.last.seconds), "elapsed"),
-        (to_go.replace("+-", "&plusmn;"), "left"),
-        ("?" if idle is None else f"{idle:.0%}", "workers idle"),
-    ]
-    if pace.get("slowest"):
-        facts.append((escaped(pace["slowest"]), "slowest worker"))
-    tiles = "".join(
-        f'<div style="margin-right:36px"><div style="font-size:17px">{value}</div>'
-        f'<div style="font-size:12px;color:{FAINT}">{name}</div></div>'
-        for value, name in facts
-    )
-    return (
-        f'<div style="{STYLE}width:{PAGE_WIDTH_PIXELS}px">'
-        f'<div style="font-size:15px;margin-bottom:8px"><b>{escaped(board.description.output)}</b>'
-        f'<span style="color:{FAINT}">&ensp;{_condition(board)}{_links(others)}</span></div>'
-        f'<div style="display:flex;align-items:center"><div style="flex:1;display:flex;height:14px;border-radius:3px;'
-        f'overflow:hidden;background:{COLOURS[State.WAITING]}">{bar}</div>'
-        f'<b style="margin-left:12px;font-size:17px">{100 * totals["done"] / blocks:.1f} %</b></div>'
-        f'<div style="font-size:14px;margin:10px 0 14px">{legend}<span style="color:{FAINT}">of '
-        f'<span class="emseg-blocks">{blocks:,}</span> blocks</span></div>'
-        f'<div style="display:flex">{tiles}</div></div>'
+def _bare(width: float, height: float, y_range: Range1d) -> Any:
+    """Return a plot in pixels, without axes."""
+    size = {"frame_width": round(width), "frame_height": round(height), "x_range": Range1d(0, width), "y_range": y_range}
+    plot = figure(toolbar_location=None, tools="", min_border=0, frame_align=False, outline_line_color=None, **size)
+    plot.axis.visible = plot.grid.visible = False
+    return plot
+
+
+def _div(width: int, text: str = "") -> Div:
+    return Div(width=width, text=text, stylesheets=[STYLE])
+
+
+def _headline(board: Board, others: list[Board]) -> Markup:
+    """Format the progress of the run."""
+    totals, last, pace = board.totals, board.last, board.last.pace
+    colours = {state.name.lower(): COLOURS[state] for state in (State.DONE, State.RUNNING, State.FAILED, State.WAITING)}
+    shares = [Share(name, totals[name] / len(board), colour) for name, colour in colours.items()]
+    numbers = {name: tag("b", f"{totals[name]:,}", class_=f"emseg-{name}") for name in colours}
+    counts = [(colour, joined([numbers[name], f" {name}"])) for name, colour in colours.items()]
+    links = [joined(["; ", tag("a", b.description.output, href=f"?run={quote(b.description.run)}")]) for b in others]
+    condition = tag("span", f"\u2002{_condition(board)}", *links, class_="faint")
+    blocks = tag("span", "of ", tag("span", f"{len(board):,}", class_="emseg-blocks"), " blocks", class_="faint")
+    left = "0 s" if last.over else format_time_left(pace.get("seconds_left"), pace.get("plus_minus"))
+    facts = {
+        "Mvoxel/s": f"{(pace.get('speed') or 0) / 1e6:.3g}",
+        "elapsed": format_duration(last.seconds),
+        "left": left.replace("+-", "±"),
+        "workers idle": "?" if pace.get("idle") is None else f"{pace['idle']:.0%}",
+        "slowest worker": pace.get("slowest"),
+    }
+    tiles = [tag("span", tag("b", value), name) for name, value in facts.items() if value]
+    return tag(
+        "div",
+        tag("div", tag("b", board.description.output), condition, class_="title"),
+        tag("div", bar(shares), tag("b", f"{100 * totals['done'] / len(board):.1f} %", class_="percent"), class_="line"),
+        tag("div", legend(counts), blocks, class_="line"),
+        tag("div", *tiles, class_="facts"),
     )
 
 
 def _condition(board: Board) -> str:
-    """Return the condition of the run as HTML."""
+    """Return the condition of the run in words."""
     if board.last.over:
         return "has ended"
     silent = monotonic() - board.updated_at
     return f"no update for {format_duration(silent)}" if silent > SILENCE_SECONDS else "is running"
 
 
-def _links(others: list[Board]) -> str:
-    """Return links to other runs as HTML."""
-    return "".join(f'; <a href="?run={quote(b.description.run)}">{escaped(b.description.output)}</a>' for b in others)
-
-
-def _stages(shares: dict[str, float] | None) -> str:
-    """Format the share of time that blocks spend in each stage as HTML."""
+def _stages(shares: Mapping[str, float]) -> Markup:
+    """Format the share of time that blocks spend in each stage."""
     if not shares:
-        return ""
-    bar = "".join(
-        f'<div style="width:{100 * part:.2f}%;background:{STAGE_COLOURS[name]}"></div>' for name, part in shares.items()
-    )
-    legend = "".join(
-        f'<span style="margin-right:12px;white-space:nowrap"><span style="display:inline-block;width:9px;height:9px;'
-        f'border-radius:2px;background:{STAGE_COLOURS[name]};margin-right:4px"></span>{STAGE_WORDS[name]} {part:.0%}</span> '
-        for name, part in shares.items()
-    )
-    return (
-        f'<div style="{STYLE}width:{SIDE_PIXELS}px">'
-        f'<div style="font-size:13px;font-weight:bold;margin-bottom:5px">Time per stage</div>'
-        f'<div style="display:flex;height:10px;border-radius:3px;overflow:hidden">{bar}</div>'
-        f'<div style="font-size:12px;color:{FAINT};margin-top:5px;line-height:1.5">{legend}</div></div>'
-    )
-
-
-def _small(html: str) -> str:
-    return f'<div style="{STYLE}font-size:13px">{html}</div>'
+        return Markup()
+    parts = [Share(STAGE_WORDS[stage], share, STAGE_COLOURS[stage]) for stage, share in shares.items()]
+    entries = [(part.colour, f"{part.name} {part.share:.0%}") for part in parts]
+    return joined([tag("b", "Time per stage"), tag("div", bar(parts), class_="line"), legend(entries)])

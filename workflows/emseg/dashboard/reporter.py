@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import fields
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,9 +17,9 @@ from numpy.typing import NDArray
 from emseg.dashboard.board import RunDescription, RunUpdate, State
 from emseg.dashboard.server import PAGE_NAME, open_board, update_board
 from emseg.runs.events import BlockEnded, BlockRetried, BlocksInProgress, Event, Noticed
-from emseg.runs.pace import Pace
+from emseg.runs.pace import PHASES, Pace
 from emseg.tasks.segmenting import SegmentWork
-from emseg_core.outcome import Outcome, Seconds
+from emseg_core.outcome import Outcome
 
 UPDATE_SECONDS = 1.0
 """Time between two updates."""
@@ -50,15 +49,12 @@ class DashboardReporter:
         on_problem: Callable[[Noticed], None],
     ) -> None:
         self._client_now = client_now
-        self._client = client_now()
         self._job = job
         self._run = uuid4().hex[:12]
         self._states = np.where(done, State.DONE, State.WAITING).astype(np.uint8)
-        self._changed: dict[int, int] = {}
+        self._update = RunUpdate(stages=dict.fromkeys(PHASES, 0.0))
+        """The next update: the totals so far, and what has changed since the last update that arrived."""
         self._running: set[int] = set()
-        self._newest: int | None = None
-        self._voxels = self._failures = self._retries = 0
-        self._stages = dict.fromkeys((field.name for field in fields(Seconds)), 0.0)
         self._began = self._sent = monotonic()
         self._pace = Pace(job.recipe.plan, int(done.sum()), workers, self._began)
         self.address: str | None = None
@@ -68,7 +64,7 @@ class DashboardReporter:
         except Exception as error:  # a scheduler that emseg did not start may lack emseg or Bokeh, forbid this, ...
             on_problem(Noticed(f"the dashboard shows no map of blocks: {' '.join(str(error).split())}"))
         else:
-            self.address = map_address(self._client.dashboard_link)
+            self.address = map_address(client_now().dashboard_link)
 
     def __call__(self, event: Event) -> None:
         """Record an event, and send an update if one is due."""
@@ -79,12 +75,12 @@ class DashboardReporter:
             case BlockEnded(outcome):
                 self._count(outcome)
             case BlockRetried(block):
-                self._retries += 1
+                self._update.retries += 1
                 self._change([block], State.WAITING)
             case BlocksInProgress(blocks):
                 self._running = set(blocks)
         if monotonic() >= self._sent + UPDATE_SECONDS:
-            self._send(over=False)
+            self._send()
 
     def take_back(self, blocks: Iterable[int]) -> None:
         """Mark blocks as waiting again because their results are lost."""
@@ -94,68 +90,53 @@ class DashboardReporter:
         """Send a last update that says that the run has ended."""
         if self.address is not None:
             self._running.clear()
-            self._send(over=True)
+            self._update.over = True
+            self._send()
 
     def _count(self, outcome: Outcome) -> None:
-        done = outcome.status == "done"
+        update, done = self._update, outcome.status == "done"
         self._change([outcome.block], State.DONE if done else State.FAILED)
-        self._newest = outcome.block if done else self._newest
-        self._voxels += outcome.voxels if done else 0
-        self._failures += not done
-        for stage in self._stages:
-            self._stages[stage] += getattr(outcome.seconds, stage)
+        update.newest = outcome.block if done else update.newest
+        update.voxels += outcome.voxels if done else 0
+        update.failures += not done
+        for stage in PHASES:
+            update.stages[stage] += getattr(outcome.seconds, stage)
 
     def _change(self, blocks: Iterable[int], state: State) -> None:
         for block in blocks:
-            self._states[block] = self._changed[block] = state
+            self._states[block] = self._update.changed[block] = state
             self._running.discard(block)
 
-    def _send(self, *, over: bool) -> None:
+    def _send(self) -> None:
         now = self._sent = monotonic()
         if self._client_now().status != "running":
             return
-        update = RunUpdate(
-            changed=self._changed,
-            running=tuple(self._running),
-            newest=self._newest,
-            voxels=self._voxels,
-            failures=self._failures,
-            retries=self._retries,
-            stages=self._stages,
-            seconds=now - self._began,
-            pace=self._pace.to_json(now),
-            over=over,
-        )
+        update = self._update
+        update.running, update.seconds, update.pace = tuple(self._running), now - self._began, self._pace.to_json(now)
         with suppress(Exception):  # the run continues without its page; the next update has what this one did not deliver
-            if self._client is not self._client_now():
-                self._client = self._client_now()
-                self._open()
-            if not self._call(update_board, self._run, update):
+            if not self._call(update_board, self._run, update):  # a scheduler that has replaced a lost one
                 self._open()
                 self._call(update_board, self._run, update)
-            self._changed = {}
+            update.changed = {}
 
     def _open(self) -> None:
-        job, plan = self._job, self._job.recipe.plan
-        states = zlib.compress(self._states.tobytes(), 1)
-        self._call(
-            open_board,
-            RunDescription(
-                run=self._run,
-                volume=str(job.volume),
-                output=str(job.output),
-                classes=len(plan.model.classes),
-                region=plan.region,
-                grid=plan.grid,
-                unit=plan.unit,
-                scale=job.recipe.volume.scale,
-                states=states,
-                part=job.recipe.volume.selection,
-            ),
+        job, plan, volume = self._job, self._job.recipe.plan, self._job.recipe.volume
+        description = RunDescription(
+            run=self._run,
+            volume=str(job.volume),
+            output=str(job.output),
+            classes=len(plan.model.classes),
+            region=plan.region,
+            grid=plan.grid,
+            unit=plan.unit,
+            scale=volume.scale,
+            states=zlib.compress(self._states.tobytes(), 1),
+            part=volume.selection,
         )
+        self._call(open_board, description)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self._client.run_on_scheduler(function, *arguments)
+        return self._client_now().run_on_scheduler(function, *arguments)
 
 
 def map_address(dashboard: str) -> str:

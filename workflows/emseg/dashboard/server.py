@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import monotonic
 
 from distributed import Scheduler
@@ -11,6 +12,7 @@ from distributed.http.utils import RequestHandler
 from tornado.ioloop import IOLoop
 
 from emseg.dashboard.board import Board, RunDescription, RunUpdate
+from emseg.dashboard.metrics import collector
 from emseg.dashboard.page import show_run
 
 PAGE_NAME = "emseg"
@@ -20,10 +22,11 @@ MAX_BOARDS = 8
 
 
 class Boards:
-    """Runs that a scheduler knows, the newest last."""
+    """Runs that a scheduler knows."""
 
     def __init__(self) -> None:
         self.known: dict[str, Board] = {}
+        """Boards by the identifiers of their runs, the newest last."""
 
     def open(self, description: RunDescription) -> None:
         """Add a run, or replace what is known about it."""
@@ -33,26 +36,16 @@ class Boards:
         self.known[description.run] = board = Board(description)
         board.updated_at = monotonic()
 
-    def all(self) -> list[Board]:
-        """Return all boards.
-
-        Returns
-        -------
-        list of Board
-            The newest last.
-        """
-        return list(self.known.values())
-
 
 class _Json(RequestHandler):
     """Handler that returns the state of each run as JSON, the newest last."""
 
     def get(self) -> None:
         boards: Boards = self.server.extensions[PAGE_NAME]
-        self.write({"runs": [board.to_json() for board in boards.all()]})
+        self.write({"runs": [board.to_json() for board in boards.known.values()]})
 
 
-def open_board(description: RunDescription, dask_scheduler: Scheduler | None = None) -> None:
+def open_board(description: RunDescription, dask_scheduler: Scheduler) -> None:
     """Show a run on the dashboard of this scheduler. Called through `distributed.Client.run_on_scheduler`.
 
     Raises
@@ -60,14 +53,13 @@ def open_board(description: RunDescription, dask_scheduler: Scheduler | None = N
     RuntimeError
         If the scheduler has no dashboard.
     """
-    assert dask_scheduler is not None
     if PAGE_NAME not in dask_scheduler.extensions:
         dask_scheduler.extensions[PAGE_NAME] = _install(dask_scheduler)
     boards: Boards = dask_scheduler.extensions[PAGE_NAME]
     boards.open(description)
 
 
-def update_board(run: str, message: RunUpdate, dask_scheduler: Scheduler | None = None) -> bool:
+def update_board(run: str, update: RunUpdate, dask_scheduler: Scheduler) -> bool:
     """Apply an update to the board of a run. Called through `distributed.Client.run_on_scheduler`.
 
     Returns
@@ -75,12 +67,11 @@ def update_board(run: str, message: RunUpdate, dask_scheduler: Scheduler | None 
     bool
         False if this scheduler does not know the run.
     """
-    assert dask_scheduler is not None
     boards: Boards | None = dask_scheduler.extensions.get(PAGE_NAME)
     board = boards.known.get(run) if boards else None
     if board is None:
         return False
-    board.update(message, monotonic())
+    board.update(update, monotonic())
     return True
 
 
@@ -92,18 +83,12 @@ def _install(scheduler: Scheduler) -> Boards:
     shared = template_variables(scheduler)
     if PAGE_NAME not in shared["pages"]:
         shared["pages"].insert(0, PAGE_NAME)  # adds a link to each page of the dashboard
-    page = BokehApplication({f"/{PAGE_NAME}": show_run(boards.all)}, scheduler, prefix=prefix, template_variables=shared)
+    page = BokehApplication(
+        {f"/{PAGE_NAME}": partial(show_run, boards.known)}, scheduler, prefix=prefix, template_variables=shared
+    )
     scheduler.http_application.add_application(page)
     page.initialize(IOLoop.current())
     page.add_handlers(r".*", [(rf"{prefix.rstrip('/')}/json/{PAGE_NAME}.json", _Json, {"dask_server": scheduler})])
     page.start()
-    _add_metrics(boards)
+    collector.boards = boards.known
     return boards
-
-
-def _add_metrics(boards: Boards) -> None:
-    try:
-        from emseg.dashboard.metrics import collector
-    except ImportError:  # a scheduler without prometheus-client has no /metrics
-        return
-    collector.boards = boards.all

@@ -15,9 +15,9 @@ from emseg.flows.reporting.sections import classes, segments, slices
 from emseg.flows.reporting.speed import speed_over_time, time_by_stage
 from emseg.flows.reporting.state import run_progress, runs, utc, what_was_run
 from emseg.flows.status import status
-from emseg.pages.charts import BLUE, RED
+from emseg.pages.colours import BLUE, RED
 from emseg.pages.markup import Markup, tag
-from emseg.pages.page import Section, amount, document, headline, is_page, paragraph, state
+from emseg.pages.page import amount, document, is_page, paragraph
 from emseg.runs.pace import format_duration
 from emseg_core import __version__
 from emseg_core.errors import InputError, OutputError
@@ -70,16 +70,16 @@ def report(
     found = status(output)
     history = read_history(stored, recipe.plan)
     sizes = {name: read_sizes(stored, name) for name in descriptions(stored.files)}
-    sections = [
-        Section("What was run", tuple(what_was_run(stored, recipe, found))),
-        Section("Progress", tuple(run_progress(stored, found, history))),
-        Section("Slices", tuple(slices(stored, recipe, source, missing))),
-        Section("Classes", tuple(classes(stored, count_classes(stored)))),
-        *(Section(f"Segments: {name}", tuple(segments(name, found_sizes))) for name, found_sizes in sizes.items()),
-        Section("Speed", tuple(speed_over_time(history))),
-        Section("Where the time went", tuple(time_by_stage(history))),
-        Section("Runs", tuple(runs(found, history))),
-    ]
+    sections = {
+        "What was run": what_was_run(stored, recipe, found),
+        "Progress": run_progress(stored, found, history),
+        "Slices": slices(stored, recipe, source, missing),
+        "Classes": classes(stored, count_classes(stored)),
+        **{f"Segments: {name}": segments(name, found_sizes) for name, found_sizes in sizes.items()},
+        "Speed": speed_over_time(history),
+        "Where the time went": time_by_stage(history),
+        "Runs": runs(found, history),
+    }
     lead = _lead(stored, found, history, sizes)
     write_bytes(place, document(stored.path.name, lead, sections).encode("utf-8", "replace"))
     return place
@@ -114,16 +114,16 @@ def _volume(stored: Output, given: str | Place | None) -> tuple[ZarrVolume | Non
 
 def _lead(stored: Output, found: Status, history: History, sizes: dict[str, SegmentSizes | None]) -> Iterator[Markup]:
     """Yield the head of the page."""
-    complete = found.exit_code == 0
     running = {"held": "run in progress", "dead": "the run has died", "released": "no run in progress"}[found.state]
-    badge = state("complete", BLUE) if complete else state("not complete", RED if found.failed else AMBER)
-    yield paragraph(badge, f" {running}")
+    words, colour = ("complete", BLUE) if found.exit_code == 0 else ("not complete", RED if found.failed else AMBER)
+    yield paragraph(tag("span", words, class_="state", style=f"color: {colour}"), f" {running}")
     figures = [(f"{found.done:,} of {found.blocks:,}", "blocks done")]
     if found.failed:
         figures.append((f"{len(found.failed):,}", "blocks failed"))
     figures.append((amount(stored.region.voxels), "in the region"))
     figures += [(f"{each.segments:,}", f"segments: {name}") for name, each in sizes.items() if each is not None]
-    yield headline([*figures, *_speeds(history)])
+    figures += _speeds(history)
+    yield tag("div", *(tag("div", tag("b", number), tag("span", name)) for number, name in figures), class_="headline")
     yield paragraph(tag("code", stored.path), f", seen on {utc(datetime.now(UTC))} UTC by emseg {__version__}", kind="small")
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from emseg.pages.colours import BLUE, ORANGE
 from emseg.pages.markup import Markup, joined, tag
 
 WIDTH, HEIGHT = 1000, 240
@@ -15,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 12, 26, 44
 PLOT_WIDTH, PLOT_HEIGHT, BASELINE = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM, HEIGHT - BOTTOM
 CURVE_WIDTH = WIDTH - 2 * LEFT
 """Width of the plot of learning curves, which have a scale on either side."""
-BLUE, RED, ORANGE, INK, PALE = "#2b7bba", "#c62828", "#d95f0e", "#444", "#e3e6ea"
+INK, PALE = "#444", "#e3e6ea"
 SCALE_STEPS = 4
 """Steps of a vertical scale; of columns approximately, as their steps are round numbers."""
 BAR_HEIGHT, SMALL_BAR_WIDTH, SQUARE = 22, 120, 12
@@ -76,13 +77,10 @@ def column_chart(
         An SVG element.
     """
     highest, width = max(heights, default=0.0) or 1.0, PLOT_WIDTH / max(1, len(heights))
+    columns = [_column(LEFT + n * width, width, PLOT_HEIGHT * height / highest) for n, height in enumerate(heights) if height]
     parts = [
         *_scale(highest),
-        *(
-            _column(LEFT + number * width, width, PLOT_HEIGHT * height / highest)
-            for number, height in enumerate(heights)
-            if height > 0
-        ),
+        *columns,
         *(_vertical(LEFT + place * width, TOP - 6, BASELINE, stroke_dasharray="4 3") for place in dividers),
         *(_vertical(LEFT + place * width, BASELINE, BASELINE + 5) for place, _ in ticks),
         *(_text(label, LEFT + place * width, BASELINE + 18) for place, label in ticks),
@@ -120,16 +118,49 @@ def stacked_bar(shares: Sequence[Share]) -> Markup:
     Markup
         An SVG element and a list.
     """
-    left, parts = 0.0, [_rectangle(0, 0, WIDTH, BAR_HEIGHT, PALE)]
+    return joined([bar(shares), legend([(part.colour, f"{part.name} {part.share:.1%}") for part in shares])])
+
+
+def bar(shares: Sequence[Share], width: int = WIDTH, height: int = BAR_HEIGHT) -> Markup:
+    """Draw one bar divided into shares.
+
+    Parameters
+    ----------
+    shares
+        The shares, from left to right.
+    width, height
+        Size of the bar in pixels.
+
+    Returns
+    -------
+    Markup
+        An SVG element.
+    """
+    left, parts = 0.0, [_rectangle(0, 0, width, height, PALE)]
     for part in shares:
-        width = WIDTH * part.share
         if part.share >= MIN_SHARE:
-            parts.append(_rectangle(left, 0, width, BAR_HEIGHT, part.colour))
-        left += width
-    words = [f"{part.name} {part.share:.1%}" for part in shares]
-    squares = [_svg(SQUARE, SQUARE, part.name, [_rectangle(0, 0, SQUARE, SQUARE, part.colour)]) for part in shares]
-    legend = [tag("li", square, f" {word}") for square, word in zip(squares, words, strict=True)]
-    return joined([_svg(WIDTH, BAR_HEIGHT, ", ".join(words), parts), tag("ul", *legend, class_="legend")])
+            parts.append(_rectangle(left, 0, width * part.share, height, part.colour))
+        left += width * part.share
+    words = ", ".join(f"{part.name} {part.share:.1%}" for part in shares)
+    return _svg(width, height, words, parts, preserveAspectRatio="none")
+
+
+def legend(entries: Iterable[tuple[str, str]]) -> Markup:
+    """Explain colours.
+
+    Parameters
+    ----------
+    entries
+        Colours and their meanings.
+
+    Returns
+    -------
+    Markup
+        A list.
+    """
+    size = {"viewBox": f"0 0 {SQUARE} {SQUARE}", "width": SQUARE, "height": SQUARE}
+    squares = ((tag("svg", _rectangle(0, 0, SQUARE, SQUARE, colour), **size), words) for colour, words in entries)
+    return tag("ul", *(tag("li", square, " ", words) for square, words in squares), class_="legend")
 
 
 def small_bar(share: float, colour: str) -> Markup:
@@ -140,8 +171,7 @@ def small_bar(share: float, colour: str) -> Markup:
     Markup
         An SVG element.
     """
-    filled = [_rectangle(0, 0, SMALL_BAR_WIDTH * share, SQUARE, colour)] if share >= MIN_SHARE else []
-    return _svg(SMALL_BAR_WIDTH, SQUARE, f"{share:.1%}", [_rectangle(0, 0, SMALL_BAR_WIDTH, SQUARE, PALE), *filled])
+    return bar([Share("share", share, colour)], SMALL_BAR_WIDTH, SQUARE)
 
 
 def _scale(highest: float) -> list[Markup]:
@@ -162,10 +192,9 @@ def _curve(curve: Curve, last: float, name: str, colour: str, x: int, anchor: st
         return parts
     low, high = min(value for _, value in curve), max(value for _, value in curve)
     span = (high - low) or 1.0
-    points = (
-        f"{LEFT + CURVE_WIDTH * step / last:.1f},{BASELINE - PLOT_HEIGHT * (value - low) / span:.1f}" for step, value in curve
-    )
-    parts.append(tag("polyline", points=" ".join(points), fill="none", stroke=colour, stroke_width=2))
+    points = [(LEFT + CURVE_WIDTH * step / last, BASELINE - PLOT_HEIGHT * (value - low) / span) for step, value in curve]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    parts.append(tag("polyline", points=line, fill="none", stroke=colour, stroke_width=2))
     for number in range(SCALE_STEPS + 1):
         label, y = f"{low + span * number / SCALE_STEPS:.3g}", BASELINE - PLOT_HEIGHT * number / SCALE_STEPS
         parts.append(tag("text", label, x=x, y=f"{y:.2f}", dy="0.35em", fill=colour, text_anchor=anchor))

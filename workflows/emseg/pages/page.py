@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from emseg.pages.markup import Markup, joined, tag
 
@@ -51,24 +50,7 @@ code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .88e
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A part of a page with its own heading."""
-
-    heading: str
-    contents: tuple[Markup, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table."""
-
-    heading: str
-    number: bool = False
-    """Whether it holds numbers, which are right-aligned."""
-
-
-def document(title: str, lead: Iterable[Markup], sections: Sequence[Section]) -> Markup:
+def document(title: str, lead: Iterable[Markup], sections: Mapping[str, Iterable[Markup]]) -> Markup:
     """Build a whole page.
 
     Parameters
@@ -78,17 +60,17 @@ def document(title: str, lead: Iterable[Markup], sections: Sequence[Section]) ->
     lead
         Contents before the table of contents.
     sections
-        Sections of the page, to which its table of contents links.
+        Contents of each section by its heading, to which the table of contents links.
 
     Returns
     -------
     Markup
         The HTML document.
     """
-    links = [tag("li", tag("a", section.heading, href=f"#s{number}")) for number, section in enumerate(sections)]
+    links = [tag("li", tag("a", heading, href=f"#s{number}")) for number, heading in enumerate(sections)]
     body = [
-        tag("section", tag("h2", section.heading, id=f"s{number}"), *section.contents)
-        for number, section in enumerate(sections)
+        tag("section", tag("h2", heading, id=f"s{number}"), *contents)
+        for number, (heading, contents) in enumerate(sections.items())
     ]
     head = tag(
         "head",
@@ -119,29 +101,7 @@ def is_page(start: bytes) -> bool:
     return start.startswith(b"<!DOCTYPE html>") and f'content="{GENERATOR}"'.encode() in start
 
 
-def headline(pairs: Iterable[tuple[object, str]]) -> Markup:
-    """Show a few numbers in large type, each above its name.
-
-    Returns
-    -------
-    Markup
-        The element.
-    """
-    return tag("div", *(tag("div", tag("b", number), tag("span", name)) for number, name in pairs), class_="headline")
-
-
-def state(words: str, colour: str) -> Markup:
-    """Show a state as one or two words in a colour.
-
-    Returns
-    -------
-    Markup
-        The element.
-    """
-    return tag("span", words, class_="state", style=f"color: {colour}")
-
-
-def facts(pairs: Iterable[tuple[str, object]]) -> Markup:
+def facts(*pairs: tuple[str, object]) -> Markup:
     """Show a table of names and values, without the values that are None.
 
     Returns
@@ -153,16 +113,25 @@ def facts(pairs: Iterable[tuple[str, object]]) -> Markup:
     return tag("table", tag("tbody", *rows), class_="facts")
 
 
-def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> Markup:
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]], numbers: Collection[str] = ()) -> Markup:
     """Show a table.
+
+    Parameters
+    ----------
+    headings
+        Heading of each column.
+    rows
+        Cells of each row.
+    numbers
+        Headings of the columns of numbers, which are right-aligned.
 
     Returns
     -------
     Markup
         The element.
     """
-    kinds = [{"class_": "number"} if column.number else {} for column in columns]
-    head = [tag("th", column.heading, scope="col", **kind) for column, kind in zip(columns, kinds, strict=True)]
+    kinds = [{"class_": "number"} if heading in numbers else {} for heading in headings]
+    head = [tag("th", heading, scope="col", **kind) for heading, kind in zip(headings, kinds, strict=True)]
     body = [tag("tr", *(tag("td", cell, **kind) for cell, kind in zip(row, kinds, strict=True))) for row in rows]
     return tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body))
 
@@ -183,28 +152,6 @@ def paragraph(*contents: object, kind: str = "") -> Markup:
         The element.
     """
     return tag("p", *contents, **({"class_": kind} if kind else {}))
-
-
-def figure(drawing: Markup, caption: str) -> Markup:
-    """Show a picture or a chart above its caption.
-
-    Returns
-    -------
-    Markup
-        The element.
-    """
-    return tag("figure", drawing, tag("figcaption", caption))
-
-
-def row(figures: Iterable[Markup]) -> Markup:
-    """Show figures side by side, as many per row as fit.
-
-    Returns
-    -------
-    Markup
-        The element.
-    """
-    return tag("div", *figures, class_="row")
 
 
 def picture(png: bytes, shape: tuple[float, float], caption: str, marks: Iterable[Markup] = ()) -> Markup:

@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg_core.grid.stitch import NOT_COMPUTED
-from emseg_core.store.zarrs.omero import colour
+from emseg.pages.colours import class_colours
 
-NOT_COMPUTED_COLOUR = (120, 120, 120)
 OPACITY = 0.6
 
 Pixels = NDArray[np.uint8]
@@ -66,9 +64,8 @@ def coloured(labels: NDArray[np.uint8], classes: int) -> Pixels:
         ``(y, x, 3) uint8``.
     """
     table = np.zeros((256, 3), np.uint8)
-    for label in range(1, classes):
-        table[label] = colour(label)
-    table[NOT_COMPUTED] = NOT_COMPUTED_COLOUR
+    for label, colour in class_colours(classes).items():
+        table[label] = colour if label else 0
     return table[labels]
 
 
@@ -89,9 +86,7 @@ def overlay(grey: Pixels, labels: NDArray[np.uint8], classes: int) -> Pixels:
     ndarray
         ``(y, x, 3) uint8``.
     """
-    mixed = (1 - OPACITY) * grey + OPACITY * coloured(labels, classes)
-    pixels: Pixels = np.where((labels != 0)[..., None], mixed, grey).astype(np.uint8)
-    return pixels
+    return _blend(grey, coloured(labels, classes), labels)
 
 
 def overlay_instances(grey: Pixels, ids: NDArray[np.uint64]) -> Pixels:
@@ -111,5 +106,10 @@ def overlay_instances(grey: Pixels, ids: NDArray[np.uint64]) -> Pixels:
     """
     mixed = ids * np.uint64(0x9E3779B97F4A7C15)  # gives neighbouring ids very different colours
     colours = np.stack([(mixed >> np.uint64(shift)) & np.uint64(0xFF) for shift in (56, 48, 40)], axis=-1)
-    pixels: Pixels = np.where((ids != 0)[..., None], (1 - OPACITY) * grey + OPACITY * colours, grey).astype(np.uint8)
+    return _blend(grey, colours, ids)
+
+
+def _blend(grey: Pixels, colours: NDArray[Any], labels: NDArray[Any]) -> Pixels:
+    """Draw colours over grey pixels wherever a label is not 0."""
+    pixels: Pixels = np.where((labels != 0)[..., None], (1 - OPACITY) * grey + OPACITY * colours, grey).astype(np.uint8)
     return pixels

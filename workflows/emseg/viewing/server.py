@@ -26,7 +26,7 @@ from typing import Any, Self, TypeVar
 
 from tornado.httpserver import HTTPServer
 from tornado.iostream import StreamClosedError
-from tornado.web import Application, HTTPError, RequestHandler, StaticFileHandler
+from tornado.web import Application, HTTPError, RedirectHandler, RequestHandler, StaticFileHandler
 
 from emseg_core.errors import InputError
 from emseg_core.store.files.faults import StoreError
@@ -136,7 +136,7 @@ class ViewServer:
             r".*",
             [
                 (r"/favicon\.ico", _NoIcon),
-                (root, _Start, {"url": self.viewer(fragment)}),
+                (root, RedirectHandler, {"url": self.viewer(fragment), "permanent": False}),
                 (r"/([^/]+)", _Ticket, {"url": self.url, "valid": self._tickets}),
                 (rf"{root}events/{VIEWER_NAME}", _Events),
                 (rf"{root}v/{VIEWER_NAME}/(.*)", StaticFileHandler, {"path": self._client, "default_filename": "index.html"}),
@@ -183,16 +183,6 @@ class _NoIcon(RequestHandler):
         self.set_status(204)
 
 
-class _Start(RequestHandler):
-    """Handler that redirects to the viewer with its state, which is in the fragment that browsers never send to a server."""
-
-    def initialize(self, url: str) -> None:
-        self._url = url
-
-    def get(self) -> None:
-        self.redirect(self._url)
-
-
 class _Ticket(RequestHandler):
     """Handler that redirects to the start, once for each ticket."""
 
@@ -220,14 +210,21 @@ class _Events(RequestHandler):
         self._over.set()
 
 
-class _Document(RequestHandler):
+class _Data(RequestHandler):
+    """Base of the handlers for files."""
+
+    def set_default_headers(self) -> None:
+        """Allow other viewers that know the address to read, and disable caching so that new blocks are seen."""
+        self.set_header("Access-Control-Allow-Origin", "*")
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+
+class _Document(_Data):
     """Handler for a file in memory."""
 
     def initialize(self, content: bytes) -> None:
         self._content = content
-
-    def set_default_headers(self) -> None:
-        _set_data_headers(self)
 
     def get(self) -> None:
         self.finish(self._content)
@@ -243,14 +240,11 @@ def _handler(place: Place) -> tuple[type[RequestHandler], dict[str, Any]]:
     return _Files, {"path": place.resolve()}
 
 
-class _Objects(RequestHandler):
+class _Objects(_Data):
     """Handler for objects of a remote store, or ranges of them, read with this process's credentials and never cached."""
 
     def initialize(self, files: RemoteFiles) -> None:
         self._remote = files
-
-    def set_default_headers(self) -> None:
-        _set_data_headers(self)
 
     async def get(self, name: str) -> None:
         asked = RANGE_HEADER.fullmatch(self.request.headers.get("Range", ""))
@@ -285,11 +279,8 @@ def _part(asked: re.Match[str]) -> ByteRange:
     return (int(first), int(last) + 1) if last else {"offset": int(first)}
 
 
-class _Files(StaticFileHandler):
+class _Files(_Data, StaticFileHandler):
     """Handler for the files below a folder, or ranges of them."""
-
-    def set_default_headers(self) -> None:
-        _set_data_headers(self)
 
     def get_content_type(self) -> str:
         return "application/octet-stream"
@@ -313,17 +304,10 @@ class _Files(StaticFileHandler):
         try:
             file = Path(absolute_path).resolve()
             found = file.is_relative_to(root) and file.is_file()
-        except (OSError, ValueError) as error:  # an impossible file name, or a folder that this user may not search
-            raise HTTPError(404) from error
+        except (OSError, ValueError):  # an impossible file name, or a folder that this user may not search
+            found = False
         if not found:
             raise HTTPError(404)
         if not os.access(file, os.R_OK):
             raise HTTPError(403)
         return str(file)
-
-
-def _set_data_headers(handler: RequestHandler) -> None:
-    """Allow other viewers that know the address to read, and disable caching so that new blocks are seen."""
-    handler.set_header("Access-Control-Allow-Origin", "*")
-    handler.set_header("Cache-Control", "no-cache")
-    handler.set_header("X-Content-Type-Options", "nosniff")

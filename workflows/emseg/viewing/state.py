@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from emseg.pages.pictures import NOT_COMPUTED_COLOUR
+from emseg.pages.colours import class_colours, hex_colour
 from emseg_core.box import AXES, Box
 from emseg_core.grid.stitch import NOT_COMPUTED, QUANTA
 from emseg_core.specs.volume import NANOMETRES, VolumeSpec
@@ -130,50 +130,37 @@ def _layers(volume: VolumeSpec, classes: tuple[str, ...], sources: Sources, cont
         chosen = {} if volume.channel is None else _channel(volume.channel)
         layers.append({"type": "image", "name": "raw", "source": sources.raw, "opacity": 1, **controls, **chosen})
     if sources.probabilities:
-        layers += [_probability(sources.probabilities, index, name) for index, name in enumerate(classes)]
-    for name, source in sources.instances.items():
-        layers.append({"type": "segmentation", "name": name, "source": source, "selectedAlpha": OPACITY})
+        hidden = {"type": "image", "source": sources.probabilities, "opacity": 1, "visible": False}
+        for label, name in enumerate(classes):
+            layers.append({"name": f"probability of {name}", "shader": _shader(label), **_channel(label), **hidden})
+    segmentation = {"type": "segmentation", "selectedAlpha": OPACITY}
+    layers += [{"name": name, "source": source, **segmentation} for name, source in sources.instances.items()]
     layers.append(
         {
-            "type": "segmentation",
             "name": "classes",
             "source": [sources.classes, sources.names],
-            "segments": [str(value) for value in range(len(classes))][-max(1, len(classes) - 1) :],
-            "segmentColors": {str(value): _hex(colour(value)) for value in range(len(classes))}
-            | {str(NOT_COMPUTED): _hex(NOT_COMPUTED_COLOUR)},
+            "segments": [str(label) for label in range(min(1, len(classes) - 1), len(classes))],
+            "segmentColors": {str(label): hex_colour(rgb) for label, rgb in class_colours(len(classes)).items()},
             "hideSegmentZero": False,
-            "selectedAlpha": OPACITY,
             "tab": "segments",
+            **segmentation,
         }
     )
     return layers
 
 
-def _probability(source: str, index: int, name: str) -> dict[str, Any]:
-    """Return a layer that shows the probability of a class as brightness of the class's colour."""
-    red, green, blue = (value / 255 for value in colour(index))
-    shader = (
+def _shader(label: int) -> str:
+    """Return a program that draws the probability of a class as brightness of the class's colour."""
+    red, green, blue = (value / 255 for value in colour(label))
+    return (
         "void main() {\n"
         "  float quanta = float(toRaw(getDataValue()));\n"
         f"  if (quanta > {QUANTA}.0) {{ emitTransparent(); return; }}\n"
         f"  emitRGB(vec3({red:.3f}, {green:.3f}, {blue:.3f}) * quanta / {QUANTA}.0);\n"
         "}\n"
     )
-    return {
-        "type": "image",
-        "name": f"probability of {name}",
-        "source": source,
-        **_channel(index),
-        "shader": shader,
-        "opacity": 1,
-        "visible": False,
-    }
 
 
 def _channel(number: int) -> dict[str, Any]:
     """Return the keys that make a layer show one channel of its image."""
     return {"localDimensions": {"c'": [1, ""]}, "localPosition": [number]}
-
-
-def _hex(rgb: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*rgb)

@@ -81,7 +81,7 @@ def test_sizes_of_segments(output: Path) -> None:
 @given(st.lists(st.integers(1, 10**12), min_size=1, max_size=30))
 def test_each_segment_is_in_the_bin_of_its_size(sizes: list[int]) -> None:
     rows = iter([["id", "voxels", "touches_edge"], *(["1", str(size), "0"] for size in sizes)])
-    found = contents._sizes("any", {}, rows)
+    found = contents._sizes({}, rows)
     for number, count in enumerate(found.counts, found.first):
         low, high = bin_start(number) * (1 - 1e-9), bin_start(number + 1) * (1 + 1e-9)
         assert count <= sum(low <= size <= high for size in sizes)

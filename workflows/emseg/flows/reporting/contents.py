@@ -42,7 +42,6 @@ class ClassShares:
 class SegmentSizes:
     """Sizes of the segments of one image of instance labels."""
 
-    name: str
     method: str
     """Labelling method; empty if it is not known."""
     segments: int
@@ -103,7 +102,7 @@ def read_sizes(stored: Output, name: str) -> SegmentSizes | None:
     try:
         described = stored_instances(stored.files, name) or {}
         with stored.files.reading(table_path(name)) as stream, io.TextIOWrapper(stream, "utf-8", "replace", newline="") as text:
-            return _sizes(name, described, csv.reader(text))
+            return _sizes(described, csv.reader(text))
     except (OSError, ValueError, csv.Error):
         return None
 
@@ -125,7 +124,7 @@ def _counts(stored: Output, chunks: Blocks, chunk: int) -> NDArray[np.int64]:
     return np.bincount(labels[labels != NOT_COMPUTED], minlength=len(stored.classes))[: len(stored.classes)]
 
 
-def _sizes(name: str, described: dict[str, object], rows: Iterator[list[str]]) -> SegmentSizes:
+def _sizes(described: dict[str, object], rows: Iterator[list[str]]) -> SegmentSizes:
     columns = next(rows, [])
     size, edge = columns.index("voxels"), columns.index("touches_edge")
     bins: Counter[int] = Counter()
@@ -133,14 +132,13 @@ def _sizes(name: str, described: dict[str, object], rows: Iterator[list[str]]) -
     for row in rows:
         try:
             voxels, touches = int(row[size]), int(row[edge])
-            number = math.floor(math.log10(voxels) * BINS_PER_DECADE + 1e-9)
+            bins[math.floor(math.log10(voxels) * BINS_PER_DECADE + 1e-9)] += 1
         except (ValueError, IndexError):
             unreadable += 1
             continue
-        bins[number] += 1
         segments, total, largest, at_edge = segments + 1, total + voxels, max(largest, voxels), at_edge + touches
     first = min(bins, default=0)
     counts = tuple(bins[number] for number in range(first, max(bins, default=-1) + 1))
     labelling = described.get("labelling")
     method = str(labelling.get("method", "")) if isinstance(labelling, dict) else ""
-    return SegmentSizes(name, method, segments, total, largest, at_edge, first, counts, unreadable)
+    return SegmentSizes(method, segments, total, largest, at_edge, first, counts, unreadable)

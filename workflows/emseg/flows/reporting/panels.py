@@ -55,12 +55,9 @@ def slice_box(region: Box, z: int) -> Box:
     depth, *plane = region.shape
     if not 0 <= z < depth:
         raise OutputError(f"the output has slices 0 to {depth - 1}, not {z}: choose one of them with --slice")
-    start, stop = [region.start[0] + z], [region.start[0] + z + 1]
-    for first, length in zip(region.start[1:], plane, strict=True):
-        taken = min(length, MAX_SLICE_VOXELS)
-        start.append(first + (length - taken) // 2)
-        stop.append(start[-1] + taken)
-    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+    height, width = (min(length, MAX_SLICE_VOXELS) for length in plane)
+    margins = (z, (plane[0] - height) // 2, (plane[1] - width) // 2)
+    return Box.of_shape((1, height, width)).shift(region.start).shift(margins)
 
 
 def panels_of(stored: Output, source: ZarrVolume | None, box: Box) -> list[Panel]:
@@ -124,7 +121,7 @@ def overview_of(stored: Output, z: int) -> Panel | None:
             continue
         if level is stored.levels[0]:
             return None
-        box = Box((min(z // step, depth - 1), 0, 0), (min(z // step, depth - 1) + 1, plane[0], plane[1]))
+        box = Box.of_shape((1, plane[0], plane[1])).shift((min(z // step, depth - 1), 0, 0))
         with translate_errors(f"{box} of a level of {stored.path} cannot be read", REPAIR_HINT):
             labels = level.arrays[-1].read(box)[0]
         return Panel("labels of the whole slice", coloured(labels, len(stored.classes)))

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 from emseg.flows.records.history import History
 from emseg.pages.charts import Share, column_chart, stacked_bar
+from emseg.pages.colours import STAGE_COLOURS
 from emseg.pages.markup import Markup, tag
-from emseg.pages.page import Column, facts, paragraph, table
+from emseg.pages.page import facts, paragraph, table
 from emseg.runs.pace import format_duration
 from emseg.runs.tally import bottleneck_of
 
-STAGE_COLOURS = {"read": "#2b7bba", "wait": "#c3c8ce", "predict": "#3a9d6e", "stitch": "#f5a623", "write": "#8e5ea2"}
-"""Colours of the stages of a block, in their order in time."""
 TIME_UNITS = (("s", 1), ("min", 60), ("h", 3600), ("d", 86400))
 """Units of time and their lengths in seconds."""
 TICK_MULTIPLES = (1, 2, 5, 10, 15, 20, 30)
@@ -65,27 +64,15 @@ def time_by_stage(history: History) -> Iterator[Markup]:
     yield paragraph("A block waits while another block on the same worker uses the predictor.", kind="small")
     memory = history.work.worker_peak_bytes
     yield facts(
-        [
-            ("blocks took", f"{format_duration(phases.total)} in total; blocks of one worker overlap"),
-            ("workers idle", None if history.idle is None else f"{history.idle:.0%} of the time"),
-            ("limited by", bottleneck_of(phases, history.idle) or None),
-            ("peak memory of a worker", f"{memory / 2**20:,.0f} MiB" if memory else None),
-        ]
+        ("blocks took", f"{format_duration(phases.total)} in total; blocks of one worker overlap"),
+        ("workers idle", None if history.idle is None else f"{history.idle:.0%} of the time"),
+        ("limited by", bottleneck_of(phases, history.idle) or None),
+        ("peak memory of a worker", f"{memory / 2**20:,.0f} MiB" if memory else None),
     )
     yield tag("h3", "Slowest blocks")
-    stages = [stage for stage in STAGE_COLOURS if stage != "wait"]
-    yield table(
-        [
-            *(Column("block", number=True), Column("voxels (z, y, x)"), Column("run", number=True)),
-            *(Column(f"{stage}, s", number=True) for stage in stages),
-            *(Column("ended"), Column("worker")),
-        ],
-        [
-            (
-                *(f"{slow.outcome.block:,}", tag("code", slow.box), slow.run),
-                *(f"{getattr(slow.outcome.seconds, stage):.2f}" for stage in stages),
-                *(slow.outcome.status, slow.outcome.worker),
-            )
-            for slow in history.slowest
-        ],
-    )
+    stages = {f"{stage}, s": stage for stage in STAGE_COLOURS if stage != "wait"}
+    rows = []
+    for slow in history.slowest:
+        block, seconds = slow.outcome, [f"{getattr(slow.outcome.seconds, stage):.2f}" for stage in stages.values()]
+        rows.append((f"{block.block:,}", tag("code", slow.box), slow.run, *seconds, block.status, block.worker))
+    yield table(["block", "voxels (z, y, x)", "run", *stages, "ended", "worker"], rows, numbers={"block", "run", *stages})

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from emseg.flows.records.history import History, RunFacts
 from emseg.flows.records.progress import Status
-from emseg.pages.charts import BLUE, PALE, RED, Share, stacked_bar
+from emseg.pages.charts import PALE, Share, stacked_bar
+from emseg.pages.colours import BLUE, RED
 from emseg.pages.markup import Markup, joined, tag
-from emseg.pages.page import Column, amount, facts, paragraph, product, table
+from emseg.pages.page import amount, facts, paragraph, product, table
 from emseg.runs.pace import format_duration
+from emseg.runs.tally import Failure, Report, Retry, quantity
 from emseg_core.recipe import Recipe
 from emseg_core.store.outputs.output import Output
 
@@ -28,48 +30,36 @@ def what_was_run(stored: Output, recipe: Recipe, found: Status) -> Iterator[Mark
         Elements of the section.
     """
     volume, plan, numerics = recipe.volume, recipe.plan, recipe.numerics
+    model, region = plan.model, plan.region
     yield tag("h3", "Volume and region")
     yield facts(
-        [
-            ("volume", tag("code", found.volume) if found.volume else "not recorded"),
-            ("shape", f"{product(volume.shape)} voxels (z, y, x), {volume.dtype}, in chunks of {product(volume.chunk)}"),
-            ("channel", volume.channel),
-            ("timepoint", volume.timepoint),
-            ("voxel size", _voxel_size(recipe)),
-            (
-                "region",
-                joined([tag("code", plan.region), f", {product(plan.region.shape)} voxels: {amount(plan.region.voxels)}"]),
-            ),
-            ("output", tag("code", stored.path)),
-        ]
+        ("volume", tag("code", found.volume) if found.volume else "not recorded"),
+        ("shape", f"{product(volume.shape)} voxels (z, y, x), {volume.dtype}, in chunks of {product(volume.chunk)}"),
+        ("channel", volume.channel),
+        ("timepoint", volume.timepoint),
+        ("voxel size", _voxel_size(recipe)),
+        ("region", joined([tag("code", region), f", {product(region.shape)} voxels: {amount(region.voxels)}"])),
+        ("output", tag("code", stored.path)),
     )
     yield tag("h3", "Model")
-    model = plan.model
     yield facts(
-        [
-            *_card(stored.attributes.get("model")),
-            ("file", tag("code", found.model) if found.model else "not recorded"),
-            ("SHA-256", tag("code", recipe.model_digest)),
-            ("classes", ", ".join(stored.classes)),
-            (
-                "network",
-                f"{model.kind}, {model.gives}; context {product(model.context)} voxels (z, y, x) on each side",
-            ),
-        ]
+        *_card(stored.attributes.get("model")),
+        ("file", tag("code", found.model) if found.model else "not recorded"),
+        ("SHA-256", tag("code", recipe.model_digest)),
+        ("classes", ", ".join(stored.classes)),
+        ("network", f"{model.kind}, {model.gives}; context {product(model.context)} voxels (z, y, x) on each side"),
     )
     yield tag("h3", "Settings")
     yield facts(
-        [
-            ("block", f"{product(plan.unit)} voxels, in chunks of {product(plan.chunk)}"),
-            ("tile", f"{product(plan.tile)} voxels, in batches of {plan.batch}"),
-            ("precision", numerics.precision + (f": {recipe.accuracy}" if recipe.accuracy else "")),
-            ("numerical fingerprint", str(numerics)),
-            ("normalisation", _normalisation(recipe)),
-            ("probabilities", "stored with the labels" if recipe.probabilities else "not stored"),
-            ("test-time augmentation", "mean over 8 rotations and flips of the image plane" if recipe.tta else "no"),
-            ("coarser levels", ", ".join(f"by {product(step)}" for step in recipe.steps) or "none"),
-            ("fingerprint", tag("code", recipe.fingerprint)),
-        ]
+        ("block", f"{product(plan.unit)} voxels, in chunks of {product(plan.chunk)}"),
+        ("tile", f"{product(plan.tile)} voxels, in batches of {plan.batch}"),
+        ("precision", numerics.precision + (f": {recipe.accuracy}" if recipe.accuracy else "")),
+        ("numerical fingerprint", str(numerics)),
+        ("normalisation", _normalisation(recipe)),
+        ("probabilities", "stored with the labels" if recipe.probabilities else "not stored"),
+        ("test-time augmentation", "mean over 8 rotations and flips of the image plane" if recipe.tta else "no"),
+        ("coarser levels", ", ".join(f"by {product(step)}" for step in recipe.steps) or "none"),
+        ("fingerprint", tag("code", recipe.fingerprint)),
     )
 
 
@@ -101,54 +91,37 @@ def run_progress(stored: Output, found: Status, history: History) -> Iterator[Ma
     Markup
         Elements of the section.
     """
-    yield stacked_bar(
-        [
-            Share("done", found.done / found.blocks, BLUE),
-            Share("failed", len(found.failed) / found.blocks, RED),
-            Share("left", found.left / found.blocks, PALE),
-        ]
-    )
+    failed = len(found.failed)
+    counts = (("done", found.done, BLUE), ("failed", failed, RED), ("left", found.left, PALE))
+    yield stacked_bar([Share(name, count / found.blocks, colour) for name, count, colour in counts])
     who = f"run {found.run}, {found.holder or 'process unknown'}, last heartbeat {found.seen:.0f} s ago"
     speed = f"{found.megavoxels_per_second:.3g} Mvoxel/s" if found.megavoxels_per_second is not None else None
+    blocks = f"{found.done:,} of {found.blocks:,} done, {failed:,} failed, {found.left:,} left"
     yield facts(
-        [
-            (
-                "blocks",
-                f"{found.done:,} of {found.blocks:,} done, {len(found.failed):,} failed, {found.left:,} left"
-                + (f", {found.outside:,} outside the mask" if found.outside else ""),
-            ),
-            ("coarser levels", f"{found.built:,} of {found.units:,} write units done" if found.units else None),
-            ("running", {"held": who, "dead": f"no: {who}, died", "released": "no"}[found.state]),
-            ("current speed", speed),
-            ("time left", format_duration(found.seconds_left) if found.seconds_left is not None else None),
-            ("SLURM", found.job or None),
-            ("retries", f"{history.work.retried:,}"),
-        ]
+        ("blocks", blocks + (f", {found.outside:,} outside the mask" if found.outside else "")),
+        ("coarser levels", f"{found.built:,} of {found.units:,} write units done" if found.units else None),
+        ("running", {"held": who, "dead": f"no: {who}, died", "released": "no"}[found.state]),
+        ("current speed", speed),
+        ("time left", format_duration(found.seconds_left) if found.seconds_left is not None else None),
+        ("SLURM", found.job or None),
+        ("retries", f"{history.work.retried:,}"),
     )
     for flaw in found.flaws[:MAX_LISTED]:
         yield paragraph(f"Missing or damaged: {flaw}.", kind="note")
-    yield from _failures(found)
-    yield from _retries(stored, history)
+    yield from _blocks("Failed blocks", found.failed, {"cause": "cause"}, "`emseg status --json` lists all")
+    details = {"cause of the last failed attempt": "cause", "done by": "worker"}
+    yield from _blocks("Retried blocks", history.work.retries, details, f"see the run records in {stored.path / 'emseg'}")
 
 
-def _failures(found: Status) -> Iterator[Markup]:
-    if not found.failed:
+def _blocks(heading: str, blocks: Sequence[Failure | Retry], details: Mapping[str, str], where: str) -> Iterator[Markup]:
+    """List blocks, if there are any, with the attributes that `details` names by their headings."""
+    if not blocks:
         return
-    yield tag("h3", "Failed blocks")
-    rows = [(f"{each.block:,}", tag("code", each.box), each.cause) for each in found.failed[:MAX_LISTED]]
-    yield table([Column("block", number=True), *map(Column, ("voxels (z, y, x)", "cause"))], rows)
-    yield from _more(len(found.failed), "`emseg status --json` lists all")
-
-
-def _retries(stored: Output, history: History) -> Iterator[Markup]:
-    tries = history.work.retries
-    if not tries:
-        return
-    yield tag("h3", "Retried blocks")
-    rows = [(f"{each.block:,}", tag("code", each.box), each.cause, each.worker) for each in tries[:MAX_LISTED]]
-    headings = ("voxels (z, y, x)", "cause of the last failed attempt", "done by")
-    yield table([Column("block", number=True), *map(Column, headings)], rows)
-    yield from _more(len(tries), f"see the run records in {stored.path / 'emseg'}")
+    yield tag("h3", heading)
+    listed, names = blocks[:MAX_LISTED], details.values()
+    rows = [(f"{each.block:,}", tag("code", each.box), *(getattr(each, name) for name in names)) for each in listed]
+    yield table(["block", "voxels (z, y, x)", *details], rows, numbers={"block"})
+    yield from _more(len(blocks), where)
 
 
 def _more(count: int, where: str) -> Iterator[Markup]:
@@ -168,34 +141,24 @@ def runs(found: Status, history: History) -> Iterator[Markup]:
     if not newest:
         yield paragraph("The run records are lost: it is not known when and where the runs took place.", kind="note")
         return
-    yield table(
-        [
-            *(Column("run", number=True), Column("started (UTC)"), Column("last activity"), Column("ended")),
-            *(Column("blocks done", number=True), Column("failed", number=True), Column("retries", number=True)),
-            *(Column("Mvoxel/s", number=True), Column("idle", number=True)),
-        ],
-        [
-            (
-                *(run.number, utc(run.began), utc(run.last), _end(run, found)),
-                *(f"{run.work.done:,}", f"{run.work.failed:,}", f"{run.work.retried:,}"),
-                *(f"{run.work.megavoxels_per_second:.3g}", "" if run.work.idle is None else f"{run.work.idle:.0%}"),
-            )
-            for run in newest
-        ],
-    )
-    yield table(
-        [Column("run", number=True), *map(Column, ("emseg", "Python", "host", "workers"))],
-        [(run.number, *(_said(run, name) for name in ("emseg", "python", "host")), _workers(run)) for run in newest],
-    )
+    numbers = ("blocks done", "failed", "retries", "Mvoxel/s", "idle")
+    rows = [(run.number, utc(run.began), utc(run.last), _end(run, found), *_numbers(run.work)) for run in newest]
+    yield table(["run", "started (UTC)", "last activity", "ended", *numbers], rows, numbers={"run", *numbers})
+    hosts = [(run.number, *(_said(run, name) for name in ("emseg", "python", "host")), _workers(run)) for run in newest]
+    yield table(["run", "emseg", "Python", "host", "workers"], hosts, numbers={"run"})
     yield from _more(len(history.runs), f"see the run records in {found.output}")
     for run in newest:
         if run.lost:
-            lines = "1 line" if run.lost == 1 else f"{run.lost:,} lines"
-            yield paragraph(f"{lines} of the record of run {run.number} cannot be read.", kind="note")
+            yield paragraph(f"{quantity(run.lost, 'line')} of the record of run {run.number} cannot be read.", kind="note")
     notices = [tag("li", f"run {run.number}: {notice}") for run in newest for notice in run.notices]
     if notices:
         yield tag("h3", "Notices")
         yield tag("ul", *notices)
+
+
+def _numbers(work: Report) -> tuple[str, ...]:
+    idle = "" if work.idle is None else f"{work.idle:.0%}"
+    return f"{work.done:,}", f"{work.failed:,}", f"{work.retried:,}", f"{work.megavoxels_per_second:.3g}", idle
 
 
 def _end(run: RunFacts, found: Status) -> str:
