@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from emseg.cli.exit import exit_with_message, stopped_message
+from emseg.cli.exit import exit_stopped
 from emseg.cli.options import placement_options
 from emseg.cli.saying import say
 from emseg.cli.terminal import on_terminal
@@ -41,12 +41,7 @@ if TYPE_CHECKING:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing export.")
 @placement_options("Worker processes. Default: one per core, or none up to 2 GiB. 0: no Dask.")
-def export(
-    output: Place,
-    target: Path,
-    where: Where,
-    **options: Any,
-) -> None:
+def export(output: Place, target: Path, where: Where, **options: Any) -> None:
     """Export the classes of OUTPUT, instance labels or a probability to TARGET.
 
     TARGET is a TIFF stack, which one process writes, or OME-Zarr or Neuroglancer precomputed with all pyramid levels.
@@ -57,7 +52,5 @@ def export(
 
             made = flow(output, target, **where, **options, **terminal, tell=lambda line: say(line, err=True))
     except StoppedError as stopped:
-        exit_with_message(
-            stopped_message(stopped.number, "Nothing is kept; run the same command again to start over"), 128 + stopped.number
-        )
+        exit_stopped(stopped.number, "Nothing is kept; run the same command again to start over")
     say(made)

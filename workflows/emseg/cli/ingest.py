@@ -27,12 +27,7 @@ if TYPE_CHECKING:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing volume.")
 @placement_options("Worker processes. Default: one per core, or none up to 2 GiB. 0: no Dask.")
-def ingest(
-    source: Path,
-    volume: Path,
-    where: Where,
-    **options: Any,
-) -> None:
+def ingest(source: Path, volume: Path, where: Where, **options: Any) -> None:
     """Convert SOURCE to a Zarr volume (resumes if interrupted).
 
     SOURCE is a multi-page TIFF, MRC or HDF5 file, a folder of TIFF or PNG slices, N5, or Neuroglancer precomputed.

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from emseg.cli.options import SETTINGS, TLS
 from emseg.cli.run import run
 from emseg.cli.saying import say
-from emseg.cli.values import Pair
+from emseg.cli.values import pair
 from emseg.settings.run import RunSettings
 
 NOT_SUBMITTED = {"as_json", "cluster", "gpus", "grace", "host", "requeue", "scheduler", "site", *TLS}
@@ -23,7 +23,7 @@ NOT_SUBMITTED = {"as_json", "cluster", "gpus", "grace", "host", "requeue", "sche
 @click.argument("words", metavar="VOLUME [OPTIONS OF emseg run]", nargs=-1, type=click.UNPROCESSED, required=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Number of workers.")
 @click.option(
-    "--adapt", type=Pair("min:max"), help="Fewest and most workers: as many as there are blocks for, instead of --workers."
+    "--adapt", type=pair("min:max"), help="Fewest and most workers: as many as there are blocks for, instead of --workers."
 )
 @click.option(
     "--site", type=click.Path(path_type=Path), help="TOML file with the following values and more, see deploy/slurm/site.toml."
@@ -44,15 +44,9 @@ def submit(
     workers: int | None,
     adapt: tuple[int, int] | None,
     site: Path | None,
-    partition: str,
-    account: str,
-    qos: str,
-    time: str,
-    gres: str,
-    cpus: int | None,
-    memory: str,
     elastic: bool,
     dry_run: bool,
+    **values: Any,
 ) -> None:
     """Run on a SLURM cluster: as a job that outlives this shell, and resumes until VOLUME is done."""
     from emseg.flows.submit import prepare_submission
@@ -64,12 +58,11 @@ def submit(
     settings = asked.pop("settings")
     if asked.get("instances"):
         settings = replace(settings, probabilities=True)
-    others = {"partition": partition, "account": account, "qos": qos, "time": time, "gres": gres, "memory": memory}
     ready = prepare_submission(
         asked.pop("volume"),
         asked.pop("output"),
         settings,
-        site=read_site(site).replaced(**others, cpus=cpus),
+        site=read_site(site).replaced(**values),
         placement=Placement(
             workers,
             adapt=adapt,

@@ -38,7 +38,6 @@ from emseg_core.store.outputs.level import remove_stale_units
 from emseg_core.store.outputs.lifecycle import open_output
 from emseg_core.store.outputs.output import Output
 from emseg_core.store.stacks.array_stack import Array
-from emseg_core.store.volumes.volume import level_path
 
 
 class RunKeywords(SettingsKeywords, WhereOnGpus, total=False):
@@ -129,9 +128,7 @@ class _Asked:
         placement = with_shared_gpus(self.placement)
         if not isinstance(given, str | Path | Address):
             check_settings(settings)  # before the array is stored
-        volume = volume_at(given, output, voxel_size)
-        if settings.level is not None:
-            volume = level_path(volume, settings.level)
+        volume = settings.level_of(volume_at(given, output, voxel_size))
         place = parse_place(output) if output is not None else default_output(volume)
         check_output_place(place, volume)
         existing = output_to_resume(place, self.overwrite)
