@@ -43,7 +43,6 @@ class ClassMap(Protocol):
         ndarray
             ``(z, y, x) uint8``.
         """
-        ...
 
     def probability(self, label: int, start: int, stop: int) -> NDArray[np.uint8] | None:
         """Read the stored probability of a class in some slices.
@@ -60,7 +59,6 @@ class ClassMap(Protocol):
         ndarray or None
             ``(z, y, x) uint8`` from 0 to 254; None if there are no probabilities.
         """
-        ...
 
 
 class _Stored:
