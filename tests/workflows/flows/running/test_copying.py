@@ -29,6 +29,7 @@ from takeover import take_over
 
 from emseg import cli, export
 from emseg.cli.export import export as command
+from emseg.clusters import local
 from emseg.clusters.local import local_cluster
 from emseg.flows.ingest import ingest
 from emseg.flows.running import copying
@@ -144,10 +145,10 @@ def test_workers_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert workers() == 0
     expected = snapshot(tmp_path / "v")
     monkeypatch.setattr(copying, "SINGLE_PROCESS_BYTES", 0)
-    monkeypatch.setattr(copying, "most_workers", lambda needed: 1)
+    monkeypatch.setattr(local, "workers_within", lambda needed: 1)
     ingest(source, tmp_path / "v", overwrite=True, on_event=told.append)
     assert workers() == 0
-    monkeypatch.setattr(copying, "most_workers", lambda needed: 1 + int(needed > 2 * 4 * SHAPE[1] * SHAPE[2]))
+    monkeypatch.setattr(local, "workers_within", lambda needed: 1 + int(needed > 2 * 4 * SHAPE[1] * SHAPE[2]))
     ingest(source, tmp_path / "v", overwrite=True, on_event=told.append)
     assert workers() == 2
     assert snapshot(tmp_path / "v") == expected

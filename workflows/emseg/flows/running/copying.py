@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from emseg.executors.port import Executor
 from emseg.flows.running.stages import StageRunner
-from emseg.launch import Launch, most_workers, open_executor
+from emseg.launch import Launch, open_executor
 from emseg.placement import Placement
 from emseg.runs.dispatch import Policy
 from emseg.runs.events import BlockEnded, Event, Observer, RunEnded
@@ -124,7 +124,9 @@ class Copier:
             return self.placement
         if sum(stage.left * stage.part_bytes for stage in stages) <= SINGLE_PROCESS_BYTES:
             return Placement(workers=0)
-        workers = min(max(stage.left for stage in stages), most_workers(_worker_bytes(stages)))
+        from emseg.clusters.local import workers_within
+
+        workers = min(max(stage.left for stage in stages), workers_within(_worker_bytes(stages)))
         return Placement(workers=workers if workers > 1 else 0)
 
     def _forward(self, event: Event) -> None:
