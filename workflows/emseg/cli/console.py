@@ -214,7 +214,8 @@ def progress_lines(pace: Pace, now: float, *, brief: bool = False) -> tuple[str,
     if not pace.began:
         first = "" if brief else " (the first takes longest)"
         return f"blocks     waiting for the first of {quantity(pace.left, 'block')}{first}", ""
-    to_go = format_time_left(*(pace.seconds_left(now) or (None, None)))
+    seconds, plus_minus = pace.seconds_left(now) or (None, None)
+    to_go = format_time_left(seconds, plus_minus)
     speed = f"{pace.speed(now) / 1e6:.3g} Mvoxel/s"
     blocks = f"blocks     {pace.done} of {pace.blocks} done{failed}, {pace.left} left; {speed}; {to_go} to go"
     idle, shares, slowest = pace.idle(now), pace.shares(), pace.slowest()

@@ -100,14 +100,11 @@ class RunPlan:
 
     def _repr_html_(self) -> str:
         """Return the same as a table, for notebooks."""
-        return tag("table", *(tag("tr", tag("th", name), tag("td", value)) for name, value in self.facts()))
+        rows = [tag("tr", tag("th", name), tag("td", value)) for name, value in self.facts()]
+        return tag("table", *rows)
 
 
-def plan(
-    volume: str | Path | Address,
-    settings: RunSettings | None = None,
-    **given: Unpack[RunKeywords],
-) -> RunPlan:
+def plan(volume: str | Path | Address, settings: RunSettings | None = None, **given: Unpack[RunKeywords]) -> RunPlan:
     """Plan a run, and write nothing.
 
     Parameters
