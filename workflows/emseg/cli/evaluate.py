@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from emseg.cli.saying import say_result
 from emseg.cli.values import Location, Meaning, pair
-
-if TYPE_CHECKING:
-    from emseg_core.store.files.place import Place
+from emseg_core.store.files.place import Place
 
 
 @click.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,11 +12,9 @@ from emseg.cli.options import placement_options
 from emseg.cli.saying import say
 from emseg.cli.terminal import on_terminal
 from emseg.cli.values import Location
+from emseg.placement import Where
 from emseg.runs.stop import StoppedError
-
-if TYPE_CHECKING:
-    from emseg.placement import Where
-    from emseg_core.store.files.place import Place
+from emseg_core.store.files.place import Place
 
 
 @click.command()

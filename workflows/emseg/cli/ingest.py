@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from emseg.cli.options import placement_options
 from emseg.cli.saying import say
 from emseg.cli.terminal import on_terminal
-
-if TYPE_CHECKING:
-    from emseg.placement import Where
+from emseg.placement import Where
 
 
 @click.command()

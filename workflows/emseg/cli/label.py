@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
@@ -12,10 +12,8 @@ from emseg.cli.options import json_option, placement_options
 from emseg.cli.saying import say_result
 from emseg.cli.terminal import on_terminal
 from emseg.cli.values import Location
-
-if TYPE_CHECKING:
-    from emseg.placement import Where
-    from emseg_core.store.files.place import Place
+from emseg.placement import Where
+from emseg_core.store.files.place import Place
 
 CONNECTIVITY: dict[str, Literal[6, 18, 26]] = {"6": 6, "18": 18, "26": 26}
 """Neighbours of a voxel, by the value of --connectivity."""

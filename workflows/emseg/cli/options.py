@@ -10,7 +10,10 @@ from typing import Any
 import click
 
 from emseg.cli.values import EMPTY, GPUS, TRIPLE, pair
+from emseg.placement import Placement
 from emseg.settings.fields import texts_of
+from emseg.settings.run import RunSettings
+from emseg.slurm.site import read_site
 
 Command = Callable[..., None]
 
@@ -77,8 +80,6 @@ def settings_options(*left_out: str) -> Callable[[Command], Command]:
     """
 
     def decorate(command: Command) -> Command:
-        from emseg.settings.run import RunSettings
-
         typed = {name: how for name, how in SETTINGS.items() if name not in left_out}
 
         @wraps(command)
@@ -110,16 +111,12 @@ def placement_options(workers: str = "", *, gpus: bool = False) -> Callable[[Com
     """
 
     def decorate(command: Command) -> Command:
-        from emseg.placement import Placement
-
         texts = texts_of(Placement) | TLS | ({"workers": workers} if workers else {})
         typed = {**PLACEMENT, **(ON_GPUS if gpus else {})}
         files = {name: {"type": click.Path(path_type=Path)} for name in TLS}
 
         @wraps(command)
         def placed(**given: Any) -> None:
-            from emseg.slurm.site import read_site
-
             where = {name: given.pop(name) for name in typed}
             where["tls"] = _tls(tuple(given.pop(name) for name in TLS))
             where["site"] = read_site(where["site"]) if where["site"] else None

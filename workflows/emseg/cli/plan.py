@@ -10,12 +10,12 @@ import click
 from emseg.cli.options import device_option, json_option, settings_options
 from emseg.cli.saying import say, say_json, say_text
 from emseg.cli.values import Location
+from emseg.settings.run import RunSettings
+from emseg_core.box import Triple
+from emseg_core.store.files.place import Place
 
 if TYPE_CHECKING:
-    from emseg.settings.run import RunSettings
-    from emseg_core.box import Triple
     from emseg_core.grid.layout import Layout
-    from emseg_core.store.files.place import Place
 
 SHOWN = 8
 """Layouts that `emseg plan --explain` shows."""

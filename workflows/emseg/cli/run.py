@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,21 +15,18 @@ from emseg.cli.options import json_option, placement_options, settings_options
 from emseg.cli.saying import say, say_json, say_result
 from emseg.cli.terminal import on_terminal
 from emseg.cli.values import Location
+from emseg.placement import WhereOnGpus, on_cpus
 from emseg.runs.stop import Stop, StoppedError
+from emseg.settings.run import RunSettings
+from emseg.settings.toml import read_table
 from emseg.slurm.job import SlurmJob
-
-if TYPE_CHECKING:
-    from emseg.placement import WhereOnGpus
-    from emseg.settings.run import RunSettings
-    from emseg_core.store.files.place import Place
+from emseg_core.store.files.place import Place
 
 
 def _read_settings(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:  # noqa: ARG001  click's
     """Take the values of a file as defaults of the options."""
     if path is None:
         return
-    from emseg.settings.toml import read_table
-
     names = {option.name for option in context.command.params} - {"settings_file", "as_json"}
     context.default_map = read_table(path, names)
 
@@ -103,8 +101,6 @@ def run(
     restarted = job is not None and job.restarts > 0  # what is started over is so once
     try:
         with on_terminal(stop) as terminal:
-            from dataclasses import replace
-
             from emseg.flows.segment import segment
             from emseg.runs.dispatch import Policy
 
@@ -122,7 +118,6 @@ def run(
             if instances and report.exit_code == 0:
                 from emseg.flows.label import label as label_output
                 from emseg.flows.running.output_location import default_output
-                from emseg.placement import on_cpus
 
                 place = output or default_output(settings.level_of(volume))
                 labelled = label_output(place, **on_cpus(where), **terminal)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
 from emseg.cli.options import json_option
 from emseg.cli.saying import say, say_result
 from emseg.cli.values import Location
-
-if TYPE_CHECKING:
-    from emseg_core.store.files.place import Place
+from emseg_core.store.files.place import Place
 
 
 @click.command()

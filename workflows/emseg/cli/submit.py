@@ -13,7 +13,9 @@ from emseg.cli.options import SETTINGS, TLS
 from emseg.cli.run import run
 from emseg.cli.saying import say
 from emseg.cli.values import pair
+from emseg.placement import Placement
 from emseg.settings.run import RunSettings
+from emseg.slurm.site import read_site
 
 NOT_SUBMITTED = {"as_json", "cluster", "gpus", "grace", "host", "requeue", "scheduler", "site", *TLS}
 """Options of `emseg run` that a submission decides itself, or that make no sense there."""
@@ -51,8 +53,6 @@ def submit(
     """Run on a SLURM cluster: as a job that outlives this shell, and resumes until VOLUME is done."""
     from emseg.flows.submit import prepare_submission
     from emseg.flows.submit import submit as flow
-    from emseg.placement import Placement
-    from emseg.slurm.site import read_site
 
     asked = _asked(list(words))
     settings = asked.pop("settings")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
 from emseg_core.box import triple
-
-if TYPE_CHECKING:
-    from emseg_core.store.files.place import Place
+from emseg_core.store.files.place import Place, parse_place
 
 
 class Location(click.ParamType["Place"]):
@@ -20,8 +18,6 @@ class Location(click.ParamType["Place"]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:  # noqa: ARG002
         """Parse the place."""
-        from emseg_core.store.files.place import parse_place
-
         return parse_place(value)
 
 

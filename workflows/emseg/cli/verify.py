@@ -12,12 +12,12 @@ from emseg.cli.options import json_option, placement_options
 from emseg.cli.saying import say_result
 from emseg.cli.terminal import on_terminal
 from emseg.cli.values import Location, LocationOrNothing
+from emseg.placement import WhereOnGpus
+from emseg_core.store.files.place import Place
 
 if TYPE_CHECKING:
     from emseg.flows.repair import ChecksumReport
     from emseg.flows.verify import Verdict
-    from emseg.placement import WhereOnGpus
-    from emseg_core.store.files.place import Place
 
 
 @click.command()

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from emseg.cli.exit import exit_stopped
 from emseg.cli.saying import say
 from emseg.cli.values import Location
 from emseg.runs.stop import StoppedError, signal_of
-
-if TYPE_CHECKING:
-    from emseg_core.store.files.place import Place
+from emseg_core.store.files.place import Place
 
 
 @click.command()
