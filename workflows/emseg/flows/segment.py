@@ -122,6 +122,7 @@ def segment(
     launch = Launch(placement, left, settings.threads, place.absolute(), notify)
     with claim_output(place, notify) as claim, open_executor(launch, stop) as executor:
         _check_workers(draft, executor, placement)
+        stages = StageRunner(place.absolute(), executor, None, policy, stop, notify)
         draft, recipe, notices = settle(draft, executor, placement.computes_on)
         finished = NO_FINISHED_BLOCKS
         if started is not None:
@@ -129,7 +130,7 @@ def segment(
                 check_same_settings(place, started, recipe)
             recipe = started
             if not stop.asked:
-                finished = compare_sample(open_output(place), claim.run, draft.path, executor, policy, stop, notify)
+                finished = compare_sample(open_output(place), claim.run, draft.path, stages)
         if stop.asked:
             raise StoppedError(stop.number)
         prepare_output(place, recipe, draft.outside, draft.card, overwrite, claim.token)
@@ -140,13 +141,13 @@ def segment(
                 recipe=recipe,
                 volume=draft.path,
                 model=draft.model_place,
-                output=place.absolute(),
-                token=worker_token(place.absolute(), lease),
+                output=stages.output,
+                token=worker_token(stages.output, lease),
                 mixed_hardware=mixed_hardware,
                 device=placement.computes_on,
                 workers_per_gpu=placement.most_per_gpu,
             )
-            return _run(job, finished, StageRunner(job.output, executor, lease, policy, stop, notify))
+            return _run(job, finished, replace(stages, lease=lease))
 
 
 def _check_workers(draft: Draft, executor: Executor, placement: Placement) -> None:

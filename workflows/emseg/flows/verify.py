@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from emseg.flows.records.run_log import model_of, recipe_of, volume_of
 from emseg.flows.records.same_volume import VolumeComparison, compare_all
+from emseg.flows.running.stages import StageRunner
 from emseg.launch import Launch, open_executor
 from emseg.placement import Placement
+from emseg.runs.dispatch import Policy
 from emseg.runs.events import Observer
 from emseg.runs.notices import log
 from emseg.runs.stop import Stop, StoppedError
@@ -219,7 +221,8 @@ def _reread(stored: Output, source: ZarrVolume, workers: int, stop: Stop, notify
     """Read the volume again and compare it with what the blocks read."""
     launch = Launch(Placement(workers=workers), stored.outside.size, 1, stored.path, notify)
     with open_executor(launch, stop) as executor:
-        found = compare_all(stored, newest_run(stored.records), source.path, executor, stop, notify)
+        stages = StageRunner(stored.path, executor, None, Policy(), stop, notify)
+        found = compare_all(stored, newest_run(stored.records), source.path, stages)
     if stop.number:
         raise StoppedError(stop.number)
     return found
