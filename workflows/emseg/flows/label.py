@@ -167,12 +167,7 @@ def label(
 
 
 def label_again(
-    output: str | Place,
-    name: str,
-    *,
-    stop: Stop | None = None,
-    on_event: Observer | None = None,
-    **where: Unpack[Where],
+    output: str | Place, name: str, *, stop: Stop | None = None, on_event: Observer | None = None, **where: Unpack[Where]
 ) -> Labelled:
     """Compute damaged or unfinished instance labels again, with the settings that they were made with.
 

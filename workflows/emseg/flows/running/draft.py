@@ -26,7 +26,7 @@ from emseg_core.grid.symmetry import check_symmetric
 from emseg_core.model.backend import backend_of
 from emseg_core.model.device import Device
 from emseg_core.model.model_place import ModelPlace, card_of, describe, digest_of, locate_model, title_of
-from emseg_core.normalise import Normalisation, Scope, survey
+from emseg_core.normalise import Normalisation, survey
 from emseg_core.recipe import Empty, Recipe
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.network import NetworkSpec
@@ -154,7 +154,7 @@ def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Rec
     tile = settings.tile or spec.only_tile
     plan = _plan(source.spec, spec, region, tile, started, limits)
     check_chunks(source.spec, volume)
-    normalisation, digest = survey(source, settings.normalise or _trained_with(card))
+    normalisation, digest = survey(source, settings.normalise or ("slice" if card.get("normalise") == "slice" else "volume"))
     normalisation = normalisation if settings.normalise else _told(card) or normalisation
     if started is not None:
         before = started.numerics
@@ -257,11 +257,6 @@ def _empty(empty: tuple[float, str] | None, spec: NetworkSpec) -> Empty | None:
 def _told(card: Mapping[str, str]) -> Normalisation | None:
     """Return the mean and deviation that a model was trained with, if its card has them."""
     return Normalisation("volume", (float(card["mean"]),), (float(card["deviation"]),)) if "mean" in card else None
-
-
-def _trained_with(card: Mapping[str, str]) -> Scope:
-    """Return the scope over which intensities were normalised when a model was trained."""
-    return "slice" if card.get("normalise") == "slice" else "volume"
 
 
 def _plan(
