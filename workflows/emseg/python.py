@@ -33,7 +33,7 @@ COMMANDS = {
     "emseg verify --repair": "repair",
 }
 """Functions of commands that have another name."""
-KEYWORDS = {"class": "class_name", "output": "output", "solid": "planar"}
+KEYWORDS = {"class": "class_name", "solid": "planar"}
 """Keywords of options that have another name."""
 FIELDS = {entry.name: entry for kind in (RunSettings, Placement) for entry in fields(kind)}
 """Fields of settings and of placement, which are keywords of many functions."""
@@ -168,9 +168,8 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
             continue
         for keyword, kind in vars(import_module(function.__module__))[summed_up[1]].__annotations__.items():
             annotation = getattr(kind, "__forward_arg__", kind)
-            parameters.append(
-                inspect.Parameter(keyword, entry.KEYWORD_ONLY, default=FIELDS[keyword].default, annotation=annotation)
-            )
+            default = FIELDS[keyword].default
+            parameters.append(inspect.Parameter(keyword, entry.KEYWORD_ONLY, default=default, annotation=annotation))
     return signature.replace(parameters=parameters)
 
 
@@ -180,9 +179,6 @@ def _documentation(function: Callable[..., Any]) -> str | None:
     if text is None or ("**given" not in text and "**where" not in text):
         return text
     own = inspect.signature(function).parameters
-    listed = [
-        f"{name} : {FIELDS[name].type}\n    {FIELDS[name].metadata['text']}\n"
-        for name in _signature(function).parameters
-        if name not in own
-    ]
-    return re.sub(r"^\*\*(given|where)\n    .*\n", lambda _: "".join(listed), text, flags=re.MULTILINE)
+    entries = [FIELDS[name] for name in _signature(function).parameters if name not in own]
+    listed = "".join(f"{entry.name} : {entry.type}\n    {entry.metadata['text']}\n" for entry in entries)
+    return re.sub(r"^\*\*(given|where)\n    .*\n", lambda _: listed, text, flags=re.MULTILINE)
