@@ -42,7 +42,7 @@ def draw(depth: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 def _slice(centres: NDArray[np.float64], rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw one slice with cells around these centres."""
     places = np.indices((EDGE, EDGE)) + 6 * _smooth(rng, 2, 12)
-    nearest = np.argmin([np.hypot(*(places - centre[:, None, None])) for centre in centres], axis=0)
+    nearest = np.argmin([np.hypot.reduce(places - centre[:, None, None]) for centre in centres], axis=0)
     membrane = ndimage.maximum_filter(nearest, MEMBRANE) != ndimage.minimum_filter(nearest, MEMBRANE)
     dark = membrane | _organelles(ndimage.distance_transform_edt(~membrane), rng)
     raw = ndimage.gaussian_filter(np.where(dark, DARK, LIGHT), 0.8)

@@ -74,7 +74,8 @@ def patches(raw: NDArray[np.float32], network: TorchPredictor, step: Triple, aro
     """Predict patches `step` apart; their context is taken from `around`, or mirrored if that is None."""
     whole = Box.of_shape(triple(raw.shape))
     logits = np.empty((len(SMALL.classes), *raw.shape), np.float32)
-    for corner in product(*(range(0, length, s) for length, s in zip(raw.shape, step, strict=True))):
+    starts = [range(0, length, s) for length, s in zip(raw.shape, step, strict=True)]
+    for corner in product(*starts):
         target = Box.of_shape(step).shift(triple(corner)).intersect(whole)
         source = Box.of_shape(TILE).relative_to(SMALL.context)
         seen = mirrored(raw[target.slices()], source) if around is None else mirrored(around, source.shift(target.start))

@@ -77,6 +77,19 @@ def test_advice_fits_whoever_asked(volume: Path, tmp_path: Path) -> None:
     assert "cluster='cuda'" in str(refused.value)
 
 
+def test_a_plan_speaks_to_whoever_asked(volume: Path, tmp_path: Path) -> None:
+    """What it starts is the public function, however it is started."""
+    output = tmp_path / "out.zarr"
+    assert emseg.plan(volume, workers=0).run(output).exit_code == 0
+    planned = emseg.plan(volume, workers=0, probabilities=True)
+    with pytest.raises(OutputError) as refused:
+        planned.run(output)
+    assert "overwrite=True" in str(refused.value)
+    assert "--" not in str(refused.value)
+    with pytest.raises(TypeError, match="did you mean 'overwrite'"):
+        planned.run(output, overwrit=True)
+
+
 def test_notices_speak_to_whoever_asked(volume: Path, tmp_path: Path) -> None:
     events: list[Event] = []
     observe = python._observer(events.append)

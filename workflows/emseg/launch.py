@@ -132,10 +132,8 @@ def tile_budget(placement: Placement, threads: int, device: Device) -> int:
     if placement.batch or placement.scheduler or placement.client:
         return DEFAULT_TILE_BYTES
     if device == "cuda":
-        share, most = (
-            (smallest_gpu_memory() or GPU_MEMORY_DIVISOR * DEFAULT_TILE_BYTES) // GPU_MEMORY_DIVISOR,
-            MAX_GPU_TILE_BYTES,
-        )
+        memory = smallest_gpu_memory()
+        share, most = memory // GPU_MEMORY_DIVISOR if memory else DEFAULT_TILE_BYTES, MAX_GPU_TILE_BYTES
     else:
         share, most = usable_memory() // default_workers(threads) // CPU_MEMORY_DIVISOR, MAX_CPU_TILE_BYTES
     return min(most, max(SMALL_TILE_BYTES, 1 << (share.bit_length() - 1)))
@@ -252,12 +250,12 @@ def _new_client(launch: Launch, held: ExitStack) -> Client:
     if placement.batch:
         client = _batch_client(launch, held)
     elif placement.cluster == "cuda":
-        client = _cuda_client(launch, held)
+        client = held.enter_context(_cuda().cuda_cluster(placement.gpus, placement.most_per_gpu, BLOCKS_IN_FLIGHT, launch.send))
     else:
         client = _local_client(launch, held)
-    held.enter_context(_token_file_kept(client, launch))
+    _keep_token(client, launch, held)
     if placement.batch or placement.host is not None or is_remote():
-        launch.notify(Noticed(f"to see the dashboard from another machine, run: {tunnel_command(client)}"))
+        launch.send(f"to see the dashboard from another machine, run: {tunnel_command(client)}")
     return client
 
 
@@ -270,15 +268,7 @@ def _local_client(launch: Launch, held: ExitStack) -> Client:
         local_cluster(launch.workers, BLOCKS_IN_FLIGHT, host or LOOPBACK, security, launch.elastic, launch.send)
     )
     if host is not None:
-        launch.notify(Noticed(f"another host joins with: {worker_command(client, BLOCKS_IN_FLIGHT)}"))
-    return client
-
-
-def _cuda_client(launch: Launch, held: ExitStack) -> Client:
-    placement = launch.placement
-    client: Client = held.enter_context(
-        _cuda().cuda_cluster(placement.gpus, placement.most_per_gpu, BLOCKS_IN_FLIGHT, launch.send)
-    )
+        launch.send(f"another host joins with: {worker_command(client, BLOCKS_IN_FLIGHT)}")
     return client
 
 
@@ -310,22 +300,17 @@ def _batch_client(launch: Launch, held: ExitStack) -> Client:
     return held.enter_context(job_cluster(launch.workers, BLOCKS_IN_FLIGHT, site, security, logs, launch.elastic, launch.send))
 
 
-@contextmanager
-def _token_file_kept(client: Client, launch: Launch) -> Iterator[None]:
-    """Keep the dashboard's token in a file within the ``with``; if that is impossible, a message says so."""
+def _keep_token(client: Client, launch: Launch, held: ExitStack) -> None:
+    """Keep the dashboard's token in a file; if that is impossible, a message says so."""
     cluster: Any = client.cluster
     file = token_file(launch.place)
-    with ExitStack() as held:
-        try:
-            held.enter_context(token_file_kept(cluster.token, file))
-        except OSError as error:
-            why = error.strerror or error
-            launch.notify(
-                Noticed(
-                    f"the dashboard's token cannot be stored in {file} ({why}): use the link on the terminal, which contains it"
-                )
-            )
-        yield
+    try:
+        held.enter_context(token_file_kept(cluster.token, file))
+    except OSError as error:
+        why = error.strerror or error
+        launch.send(
+            f"the dashboard's token cannot be stored in {file} ({why}): use the link on the terminal, which contains it"
+        )
 
 
 def _security(place: Place, held: ExitStack) -> Any:

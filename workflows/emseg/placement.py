@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
@@ -107,82 +108,72 @@ class Placement:
         return self.cluster in ("srun", "slurm")
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 0:
-            raise PlanError(f"a run needs at least 0 workers, not {self.workers}")
+        for refusal in self._contradictions():
+            raise PlanError(refusal)
+
+    def _contradictions(self) -> Iterator[str]:
+        """Yield why this is no placement; what comes first is to be told."""
         elsewhere = self.scheduler or self.client
+        if self.workers is not None and self.workers < 0:
+            yield f"a run needs at least 0 workers, not {self.workers}"
         if elsewhere is not None and self.workers is not None:
-            raise PlanError(
-                f"a run starts {self.workers} workers or uses those of {elsewhere}, not both: leave out one of them"
-            )
+            yield f"a run starts {self.workers} workers or uses those of {elsewhere}, not both: leave out one of them"
         if self.host is not None and (elsewhere is not None or self.workers == 0):
             other = f"those of {elsewhere}" if elsewhere is not None else "no workers at all"
-            raise PlanError(f"a run listens on {self.host} for workers or uses {other}, not both: leave out one of them")
+            yield f"a run listens on {self.host} for workers or uses {other}, not both: leave out one of them"
         if self.tls is not None and self.scheduler is None:
-            raise PlanError(
-                "TLS files are for --scheduler, which is not given: add it, or leave out --tls-ca-file and the others"
-            )
+            yield "TLS files are for --scheduler, which is not given: add it, or leave out --tls-ca-file and the others"
         if self.tls is not None and (missing := [str(file) for file in self.tls if not file.is_file()]):
-            raise PlanError(f"the TLS file {missing[0]} is not there: check its path")
+            yield f"the TLS file {missing[0]} is not there: check its path"
         if self.performance_report is not None and self.workers == 0:
-            raise PlanError(
+            yield (
                 "a performance report tells of Dask, which a run with 0 workers does without: raise --workers, or leave out "
                 "--performance-report"
             )
-        self._check_adapt()
-        self._check_gpus()
-        self._check_batch()
+        if self.adapt is not None:
+            yield from self._contradictions_of_adapt(*self.adapt)
+        if self.workers_per_gpu is not None and self.workers_per_gpu < 1:
+            yield f"a GPU needs at least 1 worker, not {self.workers_per_gpu}"
+        if self.gpus is not None and (not self.gpus or min(self.gpus) < 0 or len(set(self.gpus)) < len(self.gpus)):
+            yield f"the GPUs {self.gpus} are not different whole numbers from 0: name each once"
+        if self.gpus is not None and self.cluster != "cuda":
+            yield "--gpus is for --cluster cuda, which is not given: add it, or leave out --gpus"
+        if self.most_per_gpu > 1 and self.cluster == "local" and elsewhere is None:
+            yield "--workers-per-gpu is for GPUs, but --cluster cuda is not given: add it, or leave out both"
+        if self.cluster == "cuda":
+            yield from self._contradictions_of_cuda()
+        if self.site is not None and not self.batch:
+            yield "--site is for --cluster srun and slurm, of which neither is given: add one, or leave out --site"
+        if self.batch:
+            yield from self._contradictions_of_batch()
 
-    def _check_adapt(self) -> None:
-        if self.adapt is None:
-            return
-        least, most = self.adapt
+    def _contradictions_of_adapt(self, least: int, most: int) -> Iterator[str]:
         if not 0 <= least <= most or most < 1:
-            raise PlanError(
-                f"--adapt {least}:{most} is no range of workers: give the least and the most, 1:{max(least, most, 1)}"
-            )
+            yield f"--adapt {least}:{most} is no range of workers: give the least and the most, 1:{max(least, most, 1)}"
         if self.workers is not None:
-            raise PlanError(
-                f"--adapt {least}:{most} and --workers {self.workers} both say how many workers there are: leave one out"
-            )
+            yield f"--adapt {least}:{most} and --workers {self.workers} both say how many workers there are: leave one out"
         if self.cluster not in ("local", "slurm") or self.scheduler or self.client:
             whose = f"--cluster {self.cluster}" if self.cluster != "local" else "a running cluster"
-            raise PlanError(
+            yield (
                 f"--adapt starts and ends workers one by one, but those of {whose} come and go together: use --cluster slurm "
                 "(`emseg submit --elastic`), or leave out --adapt"
             )
 
-    def _check_batch(self) -> None:
-        if self.site is not None and not self.batch:
-            raise PlanError("--site is for --cluster srun and slurm, of which neither is given: add one, or leave out --site")
-        if not self.batch:
-            return
+    def _contradictions_of_cuda(self) -> Iterator[str]:
         if (elsewhere := self.scheduler or self.client) is not None:
-            raise PlanError(
-                f"--cluster {self.cluster} starts workers, but those of {elsewhere} are given: leave out one of them"
-            )
-        if not (self.workers or self.adapt):
-            raise PlanError(f"--cluster {self.cluster} does not know how many workers to start: give --workers")
-        if self.host is not None:
-            raise PlanError(f"--cluster {self.cluster} listens on the site's interface, not on {self.host}: leave out --host")
-
-    def _check_gpus(self) -> None:
-        elsewhere = self.scheduler or self.client
-        if self.workers_per_gpu is not None and self.workers_per_gpu < 1:
-            raise PlanError(f"a GPU needs at least 1 worker, not {self.workers_per_gpu}")
-        if self.gpus is not None and (not self.gpus or min(self.gpus) < 0 or len(set(self.gpus)) < len(self.gpus)):
-            raise PlanError(f"the GPUs {self.gpus} are not different whole numbers from 0: name each once")
-        if self.cluster != "cuda":
-            if self.gpus is not None:
-                raise PlanError("--gpus is for --cluster cuda, which is not given: add it, or leave out --gpus")
-            if (self.workers_per_gpu or 1) > 1 and self.cluster == "local" and elsewhere is None:
-                raise PlanError("--workers-per-gpu is for GPUs, but --cluster cuda is not given: add it, or leave out both")
-            return
-        if elsewhere is not None:
-            raise PlanError(f"a run starts workers on GPUs here or uses those of {elsewhere}, not both: leave out one of them")
+            yield f"a run starts workers on GPUs here or uses those of {elsewhere}, not both: leave out one of them"
         if self.workers is not None:
-            raise PlanError(
+            yield (
                 f"--cluster cuda starts a worker for each GPU, not {self.workers} workers: leave out --workers; --gpus and "
                 "--workers-per-gpu say how many"
             )
         if self.host is not None:
-            raise PlanError(f"--cluster cuda listens on this machine alone, not on {self.host}: leave out --host")
+            yield f"--cluster cuda listens on this machine alone, not on {self.host}: leave out --host"
+
+    def _contradictions_of_batch(self) -> Iterator[str]:
+        if (elsewhere := self.scheduler or self.client) is not None:
+            yield f"--cluster {self.cluster} starts workers, but those of {elsewhere} are given: leave out one of them"
+        if not (self.workers or self.adapt):
+            yield f"--cluster {self.cluster} does not know how many workers to start: give --workers"
+        if self.host is not None:
+            yield f"--cluster {self.cluster} listens on the site's interface, not on {self.host}: leave out --host"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from difflib import get_close_matches
 from functools import cache, wraps
 from importlib import import_module
@@ -17,7 +18,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 from emseg.placement import Placement
 from emseg.runs.events import Event, Noticed, Observer
 from emseg.runs.notices import log
-from emseg.settings.fields import described, has_field
 from emseg.settings.run import RunSettings
 from emseg_core.errors import EmsegError
 
@@ -33,8 +33,10 @@ COMMANDS = {
     "emseg verify --repair": "repair",
 }
 """Functions of commands that have another name."""
-KEYWORDS = {"class": "class_name", "output": "output", "solid": "planar"}
+KEYWORDS = {"class": "class_name", "solid": "planar"}
 """Keywords of options that have another name."""
+FIELDS = {entry.name: entry for kind in (RunSettings, Placement) for entry in fields(kind)}
+"""Fields of settings and of placement, which are keywords of many functions."""
 
 
 def for_python(function: Callable[P, R]) -> Callable[P, R]:
@@ -62,7 +64,8 @@ def for_python(function: Callable[P, R]) -> Callable[P, R]:
         if "on_event" in known:
             keywords["on_event"] = _observer(keywords.get("on_event"))
         try:
-            return function(*args, **keywords)
+            result: Any = function(*args, **keywords)
+            return cast("R", result.started_by(for_python) if hasattr(result, "started_by") else result)
         except EmsegError as error:
             error.args = tuple(in_python(text) if isinstance(text, str) else text for text in error.args)
             raise
@@ -165,16 +168,9 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
             continue
         for keyword, kind in vars(import_module(function.__module__))[summed_up[1]].__annotations__.items():
             annotation = getattr(kind, "__forward_arg__", kind)
-            parameters.append(inspect.Parameter(keyword, entry.KEYWORD_ONLY, default=_default(keyword), annotation=annotation))
+            default = FIELDS[keyword].default
+            parameters.append(inspect.Parameter(keyword, entry.KEYWORD_ONLY, default=default, annotation=annotation))
     return signature.replace(parameters=parameters)
-
-
-def _default(keyword: str) -> Any:
-    """Return the default of a keyword that is a field of settings or placement."""
-    for kind in (RunSettings, Placement):
-        if has_field(kind, keyword):
-            return kind.__dataclass_fields__[keyword].default
-    return None
 
 
 def _documentation(function: Callable[..., Any]) -> str | None:
@@ -182,8 +178,7 @@ def _documentation(function: Callable[..., Any]) -> str | None:
     text = inspect.getdoc(function)
     if text is None or ("**given" not in text and "**where" not in text):
         return text
-    signature = inspect.signature(function)
-    (last,) = (name for name, entry in signature.parameters.items() if entry.kind is entry.VAR_KEYWORD)
-    known = [name for name in _signature(function).parameters if name not in signature.parameters]
-    fields = "\n".join(described(kind, name) for name in known for kind in (RunSettings, Placement) if has_field(kind, name))
-    return re.sub(rf"^\*\*{last}\n    .*\n", lambda _: f"{fields}\n", text, flags=re.MULTILINE)
+    own = inspect.signature(function).parameters
+    entries = [FIELDS[name] for name in _signature(function).parameters if name not in own]
+    listed = "".join(f"{entry.name} : {entry.type}\n    {entry.metadata['text']}\n" for entry in entries)
+    return re.sub(r"^\*\*(given|where)\n    .*\n", lambda _: listed, text, flags=re.MULTILINE)

@@ -233,8 +233,7 @@ def _segments(ids: NDArray[np.uint32], box: Box, shape: Triple) -> Segments:
     first[flat[::-1]] = _places(box, shape).ravel()[::-1]  # reversed, since the last assignment wins: that of the first voxel
     found = cc3d.statistics(ids, no_slice_conversion=True)
     bounds = np.asarray(found["bounding_boxes"], np.int64).reshape(count, 6)
-    grids = np.meshgrid(*(np.arange(*ends) for ends in zip(box.start, box.stop, strict=True)), indexing="ij", sparse=True)
-    sums = [np.bincount(flat, np.broadcast_to(grid, ids.shape).ravel(), count) for grid in grids]
+    sums = [np.bincount(flat, np.broadcast_to(grid, ids.shape).ravel(), count) for grid in np.ogrid[box.slices()]]
     start = np.array(box.start)
     return Segments(
         first[1:],
@@ -268,7 +267,7 @@ def _plane(box: Box, axis: int) -> Box:
 
 def _places(box: Box, shape: Triple) -> Indices:
     """Return the position in the volume of each voxel of a box, ``(z, y, x) int64``."""
-    z, y, x = np.meshgrid(*(np.arange(*ends) for ends in zip(box.start, box.stop, strict=True)), indexing="ij", sparse=True)
+    z, y, x = np.ogrid[box.slices()]
     places: Indices = (z * shape[1] + y) * shape[2] + x
     return places
 

@@ -99,7 +99,7 @@ class Contacts:
 
     def where(self, kept: NDArray[np.bool_]) -> Self:
         """Select rows."""
-        return type(self)(*(getattr(self, field.name)[kept] for field in fields(self)))
+        return type(self)(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
 
 
 def contacts_within(ids: NDArray[np.uint32], boundary: NDArray[np.uint8], places: NDArray[np.int64]) -> Contacts:

@@ -169,7 +169,8 @@ class _Grouping:
 
     def between(self, matches: FaceMatches) -> FaceMatches:
         """Select what lies between segments of different groups."""
-        return matches.where(*(~alike for alike in self._alike(matches)))
+        same, contacts = self._alike(matches)
+        return matches.where(~same, ~contacts)
 
     def within(self, block: int, matches: FaceMatches, segments: BlockSegments) -> Iterator[FaceMatches]:
         """Yield what a block knows about segments of its own group."""

@@ -54,7 +54,8 @@ def predict(network: UNet, raw: NDArray[np.float32], output: Triple) -> NDArray[
     was_training = network.training
     network.eval()
     with torch.inference_mode():
-        for corner in product(*(range(0, length, s) for length, s in zip(raw.shape, step, strict=True))):
+        starts = [range(0, length, s) for length, s in zip(raw.shape, step, strict=True)]
+        for corner in product(*starts):
             source = padded[Box.of_shape(tile).shift(triple(corner)).slices()]
             made = network(torch.from_numpy(source)[None, None].to(device))[0].cpu().numpy()
             target = Box.of_shape(step).shift(triple(corner)).intersect(volume)

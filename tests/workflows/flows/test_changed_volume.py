@@ -19,6 +19,7 @@ from emseg.executors.serial import SerialExecutor
 from emseg.flows.records import run_log, same_volume
 from emseg.flows.records.run_log import lines_of, recipe_of
 from emseg.flows.records.same_volume import compare_sample
+from emseg.flows.running.stages import StageRunner
 from emseg.flows.segment import segment
 from emseg.flows.verify import verify
 from emseg.runs.dispatch import Policy
@@ -188,7 +189,7 @@ def test_what_is_read_again_is_drawn_by_lot(case: Case, output: Path, monkeypatc
     stored, here = open_output(output), SerialExecutor()
     for _ in range(100):
         read.clear()
-        compare_sample(stored, 2, case.volume, here, Policy(), Stop(), print)
+        compare_sample(stored, 2, case.volume, StageRunner(stored.path, here, None, Policy(), Stop(), print))
         assert len(set(read)) == len(read) == 2
         seen.update(read)
     assert seen >= set(range(len(case.plan) - 1))

@@ -47,7 +47,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("odd")
     volume = save_volume(folder / "volume.zarr", texture(SHAPE))
     recipe = recipe_of(VolumeSpec(SHAPE, "uint8", PLAN.chunk), PLAN)
-    prepare_output(folder / "out.zarr", recipe, None, {"name": "mine"}, False)
+    prepare_output(folder / "out.zarr", recipe, None, {"name": "mine"}, overwrite=False, token=None)
     stored = open_output(folder / "out.zarr")
     box = PLAN.block(0).write
     probabilities = np.full((len(stored.classes), *box.shape), 127, np.uint8)

@@ -9,7 +9,7 @@ from types import FrameType
 import click
 
 from emseg.cli.evaluate import evaluate
-from emseg.cli.exit import exit_with_message, stopped_message
+from emseg.cli.exit import exit_stopped, exit_with_message
 from emseg.cli.export import export
 from emseg.cli.ingest import ingest
 from emseg.cli.label import label
@@ -63,9 +63,9 @@ def main() -> None:
         command = context.command_path if context else "emseg"
         exit_with_message(f"error: {error.format_message().rstrip('.')}: see `{command} --help`", 2)
     except (KeyboardInterrupt, click.Abort):
-        exit_with_message(stopped_message(signal.SIGINT), 130)
+        exit_stopped(signal.SIGINT)
     except StoppedError as stopped:
-        exit_with_message(stopped_message(stopped.number), 128 + stopped.number)
+        exit_stopped(stopped.number)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  the signal module's signature

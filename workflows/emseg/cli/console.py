@@ -17,7 +17,6 @@ from emseg.runs.events import BlockEnded, BlockRetried, Event, Noticed, RunEnded
 from emseg.runs.pace import Pace, format_duration, format_time_left
 from emseg.runs.tally import MAX_IDLE_SHARE, Report, quantity
 from emseg_core.grid.plan import Plan
-from emseg_core.outcome import Outcome
 from emseg_core.printable import PrintableStream, printable, printable_lines
 from emseg_core.store.files.place import Place
 
@@ -74,8 +73,8 @@ class RunConsole:
                 self._start(event)
             case StopRequested():
                 self._say(f"stopping: {_finishing(event)}")
-            case BlockEnded(outcome):
-                self._name_failure(outcome)
+            case BlockEnded(outcome) if outcome.status == "failed" and self._pace and self._pace.failed <= MAX_SHOWN:
+                self._say(f"failed     block {outcome.block}: {outcome.cause}")
             case BlockRetried(block, cause, delay):
                 self._retried += 1
                 if self._retried <= MAX_SHOWN:
@@ -123,10 +122,6 @@ class RunConsole:
     def _shown(self, link: str, output: Place) -> str:
         """Return a link as it may be shown: what is no terminal may be a log that others can read."""
         return link if self._console.file.isatty() else link_for_logs(link, token_file(output))
-
-    def _name_failure(self, outcome: Outcome) -> None:
-        if outcome.status == "failed" and self._pace is not None and self._pace.failed <= MAX_SHOWN:
-            self._say(f"failed     block {outcome.block}: {outcome.cause}")
 
     def _redraw(self) -> None:
         """Show the progress if the last update is long enough ago."""
@@ -214,7 +209,8 @@ def progress_lines(pace: Pace, now: float, *, brief: bool = False) -> tuple[str,
     if not pace.began:
         first = "" if brief else " (the first takes longest)"
         return f"blocks     waiting for the first of {quantity(pace.left, 'block')}{first}", ""
-    to_go = format_time_left(*(pace.seconds_left(now) or (None, None)))
+    seconds, plus_minus = pace.seconds_left(now) or (None, None)
+    to_go = format_time_left(seconds, plus_minus)
     speed = f"{pace.speed(now) / 1e6:.3g} Mvoxel/s"
     blocks = f"blocks     {pace.done} of {pace.blocks} done{failed}, {pace.left} left; {speed}; {to_go} to go"
     idle, shares, slowest = pace.idle(now), pace.shares(), pace.slowest()

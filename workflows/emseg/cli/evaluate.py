@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from emseg.cli.saying import say
-from emseg.cli.values import Location, Meaning, Pair
-
-if TYPE_CHECKING:
-    from emseg_core.store.files.place import Place
+from emseg.cli.saying import say_result
+from emseg.cli.values import Location, Meaning, pair
+from emseg_core.store.files.place import Place
 
 
 @click.command()
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--class", "border", metavar="NAME", help="Class that separates segments. Default: membrane or boundary.")
 @click.option("--threshold", type=float, default=0.5, show_default=True, help="Lowest probability of a border voxel.")
 @click.option(
-    "--slices", type=Pair("first:stop"), help="Slices of OUTPUT to score, from 0; TRUTH may consist of these slices alone."
+    "--slices", type=pair("first:stop"), help="Slices of OUTPUT to score, from 0; TRUTH may consist of these slices alone."
 )
 @click.option("--instances", is_flag=True, help="Compare the instance labels of `emseg label` with the ids in TRUTH.")
 @click.option(
@@ -41,17 +39,12 @@ if TYPE_CHECKING:
 def evaluate(
     output: Place,
     truth: Place | None,
-    labels: dict[str, tuple[int, ...]] | None,
-    ids: bool,
-    planar: bool,
-    ignore: tuple[int, ...],
-    border: str | None,
-    threshold: float,
     slices: tuple[int, int] | None,
     instances: bool,
     name: str,
     with_seams: bool,
     json_file: Path | None,
+    **meaning: Any,
 ) -> None:
     """Score OUTPUT against TRUTH, a TIFF stack or a Zarr volume of classes or instance ids."""
     if truth is None and not with_seams:
@@ -63,30 +56,20 @@ def evaluate(
 
         matched = evaluate_instances(output, truth, name=name, slices=slices)
         document["instances"] = matched.to_json()
-        say(*str(matched).splitlines())
+        say_result(matched)
     elif truth is not None:
         from emseg.flows.evaluate import evaluate as flow
 
-        scored = flow(
-            output,
-            truth,
-            labels=labels,
-            ids=ids,
-            planar=planar,
-            ignore=ignore,
-            border=border,
-            threshold=threshold,
-            slices=slices,
-        )
+        scored = flow(output, truth, slices=slices, **meaning)
         document.update(scored.to_json())
-        say(*str(scored).splitlines())
+        say_result(scored)
     if with_seams:
         from emseg.flows.seams import evaluate_seams
 
         found = evaluate_seams(output)
         document["seams"] = found.to_json()
         code = found.exit_code
-        say(*str(found).splitlines())
+        say_result(found)
     if json_file is not None:
         _write_json(json_file, document)
     sys.exit(code)

@@ -15,8 +15,8 @@ def exit_with_message(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def stopped_message(number: int, kept: str = "Finished blocks are kept; run the same command again to continue") -> str:
-    """Return the last line of a command that a signal stopped.
+def exit_stopped(number: int, kept: str = "Finished blocks are kept; run the same command again to continue") -> NoReturn:
+    """Say that a signal stopped the command, and exit with the code for that.
 
     Parameters
     ----------
@@ -24,10 +24,5 @@ def stopped_message(number: int, kept: str = "Finished blocks are kept; run the 
         Number of the signal. It is named unless it is that of Ctrl-C.
     kept
         What is kept, and how to continue.
-
-    Returns
-    -------
-    str
-        The line.
     """
-    return f"stopped{'' if number == signal.SIGINT else f' by {signal.Signals(number).name}'}. {kept}"
+    exit_with_message(f"stopped{'' if number == signal.SIGINT else f' by {signal.Signals(number).name}'}. {kept}", 128 + number)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from emseg.cli.exit import exit_with_message, stopped_message
+from emseg.cli.exit import exit_stopped
 from emseg.cli.options import placement_options
 from emseg.cli.saying import say
 from emseg.cli.terminal import on_terminal
 from emseg.cli.values import Location
+from emseg.placement import Where
 from emseg.runs.stop import StoppedError
-
-if TYPE_CHECKING:
-    from emseg.placement import Where
-    from emseg_core.store.files.place import Place
+from emseg_core.store.files.place import Place
 
 
 @click.command()
@@ -41,12 +39,7 @@ if TYPE_CHECKING:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing export.")
 @placement_options("Worker processes. Default: one per core, or none up to 2 GiB. 0: no Dask.")
-def export(
-    output: Place,
-    target: Path,
-    where: Where,
-    **options: Any,
-) -> None:
+def export(output: Place, target: Path, where: Where, **options: Any) -> None:
     """Export the classes of OUTPUT, instance labels or a probability to TARGET.
 
     TARGET is a TIFF stack, which one process writes, or OME-Zarr or Neuroglancer precomputed with all pyramid levels.
@@ -57,7 +50,5 @@ def export(
 
             made = flow(output, target, **where, **options, **terminal, tell=lambda line: say(line, err=True))
     except StoppedError as stopped:
-        exit_with_message(
-            stopped_message(stopped.number, "Nothing is kept; run the same command again to start over"), 128 + stopped.number
-        )
+        exit_stopped(stopped.number, "Nothing is kept; run the same command again to start over")
     say(made)

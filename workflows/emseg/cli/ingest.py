@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from emseg.cli.options import placement_options
 from emseg.cli.saying import say
 from emseg.cli.terminal import on_terminal
-
-if TYPE_CHECKING:
-    from emseg.placement import Where
+from emseg.placement import Where
 
 
 @click.command()
@@ -27,12 +25,7 @@ if TYPE_CHECKING:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing volume.")
 @placement_options("Worker processes. Default: one per core, or none up to 2 GiB. 0: no Dask.")
-def ingest(
-    source: Path,
-    volume: Path,
-    where: Where,
-    **options: Any,
-) -> None:
+def ingest(source: Path, volume: Path, where: Where, **options: Any) -> None:
     """Convert SOURCE to a Zarr volume (resumes if interrupted).
 
     SOURCE is a multi-page TIFF, MRC or HDF5 file, a folder of TIFF or PNG slices, N5, or Neuroglancer precomputed.

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
-from emseg.cli.exit import exit_with_message, stopped_message
+from emseg.cli.exit import exit_stopped
 from emseg.cli.options import json_option, placement_options
-from emseg.cli.saying import say
+from emseg.cli.saying import say_result
 from emseg.cli.terminal import on_terminal
 from emseg.cli.values import Location
-
-if TYPE_CHECKING:
-    from emseg.placement import Where
-    from emseg_core.store.files.place import Place
+from emseg.placement import Where
+from emseg_core.store.files.place import Place
 
 CONNECTIVITY: dict[str, Literal[6, 18, 26]] = {"6": 6, "18": 18, "26": 26}
 """Neighbours of a voxel, by the value of --connectivity."""
@@ -57,19 +54,13 @@ CONNECTIVITY: dict[str, Literal[6, 18, 26]] = {"6": 6, "18": 18, "26": 26}
 @click.option("--overwrite", is_flag=True, help="Replace instance labels that were made with other settings.")
 @placement_options("Worker processes. Default: one per core. 0: no Dask.")
 @json_option
-def label(
-    as_json: bool,
-    output: Place,
-    connectivity: Literal["6", "18", "26"],
-    where: Where,
-    **options: Any,
-) -> None:
+def label(as_json: bool, output: Place, connectivity: Literal["6", "18", "26"], where: Where, **options: Any) -> None:
     """Segment neurons: give each one an id (resumes if interrupted)."""
     with on_terminal() as terminal:
         from emseg.flows.label import label as flow
 
         labelled = flow(output, connectivity=CONNECTIVITY[connectivity], **where, **options, **terminal)
-    say(*(json.dumps(labelled.to_json(), indent=2) if as_json else str(labelled)).splitlines())
+    say_result(labelled, as_json)
     if labelled.exit_code > 128:
-        exit_with_message(stopped_message(labelled.exit_code - 128), labelled.exit_code)
+        exit_stopped(labelled.exit_code - 128)
     sys.exit(labelled.exit_code)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
 from emseg.cli.options import json_option
-from emseg.cli.saying import say
+from emseg.cli.saying import say, say_json
 
 
 @click.group(invoke_without_command=True)
@@ -40,7 +39,7 @@ def _print_models(paths: Mapping[str, Path], as_json: bool) -> None:
     known = {name: describe(path) for name, path in paths.items()}
     if as_json:
         document = {name: {"spec": spec.to_json(), "card": card} for name, (spec, card) in known.items()}
-        say(*json.dumps(document, indent=2).splitlines())
+        say_json(document)
         return
     for name, (spec, card) in known.items():
         context, lattice = (" x ".join(map(str, sizes)) for sizes in (spec.context, spec.lattice))

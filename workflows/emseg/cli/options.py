@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from emseg.cli.values import Declared, GpuNumbers, Numbers, Pair
-
-if TYPE_CHECKING:
-    from emseg_core.store.files.place import Place
+from emseg.cli.values import EMPTY, GPUS, TRIPLE, pair
+from emseg.placement import Placement
+from emseg.settings.fields import texts_of
+from emseg.settings.run import RunSettings
+from emseg.slurm.site import read_site
 
 Command = Callable[..., None]
 
@@ -24,12 +24,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "model": {"metavar": "NAME|FILE"},
     "roi": {"metavar": "Z0:Z1,Y0:Y1,X0:X1"},
     "probabilities": {"is_flag": True},
-    "empty": {"type": Declared()},
+    "empty": {"type": EMPTY},
     "tta": {"is_flag": True},
     "pyramid": {"param_decls": ["--pyramid/--no-pyramid"], "default": None},
     "mask": {"type": click.Path(path_type=Path)},
     "normalise": {"type": click.Choice(["volume", "slice"])},
-    "tile": {"type": Numbers()},
+    "tile": {"type": TRIPLE},
     "threads": {"type": click.IntRange(min=1), "default": 1, "show_default": True},
     "backend": {"type": click.Choice(["torch", "openvino"])},
     "precision": {"type": click.Choice(["auto", "float32", "bfloat16", "float16"]), "default": "auto", "show_default": True},
@@ -39,7 +39,7 @@ NOT_TYPED = {"predictor"}
 """Fields of `RunSettings` without an option."""
 PLACEMENT: dict[str, dict[str, Any]] = {
     "workers": {"type": click.IntRange(min=0)},
-    "adapt": {"type": Pair("min:max")},
+    "adapt": {"type": pair("min:max")},
     "host": {"metavar": "ADDRESS"},
     "scheduler": {"metavar": "ADDRESS"},
     "cluster": {"type": click.Choice(["local", "srun", "slurm"]), "default": "local", "show_default": True},
@@ -49,7 +49,7 @@ PLACEMENT: dict[str, dict[str, Any]] = {
 ON_GPUS: dict[str, dict[str, Any]] = {
     "cluster": {"type": click.Choice(["local", "cuda", "srun", "slurm"]), "default": "local", "show_default": True},
     "device": {"type": click.Choice(["cpu", "cuda"])},
-    "gpus": {"type": GpuNumbers()},
+    "gpus": {"type": GPUS},
     "workers_per_gpu": {"type": click.IntRange(min=1)},
 }
 """The same where predictors run."""
@@ -60,9 +60,7 @@ TLS = {
 }
 """Options for the one field ``tls``, with their help."""
 device_option = click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    help="What predictors compute on. Default: the CPU.",
+    "--device", type=click.Choice(["cpu", "cuda"]), help="What predictors compute on. Default: the CPU."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -82,19 +80,16 @@ def settings_options(*left_out: str) -> Callable[[Command], Command]:
     """
 
     def decorate(command: Command) -> Command:
-        from emseg.settings.run import RunSettings
-
-        texts = {entry.name: entry.metadata["text"] for entry in fields(RunSettings)}
-        names = [name for name in SETTINGS if name not in left_out]
+        typed = {name: how for name, how in SETTINGS.items() if name not in left_out}
 
         @wraps(command)
         def with_settings(**given: Any) -> None:
-            values = {name: given.pop(name) for name in names}
+            values = {name: given.pop(name) for name in typed}
             if values.get("precision") == "auto":
                 values["precision"] = None
             command(settings=RunSettings(**values), **given)
 
-        return _with_options(with_settings, {name: (SETTINGS[name], texts[name]) for name in names})
+        return _with_options(with_settings, typed, texts_of(RunSettings))
 
     return decorate
 
@@ -116,50 +111,33 @@ def placement_options(workers: str = "", *, gpus: bool = False) -> Callable[[Com
     """
 
     def decorate(command: Command) -> Command:
-        from emseg.placement import Placement
-
-        texts = {entry.name: entry.metadata["text"] for entry in fields(Placement)}
-        if workers:
-            texts["workers"] = workers
+        texts = texts_of(Placement) | TLS | ({"workers": workers} if workers else {})
         typed = {**PLACEMENT, **(ON_GPUS if gpus else {})}
+        files = {name: {"type": click.Path(path_type=Path)} for name in TLS}
 
         @wraps(command)
         def placed(**given: Any) -> None:
-            from emseg.slurm.site import read_site
-
             where = {name: given.pop(name) for name in typed}
-            where["tls"] = _tls(*(given.pop(name) for name in TLS))
+            where["tls"] = _tls(tuple(given.pop(name) for name in TLS))
             where["site"] = read_site(where["site"]) if where["site"] else None
             command(where=where, **given)
 
-        options = {name: (how, texts[name]) for name, how in typed.items()}
-        return _with_options(placed, {**options, **{name: ({"type": click.Path(path_type=Path)}, TLS[name]) for name in TLS}})
+        return _with_options(placed, {**typed, **files}, texts)
 
     return decorate
 
 
-def _with_options(command: Command, options: dict[str, tuple[dict[str, Any], str]]) -> Command:
-    """Add options, by their names, with how they are typed and their help."""
-    for name, (how, text) in reversed(options.items()):
-        arguments = {**how, "help": text}
+def _with_options(command: Command, typed: dict[str, dict[str, Any]], texts: dict[str, str]) -> Command:
+    """Add options, by how each is typed, with their help."""
+    for name, how in reversed(typed.items()):
+        arguments = {**how, "help": texts[name]}
         declared = arguments.pop("param_decls", [f"--{name.replace('_', '-')}"])
         command = click.option(*declared, **arguments)(command)
     return command
 
 
-def _tls(authority: Path | None, certificate: Path | None, key: Path | None) -> tuple[Path, Path, Path] | None:
+def _tls(files: tuple[Path | None, ...]) -> tuple[Path | None, ...] | None:
     """Return the three files, or None if none is given."""
-    if authority and certificate and key:
-        return authority, certificate, key
-    if authority or certificate or key:
+    if any(files) and not all(files):
         raise click.UsageError("--tls-ca-file, --tls-cert and --tls-key go together: give all three, or none")
-    return None
-
-
-def of_level(volume: Place, level: int | None) -> Place:
-    """Return the volume, or the array of a level of its pyramid."""
-    if level is None:
-        return volume
-    from emseg_core.store.volumes.volume import level_path
-
-    return level_path(volume, level)
+    return files if all(files) else None

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 from emseg.cli.options import device_option, json_option, settings_options
-from emseg.cli.saying import say
+from emseg.cli.saying import say, say_json, say_text
 from emseg.cli.values import Location
+from emseg.settings.run import RunSettings
+from emseg_core.box import Triple
+from emseg_core.store.files.place import Place
 
 if TYPE_CHECKING:
-    from emseg.settings.run import RunSettings
-    from emseg_core.box import Triple
     from emseg_core.grid.layout import Layout
-    from emseg_core.store.files.place import Place
 
 SHOWN = 8
 """Layouts that `emseg plan --explain` shows."""
@@ -34,10 +33,9 @@ def plan(volume: Place, settings: RunSettings, device: Literal["cpu", "cuda"] | 
 
     planned = flow(volume, settings, device=device)
     if as_json:
-        told = {**planned.to_json(), **({"layouts": planned.layouts_to_json()} if explain else {})}
-        say(*json.dumps(told, indent=2).splitlines())
+        say_json({**planned.to_json(), **({"layouts": planned.layouts_to_json()} if explain else {})})
         return
-    say(*str(planned).splitlines())
+    say_text(str(planned))
     if explain:
         _explain(planned.layouts, planned.cost.bytes_needed)
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from emseg.cli.saying import say
 from emseg.cli.values import Location
-
-if TYPE_CHECKING:
-    from emseg_core.store.files.place import Place
+from emseg_core.store.files.place import Place
 
 
 @click.command()

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
-from emseg.cli.exit import exit_with_message, stopped_message
-from emseg.cli.options import json_option, of_level, placement_options, settings_options
-from emseg.cli.saying import say
+from emseg.cli.exit import exit_stopped
+from emseg.cli.options import json_option, placement_options, settings_options
+from emseg.cli.saying import say, say_json, say_result
 from emseg.cli.terminal import on_terminal
 from emseg.cli.values import Location
+from emseg.placement import WhereOnGpus, on_cpus
 from emseg.runs.stop import Stop, StoppedError
+from emseg.settings.run import RunSettings
+from emseg.settings.toml import read_table
 from emseg.slurm.job import SlurmJob
-
-if TYPE_CHECKING:
-    from emseg.placement import WhereOnGpus
-    from emseg.settings.run import RunSettings
-    from emseg_core.store.files.place import Place
+from emseg_core.store.files.place import Place
 
 
 def _read_settings(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:  # noqa: ARG001  click's
     """Take the values of a file as defaults of the options."""
     if path is None:
         return
-    from emseg.settings.toml import read_table
-
     names = {option.name for option in context.command.params} - {"settings_file", "as_json"}
     context.default_map = read_table(path, names)
 
@@ -91,13 +88,12 @@ def run(
     instances: bool,
     requeue: bool,
     overwrite: bool,
-    mixed_hardware: bool,
-    performance_report: Path | None,
     fail_fast: bool,
     max_failures: int | None,
     block_timeout: float,
     grace: float,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Segment VOLUME, or resume an earlier run."""
     job = SlurmJob.here() if requeue else None
@@ -105,8 +101,6 @@ def run(
     restarted = job is not None and job.restarts > 0  # what is started over is so once
     try:
         with on_terminal(stop) as terminal:
-            from dataclasses import replace
-
             from emseg.flows.segment import segment
             from emseg.runs.dispatch import Policy
 
@@ -115,9 +109,8 @@ def run(
                 output,
                 replace(settings, probabilities=settings.probabilities or instances),
                 overwrite=overwrite and not restarted,
-                mixed_hardware=mixed_hardware,
-                performance_report=performance_report,
                 policy=Policy(block_timeout, 1 if fail_fast else max_failures),
+                **options,
                 **where,
                 **terminal,
             )
@@ -125,24 +118,22 @@ def run(
             if instances and report.exit_code == 0:
                 from emseg.flows.label import label as label_output
                 from emseg.flows.running.output_location import default_output
-                from emseg.placement import on_cpus
 
-                place = output or default_output(of_level(volume, settings.level))
+                place = output or default_output(settings.level_of(volume))
                 labelled = label_output(place, **on_cpus(where), **terminal)
     except StoppedError as stopped:
         if requeue and stopped.number == signal.SIGTERM:
-            _queue_again(of_level(volume, settings.level), output)
+            _queue_again(settings.level_of(volume), output)
         raise
     if as_json:
-        told = {} if labelled is None else {"instances": labelled.to_json()}
-        say(*json.dumps({**report.to_json(), **told}, indent=2).splitlines())
+        say_json({**report.to_json(), **({"instances": labelled.to_json()} if labelled is not None else {})})
     elif labelled is not None:
-        say(*str(labelled).splitlines())
+        say_result(labelled)
     code = report.exit_code or (0 if labelled is None else labelled.exit_code)
     if code > 128:
         if requeue and code == 128 + signal.SIGTERM:
-            _queue_again(of_level(volume, settings.level), output)
-        exit_with_message(stopped_message(code - 128), code)
+            _queue_again(settings.level_of(volume), output)
+        exit_stopped(code - 128)
     sys.exit(code)
 
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
 from emseg.cli.options import json_option
-from emseg.cli.saying import say
+from emseg.cli.saying import say, say_result
 from emseg.cli.values import Location
-
-if TYPE_CHECKING:
-    from emseg_core.store.files.place import Place
+from emseg_core.store.files.place import Place
 
 
 @click.command()
@@ -35,7 +32,7 @@ def status(output: Place, watch: float | None, as_json: bool) -> None:
     if watch is not None:
         sys.exit(_watched(output, watch, as_json))
     found = flow(output)
-    say(*(json.dumps(found.to_json(), indent=2) if as_json else str(found)).splitlines())
+    say_result(found, as_json)
 
 
 def _watched(output: Place, every: float, as_json: bool) -> int:

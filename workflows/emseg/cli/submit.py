@@ -12,8 +12,10 @@ from click.core import ParameterSource
 from emseg.cli.options import SETTINGS, TLS
 from emseg.cli.run import run
 from emseg.cli.saying import say
-from emseg.cli.values import Pair
+from emseg.cli.values import pair
+from emseg.placement import Placement
 from emseg.settings.run import RunSettings
+from emseg.slurm.site import read_site
 
 NOT_SUBMITTED = {"as_json", "cluster", "gpus", "grace", "host", "requeue", "scheduler", "site", *TLS}
 """Options of `emseg run` that a submission decides itself, or that make no sense there."""
@@ -23,7 +25,7 @@ NOT_SUBMITTED = {"as_json", "cluster", "gpus", "grace", "host", "requeue", "sche
 @click.argument("words", metavar="VOLUME [OPTIONS OF emseg run]", nargs=-1, type=click.UNPROCESSED, required=True)
 @click.option("--workers", type=click.IntRange(min=1), help="Number of workers.")
 @click.option(
-    "--adapt", type=Pair("min:max"), help="Fewest and most workers: as many as there are blocks for, instead of --workers."
+    "--adapt", type=pair("min:max"), help="Fewest and most workers: as many as there are blocks for, instead of --workers."
 )
 @click.option(
     "--site", type=click.Path(path_type=Path), help="TOML file with the following values and more, see deploy/slurm/site.toml."
@@ -44,32 +46,23 @@ def submit(
     workers: int | None,
     adapt: tuple[int, int] | None,
     site: Path | None,
-    partition: str,
-    account: str,
-    qos: str,
-    time: str,
-    gres: str,
-    cpus: int | None,
-    memory: str,
     elastic: bool,
     dry_run: bool,
+    **values: Any,
 ) -> None:
     """Run on a SLURM cluster: as a job that outlives this shell, and resumes until VOLUME is done."""
     from emseg.flows.submit import prepare_submission
     from emseg.flows.submit import submit as flow
-    from emseg.placement import Placement
-    from emseg.slurm.site import read_site
 
     asked = _asked(list(words))
     settings = asked.pop("settings")
     if asked.get("instances"):
         settings = replace(settings, probabilities=True)
-    others = {"partition": partition, "account": account, "qos": qos, "time": time, "gres": gres, "memory": memory}
     ready = prepare_submission(
         asked.pop("volume"),
         asked.pop("output"),
         settings,
-        site=read_site(site).replaced(**others, cpus=cpus),
+        site=read_site(site).replaced(**values),
         placement=Placement(
             workers,
             adapt=adapt,

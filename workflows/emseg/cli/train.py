@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import click
 
-from emseg.cli.exit import exit_with_message, stopped_message
+from emseg.cli.exit import exit_stopped
 from emseg.cli.saying import say
-from emseg.runs.stop import StoppedError
+from emseg.runs.stop import StoppedError, signal_of
 
 
 @click.command()
@@ -31,33 +31,24 @@ def train(config: Path, resume: bool, device: Literal["cpu", "cuda"], processes:
     The model is written at the end. A table of its progress and pictures of its predictions are written beside it meanwhile.
     """
     from emseg.flows.train import train as flow
-    from emseg.flows.training.processes import (
-        is_first_process,
-        one_error_report,
-        select_gpu,
-        start_processes,
-        stop_with_starter,
-    )
+    from emseg.flows.training import processes as shared
 
     if processes > 1:
         words = ["train", str(config), "--device", device, *(["--resume"] if resume else [])]
-        sys.exit(start_processes(words, processes, device))
+        sys.exit(shared.start_processes(words, processes, device))
 
     def show(progress: Any) -> None:
         if progress.step % 50 == 0 or progress.step == progress.steps:
             say(progress, err=True)
 
     try:
-        with one_error_report():
-            stop_with_starter()
+        with shared.one_error_report():
+            shared.stop_with_starter()
             if device == "cuda":
-                select_gpu()
+                shared.select_gpu()
             path = flow(config, resume=resume, device=device, on_progress=show)
     except (KeyboardInterrupt, StoppedError) as stopped:
-        number = stopped.number if isinstance(stopped, StoppedError) else signal.SIGINT
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun got the signal, too, and sends it again
-        exit_with_message(
-            stopped_message(number, "The state at the latest validation is kept; resume from there with --resume"), 128 + number
-        )
-    if is_first_process():
+        exit_stopped(signal_of(stopped), "The state at the latest validation is kept; resume from there with --resume")
+    if shared.is_first_process():
         say(path)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import click
 
-from emseg_core.box import Triple, triple
-
-if TYPE_CHECKING:
-    from emseg_core.store.files.place import Place
+from emseg_core.box import triple
+from emseg_core.store.files.place import Place, parse_place
 
 
 class Location(click.ParamType["Place"]):
@@ -19,8 +18,6 @@ class Location(click.ParamType["Place"]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:  # noqa: ARG002
         """Parse the place."""
-        from emseg_core.store.files.place import parse_place
-
         return parse_place(value)
 
 
@@ -29,70 +26,60 @@ class LocationOrNothing(click.ParamType["Place | Literal['']"]):
 
     name = "path"
 
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> Place | Literal[""]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place | Literal[""]:
         """Parse the place, if one is given."""
         return Location().convert(value, param, ctx) if value else ""
 
 
-class Numbers(click.ParamType[Triple]):
-    """Three whole numbers, ``z,y,x``."""
+class Parsed(click.ParamType[Any]):
+    """A value that is typed as parts with a separator between; a settings file has a list of them."""
 
-    name = "z,y,x"
+    def __init__(self, name: str, form: str, separator: str, value_of: Callable[[Iterable[Any]], Any]) -> None:
+        """Make the type.
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Triple:
-        """Parse the numbers."""
+        Parameters
+        ----------
+        name
+            The form in brief, for the help.
+        form
+            The form in words, for refusals.
+        separator
+            What stands between the parts.
+        value_of
+            Returns the value that the parts give, or raises `ValueError`.
+        """
+        self.name, self._form, self._separator, self._value_of = name, form, separator, value_of
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the value."""
         try:
-            return triple(int(part) for part in value.split(",")) if isinstance(value, str) else triple(value)
-        except ValueError:
-            self.fail(f"{value!r} is not three whole numbers z,y,x", param, ctx)
+            return self._value_of(value.split(self._separator) if isinstance(value, str) else value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is not {self._form}", param, ctx)
 
 
-class GpuNumbers(click.ParamType[tuple[int, ...]]):
-    """Numbers of GPUs, ``0,2``."""
-
-    name = "n,n"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Parse the numbers."""
-        try:
-            return tuple(int(part) for part in value.split(",")) if isinstance(value, str) else tuple(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a list of whole numbers n,n", param, ctx)
+def _whole(parts: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(int(part) if isinstance(part, str) else part for part in parts)
 
 
-class Pair(click.ParamType[tuple[int, int]]):
-    """Two whole numbers with a colon between, ``1:8``."""
-
-    def __init__(self, name: str) -> None:
-        """Make the type; `name` says what the numbers are, ``min:max``."""
-        self.name = name
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Parse the two numbers."""
-        try:
-            first, second = (int(part) for part in value.split(":")) if isinstance(value, str) else value
-        except ValueError:
-            self.fail(f"{value!r} is not two whole numbers {self.name}", param, ctx)
-        return first, second
+def _two(parts: Iterable[Any]) -> tuple[int, int]:
+    first, second = _whole(parts)
+    return first, second
 
 
-class Declared(click.ParamType[tuple[float, str]]):
-    """A grey value and a class, ``0=inside``."""
+def _value_and_class(parts: Iterable[Any]) -> tuple[float, str]:
+    number, name = parts
+    return float(number), name
 
-    name = "value=class"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, str]:
-        """Parse both."""
-        try:
-            number, name = value.split("=") if isinstance(value, str) else value
-            return float(number), name
-        except ValueError:
-            self.fail(f"{value!r} is not a grey value and a class, value=class", param, ctx)
+def pair(name: str) -> Parsed:
+    """Return the type of two whole numbers, ``1:8``; `name` says what they are, ``min:max``."""
+    return Parsed(name, f"two whole numbers {name}", ":", _two)
+
+
+TRIPLE = Parsed("z,y,x", "three whole numbers z,y,x", ",", lambda parts: triple(_whole(parts)))
+GPUS = Parsed("n,n", "a list of whole numbers n,n", ",", _whole)
+EMPTY = Parsed("value=class", "a grey value and a class, value=class", "=", _value_and_class)
 
 
 class Meaning(click.ParamType[dict[str, tuple[int, ...]]]):

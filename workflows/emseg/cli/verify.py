@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from emseg.cli.options import json_option, placement_options
-from emseg.cli.saying import say
+from emseg.cli.saying import say_result
 from emseg.cli.terminal import on_terminal
 from emseg.cli.values import Location, LocationOrNothing
+from emseg.placement import WhereOnGpus
+from emseg_core.store.files.place import Place
 
 if TYPE_CHECKING:
     from emseg.flows.repair import ChecksumReport
     from emseg.flows.verify import Verdict
-    from emseg.placement import WhereOnGpus
-    from emseg_core.store.files.place import Place
 
 
 @click.command()
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 @json_option
 def verify(
     output: Place,
-    boxes: int,
-    seed: int,
     volume: Place | Literal[""] | None,
     model: str | None,
     checksums: bool,
@@ -50,6 +47,7 @@ def verify(
     mask: Path | None,
     where: WhereOnGpus,
     as_json: bool,
+    **sample: Any,
 ) -> None:
     """Check that tiling left no trace in OUTPUT: compute random boxes again with other tiles, and compare.
 
@@ -57,7 +55,6 @@ def verify(
     stored data can be read back as it was written.
     """
     reread, place = volume is not None, volume or None
-    workers = where["workers"]
     placed = {"mask": mask, **{name: value for name, value in where.items() if name != "device"}}
     if reread and not (checksums or repair):
         del placed["workers"]
@@ -84,14 +81,13 @@ def verify(
 
             found = flow(
                 output,
-                boxes=boxes,
-                seed=seed,
                 volume=place,
                 model=model,
                 device=where["device"] or "cpu",
                 reread=reread,
-                workers=workers or 0,
+                workers=where["workers"] or 0,
+                **sample,
                 **terminal,
             )
-    say(*(json.dumps(found.to_json(), indent=2) if as_json else str(found)).splitlines())
+    say_result(found, as_json)
     sys.exit(found.exit_code)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-from typing import TYPE_CHECKING
-
 import click
 
-from emseg.cli.exit import exit_with_message, stopped_message
+from emseg.cli.exit import exit_stopped
 from emseg.cli.saying import say
 from emseg.cli.values import Location
-from emseg.runs.stop import StoppedError
-
-if TYPE_CHECKING:
-    from emseg_core.store.files.place import Place
+from emseg.runs.stop import StoppedError, signal_of
+from emseg_core.store.files.place import Place
 
 
 @click.command()
@@ -40,5 +35,4 @@ def view(output: Place, port: int, link: bool, no_browser: bool, volume: Place |
                 say(f"from another machine: {shown.tunnel}", err=True)
             shown.wait()
     except (KeyboardInterrupt, StoppedError) as stopped:
-        number = stopped.number if isinstance(stopped, StoppedError) else signal.SIGINT
-        exit_with_message(stopped_message(number, "The output is no longer served"), 128 + number)
+        exit_stopped(signal_of(stopped), "The output is no longer served")

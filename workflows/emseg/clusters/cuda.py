@@ -6,7 +6,7 @@ import copy
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from dask_cuda import LocalCUDACluster
 from distributed import Client, Security
 
 from emseg.clusters.certificates import run_security
-from emseg.clusters.lifetime import START_SECONDS, Notify, closing_safely, ignore_message, start_cluster
-from emseg.clusters.local import DASHBOARD_PORT, LOOPBACK, GuardedCluster, SturdyNanny, free_port, signals_blocked
+from emseg.clusters.lifetime import START_SECONDS, Notify, ignore_message
+from emseg.clusters.local import DASHBOARD_PORT, LOOPBACK, GuardedCluster, SturdyNanny, connected, free_port
 from emseg.clusters.private_folder import private_folder
 from emseg_core.errors import DeviceError
 from emseg_core.machine import usable_cores, usable_memory
@@ -75,13 +75,11 @@ def cuda_cluster(
         If there is no such GPU.
     """
     chosen = _choose(gpus)
-    with ExitStack() as held:
-        folder = held.enter_context(private_folder())
-        security = held.enter_context(run_security(folder / "tls"))
-        with signals_blocked():
-            cluster = start_cluster(lambda: _Cluster(chosen, workers_per_gpu, blocks_in_flight, security, folder))
-            held.enter_context(closing_safely(cluster, notify))
-            client = held.enter_context(closing_safely(Client(cluster), notify))
+    with (
+        private_folder() as folder,
+        run_security(folder / "tls") as security,
+        connected(lambda: _Cluster(chosen, workers_per_gpu, blocks_in_flight, security, folder), notify) as client,
+    ):
         yield client
 
 

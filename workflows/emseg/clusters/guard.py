@@ -184,11 +184,7 @@ def _is_ours(host: str) -> bool:
         address = ip_address(name)
     except ValueError:
         return False
-    return address.is_loopback or name in {found.address for found in _own_addresses()}
-
-
-def _own_addresses() -> list[Any]:
-    return [address for addresses in psutil.net_if_addrs().values() for address in addresses]
+    return address.is_loopback or name in {one.address for interface in psutil.net_if_addrs().values() for one in interface}
 
 
 def _log_nothing(_: RequestHandler) -> None:

@@ -39,7 +39,6 @@ class Closes(Protocol):
 
     def close(self, timeout: float) -> Any:
         """Close within this many seconds."""
-        ...
 
 
 Closing = TypeVar("Closing", bound=Closes)

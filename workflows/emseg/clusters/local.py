@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -47,6 +47,8 @@ MAX_FAILED_STARTS = 10
 """Number of workers that may be lost in a row while none is running, before the cluster gives up."""
 WORKER_MODULE = "emseg.clusters.worker"
 """Module that a worker on another host runs."""
+WORKER_CLASS = f"{SilentWorker.__module__}.{SilentWorker.__qualname__}"
+"""Its class, for the command ``dask worker``."""
 ABANDON_SECONDS = 10.0
 """Time to close the rest of a cluster whose workers did not close."""
 GIVE_UP_SECONDS = 20.0
@@ -105,8 +107,7 @@ def local_cluster(
         If ``host`` is not an address of this machine, there is no place for temporary files, or a worker does not start.
     """
     _check_own(host)
-    with ExitStack() as held:
-        folder = held.enter_context(private_folder())
+    with private_folder() as folder, ExitStack() as held:
         security = security or held.enter_context(run_security(folder / "tls"))
         options = {
             "host": host,
@@ -118,10 +119,22 @@ def local_cluster(
             "dashboard": False,
             "silence_logs": logging.CRITICAL,
         }
+        spec = {name: {"cls": SturdyNanny, "options": options} for name in range(workers)}
+        yield held.enter_context(connected(lambda: GuardedCluster(spec, host, security, folder, elastic), notify))
+
+
+@contextmanager
+def connected(start: Callable[[], GuardedCluster], notify: Notify) -> Iterator[Client]:
+    """Start a cluster on this machine with `start` and connect to it, until the end of the ``with``.
+
+    Yields
+    ------
+    Client
+        A client of the cluster.
+    """
+    with ExitStack() as held:
         with signals_blocked():
-            spec = {name: {"cls": SturdyNanny, "options": options} for name in range(workers)}
-            cluster = start_cluster(lambda: GuardedCluster(spec, host, security, folder, elastic))
-            held.enter_context(closing_safely(cluster, notify))
+            cluster = held.enter_context(closing_safely(start_cluster(start), notify))
             client = held.enter_context(closing_safely(Client(cluster), notify))
         yield client
 
@@ -153,21 +166,10 @@ def worker_options(security: Any, blocks_in_flight: int) -> list[str]:
         "--tls-cert": security.tls_worker_cert,
         "--tls-key": security.tls_worker_key,
         "--nthreads": blocks_in_flight,
-        "--worker-class": worker_class_name(),
+        "--worker-class": WORKER_CLASS,
         "--death-timeout": DEATH_TIMEOUT_SECONDS,
     }
     return ["--no-dashboard", *(str(word) for option in options.items() for word in option)]
-
-
-def worker_class_name() -> str:
-    """Return the name of the worker class for the command ``dask worker``.
-
-    Returns
-    -------
-    str
-        Module and class.
-    """
-    return f"{SilentWorker.__module__}.{SilentWorker.__qualname__}"
 
 
 def tunnel_command(client: Client) -> str:

@@ -23,14 +23,7 @@ from distributed.deploy.spec import ProcessInterface
 from distributed.utils import get_ip, get_ip_interface
 
 from emseg.clusters.lifetime import Notify, closing_safely, ignore_message
-from emseg.clusters.local import (
-    DEATH_TIMEOUT_SECONDS,
-    WORKER_MODULE,
-    Elastic,
-    GuardedCluster,
-    worker_class_name,
-    worker_options,
-)
+from emseg.clusters.local import DEATH_TIMEOUT_SECONDS, WORKER_CLASS, WORKER_MODULE, Elastic, GuardedCluster, worker_options
 from emseg.clusters.private_folder import private_folder
 from emseg.slurm.job import REPLY_TIMEOUT_SECONDS, SlurmJob, job_states
 from emseg.slurm.site import Site
@@ -80,9 +73,8 @@ def step_cluster(
     """
     if SlurmJob.here() is None:
         raise InputError("--cluster srun starts workers within a SLURM job, but this process is not in one: use `emseg submit`")
-    options = worker_options(security, blocks_in_flight)
+    options = [*worker_options(security, blocks_in_flight), *_interface(site), "--memory-limit", _dask_memory(site.memory)]
     options += ["--local-directory", os.path.expandvars(site.scratch)] if site.scratch else []
-    options += ["--interface", site.interface] if site.interface else []
     spec = {}
     for name in (f"emseg-{number}" for number in range(workers)):
         srun = ["srun", "--nodes=1", "--ntasks=1", "--exact", "--input=none", "--export=ALL", f"--job-name={name}"]
@@ -90,11 +82,8 @@ def step_cluster(
         if site.memory:
             srun.append(f"--mem={site.memory}")
         srun += [*site.task_options, f"--output={logs / f'%j-{name}.log'}", "--open-mode=append"]
-        spec[name] = {
-            "cls": _Step,
-            "options": {"srun": srun, "worker": [*options, "--memory-limit", _dask_memory(site.memory)]},
-        }
-    yield from _client(_Steps, spec, site, security, notify=notify)
+        spec[name] = {"cls": _Step, "options": {"srun": srun, "worker": options}}
+    yield from _client(_Steps, spec, site, security, None, notify)
 
 
 @contextmanager
@@ -157,25 +146,22 @@ def _job_options(blocks_in_flight: int, site: Site, security: Security, logs: Pa
         "death_timeout": DEATH_TIMEOUT_SECONDS,
         "python": shlex.quote(sys.executable),
         "worker_command": WORKER_MODULE,
-        "worker_extra_args": ["--no-dashboard", "--worker-class", worker_class_name()]
-        + (["--interface", site.interface] if site.interface else []),
+        "worker_extra_args": ["--no-dashboard", "--worker-class", WORKER_CLASS, *_interface(site)],
         "job_directives_skip": [" -t "],  # dask-jobqueue's default is half an hour
         "job_extra_directives": [*site.job_options, f"--gres={site.gres}"] if site.gres else [*site.job_options],
         "job_script_prologue": [*site.prologue, "export OMP_NUM_THREADS=1"],
     }
 
 
+def _interface(site: Site) -> list[str]:
+    return ["--interface", site.interface] if site.interface else []
+
+
 def _client(
-    kind: type[GuardedCluster],
-    spec: dict[Any, Any],
-    site: Site,
-    security: Security,
-    elastic: Elastic | None = None,
-    notify: Notify = ignore_message,
+    kind: type[GuardedCluster], spec: dict[Any, Any], site: Site, security: Security, elastic: Elastic | None, notify: Notify
 ) -> Iterator[Client]:
     host = get_ip_interface(site.interface) if site.interface else get_ip()
-    with ExitStack() as held:
-        folder = held.enter_context(private_folder())
+    with private_folder() as folder, ExitStack() as held:
         try:
             cluster = held.enter_context(closing_safely(kind(spec, host, security, folder, elastic), notify))
         except RuntimeError as error:

@@ -121,11 +121,9 @@ class WorkerSupply(Protocol):
     @property
     def problem(self) -> str:
         """Why no more workers can be expected; empty while they can."""
-        ...
 
     def stop_growing(self) -> None:
         """Start no more workers."""
-        ...
 
     def resize(self, useful: int, idle: set[str]) -> set[str]:
         """Adapt the number of workers to the number that is useful.
@@ -135,7 +133,6 @@ class WorkerSupply(Protocol):
         set of str
             Addresses of idle workers that are no longer needed.
         """
-        ...
 
 
 class DaskExecutor:

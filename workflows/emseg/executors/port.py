@@ -23,22 +23,18 @@ class Executor(Protocol):
     @property
     def client(self) -> Client | None:
         """The Dask client in use, if any."""
-        ...
 
     @property
     def workers(self) -> int:
         """Number of worker processes; 0 for this process."""
-        ...
 
     @property
     def dashboard(self) -> str | None:
         """Address of the dashboard, if any."""
-        ...
 
     @property
     def memory(self) -> int | None:
         """Bytes of memory available to each worker, if known."""
-        ...
 
     def gpus(self, device: Device) -> dict[str, Gpu]:
         """Return the GPU of each worker that computes on one, or is bound to one.
@@ -48,7 +44,6 @@ class Executor(Protocol):
         dict of str to Gpu
             GPUs by address of the worker.
         """
-        ...
 
     def try_out(self, trial: Trial) -> Choice:
         """Find out how predictors compute where the blocks will run.
@@ -58,7 +53,6 @@ class Executor(Protocol):
         Choice
             Numerics, speed and accuracy.
         """
-        ...
 
     def run(self, work: Work, sequences: Iterator[Sequence[Block]], policy: Policy, stop: Stop) -> Generator[Progressed]:
         """Run blocks until each has ended or the run is stopped; closing the generator ends the run.
@@ -79,7 +73,6 @@ class Executor(Protocol):
         Progressed
             What happens.
         """
-        ...
 
 
 class Watch(Protocol):
@@ -88,12 +81,9 @@ class Watch(Protocol):
     @property
     def address(self) -> str | None:
         """Address at which it can be seen, if any."""
-        ...
 
     def __call__(self, event: Event) -> None:
         """Record an event."""
-        ...
 
     def take_back(self, blocks: Iterable[int]) -> None:
         """Mark blocks as waiting again because their results are lost."""
-        ...

@@ -14,9 +14,7 @@ from emseg_core.store.volumes.volume import open_volume
 
 
 def volume_at(
-    volume: str | Path | Address | Array,
-    output: str | Place | None,
-    voxel_size: tuple[float, float, float] | None,
+    volume: str | Path | Address | Array, output: str | Place | None, voxel_size: tuple[float, float, float] | None
 ) -> Place:
     """Return the place of a volume, and store an array first.
 

@@ -15,7 +15,8 @@ from emseg.flows.running.copying import Copier, CopyStage
 from emseg.launch import check_main
 from emseg.placement import Placement, Where
 from emseg.runs.dispatch import Policy
-from emseg.runs.events import Event, Observer
+from emseg.runs.events import Observer
+from emseg.runs.notices import log
 from emseg.runs.stop import Stop, StoppedError
 from emseg.tasks.exporting import ExportWork
 from emseg_core.errors import BlockError, InputError, OutputError, PlanError
@@ -111,7 +112,7 @@ def export(
             )
         return _write_tiff(target, image, overwrite, stop or Stop())
     made = output_path(target)
-    copier = Copier(made, placement, policy or Policy(), stop or Stop(), on_event or _ignore)
+    copier = Copier(made, placement, policy or Policy(), stop or Stop(), on_event or log)
     if kind == "precomputed":
         opened = precomputed_export(target, image, tell, overwrite=overwrite)
     else:
@@ -175,7 +176,3 @@ def _refuse_incomplete(stored: Output, image: ExportImage, *, coarser: bool) -> 
     for number, level in enumerate(image.levels[1:] if coarser else (), 1):
         if missing := level.missing:
             raise OutputError(f"level {number} of {stored.path} lacks {missing} of {len(level.blocks)} parts: {remedy}")
-
-
-def _ignore(event: Event) -> None:
-    """Discard an event."""

@@ -13,7 +13,8 @@ from emseg.flows.running.limits import check_claims
 from emseg.launch import check_main
 from emseg.placement import Placement, Where
 from emseg.runs.dispatch import Policy
-from emseg.runs.events import Event, Observer
+from emseg.runs.events import Observer
+from emseg.runs.notices import log
 from emseg.runs.stop import Stop
 from emseg.tasks.ingesting import IngestWork
 from emseg_core.box import Triple
@@ -109,7 +110,7 @@ def ingest(
     OrphanError
         If another process has taken over because this one seemed dead.
     """
-    notify, policy, stop = on_event or _ignore, policy or Policy(), stop or Stop()
+    notify, policy, stop = on_event or log, policy or Policy(), stop or Stop()
     placement = Placement(**where)
     check_main(placement)
     given = None if voxel_size is None else _given_size(voxel_size, unit)
@@ -181,7 +182,3 @@ def _refuse_overlap(source: Path, target: Path) -> None:
         raise OutputError(
             f"the volume {target} and its source {source} lie inside one another: choose another place for the volume"
         )
-
-
-def _ignore(event: Event) -> None:
-    """Discard an event."""

@@ -21,7 +21,8 @@ from emseg.flows.running.stages import StageRunner
 from emseg.launch import Launch, check_main, open_executor
 from emseg.placement import Placement, Where
 from emseg.runs.dispatch import Policy
-from emseg.runs.events import Event, Noticed, Observer
+from emseg.runs.events import Noticed, Observer
+from emseg.runs.notices import log
 from emseg.runs.stop import Stop
 from emseg.tasks.labelling import LabelWork, Stage
 from emseg_core.box import AXES
@@ -151,28 +152,22 @@ def label(
     placement = Placement(**where)
     check_main(placement)
     stored = open_output(parse_place(output).absolute())
-    request = _Request(
-        method=method,
-        class_name=class_name,
-        threshold=threshold,
-        smoothing=smoothing,
-        planar=planar,
+    recipe, watershed = recipe_of(stored), method == "watershed"
+    given = {"threshold": threshold, "smoothing": smoothing}
+    labelling = Labelling(
+        method,
+        _class_of(stored, class_name, watershed),
+        planar=watershed and (_thick(recipe) if planar is None else planar),
         connectivity=connectivity,
         smallest=smallest,
+        **{key: value for key, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
-    labelling = _resolve(request, stored, recipe_of(stored))
-    options = _Options(allow_incomplete, overwrite, placement, policy or Policy(), stop or Stop(), on_event or _ignore)
+    options = _Options(allow_incomplete, overwrite, placement, policy or Policy(), stop or Stop(), on_event or log)
     return _label(stored, labelling, name, options)
 
 
 def label_again(
-    output: str | Place,
-    name: str,
-    *,
-    policy: Policy | None = None,
-    stop: Stop | None = None,
-    on_event: Observer | None = None,
-    **where: Unpack[Where],
+    output: str | Place, name: str, *, stop: Stop | None = None, on_event: Observer | None = None, **where: Unpack[Where]
 ) -> Labelled:
     """Compute damaged or unfinished instance labels again, with the settings that they were made with.
 
@@ -182,7 +177,7 @@ def label_again(
         The output that contains them.
     name
         Name of the image of instance labels.
-    policy, stop, on_event, **where
+    stop, on_event, **where
         As for `label`.
 
     Returns
@@ -204,21 +199,8 @@ def label_again(
         raise OutputError(
             f"{stored.path / f'labels/{name}'} does not record its settings: label again with --overwrite"
         ) from error
-    options = _Options(True, True, placement, policy or Policy(), stop or Stop(), on_event or _ignore)
+    options = _Options(True, True, placement, Policy(), stop or Stop(), on_event or log)
     return _label(stored, labelling, name, options)
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """The settings that the caller gave; None where the default depends on the output."""
-
-    method: Method
-    class_name: str | None
-    threshold: float | None
-    smoothing: int | None
-    planar: bool | None
-    connectivity: Connectivity
-    smallest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +217,7 @@ class _Options:
 
 def _label(stored: Output, labelling: Labelling, name: str, options: _Options) -> Labelled:
     """Label an output with these settings, or return the finished labels that it has."""
-    place, recipe, stop = stored.path, recipe_of(stored), options.stop
+    place, recipe, stop, notify = stored.path, recipe_of(stored), options.stop, options.notify
     done = stored.done_units().ravel()
     if not done.all() and not options.allow_incomplete:
         raise OutputError(
@@ -249,18 +231,18 @@ def _label(stored: Output, labelling: Labelling, name: str, options: _Options) -
     scratch = Scratch(stored.files, f"{RECORDS_FOLDER}/{folder}")
     if before is not None and same and not scratch.has_image:
         if scratch.has_files:  # an earlier process was killed while it published them
-            with claim_output(place, options.notify) as claim, claim.held() as lease:
+            with claim_output(place, notify) as claim, claim.held() as lease:
                 publish(lease.token.files, scratch.folder, name, Generation(stored.generation).classes)
         if not (cause := why_damaged(stored, name, stop)):
             return Labelled(place / f"labels/{name}", place / table_path(name), int(before["segments"]), 0)
-        options.notify(Noticed(f"{cause}: computing {name} again"))
+        notify(Noticed(f"{cause}: computing {name} again"))
     if before is not None and not (same or options.overwrite):
         raise OutputError(
             f"{place / f'labels/{name}'} was made with other settings: {_differences(before, described)}: choose another "
             "--name, or replace it with --overwrite"
         )
-    launch = Launch(options.placement, len(done), 1, place, options.notify)
-    with claim_output(place, options.notify) as claim, open_executor(launch, stop) as executor, claim.held() as lease:
+    launch = Launch(options.placement, len(done), 1, place, notify)
+    with claim_output(place, notify) as claim, open_executor(launch, stop) as executor, claim.held() as lease:
         token = worker_token(place, lease)
         scratch = replace(scratch, files=token.files)
         remove_scratch(scratch, name)
@@ -273,7 +255,7 @@ def _label(stored: Output, labelling: Labelling, name: str, options: _Options) -
             name=name,
             scratch=scratch,
             token=token,
-            stages=StageRunner(place, executor, lease, options.policy, stop, options.notify),
+            stages=StageRunner(place, executor, lease, options.policy, stop, notify),
         )
         return labeller.label()
 
@@ -387,7 +369,8 @@ def _table(table: Segments, before: int, recipe: Recipe, stored: Output) -> Iter
     centroids = np.round(table.sums / np.maximum(table.voxels, 1)[:, None] + corner, 3)
     for part in (table.start + corner, table.stop + corner, centroids):
         columns += list(part.T)
-    return zip(*(column.tolist() for column in (*columns, edge)), strict=True)
+    lists = [column.tolist() for column in (*columns, edge)]
+    return zip(*lists, strict=True)
 
 
 def _micrometres(recipe: Recipe) -> float | None:
@@ -396,29 +379,25 @@ def _micrometres(recipe: Recipe) -> float | None:
     return math.prod(edges) if len(edges) == len(AXES) else None
 
 
-def _resolve(request: _Request, stored: Output, recipe: Recipe) -> Labelling:
-    """Fill in the defaults that depend on the output."""
-    watershed = request.method == "watershed"
+def _class_of(stored: Output, name: str | None, watershed: bool) -> int:
+    """Return the number of the class of the boundary, or of the components; by default, that of the usual name."""
     if watershed and not stored.keeps_probabilities:
         raise OutputError(
             f"{stored.path} stores no probabilities, but a watershed needs them: run again with --probabilities --overwrite, "
             "or use --method components"
         )
-    name, usual = request.class_name, BOUNDARY_CLASSES if watershed else ("inside",)
+    usual = BOUNDARY_CLASSES if watershed else ("inside",)
     found = [name] if name is not None else [each for each in stored.classes if each.lower() in usual]
     if len(found) != 1 or found[0] not in stored.classes:
         missing = f"no class {name!r}" if name is not None else f"no class called {' or '.join(usual[:2])}"
         raise InputError(f"{stored.path} has {missing}, but {', '.join(stored.classes)}: choose one of these with --class")
+    return stored.classes.index(found[0])
+
+
+def _thick(recipe: Recipe) -> bool:
+    """Whether slices are so thick that fragments grow within single ones."""
     z, y, x = recipe.volume.scale
-    settings = {"threshold": request.threshold, "smoothing": request.smoothing}
-    return Labelling(
-        request.method,
-        stored.classes.index(found[0]),
-        planar=watershed and (z >= MIN_ANISOTROPY * max(y, x) if request.planar is None else request.planar),
-        connectivity=request.connectivity,
-        smallest=request.smallest,
-        **{key: value for key, value in settings.items() if value is not None},  # type: ignore[arg-type]
-    )
+    return z >= MIN_ANISOTROPY * max(y, x)
 
 
 def _described(labelling: Labelling, recipe: Recipe, stored: Output, done: NDArray[np.bool_]) -> dict[str, Any]:
@@ -444,7 +423,3 @@ def _check_name(name: str) -> None:
         raise InputError(
             f"{name!r} cannot be a name of instance labels: use letters, digits, - and _, and do not begin with classes or run-"
         )
-
-
-def _ignore(event: Event) -> None:
-    """Discard an event."""

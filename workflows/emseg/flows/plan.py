@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
-from emseg.flows.running.draft import levels_for, outside_of
+from emseg.flows.running.draft import check_settings, levels_for, outside_of
 from emseg.flows.running.limits import limits_of
 from emseg.flows.segment import RunKeywords, segment
 from emseg.pages.markup import tag
@@ -17,12 +17,10 @@ from emseg.settings.run import RunSettings, settings_from
 from emseg_core.grid.cost import Cost, cost_of
 from emseg_core.grid.layout import Layout, layouts_of, plan_with
 from emseg_core.grid.plan import Plan
-from emseg_core.grid.symmetry import check_symmetric
-from emseg_core.model.model_place import describe, locate_model
 from emseg_core.specs.region import parse_region
 from emseg_core.specs.volume import Selection, VolumeSpec
 from emseg_core.store.files.place import Address, Place, parse_place
-from emseg_core.store.volumes.volume import level_path, open_volume
+from emseg_core.store.volumes.volume import open_volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,12 @@ class RunPlan:
     cost: Cost
     outside: int
     """Blocks that the mask leaves out."""
+    start: Callable[..., Report] = field(default=segment, repr=False)
+    """Runs it: `emseg.segment`, with messages for whoever has planned."""
+
+    def started_by(self, wrap: Callable[[Callable[..., Report]], Callable[..., Report]]) -> Self:
+        """Return the same plan, with what it starts wrapped."""
+        return replace(self, start=wrap(self.start))
 
     def run(self, output: str | Place | None = None, **more: Any) -> Report:
         """Run the plan.
@@ -63,7 +67,7 @@ class RunPlan:
             As `emseg.segment`.
         """
         where = {name: getattr(self.placement, name) for name in Placement.__slots__}
-        return segment(self.place, output, self.settings, **{**where, **more})
+        return self.start(self.place, output, self.settings, **{**where, **more})
 
     def facts(self) -> Iterator[tuple[str, str]]:
         """Yield name and value of all that is told of the plan.
@@ -96,14 +100,11 @@ class RunPlan:
 
     def _repr_html_(self) -> str:
         """Return the same as a table, for notebooks."""
-        return tag("table", *(tag("tr", tag("th", name), tag("td", value)) for name, value in self.facts()))
+        rows = [tag("tr", tag("th", name), tag("td", value)) for name, value in self.facts()]
+        return tag("table", *rows)
 
 
-def plan(
-    volume: str | Path | Address,
-    settings: RunSettings | None = None,
-    **given: Unpack[RunKeywords],
-) -> RunPlan:
+def plan(volume: str | Path | Address, settings: RunSettings | None = None, **given: Unpack[RunKeywords]) -> RunPlan:
     """Plan a run, and write nothing.
 
     Parameters
@@ -125,13 +126,9 @@ def plan(
         As `emseg.segment`.
     """
     settings, where = settings_from(settings, given)
-    placement, place = Placement(**where), parse_place(volume)
-    if settings.level is not None:
-        place = level_path(place, settings.level)
-    source = open_volume(place, part=Selection(settings.channel, settings.timepoint))
-    spec, _ = describe(locate_model(settings.model, settings.predictor))
-    if settings.tta:
-        check_symmetric(spec)
+    placement = Placement(**where)
+    source = open_volume(settings.level_of(parse_place(volume)), part=Selection(settings.channel, settings.timepoint))
+    spec = check_settings(settings)
     roi = settings.roi
     region = (parse_region(roi, source.spec) if isinstance(roi, str) else roi) or source.spec.box
     limits = limits_of(placement, settings.threads, settings.tta)

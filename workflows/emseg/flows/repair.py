@@ -6,7 +6,6 @@ notices that the shards of two blocks were exchanged.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -109,35 +108,20 @@ class ChecksumReport:
                 f"blocks     {self.checked} of {self.blocks} checked, {len(self.damaged)} damaged, {self.missing} missing, "
                 f"{self.repaired} repaired",
                 *failure_lines("damaged", self.damaged),
-                *_units(
-                    "levels",
-                    "coarser levels",
-                    units=self.units,
-                    damaged=self.units_damaged,
-                    missing=self.units_missing,
-                    repaired=self.units_repaired,
-                ),
-                *_units(
-                    "instances",
-                    "instance labels",
-                    units=self.instances,
-                    damaged=self.instances_damaged,
-                    missing=self.instances_missing,
-                    repaired=self.instances_repaired,
-                ),
+                *self._lines("levels", "coarser levels", "units"),
+                *self._lines("instances", "instance labels", "instances"),
                 f"files      metadata and tables, {len(self.files_damaged)} damaged or missing, {self.files_repaired} repaired",
                 *(f"damaged    {flaw}" for flaw in self.files_damaged),
                 "verdict    PASS: every checksum holds" if self.holds else f"verdict    FAIL: {REPAIR_HINT}",
             ]
         )
 
-
-def _units(what: str, where: str, *, units: int, damaged: tuple[Failure, ...], missing: int, repaired: int) -> Iterator[str]:
-    """Yield what was found of units, if there are any."""
-    if not units:
-        return
-    yield f"{what:<11}{units} units of {where}, {len(damaged)} damaged, {missing} missing, {repaired} repaired"
-    yield from failure_lines("damaged", damaged)
+    def _lines(self, what: str, where: str, name: str) -> Iterator[str]:
+        """Yield what was found of the units that the fields of a name count, if there are any."""
+        units, damaged, missing, repaired = (getattr(self, f"{name}{of}") for of in ("", "_damaged", "_missing", "_repaired"))
+        if units:
+            yield f"{what:<11}{units} units of {where}, {len(damaged)} damaged, {missing} missing, {repaired} repaired"
+            yield from failure_lines("damaged", damaged)
 
 
 def verify_checksums(output: str | Place) -> ChecksumReport:
@@ -328,14 +312,8 @@ def _report(stored: Output, before: Look, now: Look, flaws: Sequence[Flaw], left
         damaged=finest.damaged,
         missing=finest.missing,
         repaired=finest.repaired,
-        units=sum(part.units for part in coarser),
-        units_damaged=tuple(itertools.chain(*(part.damaged for part in coarser))),
-        units_missing=sum(part.missing for part in coarser),
-        units_repaired=sum(part.repaired for part in coarser),
-        instances=sum(part.units for part in instances),
-        instances_damaged=tuple(itertools.chain(*(part.damaged for part in instances))),
-        instances_missing=sum(part.missing for part in instances),
-        instances_repaired=sum(part.repaired for part in instances),
+        **_summed("units", coarser),
+        **_summed("instances", instances),
         files_damaged=tuple(left),
         files_repaired=len({flaw.name for flaw in flaws} - {flaw.name for flaw in left}),
     )
@@ -351,6 +329,16 @@ class _Count:
     repaired: int
 
 
+def _summed(name: str, counts: Sequence[_Count]) -> dict[str, Any]:
+    """Return the fields of a name in a report: the sums of counts."""
+    return {
+        name: sum(part.units for part in counts),
+        f"{name}_damaged": tuple(failure for part in counts for failure in part.damaged),
+        f"{name}_missing": sum(part.missing for part in counts),
+        f"{name}_repaired": sum(part.repaired for part in counts),
+    }
+
+
 def _counts(before: Look, now: Look, images: Iterable[str]) -> list[_Count]:
     """Count what two looks found of each level; what could not be examined before counts as damaged then."""
     counts: list[_Count] = []
@@ -363,11 +351,7 @@ def _counts(before: Look, now: Look, images: Iterable[str]) -> list[_Count]:
 
 
 def _inputs(
-    stored: Output,
-    recipe: Recipe,
-    volume: str | Path | Address | None,
-    model: str | Path | None,
-    predictor: str | None,
+    stored: Output, recipe: Recipe, volume: str | Path | Address | None, model: str | Path | None, predictor: str | None
 ) -> tuple[Place, ModelPlace]:
     """Locate the volume and the model of the output, and prove them before anything is removed."""
     source = volume_of(stored, volume)

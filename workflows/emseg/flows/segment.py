@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Unpack
@@ -11,7 +11,7 @@ from typing import Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg.executors.port import Executor
+from emseg.executors.port import Executor, Watch
 from emseg.flows.array_volumes import volume_at
 from emseg.flows.records.run_log import RunRecord, recipe_of
 from emseg.flows.records.same_volume import NO_FINISHED_BLOCKS, FinishedBlocks, compare_sample
@@ -20,11 +20,11 @@ from emseg.flows.running.draft import Draft, check_settings, draft_run, settle
 from emseg.flows.running.late_writes import SentObjects
 from emseg.flows.running.limits import check_chunks, check_gpus, check_memory, check_space, limits_of
 from emseg.flows.running.output_location import check_output_place, default_output
-from emseg.flows.running.stages import StageRunner, lease_lost
+from emseg.flows.running.stages import StageRunner
 from emseg.launch import Launch, check_main, open_executor, open_watch, with_shared_gpus
 from emseg.placement import Placement, WhereOnGpus
 from emseg.runs.dispatch import Policy
-from emseg.runs.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
+from emseg.runs.events import BlockEnded, Event, Noticed, Observer, RunEnded, RunStarted
 from emseg.runs.notices import log
 from emseg.runs.stop import Stop, StoppedError
 from emseg.runs.tally import Report, Tally
@@ -32,13 +32,11 @@ from emseg.settings.run import RunSettings, SettingsKeywords, settings_from
 from emseg.tasks.segmenting import SegmentWork
 from emseg_core.grid.order import block_sequences
 from emseg_core.recipe import Recipe
-from emseg_core.store.files.lease import Lease
 from emseg_core.store.files.place import Address, Place, parse_place
 from emseg_core.store.outputs.level import remove_stale_units
 from emseg_core.store.outputs.lifecycle import open_output
 from emseg_core.store.outputs.output import Output
 from emseg_core.store.stacks.array_stack import Array
-from emseg_core.store.volumes.volume import level_path
 
 
 class RunKeywords(SettingsKeywords, WhereOnGpus, total=False):
@@ -101,78 +99,55 @@ def segment(
     settings, where = settings_from(settings, given)
     if performance_report is not None:
         where["performance_report"] = Path(performance_report)
-    run = _Asked(settings, Placement(**where), overwrite, mixed_hardware, policy or Policy(), stop or Stop(), on_event or log)
-    return run.segment(volume, output, voxel_size)
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A run as it was asked for."""
-
-    settings: RunSettings
-    placement: Placement
-    overwrite: bool
-    mixed_hardware: bool
-    policy: Policy
-    stop: Stop
-    notify: Observer
-
-    def segment(
-        self,
-        given: str | Path | Address | Array,
-        output: str | Place | None,
-        voxel_size: tuple[float, float, float] | None,
-    ) -> Report:
-        """Check what was asked for, start the workers, and run."""
-        settings, stop, notify = self.settings, self.stop, self.notify
-        check_main(self.placement)
-        placement = with_shared_gpus(self.placement)
-        if not isinstance(given, str | Path | Address):
-            check_settings(settings)  # before the array is stored
-        volume = volume_at(given, output, voxel_size)
-        if settings.level is not None:
-            volume = level_path(volume, settings.level)
-        place = parse_place(output) if output is not None else default_output(volume)
-        check_output_place(place, volume)
-        existing = output_to_resume(place, self.overwrite)
-        started = recipe_of(existing) if existing is not None else None
-        limits = limits_of(placement, settings.threads, settings.tta)
-        draft = draft_run(volume, settings, limits, started)
-        check_space(place, draft.cost.output_bytes)
-        left = len(draft.plan)
-        if existing is not None and started is not None:
-            precision = settings.precision or started.numerics.precision
-            asked = replace(started.numerics, threads=settings.threads, precision=precision)
-            check_same_settings(place, started, draft.recipe(asked, started.accuracy))
-            left = sum(int((~level.done()).sum()) for level in existing.levels)
-            if not left:
-                return _nothing_left(existing, started, notify)
-        launch = Launch(placement, left, settings.threads, place.absolute(), notify)
-        with claim_output(place, notify) as claim, open_executor(launch, stop) as executor:
-            _check_workers(draft, executor, placement)
-            settled = settle(draft, executor, placement.computes_on)
-            if started is not None and not self.mixed_hardware:
-                check_same_settings(place, started, settled.recipe)
-            recipe, finished = started or settled.recipe, NO_FINISHED_BLOCKS
-            if started is not None and not stop.asked:
-                finished = compare_sample(open_output(place), claim.run, draft.path, executor, self.policy, stop, notify)
-            if stop.asked:
-                raise StoppedError(stop.number)
-            prepare_output(place, recipe, settled.outside, draft.card, self.overwrite, claim.token)
-            for notice in settled.notices:
-                notify(Noticed(notice))
-            with claim.held() as lease:
-                job = SegmentWork(
-                    recipe=recipe,
-                    volume=draft.path,
-                    model=draft.model_place,
-                    output=place.absolute(),
-                    token=worker_token(place.absolute(), lease),
-                    mixed_hardware=self.mixed_hardware,
-                    device=placement.computes_on,
-                    workers_per_gpu=placement.most_per_gpu,
-                )
-                return _Run(job, finished, lease, executor, self.policy, stop, notify).segment()
+    policy, stop, notify, placement = policy or Policy(), stop or Stop(), on_event or log, Placement(**where)
+    check_main(placement)
+    placement = with_shared_gpus(placement)
+    if not isinstance(volume, str | Path | Address):
+        check_settings(settings)  # before the array is stored
+    source = settings.level_of(volume_at(volume, output, voxel_size))
+    place = parse_place(output) if output is not None else default_output(source)
+    check_output_place(place, source)
+    existing = output_to_resume(place, overwrite)
+    started = recipe_of(existing) if existing is not None else None
+    draft = draft_run(source, settings, limits_of(placement, settings.threads, settings.tta), started)
+    check_space(place, draft.cost.output_bytes)
+    left = len(draft.plan)
+    if existing is not None and started is not None:
+        precision = settings.precision or started.numerics.precision
+        asked = replace(started.numerics, threads=settings.threads, precision=precision)
+        check_same_settings(place, started, draft.recipe(asked, started.accuracy))
+        left = sum(int((~level.done()).sum()) for level in existing.levels)
+        if not left:
+            return _nothing_left(existing, started, notify)
+    launch = Launch(placement, left, settings.threads, place.absolute(), notify)
+    with claim_output(place, notify) as claim, open_executor(launch, stop) as executor:
+        _check_workers(draft, executor, placement)
+        stages = StageRunner(place.absolute(), executor, None, policy, stop, notify)
+        draft, recipe, notices = settle(draft, executor, placement.computes_on)
+        finished = NO_FINISHED_BLOCKS
+        if started is not None:
+            if not mixed_hardware:
+                check_same_settings(place, started, recipe)
+            recipe = started
+            if not stop.asked:
+                finished = compare_sample(open_output(place), claim.run, draft.path, stages)
+        if stop.asked:
+            raise StoppedError(stop.number)
+        prepare_output(place, recipe, draft.outside, draft.card, overwrite, claim.token)
+        for notice in notices:
+            notify(Noticed(notice))
+        with claim.held() as lease:
+            job = SegmentWork(
+                recipe=recipe,
+                volume=draft.path,
+                model=draft.model_place,
+                output=stages.output,
+                token=worker_token(stages.output, lease),
+                mixed_hardware=mixed_hardware,
+                device=placement.computes_on,
+                workers_per_gpu=placement.most_per_gpu,
+            )
+            return _run(job, finished, replace(stages, lease=lease))
 
 
 def _check_workers(draft: Draft, executor: Executor, placement: Placement) -> None:
@@ -184,95 +159,69 @@ def _check_workers(draft: Draft, executor: Executor, placement: Placement) -> No
         check_gpus(executor.gpus(device), placement.most_per_gpu, draft.cost, draft.plan, device)
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A run under a lease: the remaining blocks, then the levels above them."""
+def _run(job: SegmentWork, finished: FinishedBlocks, stages: StageRunner) -> Report:
+    """Run under a lease: the remaining blocks, then the levels above them."""
+    output, plan, stop, notify = open_output(job.output, job.token), job.recipe.plan, stages.stop, stages.notify
+    record = RunRecord(output, job, stages.executor.workers, lambda message: notify(Noticed(message)), finished.runs)
 
-    job: SegmentWork
-    finished: FinishedBlocks
-    lease: Lease
-    executor: Executor
-    policy: Policy
-    stop: Stop
-    notify: Observer
+    def tell(event: Event) -> None:
+        record.add(event)
+        notify(event)
 
-    def segment(self) -> Report:
-        """Run, and return the report."""
-        job, stop = self.job, self.stop
-        output = open_output(job.output, job.token)
-        record = RunRecord(
-            output, job, self.executor.workers, lambda message: self.notify(Noticed(message)), self.finished.runs
-        )
-        begins = self.finished is NO_FINISHED_BLOCKS
-        doubted = (
-            np.ones(job.recipe.plan.grid, bool) if begins else self.finished.recompute
-        )  # other runs have sent what is there
-        done = remove_stale_units(output.levels, doubted).ravel()
-        outside = int(output.outside.sum())
-        tally, start = Tally(job.recipe.plan, int(done.sum()) - outside, outside), perf_counter()
-        report = tally.report(0.0)
+    stages = replace(stages, notify=tell)
+    begins = finished is NO_FINISHED_BLOCKS
+    doubted = np.ones(plan.grid, bool) if begins else finished.recompute  # other runs have sent what is there
+    done = remove_stale_units(output.levels, doubted).ravel()
+    outside = int(output.outside.sum())
+    tally, start = Tally(plan, int(done.sum()) - outside, outside), perf_counter()
+    report = tally.report(0.0)
+    try:
         try:
-            try:
-                self._blocks(output, done, tally, record)
-            finally:
-                report = tally.report(perf_counter() - start, stop.number)
-            self.notify(RunEnded(report))
-            if len(output.levels) > 1 and not report.left:
-                stages = StageRunner(job.output, self.executor, self.lease, self.policy, stop, self._told(record))
-                unbuilt = stages.build(output.levels, done.reshape(job.recipe.plan.grid), rebuild=begins)
-                report = replace(report, unbuilt=unbuilt, signal=stop.number)
+            with open_watch(stages.executor, job, done, notify) as watch:
+                _segment_blocks(job, output, done, tally, stages, watch)
         finally:
-            record.end(report)
-        return report
+            report = tally.report(perf_counter() - start, stop.number)
+        notify(RunEnded(report))
+        if len(output.levels) > 1 and not report.left:
+            unbuilt = stages.build(output.levels, done.reshape(plan.grid), rebuild=begins)
+            report = replace(report, unbuilt=unbuilt, signal=stop.number)
+    finally:
+        record.end(report)
+    return report
 
-    def _blocks(self, output: Output, done: NDArray[np.bool_], tally: Tally, record: RunRecord) -> None:
-        """Hand out the remaining blocks, and count how they end."""
-        job, plan, executor, told = self.job, self.job.recipe.plan, self.executor, self._told(record)
-        with open_watch(executor, job, done, self.notify) as watch:
-            told(
-                RunStarted(
-                    output=job.output,
-                    blocks=plan,
-                    already_done=int(done.sum()),
-                    workers=executor.workers,
-                    dashboard=executor.dashboard,
-                    map=watch.address,
-                    outside=int(output.outside.sum()),
-                )
-            )
-            left, sent = ~done, SentObjects(output.levels[0])
-            while left.any():
-                sequences = block_sequences(plan, job.recipe.volume, left)
-                with closing(executor.run(job, sequences, self.policy, self.stop)) as events:
-                    for event in events:
-                        match event:
-                            case BlockEnded(outcome):
-                                tally.count(outcome)
-                                sent.record(outcome)
-                                done[outcome.block] |= outcome.status == "done"
-                            case BlockRetried(block, cause):
-                                tally.retry(block, cause)
-                        watch(event)
-                        told(event)
-                        if not self.stop.asked and lease_lost(self.lease, event, self.notify):
-                            self.stop.ask()
-                if self.lease.loss:
-                    break
-                # written, but deleted or replaced since; unless the run is stopped, nobody writes any more
-                left = done & ~(output.done_units(tidy=not self.stop.asked) & ~sent.replaced()).ravel()
-                tally.take_back(int(left.sum()))
-                watch.take_back(map(int, np.flatnonzero(left)))
-                if self.stop.asked:
-                    break
 
-    def _told(self, record: RunRecord) -> Observer:
-        """Return an observer that adds events to the record and passes them on."""
-
-        def tell(event: Event) -> None:
-            record.add(event)
-            self.notify(event)
-
-        return tell
+def _segment_blocks(
+    job: SegmentWork, output: Output, done: NDArray[np.bool_], tally: Tally, stages: StageRunner, watch: Watch
+) -> None:
+    """Hand out the remaining blocks, and count how they end."""
+    plan, executor, stop = job.recipe.plan, stages.executor, stages.stop
+    stages.notify(
+        RunStarted(
+            output=job.output,
+            blocks=plan,
+            already_done=int(done.sum()),
+            workers=executor.workers,
+            dashboard=executor.dashboard,
+            map=watch.address,
+            outside=int(output.outside.sum()),
+        )
+    )
+    left, sent = ~done, SentObjects(output.levels[0])
+    while left.any():
+        sequences = block_sequences(plan, job.recipe.volume, left)
+        with closing(stages.process(job, sequences, tally, sent)) as events:
+            for event in events:
+                if isinstance(event, BlockEnded):
+                    done[event.outcome.block] |= event.outcome.status == "done"
+                watch(event)
+        if stages.lease is not None and stages.lease.loss:
+            break
+        # written, but deleted or replaced since; unless the run is stopped, nobody writes any more
+        left = done & ~(output.done_units(tidy=not stop.asked) & ~sent.replaced()).ravel()
+        tally.take_back(int(left.sum()))
+        watch.take_back(map(int, np.flatnonzero(left)))
+        if stop.asked:
+            break
 
 
 def _nothing_left(existing: Output, recipe: Recipe, notify: Observer) -> Report:

@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 
 from emseg.flows.records.run_log import model_of, recipe_of, volume_of
 from emseg.flows.records.same_volume import VolumeComparison, compare_all
+from emseg.flows.running.stages import StageRunner
 from emseg.launch import Launch, open_executor
 from emseg.placement import Placement
-from emseg.runs.events import Event, Observer
+from emseg.runs.dispatch import Policy
+from emseg.runs.events import Observer
+from emseg.runs.notices import log
 from emseg.runs.stop import Stop, StoppedError
 from emseg.tasks.segmenting import with_augmentation
 from emseg_core.block import predict_box, read_seen
@@ -179,7 +182,7 @@ def verify(
     stored = open_output(output)
     recipe = recipe_of(stored)
     source, stop = volume_of(stored, volume), stop or Stop()
-    found = _reread(stored, source, workers, stop, on_event or _ignore) if reread else None
+    found = _reread(stored, source, workers, stop, on_event or log) if reread else None
     if found is not None and not found.same:
         return Verdict(reread=found)
     _check_same_voxels(source, recipe)
@@ -218,7 +221,8 @@ def _reread(stored: Output, source: ZarrVolume, workers: int, stop: Stop, notify
     """Read the volume again and compare it with what the blocks read."""
     launch = Launch(Placement(workers=workers), stored.outside.size, 1, stored.path, notify)
     with open_executor(launch, stop) as executor:
-        found = compare_all(stored, newest_run(stored.records), source.path, executor, stop, notify)
+        stages = StageRunner(stored.path, executor, None, Policy(), stop, notify)
+        found = compare_all(stored, newest_run(stored.records), source.path, stages)
     if stop.number:
         raise StoppedError(stop.number)
     return found
@@ -318,7 +322,3 @@ def _check_same_voxels(source: ZarrVolume, recipe: Recipe) -> None:
             f"the volume {source.path} has digest {digest[:12]}, the run's volume {recipe.volume_digest[:12]}: "
             "give the run's volume with --volume"
         )
-
-
-def _ignore(event: Event) -> None:
-    """Discard an event."""

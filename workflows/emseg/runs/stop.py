@@ -26,6 +26,11 @@ class StoppedError(BaseException):
         self.number = number
 
 
+def signal_of(stopped: KeyboardInterrupt | StoppedError) -> int:
+    """Return the number of the signal that stopped a command."""
+    return stopped.number if isinstance(stopped, StoppedError) else signal.SIGINT
+
+
 class Stop:
     """Whether a run is asked to stop, and how long it may wait for blocks in progress."""
 

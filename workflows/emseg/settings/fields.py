@@ -11,24 +11,6 @@ def setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"text": text})
 
 
-def has_field(kind: type, name: str) -> bool:
-    """Return whether a dataclass has a field."""
-    return any(entry.name == name for entry in fields(kind))
-
-
-def described(kind: type, name: str) -> str:
-    """Return a field of a dataclass as it stands under *Parameters* in a NumPy docstring.
-
-    Parameters
-    ----------
-    kind
-        The dataclass.
-    name
-        The field.
-
-    Returns
-    -------
-    str
-    """
-    (entry,) = (entry for entry in fields(kind) if entry.name == name)
-    return f"{name} : {entry.type}\n    {entry.metadata['text']}"
+def texts_of(kind: type) -> dict[str, str]:
+    """Return the text of each field of a dataclass of settings."""
+    return {entry.name: entry.metadata["text"] for entry in fields(kind)}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the command line imports this for its help
     from emseg_core.normalise import Scope
     from emseg_core.recipe import Recipe
     from emseg_core.specs.numerics import Backend, Precision
+    from emseg_core.store.files.place import Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,14 @@ class RunSettings:
             "threads": recipe.numerics.threads,
         }
         return cls(**{**known, **others})
+
+    def level_of(self, volume: Place) -> Place:
+        """Return the array of the chosen level of a volume, or the volume itself."""
+        if self.level is None:
+            return volume
+        from emseg_core.store.volumes.volume import level_path
+
+        return level_path(volume, self.level)
 
     def to_table(self) -> dict[str, Any]:
         """Return the settings that are not the default ones, as values of TOML.

@@ -65,10 +65,7 @@ def read_table(path: Path, known: Collection[str]) -> dict[str, Any]:
         If the file is missing or is not TOML, or has an unknown key.
     """
     table = _parse(path)
-    for name in table:
-        if name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0)
-            raise InputError(f"{path}: unknown key {name}: did you mean {near[0]}?")
+    _refuse_unknown(table, known, source=f"{path}: ")
     return table
 
 
@@ -107,15 +104,20 @@ def build(table: Mapping[str, Any], kind: type[T], where: str) -> T:
         If a key is unknown, missing or of the wrong type, or the dataclass rejects its values.
     """
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    for name in table:
-        if name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0)
-            raise InputError(f"unknown key {where}{name}: did you mean {where}{near[0]}?")
+    _refuse_unknown(table, known, where=where)
     for name, field in known.items():
         if name not in table and field.default is MISSING and field.default_factory is MISSING:
             raise InputError(f"the key {where}{name} is missing: add it")
     hints = get_type_hints(kind)
     return kind(**{name: _value(value, hints[name], where + name) for name, value in table.items()})
+
+
+def _refuse_unknown(table: Mapping[str, Any], known: Collection[str], *, source: str = "", where: str = "") -> None:
+    """Refuse a key that is not known, and name the nearest one."""
+    for name in table:
+        if name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0)
+            raise InputError(f"{source}unknown key {where}{name}: did you mean {where}{near[0]}?")
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:

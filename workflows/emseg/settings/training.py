@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -104,14 +104,7 @@ class ModelConfig:
     @property
     def spec(self) -> ModelSpec:
         """Specification of the network."""
-        return ModelSpec.unet(
-            width=self.width,
-            depth=self.depth,
-            classes=self.classes,
-            kernel=self.kernel,
-            pooling=self.pooling,
-            dropout=self.dropout,
-        )
+        return ModelSpec.unet(**asdict(self))
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,8 +77,8 @@ class Site:
     @property
     def job_options(self) -> tuple[str, ...]:
         """Options of each job, except for its size."""
-        named = {"partition": self.partition, "account": self.account, "qos": self.qos, "time": self.time}
-        return (*(f"--{name}={value}" for name, value in named.items() if value), *self.options)
+        named = (f"--{name}={value}" for name in ("partition", "account", "qos", "time") if (value := getattr(self, name)))
+        return (*named, *self.options)
 
     @property
     def prologue(self) -> tuple[str, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from emseg.tasks.port import CoreWork, Process, Turn
 from emseg_core.block import outcome_of
 from emseg_core.box import Box
 from emseg_core.errors import BlockError, Fault, InputError, VolumeError
 from emseg_core.grid.blocks import Block
-from emseg_core.model.device import Device
-from emseg_core.outcome import Outcome, Stopwatch
-from emseg_core.specs.numerics import Numerics
+from emseg_core.outcome import Stopwatch
 from emseg_core.store.exports.new_volume import SlabWriter, open_slabs
 from emseg_core.store.files.atomic_write import output_error
 from emseg_core.store.files.faults import classify_fault
@@ -32,7 +31,7 @@ TRANSIENT_ERRNOS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, er
 
 
 @dataclass(frozen=True, slots=True)
-class IngestWork:
+class IngestWork(CoreWork):
     """Copies parts of a stack to a new volume."""
 
     source: Path | Array
@@ -45,14 +44,10 @@ class IngestWork:
     """The volume, as named in messages."""
     token: Token
     """The right to write."""
-    name: str = "ingest"
-    device: Device = "cpu"
-    workers_per_gpu: int = 1
+    name = "ingest"
 
     @contextmanager
-    def opened(
-        self, turn: AbstractContextManager[object] | None = None
-    ) -> Iterator[tuple[Callable[[Block], Outcome], Numerics | None]]:
+    def opened(self, turn: Turn | None = None) -> Iterator[tuple[Process, None]]:
         """Open the source and the new volume; while one part is compressed and written, another is read.
 
         Yields
@@ -77,14 +72,7 @@ class IngestWork:
             slabs = open_slabs(self.token.files)
             yield lambda block: outcome_of(block, partial(self._copy, stack, slabs, turn, block)), None
 
-    def _copy(
-        self,
-        stack: Stack,
-        slabs: SlabWriter,
-        turn: AbstractContextManager[object] | None,
-        block: Block,
-        watch: Stopwatch,
-    ) -> None:
+    def _copy(self, stack: Stack, slabs: SlabWriter, turn: Turn | None, block: Block, watch: Stopwatch) -> None:
         # not all libraries can read one open file from several threads
         with watch.phase("wait"), turn or nullcontext(), watch.phase("read"):
             voxels = self._read(stack, block.write)

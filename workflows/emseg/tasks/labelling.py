@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -11,14 +10,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from emseg.tasks.port import CoreWork, Process
 from emseg_core.block import outcome_of
 from emseg_core.errors import BlockError
 from emseg_core.grid.blocks import Block
 from emseg_core.instances.block_segments import label_block, match_faces
-from emseg_core.model.device import Device
-from emseg_core.outcome import Outcome, Stopwatch
+from emseg_core.outcome import Stopwatch
 from emseg_core.specs.labelling import Labelling
-from emseg_core.specs.numerics import Numerics
 from emseg_core.store.files.lease import Token
 from emseg_core.store.files.place import Place
 from emseg_core.store.outputs.lifecycle import open_output
@@ -30,7 +28,7 @@ Stage = Literal["cut", "sew", "paint"]
 
 
 @dataclass(frozen=True, slots=True)
-class LabelWork:
+class LabelWork(CoreWork):
     """One stage of instance labelling."""
 
     name: Stage
@@ -40,27 +38,13 @@ class LabelWork:
     token: Token
     """The right to write."""
     labelling: Labelling
-    device: Device = "cpu"
-    workers_per_gpu: int = 1
 
-    @contextmanager
-    def opened(
-        self,
-        turn: AbstractContextManager[object] | None = None,  # noqa: ARG002  no predictor here
-    ) -> Iterator[tuple[Callable[[Block], Outcome], Numerics | None]]:
-        """Open the output and the intermediate files.
-
-        Yields
-        ------
-        process : callable
-            Processes one block.
-        numerics : None
-            Results do not depend on the hardware.
-        """
+    def opened_on_cores(self) -> Process:
+        """Open the output and the intermediate files."""
         output = open_output(self.output, self.token)
         scratch = Scratch(output.files, self.scratch)
         stage = {"cut": self._segmenter, "sew": self._matcher, "paint": self._relabeller}[self.name](output, scratch)
-        yield lambda block: outcome_of(block, partial(stage, block)), None
+        return lambda block: outcome_of(block, partial(stage, block))
 
     def _segmenter(self, output: Output, scratch: Scratch) -> Callable[[Block, Stopwatch], None]:
         """Return the function of stage ``cut``: segment a block into fragments."""

@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from emseg.tasks.port import CoreWork, Process
 from emseg_core.block import reread_block
-from emseg_core.grid.blocks import Block
 from emseg_core.grid.plan import Plan
 from emseg_core.grid.reading import CACHE_BYTES
-from emseg_core.model.device import Device
-from emseg_core.outcome import Outcome
-from emseg_core.specs.numerics import Numerics
 from emseg_core.specs.volume import Selection
 from emseg_core.store.files.place import Place
 
 
 @dataclass(frozen=True, slots=True)
-class RereadWork:
+class RereadWork(CoreWork):
     """Reads the voxels that blocks of a plan see, for their checksums; computes and writes nothing."""
 
     plan: Plan
     volume: Place
     part: Selection | None
     """Selects one of several volumes."""
-    name: str = "reread"
-    device: Device = "cpu"
-    workers_per_gpu: int = 1
+    name = "reread"
 
-    @contextmanager
-    def opened(
-        self,
-        turn: AbstractContextManager[object] | None = None,  # noqa: ARG002  no predictor here
-    ) -> Iterator[tuple[Callable[[Block], Outcome], Numerics | None]]:
-        """Open the volume.
-
-        Yields
-        ------
-        process : callable
-            Reads the voxels of one block.
-        numerics : None
-            Results do not depend on the hardware.
-        """
+    def opened_on_cores(self) -> Process:
+        """Open the volume."""
         from emseg_core.store.volumes.volume import open_volume_patiently
 
-        yield partial(reread_block, open_volume_patiently(self.volume, CACHE_BYTES, self.part), self.plan), None
+        return partial(reread_block, open_volume_patiently(self.volume, CACHE_BYTES, self.part), self.plan)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
+from emseg.tasks.port import Process, Turn
 from emseg.tasks.trial import numerics_of, take_predictor
 from emseg_core.block import BlockContext, segment_block
 from emseg_core.errors import ModelError, NumericsError
@@ -21,7 +22,6 @@ from emseg_core.recipe import Recipe
 from emseg_core.specs.numerics import Numerics
 from emseg_core.store.files.lease import Token
 from emseg_core.store.files.place import Place
-from emseg_core.store.outputs.output import Output
 
 MALLOPT_BYTES = {-1: 2**24, -3: 2**20}
 """Parameters of glibc, in bytes: free memory at the heap's end to return to the kernel; buffers that get pages of their own."""
@@ -43,13 +43,11 @@ class SegmentWork:
     """Device that predictors compute on."""
     workers_per_gpu: int = 1
     """Maximum number of workers that may share a GPU."""
-    name: str = "segment"
+    name = "segment"
 
     @contextmanager
-    def opened(
-        self, turn: AbstractContextManager[object] | None = None
-    ) -> Iterator[tuple[Callable[[Block], Outcome], Numerics | None]]:
-        """Load the model and open the arrays; see `open_context`.
+    def opened(self, turn: Turn | None = None) -> Iterator[tuple[Process, Numerics]]:
+        """Load the model and open the arrays.
 
         Yields
         ------
@@ -67,68 +65,34 @@ class SegmentWork:
         DeviceError
             If this process cannot compute on the run's device.
         """
-        with open_context(self, turn) as (context, output, numerics):
-            corner = output.region.start
+        from emseg_core.store.outputs.lifecycle import open_output
+        from emseg_core.store.volumes.volume import open_volume_patiently
 
-            def segment(block: Block) -> Outcome:
-                outcome = segment_block(context, block)
-                return replace(outcome, sent=output.levels[0].take_sent(block.write.relative_to(corner)))
+        recipe = self.recipe
+        model = load(self.model, recipe.plan.model)
+        if model.digest != recipe.model_digest:
+            raise ModelError(
+                f"the model {self.model} has the digest {model.digest[:12]}, but the run started with "
+                f"{recipe.model_digest[:12]}: restore the original model, or start over with --overwrite"
+            )
+        expected = recipe.numerics
+        predictor = take_predictor(model, expected.library, expected.precision, expected.threads, self.device)
+        numerics = numerics_of(model, predictor, recipe.plan.tile, expected.threads, expected.precision, self.device)
+        if numerics != recipe.numerics and not self.mixed_hardware:
+            raise NumericsError(
+                f"the run computes with {recipe.numerics}, but this worker with {numerics}: use the same hardware and "
+                "versions, or allow results that differ in the last bits with --mixed-hardware"
+            )
+        output = open_output(self.output, self.token)
+        volume = open_volume_patiently(self.volume, CACHE_BYTES, recipe.volume.selection)
+        context = BlockContext(recipe, volume, with_augmentation(predictor, recipe), output, turn or nullcontext())
+        corner = output.region.start
 
-            yield segment, numerics
+        def segment(block: Block) -> Outcome:
+            outcome = segment_block(context, block)
+            return replace(outcome, sent=output.levels[0].take_sent(block.write.relative_to(corner)))
 
-
-@contextmanager
-def open_context(
-    job: SegmentWork, turn: AbstractContextManager[object] | None = None
-) -> Iterator[tuple[BlockContext, Output, Numerics]]:
-    """Load the model and open the arrays, until the end of the ``with``.
-
-    Parameters
-    ----------
-    job
-        The work.
-    turn
-        Held by the block that uses the predictor; None if blocks are processed one after another.
-
-    Yields
-    ------
-    context : BlockContext
-        What a block needs.
-    output : Output
-        The output that it is written to.
-    numerics : Numerics
-        How this process computes.
-
-    Raises
-    ------
-    ModelError
-        If the model file is not the one that the run was planned with.
-    NumericsError
-        If this process computes other bytes than the run, and that is not allowed.
-    DeviceError
-        If this process cannot compute on the run's device.
-    """
-    from emseg_core.store.outputs.lifecycle import open_output
-    from emseg_core.store.volumes.volume import open_volume_patiently
-
-    recipe = job.recipe
-    model = load(job.model, recipe.plan.model)
-    if model.digest != recipe.model_digest:
-        raise ModelError(
-            f"the model {job.model} has the digest {model.digest[:12]}, but the run started with {recipe.model_digest[:12]}: "
-            "restore the original model, or start over with --overwrite"
-        )
-    expected = recipe.numerics
-    predictor = take_predictor(model, expected.library, expected.precision, expected.threads, job.device)
-    numerics = numerics_of(model, predictor, recipe.plan.tile, expected.threads, expected.precision, job.device)
-    if numerics != recipe.numerics and not job.mixed_hardware:
-        raise NumericsError(
-            f"the run computes with {recipe.numerics}, but this worker with {numerics}: use the same hardware and versions, "
-            "or allow results that differ in the last bits with --mixed-hardware"
-        )
-    output = open_output(job.output, job.token)
-    volume = open_volume_patiently(job.volume, CACHE_BYTES, recipe.volume.selection)
-    yield BlockContext(recipe, volume, with_augmentation(predictor, recipe), output, turn or nullcontext()), output, numerics
+        yield segment, numerics
 
 
 def keep_small_buffers() -> None:

@@ -312,7 +312,8 @@ class Voxels:
             wanted = [run.indices(*taken.get(axis, (0, 1))) for axis, run in enumerate(mapping.of(source.shape))]
             target = [run.indices(*span) - part.start for run, span, part in zip(mapping.target, spans, region, strict=True)]
             found = source.read(tuple(slice(int(line[0]), int(line[-1]) + 1) for line in wanted))
-            found = found[np.ix_(*(line - line[0] for line in wanted))]
+            inside = [line - line[0] for line in wanted]
+            found = found[np.ix_(*inside)]
             voxels[np.ix_(*target)] = found.reshape([len(line) for line in target])
         return voxels
 

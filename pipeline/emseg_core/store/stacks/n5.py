@@ -87,7 +87,7 @@ def open_n5(path: Path, dataset: str | None, *, allow_missing: bool = False) -> 
 
     def file_of(chunk: Box) -> Path:
         start = dict(zip(AXES, chunk.start, strict=True))
-        return folder.joinpath(*(str(start.get(axis, 0) // edges[axis]) for axis in named))
+        return folder / "/".join(str(start.get(axis, 0) // edges[axis]) for axis in named)
 
     return TensorStack(folder, array, named, DTYPES, stated, file_of)
 

@@ -70,7 +70,8 @@ def slice_files(folder: Path, suffixes: tuple[str, ...] = TIFF_SUFFIXES, *, allo
         If there are no such files, a slice is missing or exists twice, or the names do not determine the order.
     """
     files = _files(folder, suffixes)
-    columns = list(zip(*([int(number) for number in re.findall("[0-9]+", file.stem)] for file in files), strict=True))
+    numbers = [[int(number) for number in re.findall("[0-9]+", file.stem)] for file in files]
+    columns = list(zip(*numbers, strict=True))
     counting = [column for column in columns if sorted(column) == list(range(min(column), min(column) + len(column)))]
     if counting or len(files) == 1:
         ordered = [file for _, file in sorted(zip(counting[0], files, strict=True))] if counting else files

@@ -267,7 +267,12 @@ def matches_mask(outside: NDArray[np.bool_], recipe: Recipe) -> bool:
     bool
         True if their digest is the one in the recipe.
     """
-    return hashlib.sha256(np.packbits(outside).tobytes()).hexdigest() == recipe.mask
+    return mask_digest(outside) == recipe.mask
+
+
+def mask_digest(outside: NDArray[np.bool_]) -> str:
+    """Return the SHA-256 of which blocks a mask excludes, as recipes have it."""
+    return hashlib.sha256(np.packbits(outside).tobytes()).hexdigest()
 
 
 def find_flaws(stored: Output) -> tuple[Flaw, ...]:

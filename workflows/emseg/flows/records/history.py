@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -57,25 +58,34 @@ class Speed:
         return [voxels / length / 1e6 for voxels, length in zip(self.voxels, lengths, strict=False)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunFacts:
-    """Facts from the record of one run."""
+    """Facts from the lines of the record of one run."""
 
     number: int
-    current: bool
+    tally: Tally
+    """Counts the blocks that finished or failed in it."""
+    current: bool = True
     """Whether its blocks belong to the output, which may have been restarted since."""
-    start: dict[str, Any]
+    start: dict[str, Any] = field(default_factory=dict)
     """First line of the record; empty if it is lost."""
-    began: datetime | None
-    last: datetime | None
+    began: datetime | None = None
+    last: datetime | None = None
     """Time of the last line."""
-    end: str | None
+    end: str | None = None
     """Description of how it ended; None if that is not recorded."""
-    work: Report
-    """Report on the blocks that finished or failed in it."""
-    lost: int
+    seconds: float | None = None
+    """Its duration; None if that is not recorded."""
+    span: float = 0.0
+    """Seconds from its start to its last block."""
+    lost: int = 0
     """Number of lines that cannot be read."""
-    notices: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+
+    @property
+    def work(self) -> Report:
+        """Report on the blocks that finished or failed in it."""
+        return self.tally.report(self.span if self.seconds is None else self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,129 +123,90 @@ def read_history(stored: Output, blocks: Blocks) -> History:
     History
         The history; of damaged records, it has the number of lines that cannot be read.
     """
-    totals = _Totals(blocks)
-    runs = []
+    reader = _Reader(blocks, stored.attributes.get("fingerprint"))
     for number in recorded_runs(stored):
-        reader = _RunReader(blocks, number, stored.attributes.get("fingerprint"))
-        for line in all_lines_of(stored, number):
-            reader.add(line, totals)
-        if reader.lines:  # `emseg label` takes a lease too, but keeps no record
-            runs.append(reader.facts())
-            totals.close(reader.span, runs[-1])
-    return totals.history(runs)
+        reader.read(number, all_lines_of(stored, number))
+    return reader.history()
 
 
-class _Totals:
-    """Totals over all runs."""
+class _Reader:
+    """Reads the records of all runs."""
 
-    def __init__(self, blocks: Blocks) -> None:
-        self._blocks = blocks
-        self.work = Tally(blocks, 0)
-        self.speed = Speed()
-        self.offset = 0.0
+    def __init__(self, blocks: Blocks, fingerprint: Any) -> None:
+        self._blocks, self._fingerprint = blocks, fingerprint
+        self._runs: list[RunFacts] = []
+        self._work = Tally(blocks, 0)
+        self._speed = Speed()
+        self._offset = 0.0
         """Duration of all earlier runs in seconds."""
         self._begins: list[tuple[int, float]] = []
         self._seconds = self._workers_seconds = 0.0
         self._slowest: list[tuple[float, int, SlowBlock]] = []
         self._counted = 0
 
-    def add(self, run: int, start: float, stop: float, outcome: Outcome) -> None:
-        """Count a block with its start and end in seconds since the start of its run."""
-        self.work.count(outcome)
+    def read(self, number: int, lines: Iterator[dict[str, Any] | None]) -> None:
+        """Read the record of a run; of its lines, None is one that cannot be read."""
+        run, any_lines = RunFacts(number, Tally(self._blocks, 0)), False
+        for line in lines:
+            any_lines = True
+            try:
+                self._take(run, line or {})
+            except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+                run.lost += 1
+        if not any_lines:  # `emseg label` takes a lease too, but keeps no record
+            return
+        self._runs.append(run)
+        if run.current:
+            self._begins.append((number, self._offset))
+            self._offset += run.span
+            self._seconds += run.work.seconds
+            self._workers_seconds += run.work.seconds * run.work.workers
+
+    def history(self) -> History:
+        """Return the history of the runs."""
+        work = self._work.report(self._seconds)
+        idle = max(0.0, 1 - work.phases.predict / self._workers_seconds) if self._workers_seconds else None
+        slowest = tuple(entry[-1] for entry in sorted(self._slowest, reverse=True))
+        return History(tuple(self._runs), work, idle, self._speed, tuple(self._begins), slowest)
+
+    def _take(self, run: RunFacts, line: dict[str, Any]) -> None:
+        at = time_of(line)
+        if at is None:
+            raise ValueError("invalid time")
+        run.began = run.began or at
+        run.last = max(run.last or at, at)
+        match line["event"]:
+            case "started":
+                run.start = line
+                run.current = line.get("fingerprint") == self._fingerprint
+            case "block" if run.current:
+                self._count(run, line, max(0.0, (at - run.began).total_seconds()))
+            case "retried" if run.current:
+                for tally in (run.tally, self._work):
+                    tally.retry(int(line["block"]), _text(line["cause"]))
+            case "noticed" if len(run.notices) < MAX_NOTICES:
+                run.notices += (_text(line["message"]),)
+            case "ended":
+                report = dict(line["report"])
+                run.end, run.seconds = _how_it_ended(report), _duration(report["seconds"])
+
+    def _count(self, run: RunFacts, line: dict[str, Any], stop: float) -> None:
+        """Count a block that ended `stop` seconds after the start of its run."""
+        outcome = Outcome.from_json(line)
+        if outcome.block >= len(self._blocks):
+            raise ValueError("not a block of this plan")
+        run.span = max(run.span, stop)
+        for tally in (run.tally, self._work):
+            tally.count(outcome)
         if outcome.status == "done":
-            self.speed.add(self.offset + start, self.offset + stop, outcome.voxels)
+            start = max(0.0, stop - outcome.seconds.total)
+            self._speed.add(self._offset + start, self._offset + stop, outcome.voxels)
         self._counted += 1
         spent = outcome.seconds.total - outcome.seconds.wait
         if len(self._slowest) < MAX_SLOW_BLOCKS or spent > self._slowest[0][0]:
             box = str(self._blocks.block(outcome.block).write)
-            entry = (spent, -self._counted, SlowBlock(run, box, outcome))
+            entry = (spent, -self._counted, SlowBlock(run.number, box, outcome))
             (heapq.heappushpop if len(self._slowest) == MAX_SLOW_BLOCKS else heapq.heappush)(self._slowest, entry)
-
-    def close(self, span: float, run: RunFacts) -> None:
-        """Add a run as a whole, whose last block ended `span` seconds after its start."""
-        if run.current:
-            self._begins.append((run.number, self.offset))
-            self.offset += span
-            self._seconds += run.work.seconds
-            self._workers_seconds += run.work.seconds * run.work.workers
-
-    def history(self, runs: list[RunFacts]) -> History:
-        """Return the history of the runs."""
-        work = self.work.report(self._seconds)
-        idle = max(0.0, 1 - work.phases.predict / self._workers_seconds) if self._workers_seconds else None
-        slowest = tuple(entry[-1] for entry in sorted(self._slowest, reverse=True))
-        return History(tuple(runs), work, idle, self.speed, tuple(self._begins), slowest)
-
-
-class _RunReader:
-    """Facts from the lines of one run's record that were read so far."""
-
-    def __init__(self, blocks: Blocks, number: int, fingerprint: Any) -> None:
-        self.span = 0.0
-        """Seconds from the start of the run to its last block."""
-        self.lines = 0
-        self._blocks, self._number, self._fingerprint = blocks, number, fingerprint
-        self._work = Tally(blocks, 0)
-        self._start: dict[str, Any] = {}
-        self._current = True
-        self._began: datetime | None = None
-        self._last: datetime | None = None
-        self._end: str | None = None
-        self._seconds: float | None = None
-        self._lost = 0
-        self._notices: list[str] = []
-
-    def add(self, line: dict[str, Any] | None, totals: _Totals) -> None:
-        """Add a line; None is one that cannot be read."""
-        self.lines += 1
-        try:
-            self._take(line or {}, totals)
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
-            self._lost += 1
-
-    def _take(self, line: dict[str, Any], totals: _Totals) -> None:
-        at = time_of(line)
-        if at is None:
-            raise ValueError("invalid time")
-        self._began = self._began or at
-        self._last = max(self._last or at, at)
-        match line["event"]:
-            case "started":
-                self._start = line
-                self._current = line.get("fingerprint") == self._fingerprint
-            case "block" if self._current:
-                self._count(line, max(0.0, (at - self._began).total_seconds()), totals)
-            case "retried" if self._current:
-                for tally in (self._work, totals.work):
-                    tally.retry(int(line["block"]), _text(line["cause"]))
-            case "noticed" if len(self._notices) < MAX_NOTICES:
-                self._notices.append(_text(line["message"]))
-            case "ended":
-                report = dict(line["report"])
-                self._end, self._seconds = _how_it_ended(report), _duration(report["seconds"])
-
-    def _count(self, line: dict[str, Any], seconds: float, totals: _Totals) -> None:
-        """Count a block that ended `seconds` after the start of the run."""
-        outcome = Outcome.from_json(line)
-        if outcome.block >= len(self._blocks):
-            raise ValueError("not a block of this plan")
-        self._work.count(outcome)
-        self.span = max(self.span, seconds)
-        totals.add(self._number, max(0.0, seconds - outcome.seconds.total), seconds, outcome)
-
-    def facts(self) -> RunFacts:
-        """Return the facts."""
-        return RunFacts(
-            number=self._number,
-            current=self._current,
-            start=self._start,
-            began=self._began,
-            last=self._last,
-            end=self._end,
-            work=self._work.report(self.span if self._seconds is None else self._seconds),
-            lost=self._lost,
-            notices=tuple(self._notices),
-        )
 
 
 def _duration(seconds: Any) -> float:

@@ -123,7 +123,7 @@ class RunRecord:
 
     def _add(self, event: str, **facts: Any) -> None:
         self._new = True
-        self._lines.append(json.dumps({"event": event, "at": _now(), **facts}))
+        self._lines.append(json.dumps({"event": event, "at": datetime.now(UTC).isoformat(timespec="seconds"), **facts}))
 
     def _write(self) -> None:
         began, self._new = monotonic(), False
@@ -341,7 +341,3 @@ def time_of(line: dict[str, Any]) -> datetime | None:
 
 def _segment(run: int, number: int) -> str:
     return f"run-{run:04d}/{number:05d}.jsonl"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg.executors.port import Executor
 from emseg.flows.records.run_log import all_lines_of, recipe_of
-from emseg.runs.dispatch import Policy
+from emseg.flows.running.stages import StageRunner
 from emseg.runs.events import BlockEnded, BlockRetried, Noticed, Observer, WorkerLeft
-from emseg.runs.stop import Stop
 from emseg.runs.tally import MAX_LISTED, Failure, failure_lines, quantity
 from emseg.tasks.rereading import RereadWork
 from emseg_core.digest import DIGEST_LENGTH
@@ -100,9 +98,7 @@ class VolumeComparison:
         return "\n".join([f"volume     {counts}{unknown}", *failure_lines("changed", tuple(self.listed))])
 
 
-def compare_sample(
-    stored: Output, run: int, volume: Place, executor: Executor, policy: Policy, stop: Stop, notify: Observer
-) -> FinishedBlocks:
+def compare_sample(stored: Output, run: int, volume: Place, stages: StageRunner) -> FinishedBlocks:
     """Compare a random sample of up to `SAMPLED_BLOCKS` finished blocks with the volume before a run is resumed.
 
     The run must hold the lease and not have written anything yet. Blocks that can no longer be read cause only a notice, as
@@ -116,14 +112,8 @@ def compare_sample(
         Number of the resumed run.
     volume
         Place of the volume.
-    executor
-        RecordedDigests the blocks.
-    policy
-        Retries of blocks.
-    stop
-        Interrupts the comparison.
-    notify
-        Receives notices.
+    stages
+        Reads the blocks, and is told of it.
 
     Returns
     -------
@@ -137,12 +127,12 @@ def compare_sample(
     UnfinishedError
         If the volume was unavailable for so long that the blocks could not be compared.
     """
-    reads, written = _recorded_digests(stored, run - 1, notify), stored.levels[0].written().ravel()
+    reads, written = _recorded_digests(stored, run - 1, stages.notify), stored.levels[0].written().ravel()
     unrecorded = written & ~reads.known
     drawn = np.zeros_like(written)
     candidates = np.flatnonzero(written & reads.known)
     drawn[np.random.default_rng().choice(candidates, min(SAMPLED_BLOCKS, len(candidates)), replace=False, shuffle=False)] = True
-    found = _compare(stored, reads, drawn, volume, executor, policy, stop, notify)
+    found = _compare(stored, reads, drawn, volume, stages)
     if found.changed:
         changed = [failure for failure in found.listed if failure.cause == CHANGED]
         boxes = "; ".join(failure.box for failure in changed[:MAX_NAMED])
@@ -154,18 +144,18 @@ def compare_sample(
         )
     if found.unreadable:
         first = found.listed[0]
-        notify(Noticed(f"{quantity(found.unreadable, 'block')} can no longer be read for comparison: {first.cause}"))
+        stages.notify(Noticed(f"{quantity(found.unreadable, 'block')} can no longer be read for comparison: {first.cause}"))
     if not unrecorded.any():
         return FinishedBlocks(None, reads.runs)
     if reads.whole:
-        notify(Noticed(f"recomputing {quantity(int(unrecorded.sum()), 'block')} stored right before a run was killed"))
+        stages.notify(Noticed(f"recomputing {quantity(int(unrecorded.sum()), 'block')} stored right before a run was killed"))
         return FinishedBlocks(unrecorded.reshape(stored.outside.shape), reads.runs)
     count = f"{int(unrecorded.sum())} of {quantity(int(written.sum()), 'block')}"
-    notify(Noticed(f"{count} cannot be compared with the volume: their digests are not recorded"))
+    stages.notify(Noticed(f"{count} cannot be compared with the volume: their digests are not recorded"))
     return FinishedBlocks(None, None)
 
 
-def compare_all(stored: Output, runs: int, volume: Place, executor: Executor, stop: Stop, notify: Observer) -> VolumeComparison:
+def compare_all(stored: Output, runs: int, volume: Place, stages: StageRunner) -> VolumeComparison:
     """Compare all blocks of an output whose digests are recorded with the volume.
 
     Parameters
@@ -176,12 +166,8 @@ def compare_all(stored: Output, runs: int, volume: Place, executor: Executor, st
         Number of its newest run.
     volume
         Place of the volume.
-    executor
-        RecordedDigests the blocks.
-    stop
-        Interrupts the comparison.
-    notify
-        Receives notices.
+    stages
+        Reads the blocks, and is told of it.
 
     Returns
     -------
@@ -193,34 +179,24 @@ def compare_all(stored: Output, runs: int, volume: Place, executor: Executor, st
     UnfinishedError
         If the volume was unavailable for so long that the blocks could not be compared.
     """
-    written, reads = stored.levels[0].written().ravel(), _recorded_digests(stored, runs, notify)
-    found = _compare(stored, reads, written & reads.known, volume, executor, Policy(), stop, notify)
+    written, reads = stored.levels[0].written().ravel(), _recorded_digests(stored, runs, stages.notify)
+    found = _compare(stored, reads, written & reads.known, volume, stages)
     found.unknown = int((written & ~reads.known).sum())
     return found
 
 
 def _compare(
-    stored: Output,
-    reads: RecordedDigests,
-    wanted: NDArray[np.bool_],
-    volume: Place,
-    executor: Executor,
-    policy: Policy,
-    stop: Stop,
-    notify: Observer,
+    stored: Output, reads: RecordedDigests, wanted: NDArray[np.bool_], volume: Place, stages: StageRunner
 ) -> VolumeComparison:
     """Compare the wanted blocks, ``(block,) bool``."""
-    found, recipe, total = VolumeComparison(), recipe_of(stored), int(wanted.sum())
+    found, recipe, total, notify = VolumeComparison(), recipe_of(stored), int(wanted.sum()), stages.notify
     if not total:
         return found
     notify(Noticed(f"comparing {quantity(total, 'block')} with the volume"))
-    work, sequences, notified = (
-        RereadWork(recipe.plan, volume, recipe.volume.selection),
-        block_sequences(recipe.plan, recipe.volume, wanted),
-        monotonic(),
-    )
-    patient = replace(policy, max_failures=None, keep_idle_workers=True)
-    with closing(executor.run(work, sequences, patient, stop)) as events:
+    work, notified = RereadWork(recipe.plan, volume, recipe.volume.selection), monotonic()
+    patient = replace(stages.policy, max_failures=None, keep_idle_workers=True)
+    sequences = block_sequences(recipe.plan, recipe.volume, wanted)
+    with closing(stages.executor.run(work, sequences, patient, stages.stop)) as events:
         for event in events:
             match event:
                 case BlockEnded(outcome):
@@ -230,7 +206,7 @@ def _compare(
             if monotonic() > notified + NOTICE_SECONDS:
                 notified = monotonic()
                 notify(Noticed(f"compared {found.blocks} of {quantity(total, 'block')} with the volume"))
-    if found.blocks + found.unreadable < total and not stop.asked:
+    if found.blocks + found.unreadable < total and not stages.stop.asked:
         raise UnfinishedError(
             f"{quantity(total - found.blocks, 'block')} of {stored.path} not compared with {volume}: run the command again"
         )

@@ -85,12 +85,7 @@ def check_same_settings(place: Place, original: Recipe, requested: Recipe) -> No
 
 
 def prepare_output(
-    place: Place,
-    recipe: Recipe,
-    outside: NDArray[np.bool_] | None,
-    card: dict[str, str],
-    overwrite: bool,
-    token: Token | None = None,
+    place: Place, recipe: Recipe, outside: NDArray[np.bool_] | None, card: dict[str, str], overwrite: bool, token: Token | None
 ) -> None:
     """Create an output, start it over, or remove what a killed run left in it.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.executors.port import Executor
+from emseg.flows.records.completeness import mask_digest
 from emseg.flows.running.limits import check_chunks
 from emseg.settings.run import RunSettings
 from emseg.tasks.trial import Choice, Trial
@@ -26,7 +26,7 @@ from emseg_core.grid.symmetry import check_symmetric
 from emseg_core.model.backend import backend_of
 from emseg_core.model.device import Device
 from emseg_core.model.model_place import ModelPlace, card_of, describe, digest_of, locate_model, title_of
-from emseg_core.normalise import Normalisation, Scope, survey
+from emseg_core.normalise import Normalisation, survey
 from emseg_core.recipe import Empty, Recipe
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.network import NetworkSpec
@@ -57,12 +57,9 @@ class Draft:
     volume_digest: str
     normalisation: Normalisation
     model_place: ModelPlace
-    model: NetworkSpec
     model_digest: str
     card: dict[str, str]
     """Of the model."""
-    region: Box | None
-    tile: Triple | None
     limits: Limits
     plan: Plan
     steps: tuple[Triple, ...]
@@ -82,11 +79,13 @@ class Draft:
     def mask(self) -> str | None:
         """SHA-256 of which blocks are left out."""
         if self.outside is not None:
-            return hashlib.sha256(np.packbits(self.outside).tobytes()).hexdigest()
+            return mask_digest(self.outside)
         return self.started.mask if self.started is not None else None
 
-    def with_plan(self, plan: Plan) -> Draft:
-        """Return the same run by another plan."""
+    def within(self, limits: Limits) -> Draft:
+        """Return the same run by another plan, within other limits."""
+        tile = self.settings.tile or self.plan.model.only_tile
+        plan = plan_volume(self.volume, self.plan.model, self.plan.region, tile, limits)
         return replace(self, plan=plan, outside=outside_of(self.settings.mask, plan, self.volume))
 
     def recipe(self, numerics: Numerics, accuracy: Accuracy | None) -> Recipe:
@@ -108,8 +107,8 @@ class Draft:
         )
 
 
-def check_settings(settings: RunSettings) -> None:
-    """Refuse settings that cannot be met, before anything is read or written.
+def check_settings(settings: RunSettings) -> NetworkSpec:
+    """Describe the model, and refuse settings that it cannot meet, before anything is read or written.
 
     Raises
     ------
@@ -120,6 +119,7 @@ def check_settings(settings: RunSettings) -> None:
     if settings.tta:
         check_symmetric(spec)
     _empty(settings.empty, spec)
+    return spec
 
 
 def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Recipe | None) -> Draft:
@@ -154,13 +154,12 @@ def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Rec
     tile = settings.tile or spec.only_tile
     plan = _plan(source.spec, spec, region, tile, started, limits)
     check_chunks(source.spec, volume)
-    normalisation, digest = survey(source, settings.normalise or _trained_with(card))
+    normalisation, digest = survey(source, settings.normalise or ("slice" if card.get("normalise") == "slice" else "volume"))
     normalisation = normalisation if settings.normalise else _told(card) or normalisation
     if started is not None:
+        before = started.numerics
         settings = replace(
-            settings,
-            backend=settings.backend or started.numerics.library,
-            precision=settings.precision or started.numerics.precision,
+            settings, backend=settings.backend or before.library, precision=settings.precision or before.precision
         )
     return Draft(
         settings=settings,
@@ -169,39 +168,30 @@ def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Rec
         volume_digest=digest,
         normalisation=normalisation,
         model_place=place.absolute() if isinstance(place, Path) else place,
-        model=spec,
         model_digest=known,
         card=card,
-        region=region,
-        tile=tile,
         limits=limits,
         plan=plan,
-        steps=(
-            started.steps
-            if started is not None and settings.pyramid is None
-            else levels_for(source.spec, plan.region, settings.pyramid)
-        ),
+        steps=started.steps if started and settings.pyramid is None else levels_for(source.spec, plan.region, settings.pyramid),
         outside=outside_of(settings.mask, plan, source.spec),
         empty=started.empty if started is not None and settings.empty is None else _empty(settings.empty, spec),
         started=started,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What a run computes, or would compute if its output had not been started otherwise."""
-
-    recipe: Recipe
-    outside: NDArray[np.bool_] | None
-    """Blocks that a mask leaves out."""
-    notices: tuple[str, ...]
-    """Warnings, and what was measured."""
-
-
-def settle(draft: Draft, executor: Executor, device: Device) -> Settled:
+def settle(draft: Draft, executor: Executor, device: Device) -> tuple[Draft, Recipe, tuple[str, ...]]:
     """Settle the recipe of a run, once a worker has tried how predictors compute there.
 
     Where an output was started, it is the recipe of what these workers would compute, to be compared.
+
+    Returns
+    -------
+    draft : Draft
+        The run, perhaps by another plan.
+    recipe : Recipe
+        What it computes.
+    notices : tuple of str
+        Warnings, and what was measured.
 
     Raises
     ------
@@ -215,7 +205,7 @@ def settle(draft: Draft, executor: Executor, device: Device) -> Settled:
         volume=draft.path,
         part=draft.volume.selection,
         model=draft.model_place,
-        spec=draft.model,
+        spec=draft.plan.model,
         normalisation=draft.normalisation,
         tile=draft.plan.tile,
         threads=settings.threads,
@@ -228,11 +218,11 @@ def settle(draft: Draft, executor: Executor, device: Device) -> Settled:
     notices: list[str] = []
     if started is None and (slower := _in_time(cost, choice, draft.limits)) != draft.limits:
         notices.append(f"a predictor does {choice.flops_per_second / 1e9:.1f} GFLOP/s here: blocks are made smaller")
-        draft = draft.with_plan(plan_volume(draft.volume, draft.model, draft.region, draft.tile, slower))
+        draft = draft.within(slower)
         known = replace(trial, tile=draft.plan.tile, precision=choice.numerics.precision, measured=True)
         choice = replace(choice, numerics=executor.try_out(known).numerics)
     recipe = draft.recipe(choice.numerics, started.accuracy if started else choice.accuracy)
-    return Settled(recipe, draft.outside, (*notices, *_warnings(draft), *_chosen(choice)))
+    return draft, recipe, (*notices, *_warnings(draft), *_chosen(choice))
 
 
 def _part(settings: RunSettings, started: Recipe | None) -> Selection:
@@ -269,11 +259,6 @@ def _told(card: Mapping[str, str]) -> Normalisation | None:
     return Normalisation("volume", (float(card["mean"]),), (float(card["deviation"]),)) if "mean" in card else None
 
 
-def _trained_with(card: Mapping[str, str]) -> Scope:
-    """Return the scope over which intensities were normalised when a model was trained."""
-    return "slice" if card.get("normalise") == "slice" else "volume"
-
-
 def _plan(
     volume: VolumeSpec, model: NetworkSpec, box: Box | None, tile: Triple | None, started: Recipe | None, limits: Limits
 ) -> Plan:
@@ -301,9 +286,9 @@ def _in_time(cost: Cost, choice: Choice, limits: Limits) -> Limits:
 def _warnings(draft: Draft) -> Iterator[str]:
     """Yield warnings that do not stop a run."""
     volume = draft.volume
-    if isinstance(draft.model, Contract) and not draft.model.local:
+    if isinstance(draft.plan.model, Contract) and not draft.plan.model.local:
         yield "the network sees more of a tile than its context: labels depend on tiles, and may have seams"
-    if not draft.model.planar and volume.shape[0] == 1:
+    if not draft.plan.model.planar and volume.shape[0] == 1:
         yield "the model is three-dimensional, the volume has a single slice: mirroring repeats it along z"
     trained = draft.card.get("voxel_size", "")
     here = " ".join(f"{scale:g}" for scale in volume.scale)

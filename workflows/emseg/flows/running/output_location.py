@@ -70,14 +70,9 @@ def check_output_place(output: Place, volume: Place) -> None:
         raise OutputError(
             f"the output {output} is on a web server, but emseg writes only to {named} and disks: choose one with -o"
         )
-    inner: Place
-    outer: Place
-    if isinstance(output, Address) and isinstance(volume, Address):
-        inner, outer = output, volume
-    elif isinstance(output, Address) or isinstance(volume, Address):
+    if isinstance(output, Address) != isinstance(volume, Address):
         return
-    else:
-        inner, outer = output.resolve(), volume.resolve()
+    inner, outer = (place if isinstance(place, Address) else place.resolve() for place in (output, volume))
     if inner == outer or outer in inner.parents:
         raise OutputError(f"the output {output} lies inside the volume {volume}: choose a place outside it with -o")
     if inner in outer.parents:

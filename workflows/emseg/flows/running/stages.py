@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from emseg.executors.port import Executor
 from emseg.flows.running.late_writes import SentObjects
 from emseg.runs.dispatch import Policy
-from emseg.runs.events import BlockEnded, BlockRetried, Event, Noticed, Observer, RunEnded, RunStarted
+from emseg.runs.events import BlockEnded, BlockRetried, Noticed, Observer, Progressed, RunEnded, RunStarted
 from emseg.runs.stop import Stop
 from emseg.runs.tally import Report, Tally
 from emseg.tasks.coarsening import CoarsenWork
@@ -24,24 +24,6 @@ from emseg_core.grid.order import BlockSequence, sequences_in_order
 from emseg_core.store.files.lease import Lease
 from emseg_core.store.files.place import Place
 from emseg_core.store.outputs.level import Level
-
-
-def lease_lost(lease: Lease, event: Event, notify: Observer) -> bool:
-    """Check whether another run has taken over the output, and send a notice if so.
-
-    The heartbeat detects that within seconds. A failed block prompts a look at once, as that may be why it failed.
-
-    Returns
-    -------
-    bool
-        Whether the lease is lost; this run must stop then.
-    """
-    match event:
-        case BlockEnded(outcome) if outcome.status == "failed":
-            lease.check_now()
-    if lease.loss:
-        notify(Noticed(f"{lease.loss}: stopping this run"))
-    return bool(lease.loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +72,35 @@ class StageRunner:
         tally, start = Tally(blocks, int(done.sum())), perf_counter()
         executor = self.executor
         self.notify(RunStarted(self.output, blocks, int(done.sum()), executor.workers, executor.dashboard, stage=name))
-        with closing(executor.run(work, sequences, self.policy, self.stop)) as events:
+        with closing(self.process(work, sequences, tally, sent)) as events:
+            for _ in events:
+                pass
+        report = tally.report(perf_counter() - start, self.stop.number)
+        self.notify(RunEnded(report))
+        return report
+
+    def process(
+        self, work: Work, sequences: Iterator[BlockSequence], tally: Tally, sent: SentObjects | None
+    ) -> Generator[Progressed]:
+        """Process blocks: count how they end, pass the events on, and stop if the lease is lost.
+
+        Parameters
+        ----------
+        work
+            What to do with each block.
+        sequences
+            The blocks, in sequences that one worker computes in order.
+        tally
+            Counts the blocks.
+        sent
+            Records the objects that the blocks send to an object store.
+
+        Yields
+        ------
+        Progressed
+            Each event, before it is passed on.
+        """
+        with closing(self.executor.run(work, sequences, self.policy, self.stop)) as events:
             for event in events:
                 match event:
                     case BlockEnded(outcome):
@@ -99,12 +109,21 @@ class StageRunner:
                             sent.record(outcome)
                     case BlockRetried(block, cause):
                         tally.retry(block, cause)
+                yield event
                 self.notify(event)
-                if self.lease is not None and not self.stop.asked and lease_lost(self.lease, event, self.notify):
-                    self.stop.ask()
-        report = tally.report(perf_counter() - start, self.stop.number)
-        self.notify(RunEnded(report))
-        return report
+                if self.lease is not None and not self.stop.asked:
+                    self._stop_if_lost(self.lease, event)
+
+    def _stop_if_lost(self, lease: Lease, event: Progressed) -> None:
+        """Stop if another run has taken over the output.
+
+        The heartbeat detects that within seconds. A failed block prompts a look at once, as that may be why it failed.
+        """
+        if isinstance(event, BlockEnded) and event.outcome.status == "failed":
+            lease.check_now()
+        if lease.loss:
+            self.notify(Noticed(f"{lease.loss}: stopping this run"))
+            self.stop.ask()
 
     def build(self, levels: Sequence[Level], there: NDArray[np.bool_], *, rebuild: bool = False) -> int:
         """Build the missing write units of each coarser level whose voxels are computed.

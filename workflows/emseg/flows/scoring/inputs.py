@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ from emseg_core.store.stacks.source import SliceSource, open_slices
 from emseg_core.truth import CLASSES, IGNORE, check_meaning, class_truth, membrane_truth, whole_numbers
 
 
-class ClassMap(Protocol):
+@dataclass(frozen=True, slots=True)
+class ClassMap:
     """A class map, open for reading."""
 
     path: Place
@@ -43,9 +44,9 @@ class ClassMap(Protocol):
         ndarray
             ``(z, y, x) uint8``.
         """
-        ...
+        raise NotImplementedError
 
-    def probability(self, label: int, start: int, stop: int) -> NDArray[np.uint8] | None:
+    def probability(self, label: int, start: int, stop: int) -> NDArray[np.uint8] | None:  # noqa: ARG002  none are stored
         """Read the stored probability of a class in some slices.
 
         Parameters
@@ -60,85 +61,77 @@ class ClassMap(Protocol):
         ndarray or None
             ``(z, y, x) uint8`` from 0 to 254; None if there are no probabilities.
         """
-        ...
-
-
-class _Stored:
-    """Class map in the output of a run."""
-
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self.path = output.path
-        self.shape = output.region.shape
-        self.classes = output.classes
-        self.depth = output.chunk[0]
-
-    def labels(self, start: int, stop: int) -> NDArray[np.uint8]:
-        return self._output.read_labels(self._box(start, stop))
-
-    def probability(self, label: int, start: int, stop: int) -> NDArray[np.uint8] | None:
-        if not self._output.keeps_probabilities:
-            return None
-        stored: NDArray[np.uint8] = self._output.read_probabilities(self._box(start, stop))[label]
-        return stored
-
-    def _box(self, start: int, stop: int) -> Box:
-        return Box((start, 0, 0), (stop, *self.shape[1:])).shift(self._output.region.start)
-
-
-class _Plain:
-    """Class map in any other volume, whose values have the same meaning as those of the truth."""
-
-    depth = 1
-
-    def __init__(self, path: Place, source: SliceSource, truth: Truth) -> None:
-        self.path = path
-        self.shape = source.shape
-        self.classes = tuple(truth.meaning)
-        self._source = source
-        self._truth = truth
-
-    def labels(self, start: int, stop: int) -> NDArray[np.uint8]:
-        meaning = {name: (label,) for label, name in enumerate(CLASSES)} if self._truth.ids else self._truth.meaning
-        with _where(self.path, start, stop):
-            return class_truth(whole_numbers(self._source.read(start, stop)), meaning, self.classes)
-
-    def probability(self, label: int, start: int, stop: int) -> None:  # noqa: ARG002  the protocol's signature
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored(ClassMap):
+    """Class map in the output of a run."""
+
+    output: Output
+
+    def labels(self, start: int, stop: int) -> NDArray[np.uint8]:
+        return self.output.read_labels(self._box(start, stop))
+
+    def probability(self, label: int, start: int, stop: int) -> NDArray[np.uint8] | None:
+        if not self.output.keeps_probabilities:
+            return None
+        stored: NDArray[np.uint8] = self.output.read_probabilities(self._box(start, stop))[label]
+        return stored
+
+    def _box(self, start: int, stop: int) -> Box:
+        return Box((start, 0, 0), (stop, *self.shape[1:])).shift(self.output.region.start)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain(ClassMap):
+    """Class map in any other volume, whose values have the same meaning as those of the truth."""
+
+    source: SliceSource
+    truth: Truth
+
+    def labels(self, start: int, stop: int) -> NDArray[np.uint8]:
+        meaning = {name: (label,) for label, name in enumerate(CLASSES)} if self.truth.ids else self.truth.meaning
+        with _where(self.path, start, stop):
+            return class_truth(whole_numbers(self.source.read(start, stop)), meaning, self.classes)
+
+
+@dataclass(slots=True)
 class Truth:
-    """Ground truth, open for reading."""
+    """Ground truth, open for reading. The options are those of `emseg.flows.evaluate.evaluate`.
 
-    def __init__(
-        self,
-        path: Place,
-        source: SliceSource,
-        labels: Mapping[str, tuple[int, ...]] | None,
-        ids: bool,
-        planar: bool,
-        ignore: tuple[int, ...],
-    ) -> None:
-        """Open a ground truth. The options are those of `emseg.flows.evaluate.evaluate`.
+    Raises
+    ------
+    InputError
+        If the options give no meaning to the values, or two.
+    """
 
-        Raises
-        ------
-        InputError
-            If the options give no meaning to the values, or two.
-        """
-        if ids == bool(labels):
+    path: Place
+    source: SliceSource
+    labels: Mapping[str, tuple[int, ...]] | None
+    ids: bool
+    planar: bool
+    ignore: tuple[int, ...]
+    part: Box = field(init=False)
+    """The part from whose start slices, rows and columns are counted."""
+
+    def __post_init__(self) -> None:
+        if self.ids == bool(self.labels):
             raise InputError(
-                f"the values of {path} need exactly one meaning: give the values of each class with --labels, or --ids for "
-                "instance ids"
+                f"the values of {self.path} need exactly one meaning: give the values of each class with --labels, or --ids "
+                "for instance ids"
             )
-        self.path = path
-        self.shape = source.shape
-        self.ids = ids
-        self.meaning: Mapping[str, tuple[int, ...]] = labels or dict.fromkeys(CLASSES, ())
-        self._source = source
-        self._planar = planar
-        self._ignore = ignore
-        self._part = Box.of_shape(source.shape)
+        self.part = Box.of_shape(self.source.shape)
+
+    @property
+    def shape(self) -> Triple:
+        """Shape (z, y, x) of the part in voxels."""
+        return self.part.shape
+
+    @property
+    def meaning(self) -> Mapping[str, tuple[int, ...]]:
+        """Values of each class, by its name; of instance ids, none."""
+        return self.labels or dict.fromkeys(CLASSES, ())
 
     def check(self, classes: tuple[str, ...]) -> None:
         """Refuse a truth whose classes are not among those of an output.
@@ -153,12 +146,7 @@ class Truth:
                 f"--ids gives the classes {' and '.join(CLASSES)}, but the output has {', '.join(classes)}: give a truth of "
                 "classes with --labels"
             )
-        check_meaning(self.meaning, classes, self._ignore)
-
-    def crop(self, part: Box) -> None:
-        """Restrict the truth to a part, from whose start slices, rows and columns are counted from now on."""
-        self._part = part
-        self.shape = part.shape
+        check_meaning(self.meaning, classes, self.ignore)
 
     def classes(self, start: int, stop: int, names: tuple[str, ...]) -> NDArray[np.uint8]:
         """Read the true classes of some slices.
@@ -180,17 +168,17 @@ class Truth:
         InputError
             If a value has no meaning.
         """
-        start, stop = start + self._part.start[0], stop + self._part.start[0]
-        plane = self._part.slices()[1:]
+        start, stop = start + self.part.start[0], stop + self.part.start[0]
+        plane = self.part.slices()[1:]
         if not self.ids:
             with _where(self.path, start, stop):
-                values = whole_numbers(self._source.read(start, stop))[:, *plane]
-                return class_truth(values, self.meaning, names, self._ignore)
-        before, after = max(0, start - 1), min(self._source.shape[0], stop + 1)  # includes the neighbours in z
+                values = whole_numbers(self.source.read(start, stop))[:, *plane]
+                return class_truth(values, self.meaning, names, self.ignore)
+        before, after = max(0, start - 1), min(self.source.shape[0], stop + 1)  # includes the neighbours in z
         with _where(self.path, before, after):
-            values = whole_numbers(self._source.read(before, after))
-        values[np.isin(values, self._ignore)] = 0
-        made = membrane_truth(values, planar=self._planar)[start - before : stop - before]
+            values = whole_numbers(self.source.read(before, after))
+        values[np.isin(values, self.ignore)] = 0
+        made = membrane_truth(values, planar=self.planar)[start - before : stop - before]
         places = np.full(IGNORE + 1, IGNORE, np.uint8)
         places[: len(CLASSES)] = [names.index(name) for name in CLASSES]
         return places[made[:, *plane]]
@@ -229,13 +217,14 @@ def open_class_map(path: Place, truth: Truth, stack: ExitStack) -> ClassMap:
         If there is no volume, the output is damaged or incomplete, or it lacks classes of the truth.
     """
     if not is_output(path):
-        return _Plain(path, stack.enter_context(open_slices(path)), truth)
+        source = stack.enter_context(open_slices(path))
+        return _Plain(path, source.shape, tuple(truth.meaning), 1, source, truth)
     output = open_output(path)
     check_complete(output)
     if truth.shape != output.region.shape and truth.shape == recipe_of(output).volume.shape:
-        truth.crop(output.region)
+        truth.part = output.region
     truth.check(output.classes)
-    return _Stored(output)
+    return _Stored(output.path, output.region.shape, output.classes, output.chunk[0], output)
 
 
 def check_complete(output: Output) -> None:

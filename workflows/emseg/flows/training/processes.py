@@ -20,7 +20,7 @@ import psutil
 import torch
 
 from emseg.clusters.private_folder import private_folder
-from emseg.runs.stop import GRACE_SECONDS, StoppedError
+from emseg.runs.stop import GRACE_SECONDS, StoppedError, signal_of
 from emseg_core.errors import EmsegError, InputError
 from emseg_core.machine import usable_cores
 from emseg_core.model.device import Device
@@ -67,7 +67,7 @@ def one_error_report() -> Iterator[None]:
     except (KeyboardInterrupt, StoppedError) as stopped:
         if is_first_process() and not waiting:
             raise
-        sys.exit(128 + (stopped.number if isinstance(stopped, StoppedError) else signal.SIGINT))
+        sys.exit(128 + signal_of(stopped))
 
 
 def start_processes(words: Sequence[str], count: int, device: Device) -> int:
@@ -121,9 +121,8 @@ def _run(command: Sequence[str], count: int, rendezvous: Path) -> int:
         code = _first_end(processes)
         _end(processes, signal.SIGTERM)
     except (KeyboardInterrupt, StoppedError) as stopped:
-        number = stopped.number if isinstance(stopped, StoppedError) else signal.SIGINT
-        _end(processes, number)
-        return 128 + number  # the first process reports it
+        _end(processes, signal_of(stopped))
+        return 128 + signal_of(stopped)  # the first process reports it
     finally:
         os.close(lifeline)
         os.close(held)
