@@ -23,7 +23,6 @@ class VolumeReader(Protocol):
     @property
     def spec(self) -> VolumeSpec:
         """Description of the volume."""
-        ...
 
     def read(self, box: Box) -> NDArray[Any]:
         """Read the voxels of `box`.
@@ -43,7 +42,6 @@ class VolumeReader(Protocol):
         BlockError
             If stored data cannot be read, such as a damaged chunk.
         """
-        ...
 
 
 class Predictor(Protocol):
@@ -52,7 +50,6 @@ class Predictor(Protocol):
     @property
     def spec(self) -> NetworkSpec:
         """Description of the network."""
-        ...
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """Predict a batch of tiles.
@@ -67,7 +64,6 @@ class Predictor(Protocol):
         ndarray
             Logits, ``(n, classes, z', y', x') float32``.
         """
-        ...
 
 
 class Batch(NamedTuple):
@@ -106,7 +102,6 @@ class Classifier(Predictor, Protocol):
             For each batch, labels ``(n, z', y', x') uint8`` and, if wanted, stored probabilities
             ``(n, classes, z', y', x') uint8``.
         """
-        ...
 
 
 class LabelWriter(Protocol):
@@ -124,8 +119,6 @@ class LabelWriter(Protocol):
         probabilities
             Stored probabilities, ``(class, z, y, x) uint8``, where the run keeps them.
         """
-        ...
 
     def is_done(self, box: Box) -> bool:
         """Return whether every write unit of `box` exists in every array of the run."""
-        ...

@@ -310,13 +310,7 @@ def _stated_layout(node: Node) -> dict[str, Any]:
     return layout
 
 
-def _open_level(
-    files: Files,
-    number: int,
-    step: Triple,
-    shape: Triple,
-    images: Sequence[tuple[str, int, Rule]],
-) -> Level:
+def _open_level(files: Files, number: int, step: Triple, shape: Triple, images: Sequence[tuple[str, int, Rule]]) -> Level:
     """Open a level of images, each given by its path, its number of channels and the rule of its coarser levels."""
     arrays = [open_shards(files, f"{image}/{number}", channels) for image, channels, _ in images]
     for shards in arrays:

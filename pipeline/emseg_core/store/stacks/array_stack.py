@@ -23,16 +23,13 @@ class Array(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """Length of each axis."""
-        ...
 
     @property
     def dtype(self) -> Any:
         """Data type of the voxels."""
-        ...
 
     def __getitem__(self, index: Any, /) -> Any:
         """Return a part of the array."""
-        ...
 
 
 class ArrayStack:

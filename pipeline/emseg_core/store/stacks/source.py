@@ -45,7 +45,6 @@ class SliceSource(Protocol):
         EmsegError
             If the slices cannot be read.
         """
-        ...
 
 
 class _Slices:

@@ -61,7 +61,6 @@ class Stack(Protocol):
         VolumeError
             If a slice is damaged.
         """
-        ...
 
 
 @runtime_checkable
@@ -81,4 +80,3 @@ class ChunkedStack(Stack, Protocol):
         VolumeError
             If a chunk is damaged or, unless that is allowed, missing.
         """
-        ...

@@ -195,13 +195,7 @@ class Shards:
     """
 
     def __init__(
-        self,
-        files: Files,
-        name: str,
-        array: zarr.Array[Any],
-        channels: int,
-        permit: Callable[[], None] | None,
-        dense: bool,
+        self, files: Files, name: str, array: zarr.Array[Any], channels: int, permit: Callable[[], None] | None, dense: bool
     ) -> None:
         """Use an open array; `channels` is 0 if it has no channel axis.
 
