@@ -23,8 +23,15 @@ from emseg_core.box import AXES, Box, Triple, triple
 from emseg_core.errors import OrphanError, OutputError, VolumeError
 from emseg_core.grid.blocks import Blocks
 from emseg_core.specs.volume import VolumeSpec
-from emseg_core.store.files.atomic_folder import clear_leftovers, lease_folder, translate_write_errors
-from emseg_core.store.files.atomic_write import output_path, publish, refuse_existing, restore, staging_folder
+from emseg_core.store.files.atomic_folder import clear_leftovers, lease_folder
+from emseg_core.store.files.atomic_write import (
+    output_path,
+    publish,
+    refuse_existing,
+    restore,
+    staging_folder,
+    translate_write_errors,
+)
 from emseg_core.store.files.faults import describe_error
 from emseg_core.store.files.files import Files
 from emseg_core.store.files.lease import Lease, Token

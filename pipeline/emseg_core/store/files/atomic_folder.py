@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from emseg_core.errors import OutputError
-from emseg_core.store.files.atomic_write import output_error, publish, refuse_existing, restore, staging_folder
+from emseg_core.store.files.atomic_write import publish, refuse_existing, restore, staging_folder, translate_write_errors
 from emseg_core.store.files.files import HeldFiles, LocalFiles
 from emseg_core.store.files.lease import Lease, newest_run, take_lease
 from emseg_core.store.files.records import RECORDS_FOLDER, Records
@@ -115,18 +115,3 @@ def clear_leftovers(folder: Path) -> None:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     for removed in folder.parent.glob(f"{folder.name}-*"):
         shutil.rmtree(removed, ignore_errors=True)
-
-
-@contextmanager
-def translate_write_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` within the ``with`` into an `OutputError` that names `path`.
-
-    Raises
-    ------
-    OutputError
-        If the disk refuses something.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise output_error(path, error) from error

@@ -25,7 +25,7 @@ from time import monotonic, sleep
 from typing import Any, Literal
 
 from emseg_core.errors import OrphanError, OutputError
-from emseg_core.store.files.atomic_write import output_error
+from emseg_core.store.files.atomic_write import translate_write_errors
 from emseg_core.store.files.files import Files
 from emseg_core.store.files.ownership import IDENTITY, identity_document, output_identity
 from emseg_core.store.files.place import Place
@@ -119,10 +119,8 @@ class Token:
         OutputError
             If the store refuses to read who owns it.
         """
-        try:
+        with translate_write_errors(self.files.place):
             self.files.check_owner()
-        except OSError as error:
-            raise output_error(self.files.place, error) from error
 
 
 class Lease:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from emseg_core.box import AXES, Box, Triple
 from emseg_core.errors import OutputError
 from emseg_core.specs.volume import VolumeSpec
-from emseg_core.store.files.atomic_write import output_error
+from emseg_core.store.files.atomic_write import translate_write_errors
 from emseg_core.store.files.faults import StoreError, describe_error
 from emseg_core.store.files.files import Files
 from emseg_core.store.files.place import ZARR_JSON
@@ -87,11 +87,9 @@ def stored_instances(files: Files, name: str) -> dict[str, Any] | None:
         If something else has that name.
     """
     place = files.place / f"labels/{name}"
-    try:
+    with translate_write_errors(place):
         document = find_file(files, f"labels/{name}/{ZARR_JSON}")
         found = intact_description(document) or copied_descriptions(files).get(name)
-    except OSError as error:
-        raise output_error(place, error) from error
     if document is not None and (found is None or "labelling" not in found):
         raise OutputError(f"{place} exists, but is damaged or not written by `emseg label`: choose another --name")
     return found
@@ -225,7 +223,7 @@ def publish(files: Files, scratch: str, name: str, classes: str) -> None:
         If the store fails; calling it again resumes.
     """
     place = f"labels/{name}"
-    try:
+    with translate_write_errors(files.place / place):
         for folder in (RECORDS_FOLDER, "labels", f"{scratch}/{IMAGE}"):
             files.tidy(folder, deep=False)  # killed writers leave partial metadata files
         if (description := intact_description(files.read(f"{scratch}/{IMAGE}/{ZARR_JSON}"))) is not None:
@@ -238,8 +236,6 @@ def publish(files: Files, scratch: str, name: str, classes: str) -> None:
         list_labels(files, classes)
         with suppress(OSError):  # the next labelling removes what remains
             files.remove_all(scratch)
-    except OSError as error:
-        raise output_error(files.place / place, error) from error
 
 
 def table_path(name: str) -> str:

@@ -19,7 +19,7 @@ from emseg_core.errors import InputError, OutputError, VolumeError
 from emseg_core.grid.pyramid import Rule, level_shapes
 from emseg_core.grid.stitch import NOT_COMPUTED
 from emseg_core.store.files.atomic_folder import atomic_folder
-from emseg_core.store.files.atomic_write import output_error, output_path
+from emseg_core.store.files.atomic_write import output_path, translate_write_errors
 from emseg_core.store.files.faults import StoreError, describe_error
 from emseg_core.store.files.files import Files, LocalFiles, open_files
 from emseg_core.store.files.lease import Token
@@ -64,10 +64,8 @@ def is_taken(place: Place) -> bool:
     """
     if isinstance(place, Path):
         return place.exists() or place.is_symlink()
-    try:
+    with translate_write_errors(place):
         return not set(open_files(place).entries()) <= {RECORDS_FOLDER, "labels", Generation(1).probabilities}
-    except OSError as error:
-        raise output_error(place, error) from error
 
 
 def create_output(path: str | Place, layout: OutputLayout, token: Token | None = None) -> None:
@@ -97,10 +95,8 @@ def create_output(path: str | Place, layout: OutputLayout, token: Token | None =
             folder.put(ZARR_JSON, _fill(folder, layout))
         return
     files = open_files(place) if token is None else token.files
-    try:
+    with translate_write_errors(place):
         created = files.create(ZARR_JSON, _fill(files, layout))
-    except OSError as error:
-        raise output_error(place, error) from error
     if not created:
         raise OutputError(f"{place} was created by another process in the meantime: choose another name")
 
@@ -136,15 +132,13 @@ def restart_output(place: str | Place, layout: OutputLayout, token: Token | None
     """
     output = open_output(place, token)
     files, new = output.files, Generation(output.generation + 1)
-    try:
+    with translate_write_errors(output.path):
         _remove_other_generations(files, output.generation)
         layout.create_arrays(files, new)
         describe_group(files, "labels", labels_attributes(new.classes, ()))
         describe_group(files, "", layout.root(new))
         remove_instances(files)
         write_copies(files, {})
-    except OSError as error:
-        raise output_error(output.path, error) from error
 
 
 def tidy_output(place: str | Place, token: Token | None = None) -> None:
@@ -164,15 +158,13 @@ def tidy_output(place: str | Place, token: Token | None = None) -> None:
     """
     output = open_output(place, token)
     files = output.files
-    try:
+    with translate_write_errors(output.path):
         _remove_other_generations(files, output.generation)
         remove_instances(files, output.generation)
         list_labels(files, Generation(output.generation).classes)
         files.tidy("", deep=False)
         files.tidy("labels", deep=False)
         files.tidy(RECORDS_FOLDER)
-    except OSError as error:
-        raise output_error(output.path, error) from error
 
 
 def open_output(path: str | Place, token: Token | None = None) -> Output:

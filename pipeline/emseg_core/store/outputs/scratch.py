@@ -27,7 +27,7 @@ from emseg_core.box import Box, Triple
 from emseg_core.errors import BlockError, OrphanError
 from emseg_core.instances.block_segments import BlockSegments, FaceMatches, Segments
 from emseg_core.instances.contacts import Contacts
-from emseg_core.store.files.atomic_write import output_error
+from emseg_core.store.files.atomic_write import translate_write_errors
 from emseg_core.store.files.faults import translate_errors
 from emseg_core.store.files.files import Files, find_metadata
 from emseg_core.store.files.place import ZARR_JSON, Place
@@ -335,14 +335,12 @@ def create_scratch(
     """
     files, folder = scratch.files, scratch.folder
     layout = _layout(space, unit, chunk)
-    try:
+    with translate_write_errors(scratch.place):
         files.remove_all(folder)
         create_array(files, f"{folder}/{FRAGMENTS}", dtype="uint32", shape=shapes[0][-len(space.names) :], **layout)
         for name, document in image_documents(f"{folder}/{IMAGE}", space, shapes, unit, chunk, group):
             files.put(name, document)
         files.put(f"{folder}/{DESCRIPTION_FILE}", json.dumps(attributes).encode())
-    except OSError as error:
-        raise output_error(scratch.place, error) from error
 
 
 def image_documents(
