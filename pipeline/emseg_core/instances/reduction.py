@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from emseg_core.graph_components import connected_components
 from emseg_core.instances.agglomerate import agglomerate
-from emseg_core.instances.block_segments import BlockSegments, FaceMatches, Segments
+from emseg_core.instances.block_segments import BlockSegments, Segments
 from emseg_core.instances.contacts import Contacts, Indices
+from emseg_core.instances.face_matches import FaceMatches
 from emseg_core.specs.labelling import Labelling
 
 GROUP_SIDE = 12

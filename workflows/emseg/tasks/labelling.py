@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from emseg_core.block import outcome_of
 from emseg_core.errors import BlockError
 from emseg_core.grid.blocks import Block
-from emseg_core.instances.block_segments import label_block, match_faces
+from emseg_core.instances.block_segments import label_block
+from emseg_core.instances.face_matches import match_faces
 from emseg_core.model.device import Device
 from emseg_core.outcome import Outcome, Stopwatch
 from emseg_core.specs.labelling import Labelling

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from emseg_core.box import Box, Triple
 from emseg_core.errors import BlockError, OrphanError
-from emseg_core.instances.block_segments import BlockSegments, FaceMatches, Segments
+from emseg_core.instances.block_segments import BlockSegments, Segments
 from emseg_core.instances.contacts import Contacts
+from emseg_core.instances.face_matches import FaceMatches
 from emseg_core.store.files.atomic_write import translate_write_errors
 from emseg_core.store.files.faults import translate_errors
 from emseg_core.store.files.files import Files, find_metadata
@@ -190,11 +191,7 @@ class Scratch:
             If the file is damaged.
         """
         found = self._read("seams", block)
-        return (
-            FaceMatches(np.zeros((0, 2), np.int64), Contacts.empty())
-            if found is None
-            else FaceMatches(found["same"], _table(Contacts, found))
-        )
+        return FaceMatches.of(Contacts.empty()) if found is None else FaceMatches(found["same"], _table(Contacts, found))
 
     def write_map(self, block: int, numbers: NDArray[np.uint64]) -> None:
         """Store the final ids of the segments of a block.
