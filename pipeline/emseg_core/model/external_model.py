@@ -156,7 +156,7 @@ def contract_of(model: ExternalModel, threads: int = 1) -> Contract:
     import torch  # takes seconds
 
     from emseg_core.model.adapter import apply_network
-    from emseg_core.receptive_field import probe
+    from emseg_core.model.receptive_field import probe
 
     if model.contract is not None:
         return model.contract

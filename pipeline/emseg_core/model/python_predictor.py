@@ -10,9 +10,9 @@ Such a class has these attributes::
         def predict(self, tiles): ...        # logits (n, classes, z', y', x') of normalised tiles (n, z, y, x), all float32
 
 It is instantiated without arguments, once per process, and called by one thread at a time. Its receptive field, the tile shapes
-that it accepts, and the shifts that it commutes with are measured, see `emseg_core.receptive_field`. Instead of ``classes`` and
-``planar``, a class may state all of these in ``spec``, a `emseg_core.specs.contract.Contract`. Costs cannot be measured
-in that way; a class may state them as ``flops_per_voxel`` and ``bytes_per_voxel``, as in a contract.
+that it accepts, and the shifts that it commutes with are measured, see `emseg_core.model.receptive_field`. Instead of
+``classes`` and ``planar``, a class may state all of these in ``spec``, a `emseg_core.specs.contract.Contract`. Costs cannot be
+measured in that way; a class may state them as ``flops_per_voxel`` and ``bytes_per_voxel``, as in a contract.
 
 Importing a module runs its code. The name of a class is therefore always an argument and never read from a file: to work with
 an output made by such a class, pass its name again.
@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from emseg_core.box import Triple, triple
 from emseg_core.canary import canary_of
 from emseg_core.errors import MemoryShortageError, ModelError
-from emseg_core.receptive_field import Run, probe
+from emseg_core.model.receptive_field import Run, probe
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.model import FLOAT32_BYTES
 from emseg_core.specs.numerics import Numerics
