@@ -6,11 +6,26 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 Triple = tuple[int, int, int]
 """Three integers in the order (z, y, x)."""
 
 AXES = ("z", "y", "x")
+
+T = TypeVar("T")
+
+
+def three(values: Iterable[T]) -> tuple[T, T, T]:
+    """Return three values, one for each axis (z, y, x), as a tuple.
+
+    Raises
+    ------
+    ValueError
+        If there are more values or fewer.
+    """
+    z, y, x = values
+    return z, y, x
 
 
 def triple(values: Iterable[int]) -> Triple:
@@ -31,8 +46,7 @@ def triple(values: Iterable[int]) -> Triple:
     ValueError
         If there are not exactly three.
     """
-    z, y, x = (int(value) for value in values)
-    return (z, y, x)
+    return three(map(int, values))
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -171,8 +185,7 @@ class Box:
         """
         if min(self.start) < 0:
             raise ValueError(f"a box that starts at {self.start} cannot index an array")
-        z, y, x = (slice(start, stop) for start, stop in zip(self.start, self.stop, strict=True))
-        return (z, y, x)
+        return three(map(slice, self.start, self.stop))
 
     def __str__(self) -> str:
         """Return the box as it is typed after ``--roi``: ``z0:z1,y0:y1,x0:x1``."""

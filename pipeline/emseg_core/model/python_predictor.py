@@ -251,8 +251,8 @@ class PythonPredictor(BasePredictor):
         expected = len(tiles), len(self.spec.classes), *(n + 2 * c for n, c in zip(output, self.spec.crop, strict=True))
         if logits.shape != expected:
             raise ModelError(
-                f"{self._numerics.backend} returns shape {logits.shape} for tiles of shape {tiles.shape}, but its contract says "
-                f"{expected}: return (n, classes, z, y, x), shorter by the same number of voxels on both sides"
+                f"{self._numerics.backend} returns shape {logits.shape} for tiles of shape {tiles.shape}, but its contract "
+                f"says {expected}: return (n, classes, z, y, x), shorter by the same number of voxels on both sides"
             )
         z, y, x = (slice(c, c + n) for n, c in zip(output, self.spec.crop, strict=True))
         return np.ascontiguousarray(logits[:, :, z, y, x])

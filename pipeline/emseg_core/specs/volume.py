@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
-from emseg_core.box import Box, Triple, triple
+from emseg_core.box import Box, Triple, three, triple
 from emseg_core.errors import VolumeError
 
 DTYPES = ("uint8", "uint16", "float32")
@@ -107,23 +107,19 @@ class VolumeSpec:
     @property
     def unit_sizes(self) -> tuple[float | None, float | None, float | None]:
         """Length (z, y, x) of each axis's unit in nanometres; None if not stated, or not one of `NANOMETRES`."""
-        z, y, x = (NANOMETRES.get(unit or "") for unit in self.units)
-        return (z, y, x)
+        return three(NANOMETRES.get(unit or "") for unit in self.units)
 
     @property
     def proportions(self) -> tuple[float, float, float]:
         """Size (z, y, x) of a voxel in a common unit: nanometres if each axis has a known unit of length, otherwise unknown."""
         sizes = self.unit_sizes
-        z, y, x = (
-            size * (unit or 1) if None not in sizes[-self.rank :] else size
-            for size, unit in zip(self.scale, sizes, strict=True)
-        )
-        return (z, y, x)
+        if None in sizes[-self.rank :]:
+            return self.scale
+        return three(size * (unit or 1) for size, unit in zip(self.scale, sizes, strict=True))
 
     def crop(self, region: Box) -> tuple[float, float, float]:
         """Return the translation (z, y, x), in `units`, of the first voxel of a region."""
-        z, y, x = (t + s * o for t, s, o in zip(self.translation, self.scale, region.start, strict=True))
-        return (z, y, x)
+        return three(t + s * o for t, s, o in zip(self.translation, self.scale, region.start, strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from typing import Any, Literal, get_args
 
@@ -199,6 +199,4 @@ def to_json(spec: FitSpec) -> dict[str, Any]:
     dict of str to Any
         Values by the names of the fields.
     """
-    data = {option.name: getattr(spec, option.name) for option in fields(spec)}
-    data["augment"] = {option.name: getattr(spec.augment, option.name) for option in fields(spec.augment)}
-    return data
+    return asdict(spec)

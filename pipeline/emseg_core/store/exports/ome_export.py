@@ -82,7 +82,7 @@ def _described(image: ExportImage, version: Version) -> dict[str, Any]:
     (multiscale,) = multiscales(places, image.name)
     found: dict[str, Any] = {"multiscales": [{**({"version": version} if version == "0.4" else {}), **multiscale}]}
     if image.kind == "probability":
-        return {**found, "omero": omero((image.name,), NOT_COMPUTED - 1)}
+        return {**found, "omero": omero((image.name,))}
     named = image_label(image.classes) if image.classes else {}
     return {**found, "image-label": {"version": version, **named}}
 

@@ -178,7 +178,7 @@ class OutputLayout:
             return {"version": VERSION, "multiscales": multiscales(levels_at(labels, self.space, self.steps), "classes")}
         levels = levels_at(probabilities, self.space.with_channels(), self.steps)
         image = multiscales(levels, "probabilities")
-        return {"version": VERSION, "multiscales": image, "omero": omero(self.classes, NOT_COMPUTED - 1)}
+        return {"version": VERSION, "multiscales": image, "omero": omero(self.classes)}
 
     def _labels(self) -> dict[str, Any]:
         """Return OME metadata of the image of classes, two folders below the image that it belongs to."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -211,19 +212,16 @@ def open_output(path: str | Place, token: Token | None = None) -> Output:
             images.append((names.probabilities, len(classes), "mean"))
         images.append((names.labels, 0, "mode"))
         steps = [triple(step) for step in own.get("levels", ())]
-        levels: list[Level] = []
-        for step, shape in zip([(1, 1, 1), *steps], level_shapes(region.shape, steps), strict=True):
-            level = _open_level(files, len(levels), step, shape, images)
-            if own.get("masked"):
-                finer = levels[-1].outside if levels else None
-                masked = node.attributes["emseg"].get("recipe", {}).get("mask")
-                left_out = (
-                    _left_out(files, names.outside, level.blocks.grid, masked)
-                    if finer is None
-                    else complete_parents(finer, step)
-                )
-                level = replace(level, outside=left_out)
-            levels.append(level)
+        shapes = level_shapes(region.shape, steps)
+        levels = [
+            _open_level(files, number, step, shape, images)
+            for number, (step, shape) in enumerate(zip([(1, 1, 1), *steps], shapes, strict=True))
+        ]
+        if own.get("masked"):
+            digest = node.attributes["emseg"].get("recipe", {}).get("mask")
+            left_out = _left_out(files, names.outside, levels[0].blocks.grid, digest)
+            outside = itertools.accumulate(steps, complete_parents, initial=left_out)
+            levels = [replace(level, outside=units) for level, units in zip(levels, outside, strict=True)]
         if len({array.unit for level in levels for array in level.arrays}) > 1:
             raise ValueError("the arrays have write units of different shapes")
     except OutputError:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from emseg_core.box import triple
+from emseg_core.box import three, triple
 from emseg_core.errors import VolumeError
 from emseg_core.store.files.faults import describe_error
 from emseg_core.store.stacks.hdf5_links import OpenFiles, external_link_error
@@ -100,8 +100,8 @@ class _Dataset:
             space = plain_space(attributes, 3, None)
         except ValueError as error:
             raise VolumeError(f"the attributes of {self._name} are wrong, {error}: repair them") from error
-        (z, y, x), (a, b, c), (one, two, three) = space.scale, space.translation, space.units
-        return StatedVoxelSize((z, y, x), (one, two, three), "the attributes of the dataset", (a, b, c))
+        source = "the attributes of the dataset"
+        return StatedVoxelSize(three(space.scale), three(space.units), source, three(space.translation))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg_core.box import AXES, triple
+from emseg_core.box import AXES, three, triple
 from emseg_core.errors import VolumeError
 from emseg_core.specs.volume import DTYPES
 from emseg_core.store.files.extras import load_extra
@@ -71,8 +71,8 @@ class _Mrc:
         if min(self.shape) < 1 or held < said:
             raise VolumeError(f"{path} should hold {self.shape} voxels, {said} bytes, but holds {held}: copy it again")
         scale = (float(size.z), float(size.y), float(size.x))
-        first = tuple(float(header.origin[axis]) for axis in AXES)
-        self.stated = StatedVoxelSize(scale, UNITS, "the header", (first[0], first[1], first[2])) if min(scale) > 0 else None
+        first = three(float(header.origin[axis]) for axis in AXES)
+        self.stated = StatedVoxelSize(scale, UNITS, "the header", first) if min(scale) > 0 else None
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         plane, count = self.shape[1] * self.shape[2], stop - start

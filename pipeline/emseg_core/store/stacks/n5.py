@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emseg_core.box import AXES, Box
+from emseg_core.box import AXES, Box, three
 from emseg_core.errors import VolumeError
 from emseg_core.specs.volume import DTYPES
 from emseg_core.store.files.faults import describe_error
@@ -139,14 +139,13 @@ def _stated(folder: Path, attributes: Mapping[str, Any], axes: tuple[str, ...]) 
     holder = next((found for found in _with_parents(folder) if found.keys() & {"pixelResolution", "resolution"}), None)
     if holder is None:
         return None
-    size, unit = _size(holder)
-    first = holder.get("offset")
-    scale = dict(zip(axes, numbers(size, len(axes), "the resolution"), strict=True))
-    offset = dict(zip(axes, numbers(first, len(axes), "the offset") if first is not None else [0.0] * len(axes), strict=True))
-    factors = dict(zip(axes, _factors(folder, attributes, len(axes)), strict=True))
-    coarse = {axis: scale[axis] * factors[axis] for axis in axes}
-    centre = {axis: offset[axis] + scale[axis] * (factors[axis] - 1) / 2 for axis in axes}
-    return _in_order(coarse, centre, dict(zip(axes, _units(unit, len(axes)), strict=True)))
+    (size, unit), first, count = _size(holder), holder.get("offset"), len(axes)
+    scale = numbers(size, count, "the resolution")
+    offset = numbers(first, count, "the offset") if first is not None else (0.0,) * count
+    factors = _factors(folder, attributes, count)
+    coarse = [size * factor for size, factor in zip(scale, factors, strict=True)]
+    centre = [place + size * (factor - 1) / 2 for place, size, factor in zip(offset, scale, factors, strict=True)]
+    return _in_order(axes, coarse, centre, _units(unit, count))
 
 
 def _size(attributes: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -186,9 +185,7 @@ def _transform(transform: Mapping[str, Any]) -> StatedVoxelSize:
         raise ValueError("the transform names no axes")
     names, count = [axis.lower() for axis in axes], len(axes)
     scale, first = (numbers(transform.get(name), count, f"the transform's {name}") for name in ("scale", "translate"))
-    units = _units(transform.get("units"), count)
-    sizes, places = (dict(zip(names, each, strict=True)) for each in (scale, first))
-    return _in_order(sizes, places, dict(zip(names, units, strict=True)))
+    return _in_order(names, scale, first, _units(transform.get("units"), count))
 
 
 def _units(value: Any, count: int) -> list[str | None]:
@@ -197,11 +194,12 @@ def _units(value: Any, count: int) -> list[str | None]:
     return [UNITS.get(unit.lower()) if isinstance(unit, str) else None for unit in units]
 
 
-def _in_order(scale: Mapping[str, float], first: Mapping[str, float], units: Mapping[str, str | None]) -> StatedVoxelSize:
+def _in_order(
+    axes: Sequence[str], scale: Sequence[float], first: Sequence[float], units: Sequence[str | None]
+) -> StatedVoxelSize:
     """Return the stated voxel size in the order (z, y, x); voxels have size 1 along missing axes."""
-    size_z, size_y, size_x = (scale.get(axis, 1.0) for axis in AXES)
-    z, y, x = (first.get(axis, 0.0) for axis in AXES)
-    unit_z, unit_y, unit_x = (units.get(axis) for axis in AXES)
-    if min(size_z, size_y, size_x) <= 0:
-        raise ValueError(f"the voxels have the size {(size_z, size_y, size_x)}, which must be positive")
-    return StatedVoxelSize((size_z, size_y, size_x), (unit_z, unit_y, unit_x), "the attributes of the dataset", (z, y, x))
+    stated = dict(zip(axes, zip(scale, first, units, strict=True), strict=True))
+    sizes, places, named = zip(*(stated.get(axis, (1.0, 0.0, None)) for axis in AXES), strict=True)
+    if min(sizes) <= 0:
+        raise ValueError(f"the voxels have the size {sizes}, which must be positive")
+    return StatedVoxelSize(three(sizes), three(named), "the attributes of the dataset", three(places))

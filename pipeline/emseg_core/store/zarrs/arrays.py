@@ -204,32 +204,23 @@ class Shards:
         ValueError
             If the array is not laid out as `create_array` does.
         """
-        channel_shape = _channel_shape(channels)
-        rank, folder = array.ndim - len(channel_shape), files.place / name
-        if rank not in (2, 3) or array.shards is None or array.shape[: len(channel_shape)] != channel_shape:
+        self.channels: tuple[int, ...] = (channels,) if channels else ()
+        """Shape of the channel axis: ``(channels,)``, or ``()`` if the array has none."""
+        rank, folder = array.ndim - len(self.channels), files.place / name
+        if rank not in (2, 3) or array.shards is None or array.shape[: len(self.channels)] != self.channels:
             raise ValueError(f"the array {folder} with shape {array.shape} and shards {array.shards} is laid out differently")
         if array.metadata.codecs != (sharding(array.chunks, array.dtype),):  # type: ignore[union-attr]
             raise ValueError(f"the array {folder} has other codecs: {array.metadata.codecs}")  # type: ignore[union-attr]
         self.array = array
         self._files = files
         self._permit = permit
-        self._dense = dense
+        self.dense = dense
+        """Whether shards that contain only fill values are stored as well."""
         chunks = math.prod(s // c for s, c in zip(array.shards, array.chunks, strict=True))
         self._index_bytes = INDEX_ENTRY_BYTES * chunks + CHECKSUM_BYTES
         self._name = name
-        self._channels = channels
         self._rank = rank
         self._sent: dict[Triple, tuple[int, int]] = {}
-
-    @property
-    def dense(self) -> bool:
-        """Whether shards that contain only fill values are stored as well."""
-        return self._dense
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Shape of the channel axis: ``(channels,)``, or ``()`` if the array has none."""
-        return _channel_shape(self._channels)
 
     @property
     def shape(self) -> Triple:
@@ -298,7 +289,7 @@ class Shards:
         Exception
             Of almost any type, if what is stored is damaged.
         """
-        found = np.asarray(self.array[self._selection(box)])
+        found = np.asarray(self.array[(*map(slice, self.channels), *box.slices()[-self._rank :])])
         return found.reshape((*self.channels, *box.shape))
 
     def write(self, box: Box, values: NDArray[Any]) -> None:
@@ -338,7 +329,7 @@ class Shards:
         part = part.reshape((*self.channels, *part.shape[-self._rank :]))
         array, file = self.array, self._file(index)
         values = part.astype(array.dtype, copy=False)
-        document = encode_shard(values, array.shards or (), array.chunks, array.fill_value, dense=self._dense)
+        document = encode_shard(values, array.shards or (), array.chunks, array.fill_value, dense=self.dense)
         if document is None:
             self._files.remove(file)
             return
@@ -415,21 +406,11 @@ class Shards:
     @property
     def _folder(self) -> str:
         """Folder of the shards, each of which contains all channels."""
-        return f"{self._name}/c/0" if self._channels else f"{self._name}/c"
-
-    def _selection(self, box: Box) -> tuple[slice, ...]:
-        """Return the slices of a box, with all channels, along the axes of the array."""
-        all_channels = tuple(slice(length) for length in self.channels)
-        return all_channels + box.slices()[-self._rank :]
+        return f"{self._name}/c/0" if self.channels else f"{self._name}/c"
 
     def _three(self, lengths: tuple[int, ...]) -> Triple:
         """Return lengths along the axes of the array as (z, y, x)."""
         return triple((1,) * (3 - self._rank) + lengths[-self._rank :])
-
-
-def _channel_shape(channels: int) -> tuple[int, ...]:
-    """Return the shape of the channel axis, which an array without channels does not have."""
-    return (channels,) if channels else ()
 
 
 def _short(document: bytes | memoryview) -> int:
