@@ -24,6 +24,18 @@ NANOMETRES = {"picometer": 1e-3, "angstrom": 0.1, "nanometer": 1.0, "micrometer"
 """Nanometres per unit of length, for the units that microscopists use."""
 
 
+def check_dtype(what: object, dtype: str, dtypes: tuple[str, ...], remedy: str = "convert it first") -> None:
+    """Check that voxels are of a type that is read.
+
+    Raises
+    ------
+    VolumeError
+        If they are of another type; the message says what is.
+    """
+    if dtype not in dtypes:
+        raise VolumeError(f"{what} is {dtype}, but emseg reads {', '.join(dtypes)}: {remedy}")
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Choice of one volume from an array that holds one for each channel and timepoint."""
@@ -76,8 +88,7 @@ class VolumeSpec:
                     f"the {name} shape {reprlib.repr(shape)}, but no volume has more than {MAX_AXIS_LENGTH} voxels on an axis: "
                     "its metadata are damaged, restore them"
                 )
-        if self.dtype not in MASK_DTYPES:
-            raise VolumeError(f"the volume is {self.dtype}, but emseg reads {', '.join(MASK_DTYPES)}: convert it first")
+        check_dtype("the volume", self.dtype, MASK_DTYPES)
 
     @property
     def box(self) -> Box:

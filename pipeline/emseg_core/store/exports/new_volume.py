@@ -30,7 +30,7 @@ from emseg_core.store.files.atomic_write import (
     refuse_existing,
     restore,
     staging_folder,
-    translate_write_errors,
+    translate_oserror,
 )
 from emseg_core.store.files.faults import describe_error
 from emseg_core.store.files.files import Files
@@ -244,7 +244,7 @@ def new_volume(
     published = kept = False
     try:
         with lease.held():
-            with translate_write_errors(target):
+            with translate_oserror(target):
                 restore(aside, target)
                 if not (work / "0" / "zarr.json").exists():
                     clear_leftovers(work)  # its creation was interrupted
@@ -254,7 +254,7 @@ def new_volume(
             volume.token.check()
             volume.slabs.done(Blocks(spec.box, shard))  # killed workers leave partial files
             volume.discard()  # if the name is taken by now, the volume is lost
-        with translate_write_errors(target):
+        with translate_oserror(target):
             shutil.rmtree(work / RECORDS_FOLDER)
             publish(work, target, aside, replace=replace)
         published = True

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from emseg_core.errors import OutputError
-from emseg_core.store.files.atomic_write import publish, refuse_existing, restore, staging_folder, translate_write_errors
+from emseg_core.store.files.atomic_write import publish, refuse_existing, restore, staging_folder, translate_oserror
 from emseg_core.store.files.files import HeldFiles, LocalFiles
 from emseg_core.store.files.lease import Lease, newest_run, take_lease
 from emseg_core.store.files.records import RECORDS_FOLDER, Records
@@ -52,7 +52,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         with lease.held():
             try:
-                with translate_write_errors(path):
+                with translate_oserror(path):
                     restore(aside, path)
                     clear_leftovers(folder)
                     if not replace:
@@ -90,7 +90,7 @@ def lease_folder(folder: Path, path: Path) -> Lease:
     OutputError
         If another live process holds the lease, or the folder cannot be written.
     """
-    with translate_write_errors(path):
+    with translate_oserror(path):
         (folder / RECORDS_FOLDER).mkdir(parents=True, exist_ok=True)
     try:
         return take_lease(Records(HeldFiles(folder)), path)

@@ -39,7 +39,7 @@ def output_error(path: Place, error: OSError) -> OutputError:
 
 
 @contextmanager
-def translate_write_errors(place: Place) -> Iterator[None]:
+def translate_oserror(place: Place) -> Iterator[None]:
     """Turn an `OSError` within the ``with`` into an `OutputError` that names `place`.
 
     Raises
@@ -61,7 +61,7 @@ def output_path(path: str | Path) -> Path:
     OutputError
         If it is not on a local file system, or not in a folder that exists.
     """
-    with translate_write_errors(Path(path)):
+    with translate_oserror(Path(path)):
         try:
             target = local_path(path)
         except VolumeError as error:
@@ -137,7 +137,7 @@ def write_bytes(file: Path, document: bytes) -> None:
     OutputError
         If it cannot be written.
     """
-    with translate_write_errors(file):
+    with translate_oserror(file):
         commit(file, document)
 
 

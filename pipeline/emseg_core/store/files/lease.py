@@ -25,7 +25,7 @@ from time import monotonic, sleep
 from typing import Any, Literal
 
 from emseg_core.errors import OrphanError, OutputError
-from emseg_core.store.files.atomic_write import translate_write_errors
+from emseg_core.store.files.atomic_write import translate_oserror
 from emseg_core.store.files.files import Files
 from emseg_core.store.files.ownership import IDENTITY, identity_document, output_identity
 from emseg_core.store.files.place import Place
@@ -119,7 +119,7 @@ class Token:
         OutputError
             If the store refuses to read who owns it.
         """
-        with translate_write_errors(self.files.place):
+        with translate_oserror(self.files.place):
             self.files.check_owner()
 
 

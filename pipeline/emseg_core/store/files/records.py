@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from emseg_core.store.files.atomic_write import translate_write_errors
+from emseg_core.store.files.atomic_write import translate_oserror
 from emseg_core.store.files.files import Files
 
 RECORDS_FOLDER = "emseg"
@@ -146,5 +146,5 @@ class Records:
     def _translating_errors(self, name: str) -> Iterator[str]:
         """Yield the file of a document, and turn an `OSError` within the ``with`` into an `OutputError`."""
         file = f"{RECORDS_FOLDER}/{name}"
-        with translate_write_errors(self.files.place / file):
+        with translate_oserror(self.files.place / file):
             yield file

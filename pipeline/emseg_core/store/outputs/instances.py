@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from emseg_core.box import AXES, Box, Triple
 from emseg_core.errors import OutputError
 from emseg_core.specs.volume import VolumeSpec
-from emseg_core.store.files.atomic_write import translate_write_errors
+from emseg_core.store.files.atomic_write import translate_oserror
 from emseg_core.store.files.faults import StoreError, describe_error
 from emseg_core.store.files.files import Files
 from emseg_core.store.files.place import ZARR_JSON
@@ -87,7 +87,7 @@ def stored_instances(files: Files, name: str) -> dict[str, Any] | None:
         If something else has that name.
     """
     place = files.place / f"labels/{name}"
-    with translate_write_errors(place):
+    with translate_oserror(place):
         document = find_file(files, f"labels/{name}/{ZARR_JSON}")
         found = intact_description(document) or copied_descriptions(files).get(name)
     if document is not None and (found is None or "labelling" not in found):
@@ -223,7 +223,7 @@ def publish(files: Files, scratch: str, name: str, classes: str) -> None:
         If the store fails; calling it again resumes.
     """
     place = f"labels/{name}"
-    with translate_write_errors(files.place / place):
+    with translate_oserror(files.place / place):
         for folder in (RECORDS_FOLDER, "labels", f"{scratch}/{IMAGE}"):
             files.tidy(folder, deep=False)  # killed writers leave partial metadata files
         if (description := intact_description(files.read(f"{scratch}/{IMAGE}/{ZARR_JSON}"))) is not None:

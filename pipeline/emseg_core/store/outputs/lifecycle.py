@@ -20,7 +20,7 @@ from emseg_core.errors import InputError, OutputError, VolumeError
 from emseg_core.grid.pyramid import Rule, level_shapes
 from emseg_core.grid.stitch import NOT_COMPUTED
 from emseg_core.store.files.atomic_folder import atomic_folder
-from emseg_core.store.files.atomic_write import output_path, translate_write_errors
+from emseg_core.store.files.atomic_write import output_path, translate_oserror
 from emseg_core.store.files.faults import StoreError, describe_error
 from emseg_core.store.files.files import Files, LocalFiles, open_files
 from emseg_core.store.files.lease import Token
@@ -65,7 +65,7 @@ def is_taken(place: Place) -> bool:
     """
     if isinstance(place, Path):
         return place.exists() or place.is_symlink()
-    with translate_write_errors(place):
+    with translate_oserror(place):
         return not set(open_files(place).entries()) <= {RECORDS_FOLDER, "labels", Generation(1).probabilities}
 
 
@@ -96,7 +96,7 @@ def create_output(path: str | Place, layout: OutputLayout, token: Token | None =
             folder.put(ZARR_JSON, _fill(folder, layout))
         return
     files = open_files(place) if token is None else token.files
-    with translate_write_errors(place):
+    with translate_oserror(place):
         created = files.create(ZARR_JSON, _fill(files, layout))
     if not created:
         raise OutputError(f"{place} was created by another process in the meantime: choose another name")
@@ -133,7 +133,7 @@ def restart_output(place: str | Place, layout: OutputLayout, token: Token | None
     """
     output = open_output(place, token)
     files, new = output.files, Generation(output.generation + 1)
-    with translate_write_errors(output.path):
+    with translate_oserror(output.path):
         _remove_other_generations(files, output.generation)
         layout.create_arrays(files, new)
         describe_group(files, "labels", labels_attributes(new.classes, ()))
@@ -159,7 +159,7 @@ def tidy_output(place: str | Place, token: Token | None = None) -> None:
     """
     output = open_output(place, token)
     files = output.files
-    with translate_write_errors(output.path):
+    with translate_oserror(output.path):
         _remove_other_generations(files, output.generation)
         remove_instances(files, output.generation)
         list_labels(files, Generation(output.generation).classes)

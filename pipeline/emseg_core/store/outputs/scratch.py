@@ -28,7 +28,7 @@ from emseg_core.errors import BlockError, OrphanError
 from emseg_core.instances.block_segments import BlockSegments, Segments
 from emseg_core.instances.contacts import Contacts
 from emseg_core.instances.face_matches import FaceMatches
-from emseg_core.store.files.atomic_write import translate_write_errors
+from emseg_core.store.files.atomic_write import translate_oserror
 from emseg_core.store.files.faults import translate_errors
 from emseg_core.store.files.files import Files, find_metadata
 from emseg_core.store.files.place import ZARR_JSON, Place
@@ -332,7 +332,7 @@ def create_scratch(
     """
     files, folder = scratch.files, scratch.folder
     layout = _layout(space, unit, chunk)
-    with translate_write_errors(scratch.place):
+    with translate_oserror(scratch.place):
         files.remove_all(folder)
         create_array(files, f"{folder}/{FRAGMENTS}", dtype="uint32", shape=shapes[0][-len(space.names) :], **layout)
         for name, document in image_documents(f"{folder}/{IMAGE}", space, shapes, unit, chunk, group):

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from emseg_core.box import AXES, three, triple
 from emseg_core.errors import VolumeError
-from emseg_core.specs.volume import DTYPES
+from emseg_core.specs.volume import DTYPES, check_dtype
 from emseg_core.store.files.extras import load_extra
-from emseg_core.store.files.faults import describe_error
-from emseg_core.store.stacks.stack import Stack, StatedVoxelSize
+from emseg_core.store.stacks.stack import Stack, StatedVoxelSize, translate_damage
 
 MRC_SUFFIXES = (".mrc", ".map", ".rec", ".st", ".ali")
 UNITS = ("angstrom", "angstrom", "angstrom")
@@ -42,14 +41,12 @@ def open_mrc(path: Path) -> Iterator[Stack]:
         If mrcfile is not installed, there is no such stack, or emseg cannot read it.
     """
     mrcfile = load_extra("mrcfile", "mrc", path)
-    try:
-        with mrcfile.open(path, mode="r", header_only=True) as opened:
-            header, size = opened.header, opened.voxel_size
-            stored = mrcfile.utils.dtype_from_mode(header.mode).newbyteorder(header.mode.dtype.byteorder)
-    except Exception as error:  # a damaged header may raise anything
-        raise VolumeError(
-            f"{path} cannot be opened as MRC ({describe_error(error)}): give an MRC file, or copy it again"
-        ) from error
+    with (
+        translate_damage(f"{path} cannot be opened as MRC", lambda _: "give an MRC file, or copy it again"),
+        mrcfile.open(path, mode="r", header_only=True) as opened,
+    ):
+        header, size = opened.header, opened.voxel_size
+        stored = mrcfile.utils.dtype_from_mode(header.mode).newbyteorder(header.mode.dtype.byteorder)
     yield _Mrc(path, header, size, stored)
 
 
@@ -62,10 +59,7 @@ class _Mrc:
         self._path, self._stored = path, stored
         self._offset = header.nbytes + int(header.nsymbt)
         self.dtype = stored.newbyteorder("=").name
-        if self.dtype not in DTYPES:
-            raise VolumeError(
-                f"{path} is {self.dtype}, but emseg reads {', '.join(DTYPES)}: convert it first, for example to mode 6"
-            )
+        check_dtype(path, self.dtype, DTYPES, "convert it first, for example to mode 6")
         self.shape = triple(int(length) for length in (header.nz, header.ny, header.nx))
         held, said = path.stat().st_size - self._offset, math.prod(self.shape) * stored.itemsize
         if min(self.shape) < 1 or held < said:

@@ -21,7 +21,7 @@ from emseg_core.box import AXES, Box, three
 from emseg_core.errors import VolumeError
 from emseg_core.specs.volume import DTYPES
 from emseg_core.store.files.faults import describe_error
-from emseg_core.store.stacks.stack import StatedVoxelSize
+from emseg_core.store.stacks.stack import StatedVoxelSize, dataset_error
 from emseg_core.store.stacks.tensor import TensorStack, open_tensor
 from emseg_core.store.stacks.tiff_size import UNITS
 from emseg_core.store.zarrs.nodes import read_json
@@ -33,8 +33,6 @@ LAYOUT_ATTRIBUTES = ("dimensions", "blockSize", "dataType", "compression")
 """Attributes that describe how a dataset is stored."""
 DEFAULT_AXES = ("x", "y", "z", "c", "t")
 """Axes of a dataset that does not name them."""
-MAX_LISTED = 8
-"""Most names that an error message lists."""
 
 
 def is_n5(path: Path) -> bool:
@@ -118,9 +116,7 @@ def _chosen(path: Path, dataset: str | None) -> Path:
     finest = [name for name in there if not re.fullmatch("s[1-9][0-9]*", name.rpartition("/")[2])]
     if dataset is None and len(finest) == 1:
         return path / finest[0]
-    listed = ", ".join(there[:MAX_LISTED]) + (", ..." if len(there) > MAX_LISTED else "") or "none"
-    said = f"no dataset {dataset!r}" if dataset is not None else f"{len(there)} datasets"
-    raise VolumeError(f"{path} has {said}: choose one with --dataset (available: {listed})")
+    raise dataset_error(path, dataset, there)
 
 
 def _datasets(container: Path) -> Iterator[str]:

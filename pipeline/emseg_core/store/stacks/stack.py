@@ -1,13 +1,21 @@
-"""Interface of an open stack of slices, and its stated voxel size."""
+"""Interface of an open stack of slices, its stated voxel size, and errors that all formats share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from emseg_core.box import Box, Triple
+from emseg_core.errors import VolumeError
+from emseg_core.store.files.faults import describe_error
+
+MAX_LISTED = 8
+"""Most names that an error message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +88,35 @@ class ChunkedStack(Stack, Protocol):
         VolumeError
             If a chunk is damaged or, unless that is allowed, missing.
         """
+
+
+@contextmanager
+def translate_damage(what: str, remedy: Callable[[Exception], str] = lambda _: "copy it again") -> Iterator[None]:
+    """Raise a `VolumeError` within the ``with`` for whatever a damaged file makes a library raise.
+
+    Parameters
+    ----------
+    what
+        What cannot be done.
+    remedy
+        Function that returns the remedy for an error.
+
+    Raises
+    ------
+    VolumeError
+        If anything is raised; one that says so itself is passed on.
+    """
+    try:
+        yield
+    except VolumeError:
+        raise
+    except Exception as error:
+        where = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+        raise VolumeError(f"{what} ({where}{describe_error(error)}): {remedy(error)}") from error
+
+
+def dataset_error(path: Path, dataset: str | None, there: Sequence[str]) -> VolumeError:
+    """Return the error for a container where no dataset has the given name, or none is given and there is not just one."""
+    listed = ", ".join(there[:MAX_LISTED]) + (", ..." if len(there) > MAX_LISTED else "") or "none"
+    said = f"no dataset {dataset!r}" if dataset is not None else f"{len(there)} datasets"
+    return VolumeError(f"{path} has {said}: choose one with --dataset (available: {listed})")

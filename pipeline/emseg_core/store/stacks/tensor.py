@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from emseg_core.box import AXES, Box, triple
 from emseg_core.errors import VolumeError
+from emseg_core.specs.volume import check_dtype
 from emseg_core.store.files.extras import load_extra
 from emseg_core.store.files.faults import describe_error
 from emseg_core.store.stacks.stack import StatedVoxelSize
@@ -121,8 +122,7 @@ class TensorStack:
                 f"{path} has axes ({said}), but emseg reads one volume of x, y and z: copy that part to a new array"
             )
         self.dtype = array.dtype.name
-        if self.dtype not in dtypes:
-            raise VolumeError(f"{path} is {self.dtype}, but emseg reads {', '.join(dtypes)}: convert it first")
+        check_dtype(path, self.dtype, dtypes)
         self.shape = triple(lengths.get(axis, 1) for axis in AXES)
         if min(self.shape) < 1:
             raise VolumeError(f"{path} has shape {self.shape}, which contains no voxels: copy it again")

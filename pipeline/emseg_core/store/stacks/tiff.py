@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from tifffile import TiffFile, TiffFrame, TiffPage
 
 from emseg_core.box import Triple, triple
 from emseg_core.errors import VolumeError
-from emseg_core.specs.volume import DTYPES, MAX_AXIS_LENGTH
+from emseg_core.specs.volume import DTYPES, MAX_AXIS_LENGTH, check_dtype
 from emseg_core.store.files.decompress import TooLargeError
 from emseg_core.store.files.faults import describe_error
 from emseg_core.store.files.place import local_path
 from emseg_core.store.stacks.slices import slice_files
-from emseg_core.store.stacks.stack import KnownStack, Stack
+from emseg_core.store.stacks.stack import KnownStack, Stack, translate_damage
 from emseg_core.store.stacks.tiff_chain import chain_length
 from emseg_core.store.stacks.tiff_decoders import limit_decoder
 from emseg_core.store.stacks.tiff_ome import check_ome_claims
@@ -85,7 +85,7 @@ class _File:
 
     def __init__(self, path: Path, tif: TiffFile, dtypes: tuple[str, ...]) -> None:
         self._path = path
-        with _translate_damage(f"the TIFF file {path}"):
+        with _unreadable(f"the TIFF file {path}"):
             check_ome_claims(path, tif)
             series = tif.series[0]
             self._pages: Sequence[TiffPage | TiffFrame | None] = series.pages
@@ -111,7 +111,7 @@ class _File:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         height, width = self.shape[1:]
         voxels = _allocate((stop - start, height, width), self.dtype)
-        with _translate_damage(f"slices {start} to {stop - 1} of {self._path}"):
+        with _unreadable(f"slices {start} to {stop - 1} of {self._path}"):
             if self._offset is not None:
                 # not np.memmap: if the file is truncated meanwhile, or the disk fails, that would kill the process
                 plane = height * width
@@ -131,7 +131,7 @@ class _Folder:
         self._kind: tuple[tuple[int, ...], str] | None = None if known is None else (known.shape[1:], known.dtype)
         stated = set()
         for file in self._slices.files if known is None else ():
-            with _open(file) as tif, _translate_damage(f"the TIFF file {file}"):
+            with _open(file) as tif, _unreadable(f"the TIFF file {file}"):
                 self._kind = self._kind or self._kind_of(file, tif)
                 self._refuse_other(file, tif)
                 stated.add(stated_size(tif, self._slices.depth))
@@ -145,7 +145,7 @@ class _Folder:
         voxels = _allocate((stop - start, *self.shape[1:]), self.dtype)
         voxels[[place - start for place in self.missing if start <= place < stop]] = 0
         for place, file in self._slices.within(start, stop):
-            with _open(file) as tif, _translate_damage(f"the TIFF file {file}"):
+            with _open(file) as tif, _unreadable(f"the TIFF file {file}"):
                 self._refuse_other(file, tif)
                 voxels[place] = _read_page(tif.pages.first, self.shape[1:])
         return voxels
@@ -168,31 +168,24 @@ class _Folder:
             )
 
 
-@contextmanager
-def _translate_damage(what: str) -> Iterator[None]:
-    """Raise a `VolumeError` for whatever a damaged file makes tifffile raise."""
-    try:
-        yield
-    except VolumeError:
-        raise
-    except Exception as error:
+def _unreadable(what: str) -> AbstractContextManager[None]:
+    """Raise a `VolumeError` within the ``with`` for whatever a damaged file makes tifffile raise."""
+
+    def remedy(error: Exception) -> str:
         missing = isinstance(error, ImportError) or "imagecodecs" in str(error)
-        remedy = "install imagecodecs, or save the file without compression" if missing else "copy it again"
-        raise VolumeError(f"{what} cannot be read ({describe_error(error)}): {remedy}") from error
+        return "install imagecodecs, or save the file without compression" if missing else "copy it again"
+
+    return translate_damage(f"{what} cannot be read", remedy)
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[TiffFile]:
     """Open a TIFF file after checking that all of its pages can be found."""
-    try:
+    with translate_damage(f"{path} cannot be opened as TIFF", lambda _: "give a TIFF file, or copy it again"):
         said = chain_length(path)
         tif = TiffFile(path)
-    except Exception as error:
-        raise VolumeError(
-            f"{path} cannot be opened as TIFF ({describe_error(error)}): give a TIFF file, or copy it again"
-        ) from error
     with tif:
-        with _translate_damage(f"the TIFF file {path}"):
+        with _unreadable(f"the TIFF file {path}"):
             if said != (found := len(tif.pages)):
                 raise VolumeError(f"{path} should hold {said} pages, but {found} can be read: copy it again")
         yield tif
@@ -254,8 +247,7 @@ def _grey_dtype(path: Path, page: TiffPage, dtypes: tuple[str, ...]) -> str:
             "but emseg reads greyscale where black is zero: convert it to greyscale"
         )
     dtype = "of an unknown type" if page.dtype is None else page.dtype.name
-    if dtype not in dtypes:
-        raise VolumeError(f"{path} is {dtype}, but emseg reads {', '.join(dtypes)}: convert it first, for example to uint8")
+    check_dtype(path, dtype, dtypes, "convert it first, for example to uint8")
     return dtype
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from emseg_core.box import AXES, Box, three, triple
 from emseg_core.errors import VolumeError
-from emseg_core.specs.volume import DTYPES, Selection, VolumeSpec
+from emseg_core.specs.volume import DTYPES, Selection, VolumeSpec, check_dtype
 from emseg_core.store.files.faults import StoreError, describe_error, translate_errors
 from emseg_core.store.files.files import ArrayFiles
 from emseg_core.store.files.place import Address, Place
@@ -322,8 +322,8 @@ def _select(stored: StoredVolume, part: Selection | None, dtypes: tuple[str, ...
             f"copy the part you want into a volume where ({', '.join(extra)}) have length 1"
         )
     front = choose_entries(extra, array.shape[:-rank], stored.labels, part or Selection())
-    if (dtype := array.dtype.newbyteorder("=").name) not in dtypes:
-        raise VolumeError(f"the volume is {dtype}, but emseg reads {', '.join(dtypes)}: convert it first")
+    dtype = array.dtype.newbyteorder("=").name
+    check_dtype("the volume", dtype, dtypes)
     chunk = _chunks(array)
     flat = 3 - rank
     kept = space.last(rank)

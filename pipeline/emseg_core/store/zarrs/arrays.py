@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -258,7 +258,7 @@ class Shards:
         """Return the file of the shard with this index (z, y, x) in the grid."""
         return "/".join((self._folder, *map(str, index[-self._rank :])))
 
-    def indices(self, box: Box) -> Iterator[Triple]:
+    def indices(self, box: Box) -> list[Triple]:
         """Return the index of each shard in `box`.
 
         Returns
@@ -274,7 +274,7 @@ class Shards:
         for start, stop, unit, length in zip(box.start, box.stop, self.unit, self.shape, strict=True):
             if start < 0 or start % unit or stop > length or (stop % unit and stop != length):
                 raise ValueError(f"the box {box} is not whole write units of {self.unit} in {self.shape}")
-        return iter(box.cells(self.unit))
+        return box.cells(self.unit)
 
     def read(self, box: Box) -> NDArray[Any]:
         """Read a box.
@@ -316,7 +316,7 @@ class Shards:
         """
         if values.shape != (*self.channels, *box.shape):
             raise ValueError(f"the values have shape {values.shape}, which is not that of {box}")
-        indices = list(self.indices(box))
+        indices = self.indices(box)
         if len(indices) == 1:
             self._write_shard(indices[0], box, values)
             return
