@@ -60,9 +60,8 @@ def save_checkpoint(path: Path, state: TrainingState, settings: Mapping[str, Any
     OutputError
         If the file cannot be written.
     """
-    tensors = {f"weights.{name}": value for name, value in state.network.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in state.average.weights.items()}
-    tensors |= {f"best.{name}": value for name, value in state.best.items()}
+    parts = {"weights": state.network.state_dict(), "average": state.average.weights, "best": state.best}
+    tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     for name, parameter in state.network.named_parameters():
         for key, value in state.optimizer.state[parameter].items():
             if isinstance(value, Tensor):
