@@ -470,7 +470,8 @@ def open_remote(address: Address, *, patient: bool = False, cached_indices: int 
             return store.HTTPStore.from_url(str(address), client_options=client, retry_config=retries)
         kind = store.S3Store if address.scheme == "s3" else store.GCSStore
         # passed as an option of its own: with `client_options`, obstore would ignore those in the environment
-        options = {"timeout": REQUEST_TIMEOUT, **({} if _has_credentials(address.scheme) else {"skip_signature": True})}
+        known = any(os.environ.get(name) for name in CREDENTIAL_VARIABLES[address.scheme])  # or anonymous access is asked for
+        options = {"timeout": REQUEST_TIMEOUT, **({} if known else {"skip_signature": True})}
         return kind(address.host, prefix=address.key or None, retry_config=retries, **options)
 
     try:
@@ -479,11 +480,6 @@ def open_remote(address: Address, *, patient: bool = False, cached_indices: int 
         return RemoteFiles(client, without_retries, address, patient=patient, cached_indices=cached_indices, owner=owner)
     except Exception as error:  # each kind of store raises errors of its own for settings that it does not accept
         raise VolumeError(f"{address} cannot be opened ({_first_line(error)}): check it, and the environment") from error
-
-
-def _has_credentials(scheme: str) -> bool:
-    """Return whether the environment contains credentials, or asks for anonymous access."""
-    return any(os.environ.get(name) for name in CREDENTIAL_VARIABLES[scheme])
 
 
 @contextmanager
