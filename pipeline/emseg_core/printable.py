@@ -37,12 +37,7 @@ def printable(text: object, keep: str = "") -> str:
     text = str(text)
     if text.isprintable():
         return text
-    return "".join(
-        letter
-        if letter in keep or letter.isprintable() or category(letter) == "Zs"
-        else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
+    return "".join(letter if letter in keep or _is_plain(letter) else _escaped(letter) for letter in text)
 
 
 def printable_lines(lines: Iterable[object]) -> str:
@@ -89,3 +84,11 @@ def guard_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
     if sys.stderr is not None and not isinstance(sys.stderr, PrintableStream):
         sys.stderr = cast("TextIO", PrintableStream(sys.stderr))
+
+
+def _is_plain(letter: str) -> bool:
+    return letter.isprintable() or category(letter) == "Zs"
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")

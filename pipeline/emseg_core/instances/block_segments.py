@@ -157,9 +157,8 @@ def _segments(ids: NDArray[np.uint32], box: Box, shape: Triple) -> Segments:
     count = int(ids.max(initial=0)) + 1
     flat = ids.ravel()
     first = np.zeros(count, np.int64)
-    first[flat[::-1]] = voxel_places(box, shape).ravel()[
-        ::-1
-    ]  # reversed, since the last assignment wins: that of the first voxel
+    places = voxel_places(box, shape).ravel()
+    first[flat[::-1]] = places[::-1]  # reversed, since the last assignment wins: that of the first voxel
     found = cc3d.statistics(ids, no_slice_conversion=True)
     bounds = np.asarray(found["bounding_boxes"], np.int64).reshape(count, 6)
     grids = np.meshgrid(*(np.arange(*ends) for ends in zip(box.start, box.stop, strict=True)), indexing="ij", sparse=True)

@@ -200,10 +200,9 @@ class _Mapping:
     @classmethod
     def combined(cls, several: Sequence[_Mapping]) -> _Mapping:
         """Combine maps of different segments."""
-        parts, targets = (
-            np.concatenate([np.zeros(0, np.int64), *columns])
-            for columns in ([each.parts for each in several], [each.targets for each in several])
-        )
+        none = np.zeros(0, np.int64)
+        parts = np.concatenate([none, *(each.parts for each in several)])
+        targets = np.concatenate([none, *(each.targets for each in several)])
         order = np.argsort(parts)
         return cls(parts[order], targets[order])
 

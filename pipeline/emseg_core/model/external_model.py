@@ -169,19 +169,13 @@ def contract_of(model: ExternalModel) -> Contract:
     flops, alive = network.cost((1, 1, *found.least[planar:]))
     voxels = math.prod(found.least)
     activation, classes = _classes(model, found.channels, (found.lowest, found.highest), found.sums_to_one)
-    return Contract(
+    return found.contract(
         classes=classes,
         planar=planar,
-        context=found.context,
-        lattice=found.lattice,
-        least=found.least,
-        crop=found.crop,
         activation=activation,
-        local=found.local,
         parameters=parameters,
         flops_per_voxel=-(-flops // voxels),
         bytes_per_voxel=-(-alive // voxels),
-        only_tile=found.only_tile,
         channel=model.settings.get("channel"),
     )
 

@@ -179,15 +179,10 @@ def python_contract(model: PythonModel) -> Contract:
         raise ModelError(
             f"{model.name} gives {found.channels} channels, but has {len(kind.classes)} classes: name each channel"
         )
-    contract = Contract(
+    contract = found.contract(
         classes=tuple(kind.classes),
         planar=kind.planar,
-        context=found.context,
-        lattice=found.lattice,
-        least=found.least,
-        crop=found.crop,
         activation="logits",
-        local=found.local,
         parameters=0,
         flops_per_voxel=getattr(kind, "flops_per_voxel", DEFAULT_FLOPS_PER_VOXEL),
         bytes_per_voxel=getattr(kind, "bytes_per_voxel", 0),

@@ -90,10 +90,8 @@ class Trainer:
         InputError
             If the batch cannot be divided evenly among the processes.
         """
-        settings = self.settings
-        crops = [
-            self.crops.draw(np.random.default_rng((settings.seed, step, tile))) for tile in self.ranks.share(settings.batch)
-        ]
+        settings, tiles = self.settings, self.ranks.share(self.settings.batch)
+        crops = [self.crops.draw(np.random.default_rng((settings.seed, step, tile))) for tile in tiles]
         borders = []
         if settings.border_weight:
             for crop in crops:

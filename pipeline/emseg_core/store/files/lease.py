@@ -294,9 +294,8 @@ def take_lease(records: Records, output: Place, notify: Callable[[str], None] = 
         notify(f"{output} has an empty record of run {now.run}: watching for {2 * HEARTBEAT_SECONDS:.0f} s whether it starts")
         now = _watched(records, now, 2 * HEARTBEAT_SECONDS)
     if now.state == "held":
-        wait = (
-            "" if now.holder and now.holder.on_this_machine else f"; if that host is dead, try again in {STALE_SECONDS:.0f} s"
-        )
+        here = now.holder and now.holder.on_this_machine
+        wait = "" if here else f"; if that host is dead, try again in {STALE_SECONDS:.0f} s"
         who, seen = now.holder or "which is just starting", max(0.0, now.age)
         raise OutputError(
             f"{output} is in use by run {now.run}, {who}, last seen {seen:.0f} s ago: wait for it or stop it{wait}"

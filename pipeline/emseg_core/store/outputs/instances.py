@@ -141,17 +141,12 @@ def instance_levels(stored: Output, name: str) -> tuple[Level, ...]:
         group = json.loads(find_file(files, f"labels/{name}/{ZARR_JSON}") or b"")["attributes"]
         paths = [inside for inside, _ in levels(multiscales_of(group))]
         arrays = [open_shards(files, f"labels/{name}/{inside}", 0, dense=True) for inside in paths]
-        for array, shape in zip(arrays, [level.blocks.region.shape for level in stored.levels], strict=False):
-            if (
-                array.array.dtype != "uint64"
-                or array.array.fill_value != 0
-                or (array.shape, array.unit) != (shape, stored.unit)
-            ):
+        pairs = list(zip(arrays, stored.levels, strict=False))  # the output may have more levels
+        for array, level in pairs:
+            found = (array.array.dtype.name, array.array.fill_value, array.shape, array.unit)
+            if found != ("uint64", 0, level.blocks.region.shape, stored.unit):
                 raise ValueError("an array is not laid out like the output")
-        made = [
-            Level(stored.path, (array,), ("mode",), level.step) for array, level in zip(arrays, stored.levels, strict=False)
-        ]
-        finest, *coarser = made
+        finest, *coarser = (Level(stored.path, (array,), ("mode",), level.step) for array, level in pairs)
     except StoreError as error:  # the store failed: the labels may well be intact
         raise OutputError(f"{place} cannot be read ({error.strerror}): {error.remedy}") from error
     except Exception as error:  # damaged metadata make Zarr raise almost any type

@@ -156,10 +156,8 @@ class OutputLayout:
             yield f"{generation.labels}/{level}/{ZARR_JSON}", _array(self.space, shape, shard, inner)
             if self.probabilities:
                 count, space = (len(self.classes),), self.space.with_channels()
-                yield (
-                    f"{generation.probabilities}/{level}/{ZARR_JSON}",
-                    _array(space, count + shape, count + shard, (1, *inner)),
-                )
+                document = _array(space, count + shape, count + shard, (1, *inner))
+                yield f"{generation.probabilities}/{level}/{ZARR_JSON}", document
 
     def create_arrays(self, files: Files, generation: Generation) -> None:
         """Create the empty arrays of a generation; nothing refers to them yet.

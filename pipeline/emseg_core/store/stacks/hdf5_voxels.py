@@ -149,17 +149,12 @@ class Voxels:
         there: set[tuple[int, ...]] = set()
         if held:
             stored.chunk_iter(lambda info: there.add(info.chunk_offset))
-        starts = (
-            tuple(i * edge for i, edge in zip(place, chunk, strict=True)) for place in itertools.product(*map(range, grid))
-        )
+        starts = itertools.product(*(range(0, length, edge) for length, edge in zip(self.shape, chunk, strict=True)))
         first = next((start for start in starts if start not in there), None)
+        few = "write them, or read them as the fill value with --allow-missing"
         raise VolumeError(
             f"{self.name} has {said} chunks, but only {held} were written, not the one at {first}: "
-            + (
-                "write them, or read them as the fill value with --allow-missing"
-                if 2 * held > said
-                else "choose another dataset"
-            )
+            f"{few if 2 * held > said else 'choose another dataset'}"
         )
 
     def _known_filters(self, properties: Any) -> list[tuple[int, int]]:

@@ -202,16 +202,12 @@ class TensorStack:
         self._refuse_long(box)
         origin = self._array.domain.origin  # a precomputed volume may start at any voxel
         front = self._array.ndim - self._axes
-        where = tuple(
-            slice(first + part.start, first + part.stop)
-            for first, part in zip(origin[front:], box.slices()[-self._axes :], strict=True)
-        )
+        spans = zip(origin[front:], box.slices()[-self._axes :], strict=True)
+        where = tuple(slice(first + part.start, first + part.stop) for first, part in spans)
         try:
             found = np.asarray(self._array[(*origin[:front], *where)].read().result())
         except Exception as error:  # a damaged chunk may raise anything
             cause = describe_tensorstore_error(error)
-            remedy = "copy it again" + (
-                ", or read missing chunks as 0 with --allow-missing" if MISSING_CHUNK_STATUS in cause else ""
-            )
-            raise VolumeError(f"the voxels {box} of {self._path} cannot be read ({cause}): {remedy}") from error
+            more = ", or read missing chunks as 0 with --allow-missing" if MISSING_CHUNK_STATUS in cause else ""
+            raise VolumeError(f"the voxels {box} of {self._path} cannot be read ({cause}): copy it again{more}") from error
         return np.ascontiguousarray(found, self.dtype).reshape(box.shape)

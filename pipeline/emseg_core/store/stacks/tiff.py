@@ -256,10 +256,8 @@ def _read_page(page: TiffPage | TiffFrame | None, shape: tuple[int, ...]) -> NDA
     if page is None:
         raise VolumeError("a page that the OME-XML describes is missing in the OME-TIFF: copy all its files again")
     _refuse_gaps(page)
-    if (
-        max(start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True))
-        > page.parent.filehandle.size
-    ):
+    end = max(start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True))
+    if end > page.parent.filehandle.size:
         raise VolumeError(f"page {page.index} of {page.parent.filehandle.path} is truncated: copy the file again")
     limit_decoder(page)
     try:
