@@ -32,7 +32,7 @@ from emseg_core.store.files.atomic_write import (
     staging_folder,
     translate_oserror,
 )
-from emseg_core.store.files.faults import describe_error
+from emseg_core.store.files.faults import translate_damage
 from emseg_core.store.files.files import Files
 from emseg_core.store.files.lease import Lease, Token
 from emseg_core.store.files.records import RECORDS_FOLDER
@@ -167,12 +167,8 @@ def open_slabs(files: Files) -> SlabWriter:
     VolumeError
         If there is no such volume.
     """
-    try:
+    with translate_damage(f"the unfinished volume in {files.place} is missing or damaged", "start again"):
         return SlabWriter(open_shards(files, "0", 0))
-    except Exception as error:  # damaged metadata make Zarr raise almost any type
-        raise VolumeError(
-            f"the unfinished volume in {files.place} is missing or damaged ({describe_error(error)}): start again"
-        ) from error
 
 
 class NewVolume:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from emseg_core.box import three, triple
 from emseg_core.errors import VolumeError
+from emseg_core.store.files.faults import translate_damage
 from emseg_core.store.stacks.hdf5_links import OpenFiles, external_link_error
 from emseg_core.store.stacks.hdf5_voxels import Voxels
-from emseg_core.store.stacks.stack import KnownStack, Stack, StatedVoxelSize, dataset_error, translate_damage
+from emseg_core.store.stacks.stack import KnownStack, Stack, StatedVoxelSize, dataset_error
 from emseg_core.store.volumes.plain_attributes import plain_space
 
 if TYPE_CHECKING:

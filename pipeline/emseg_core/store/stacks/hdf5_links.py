@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from emseg_core.errors import VolumeError
 from emseg_core.store.files.extras import load_extra
-from emseg_core.store.files.faults import describe_error
+from emseg_core.store.files.faults import translate_damage
 
 if TYPE_CHECKING:
     import h5py
@@ -150,12 +150,8 @@ class OpenFiles:
 
     def _opened(self, path: Path) -> h5py.File:
         """Open a file for reading."""
-        try:
+        with translate_damage(f"{path} cannot be opened as HDF5", "give an HDF5 file, or copy it again"):
             return self.h5py.File(path, "r")
-        except OSError as error:
-            raise VolumeError(
-                f"{path} cannot be opened as HDF5 ({describe_error(error)}): give an HDF5 file, or copy it again"
-            ) from error
 
 
 def external_link_error(path: Path, name: str, link: h5py.ExternalLink) -> VolumeError:

@@ -18,7 +18,8 @@ from emseg_core.box import AXES, three, triple
 from emseg_core.errors import VolumeError
 from emseg_core.specs.volume import DTYPES, check_dtype
 from emseg_core.store.files.extras import load_extra
-from emseg_core.store.stacks.stack import Stack, StatedVoxelSize, translate_damage
+from emseg_core.store.files.faults import translate_damage
+from emseg_core.store.stacks.stack import Stack, StatedVoxelSize
 
 MRC_SUFFIXES = (".mrc", ".map", ".rec", ".st", ".ali")
 UNITS = ("angstrom", "angstrom", "angstrom")
@@ -42,7 +43,7 @@ def open_mrc(path: Path) -> Iterator[Stack]:
     """
     mrcfile = load_extra("mrcfile", "mrc", path)
     with (
-        translate_damage(f"{path} cannot be opened as MRC", lambda _: "give an MRC file, or copy it again"),
+        translate_damage(f"{path} cannot be opened as MRC", "give an MRC file, or copy it again"),
         mrcfile.open(path, mode="r", header_only=True) as opened,
     ):
         header, size = opened.header, opened.voxel_size

@@ -14,13 +14,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from emseg_core.box import AXES, Box, three
 from emseg_core.errors import VolumeError
 from emseg_core.specs.volume import DTYPES
-from emseg_core.store.files.faults import describe_error
+from emseg_core.store.files.faults import translate_damage
 from emseg_core.store.stacks.stack import StatedVoxelSize, dataset_error
 from emseg_core.store.stacks.tensor import TensorStack, open_tensor
 from emseg_core.store.stacks.tiff_size import UNITS
@@ -92,12 +93,10 @@ def open_n5(path: Path, dataset: str | None, *, allow_missing: bool = False) -> 
 
 def _attributes(folder: Path) -> dict[str, Any]:
     """Read the attributes of a group or dataset; empty if it has no such file."""
-    try:
+    unreadable = translate_damage(f"{folder / ATTRIBUTES} cannot be read", "check its permissions")
+    with unreadable, suppress(FileNotFoundError, NotADirectoryError):
         return read_json(folder / ATTRIBUTES)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise VolumeError(f"{folder / ATTRIBUTES} cannot be read ({describe_error(error)}): check its permissions") from error
+    return {}
 
 
 def _is_dataset(folder: Path) -> bool:

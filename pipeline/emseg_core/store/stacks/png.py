@@ -13,8 +13,9 @@ from PIL import Image
 
 from emseg_core.box import triple
 from emseg_core.errors import VolumeError
+from emseg_core.store.files.faults import translate_damage
 from emseg_core.store.stacks.slices import slice_files
-from emseg_core.store.stacks.stack import KnownStack, StatedVoxelSize, translate_damage
+from emseg_core.store.stacks.stack import KnownStack, StatedVoxelSize
 from emseg_core.store.zarrs.nodes import PNG_SUFFIXES
 
 GREY = {"L": "uint8", "I;16": "uint16"}

@@ -1,9 +1,8 @@
-"""Interface of an open stack of slices, its stated voxel size, and errors that all formats share."""
+"""Interface of an open stack of slices, its stated voxel size, and the error for a dataset that is not there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 
 from emseg_core.box import Box, Triple
 from emseg_core.errors import VolumeError
-from emseg_core.store.files.faults import describe_error
 
 MAX_LISTED = 8
 """Most names that an error message lists."""
@@ -88,31 +86,6 @@ class ChunkedStack(Stack, Protocol):
         VolumeError
             If a chunk is damaged or, unless that is allowed, missing.
         """
-
-
-@contextmanager
-def translate_damage(what: str, remedy: Callable[[Exception], str] = lambda _: "copy it again") -> Iterator[None]:
-    """Raise a `VolumeError` within the ``with`` for whatever a damaged file makes a library raise.
-
-    Parameters
-    ----------
-    what
-        What cannot be done.
-    remedy
-        Function that returns the remedy for an error.
-
-    Raises
-    ------
-    VolumeError
-        If anything is raised; one that says so itself is passed on.
-    """
-    try:
-        yield
-    except VolumeError:
-        raise
-    except Exception as error:
-        where = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
-        raise VolumeError(f"{what} ({where}{describe_error(error)}): {remedy(error)}") from error
 
 
 def dataset_error(path: Path, dataset: str | None, there: Sequence[str]) -> VolumeError:

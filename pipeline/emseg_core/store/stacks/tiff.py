@@ -18,10 +18,10 @@ from emseg_core.box import Triple, triple
 from emseg_core.errors import VolumeError
 from emseg_core.specs.volume import DTYPES, MAX_AXIS_LENGTH, check_dtype
 from emseg_core.store.files.decompress import TooLargeError
-from emseg_core.store.files.faults import describe_error
+from emseg_core.store.files.faults import describe_error, translate_damage
 from emseg_core.store.files.place import local_path
 from emseg_core.store.stacks.slices import slice_files
-from emseg_core.store.stacks.stack import KnownStack, Stack, translate_damage
+from emseg_core.store.stacks.stack import KnownStack, Stack
 from emseg_core.store.stacks.tiff_chain import chain_length
 from emseg_core.store.stacks.tiff_decoders import limit_decoder
 from emseg_core.store.stacks.tiff_ome import check_ome_claims
@@ -65,12 +65,8 @@ def open_tiff(
         If there is no such stack, or emseg cannot read it; the message says why and how to fix it.
     """
     path = local_path(source)
-    try:
+    with translate_damage(f"{str(source)!r} cannot be read", "check the spelling of the path"):
         path.stat()
-    except (OSError, ValueError) as error:
-        raise VolumeError(
-            f"{str(source)!r} cannot be read ({describe_error(error)}): check the spelling of the path"
-        ) from error
     if path.is_dir():
         yield _Folder(path, dtypes, allow_missing, known)
     else:
@@ -181,7 +177,7 @@ def _unreadable(what: str) -> AbstractContextManager[None]:
 @contextmanager
 def _open(path: Path) -> Iterator[TiffFile]:
     """Open a TIFF file after checking that all of its pages can be found."""
-    with translate_damage(f"{path} cannot be opened as TIFF", lambda _: "give a TIFF file, or copy it again"):
+    with translate_damage(f"{path} cannot be opened as TIFF", "give a TIFF file, or copy it again"):
         said = chain_length(path)
         tif = TiffFile(path)
     with tif:

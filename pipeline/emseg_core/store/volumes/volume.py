@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from emseg_core.box import AXES, Box, three, triple
 from emseg_core.errors import VolumeError
 from emseg_core.specs.volume import DTYPES, Selection, VolumeSpec, check_dtype
-from emseg_core.store.files.faults import StoreError, describe_error, translate_errors
+from emseg_core.store.files.faults import StoreError, translate_damage, translate_errors
 from emseg_core.store.files.files import ArrayFiles
 from emseg_core.store.files.place import Address, Place
 from emseg_core.store.files.remote import RemoteFiles
@@ -344,9 +344,5 @@ def _select(stored: StoredVolume, part: Selection | None, dtypes: tuple[str, ...
 
 def _chunks(array: zarr.Array[Any]) -> tuple[int, ...]:
     """Return the shape of what is decompressed at once: if the array is sharded, that of the inner chunks."""
-    try:
+    with translate_damage("the chunks have no common shape", "write the volume with regular chunks"):
         return tuple(int(length) for length in array.chunks)
-    except Exception as error:  # irregular chunk grids have no such shape
-        raise VolumeError(
-            f"the chunks have no common shape ({describe_error(error)}): write the volume with regular chunks"
-        ) from error
