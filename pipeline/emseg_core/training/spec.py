@@ -113,12 +113,11 @@ class FitSpec:
     """Strengths of the augmentations."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "validate_every"):
-            if (value := getattr(self, name)) < 1:
-                raise InputError(f"training needs {name} >= 1, not {value}")
-        for name in ("decay", "seed", "border_weight", "affinity_weight", "patience"):
-            if (value := getattr(self, name)) < 0:
-                raise InputError(f"training needs {name} >= 0, not {value}")
+        least = dict.fromkeys(("steps", "batch", "validate_every"), 1)
+        least |= dict.fromkeys(("decay", "seed", "border_weight", "affinity_weight", "patience"), 0)
+        for name, bound in least.items():
+            if (value := getattr(self, name)) < bound:
+                raise InputError(f"training needs {name} >= {bound}, not {value}")
         for name in ("rate", "border_width"):
             if not (value := getattr(self, name)) > 0:
                 raise InputError(f"training needs {name} > 0, not {value}")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_SOFT_LINKS = 32
 """Most soft links that are followed to a dataset: a chain that leads back to itself never ends."""
+COPY_HINT = "copy all voxels into one dataset"
 MAX_OPEN_FILES = 64
 """Most files that are open at once."""
 
@@ -104,12 +105,10 @@ class OpenFiles:
             if not found.is_relative_to(self._folder):
                 raise VolumeError(
                     f"{what} reads voxels from the file {name!r}, which is outside {self._folder}, where emseg opens no files: "
-                    "copy it into that folder and refer to it there, or copy all voxels into one dataset"
+                    f"copy it into that folder and refer to it there, or {COPY_HINT}"
                 )
             if not regular:
-                raise VolumeError(
-                    f"{what} reads voxels from {name!r}, which is not a regular file: copy all voxels into one dataset"
-                )
+                raise VolumeError(f"{what} reads voxels from {name!r}, which is not a regular file: {COPY_HINT}")
             return self.path if found == self.path.resolve() else found
         raise VolumeError(f"{what} reads voxels from the file {name!r}, which does not exist: copy it into {folder}")
 

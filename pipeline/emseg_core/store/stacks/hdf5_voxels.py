@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from emseg_core.errors import VolumeError
 from emseg_core.specs.volume import DTYPES, MAX_AXIS_LENGTH
 from emseg_core.store.files.decompress import inflate, unpack_lzf
-from emseg_core.store.stacks.hdf5_links import OpenFiles
+from emseg_core.store.stacks.hdf5_links import COPY_HINT, OpenFiles
 
 if TYPE_CHECKING:
     import h5py
@@ -233,18 +233,14 @@ class Voxels:
     def _virtual(self) -> list[_Mapping]:
         """Return the mappings of a virtual dataset, after checking that they exist and cover it."""
         if len(self._above) > MAX_VIRTUAL_DEPTH or len(set(self._above)) < len(self._above):
-            raise VolumeError(
-                f"{self.name} is a virtual dataset of itself, or nested deeper than {MAX_VIRTUAL_DEPTH}: "
-                "copy all voxels into one dataset"
-            )
+            cause = f"is a virtual dataset of itself, or nested deeper than {MAX_VIRTUAL_DEPTH}"
+            raise VolumeError(f"{self.name} {cause}: {COPY_HINT}")
         mappings = []
         for number, source in enumerate(self._stored.virtual_sources()):
             target = _hyperslabs(self._files.h5py, source.vspace, self.shape)
             within = _hyperslabs(self._files.h5py, source.src_space, None)
             if target is None or within is None or _is_printf_name(source.file_name) or _is_printf_name(source.dset_name):
-                raise VolumeError(
-                    f"source {number} of {self.name} is not a regular selection of fixed size: copy all voxels into one dataset"
-                )
+                raise VolumeError(f"source {number} of {self.name} is not a regular selection of fixed size: {COPY_HINT}")
             if any(run.stop > length for run, length in zip(target, self.shape, strict=True)):
                 raise VolumeError(f"source {number} of {self.name} ends beyond its shape {self.shape}: write it again")
             file, dataset = source.file_name.replace("%%", "%"), source.dset_name.replace("%%", "%")
@@ -252,9 +248,7 @@ class Voxels:
         try:
             gap = _first_gap([mapping.target for mapping in mappings], self.shape, [MAX_COVERAGE_STEPS])
         except RecursionError:
-            raise VolumeError(
-                f"the virtual dataset {self.name} has too many sources to check: copy all voxels into one dataset"
-            ) from None
+            raise VolumeError(f"the virtual dataset {self.name} has too many sources to check: {COPY_HINT}") from None
         if gap is not None:
             raise VolumeError(
                 f"the virtual dataset {self.name} has no source for the voxel {gap}: add sources until they cover {self.shape}"

@@ -252,32 +252,28 @@ def _read_page(page: TiffPage | TiffFrame | None, shape: tuple[int, ...]) -> NDA
     if page is None:
         raise VolumeError("a page that the OME-XML describes is missing in the OME-TIFF: copy all its files again")
     _refuse_gaps(page)
+    name = f"page {page.index} of {page.parent.filehandle.path}"
     end = max(start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True))
     if end > page.parent.filehandle.size:
-        raise VolumeError(f"page {page.index} of {page.parent.filehandle.path} is truncated: copy the file again")
+        raise VolumeError(f"{name} is truncated: copy the file again")
     limit_decoder(page)
     try:
         pixels = page.asarray()
     except TooLargeError as error:
-        where = f"a strip or tile of page {page.index} of {page.parent.filehandle.path}"
-        raise VolumeError(f"{where} is damaged, {error}: copy the file again") from error
+        raise VolumeError(f"a strip or tile of {name} is damaged, {error}: copy the file again") from error
     if pixels.shape != shape:
-        raise VolumeError(
-            f"page {page.index} of {page.parent.filehandle.path} is {pixels.shape}, but the first is {shape}: copy it again"
-        )
+        raise VolumeError(f"{name} is {pixels.shape}, but the first is {shape}: copy it again")
     return pixels
 
 
 def _refuse_gaps(page: TiffPage | TiffFrame) -> None:
     """Raise a `VolumeError` for a page with strips or tiles that are not in the file; tifffile would make them up."""
-    path, parts = page.parent.filehandle.path, math.prod(page.chunked)
+    name, parts = f"page {page.index} of {page.parent.filehandle.path}", math.prod(page.chunked)
     offsets, counts = page.dataoffsets, page.databytecounts
     if len(offsets) != parts or len(counts) != parts:
         raise VolumeError(
-            f"page {page.index} of {path} should have {parts} strips or tiles, but states {len(offsets)} offsets "
+            f"{name} should have {parts} strips or tiles, but states {len(offsets)} offsets "
             f"and {len(counts)} lengths: copy the file again"
         )
     if 0 in offsets or (0 in counts and not page.is_contiguous):
-        raise VolumeError(
-            f"page {page.index} of {path} has missing strips or tiles: copy the file again, or save it without gaps"
-        )
+        raise VolumeError(f"{name} has missing strips or tiles: copy the file again, or save it without gaps")
