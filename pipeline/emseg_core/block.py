@@ -28,7 +28,7 @@ from emseg_core.grid.stitch import NOT_COMPUTED, QUANTA, Canvas, classify, finit
 from emseg_core.grid.tiles import Tile, hull_of, tiles_of
 from emseg_core.normalise import Normalisation, normalised, refuse_nonfinite
 from emseg_core.outcome import Outcome, Stopwatch
-from emseg_core.ports import Batch, Classifier, LabelWriter, Predictor, VolumeReader
+from emseg_core.ports import Batch, Classifier, LabelWriter, Predictor, StoredValues, VolumeReader
 from emseg_core.recipe import Empty, Recipe
 
 MAX_CAUSE_LENGTH = 400
@@ -183,7 +183,7 @@ class TurnTakingPredictor:
         with self._turn():
             return self._context.predictor.predict(tiles)
 
-    def label(self, seen: Seen, tiles: Iterator[Tile]) -> Generator[tuple[Box, NDArray[np.uint8], NDArray[np.uint8] | None]]:
+    def label(self, seen: Seen, tiles: Iterator[Tile]) -> Generator[tuple[Box, *StoredValues]]:
         """Label tiles as `label_tiles` does, in turn with the other blocks.
 
         A predictor that makes labels itself works one tile ahead, so it is held for the whole block.
@@ -285,7 +285,7 @@ class Seen:
         return Batch(np.stack([self.voxels[slices] for slices in where]), mean, deviation)
 
 
-def empty_block_values(recipe: Recipe, empty: Empty, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+def empty_block_values(recipe: Recipe, empty: Empty, box: Box) -> StoredValues:
     """Return what is stored for a block that is declared empty and therefore not predicted.
 
     Parameters
@@ -353,7 +353,7 @@ def _mirrored(values: NDArray[Any], reflection: Reflection, normalisation: Norma
 
 def label_tiles(
     predictor: Predictor, seen: Seen, tiles: Iterator[Tile], batch: int, probabilities: bool
-) -> Iterator[tuple[Box, NDArray[np.uint8], NDArray[np.uint8] | None]]:
+) -> Iterator[tuple[Box, *StoredValues]]:
     """Predict tiles and turn their logits into labels and stored probabilities.
 
     Parameters

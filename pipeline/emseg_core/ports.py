@@ -7,7 +7,7 @@ in whole runs need not even describe its network, see `emseg_core.model.python_p
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,13 +77,15 @@ class Batch(NamedTuple):
     """Standard deviation of each slice of each tile, ``(n, z)``."""
 
 
+StoredValues: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
+"""Labels, and stored probabilities if they are wanted."""
+
+
 @runtime_checkable
 class Classifier(Predictor, Protocol):
     """A predictor that normalises tiles and turns logits into what is stored on its own device: bytes in, bytes out."""
 
-    def classify(
-        self, batches: Iterable[Batch], probabilities: bool
-    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
+    def classify(self, batches: Iterable[Batch], probabilities: bool) -> Iterator[StoredValues]:
         """Label batches of tiles.
 
         The label is 255 where a logit is NaN or infinite. Otherwise labels and probabilities are those that

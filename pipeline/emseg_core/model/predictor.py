@@ -19,7 +19,7 @@ from emseg_core.model.adapter import AdaptedNetwork
 from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.device import Device, check_device
 from emseg_core.model.unet import UNet
-from emseg_core.ports import Batch
+from emseg_core.ports import Batch, StoredValues
 from emseg_core.specs.network import NetworkSpec
 from emseg_core.specs.numerics import Precision
 
@@ -119,9 +119,7 @@ class CudaPredictor(TorchPredictor):
         super().__init__(network, threads, "cuda")
         self._recordings: OrderedDict[tuple[Any, ...], Recording] = OrderedDict()
 
-    def classify(
-        self, batches: Iterable[Batch], probabilities: bool
-    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
+    def classify(self, batches: Iterable[Batch], probabilities: bool) -> Iterator[StoredValues]:
         """Compute the labels and probabilities to store for each batch; see `emseg_core.ports.Classifier`.
 
         Parameters
@@ -212,9 +210,7 @@ def _pinned_copy(values: Tensor) -> Tensor:
     return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
 
-def _received(
-    labels: Tensor, probabilities: Tensor | None, arrived: torch.cuda.Event
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+def _received(labels: Tensor, probabilities: Tensor | None, arrived: torch.cuda.Event) -> StoredValues:
     """Wait for the results of a batch and return them as arrays."""
     arrived.synchronize()
     return labels.numpy(), None if probabilities is None else probabilities.numpy()
