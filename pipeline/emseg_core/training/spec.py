@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, get_args
 
@@ -50,11 +50,9 @@ class AugmentSpec:
     """Maximum standard deviation of the noise added to each voxel, in standard deviations of the volume."""
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            if (value := getattr(self, option.name)) < 0:
-                raise InputError(
-                    f"the augmentation's {option.name} is {value}, but a strength cannot be negative: use 0 or more"
-                )
+        for name, value in asdict(self).items():
+            if value < 0:
+                raise InputError(f"the augmentation's {name} is {value}, but a strength cannot be negative: use 0 or more")
         if self.spacing < 1:
             raise InputError(
                 f"the augmentation's spacing is {self.spacing}, but points are at least 1 voxel apart: use 1 or more"

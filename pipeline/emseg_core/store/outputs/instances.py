@@ -143,8 +143,8 @@ def instance_levels(stored: Output, name: str) -> tuple[Level, ...]:
         arrays = [open_shards(files, f"labels/{name}/{inside}", 0, dense=True) for inside in paths]
         pairs = list(zip(arrays, stored.levels, strict=False))  # the output may have more levels
         for array, level in pairs:
-            found = (array.array.dtype.name, array.array.fill_value, array.shape, array.unit)
-            if found != ("uint64", 0, level.blocks.region.shape, stored.unit):
+            found = (array.array.dtype, array.array.fill_value, array.shape, array.unit)
+            if found != (np.dtype("uint64"), 0, level.blocks.region.shape, stored.unit):
                 raise ValueError("an array is not laid out like the output")
         finest, *coarser = (Level(stored.path, (array,), ("mode",), level.step) for array, level in pairs)
     except StoreError as error:  # the store failed: the labels may well be intact
