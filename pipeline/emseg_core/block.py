@@ -141,9 +141,7 @@ def _segment(context: BlockContext, block: Block, watch: Stopwatch) -> str:
             context.labels.write(box, *empty_block_values(context.recipe, context.recipe.empty, box))
         return read
     labels: Canvas[np.uint8] = Canvas(box, np.uint8)
-    probabilities: Canvas[np.uint8] | None = None
-    if context.recipe.probabilities:
-        probabilities = Canvas(box, np.uint8, len(model.classes))
+    probabilities: Canvas[np.uint8] | None = Canvas(box, np.uint8, len(model.classes)) if context.recipe.probabilities else None
     predictor = TurnTakingPredictor(context, watch)
     # `closing` gives the turn back if an error ends the loop
     with watch.phase("stitch"), closing(predictor.label(seen, plan.tiles(block))) as found:
@@ -280,9 +278,9 @@ class Seen:
         """Return the input of these tiles as a batch that is not normalised yet."""
         where = [tile.source.relative_to(self.box.start).slices() for tile in group]
         mean, deviation = (np.stack([table[slices[0]] for slices in where]) for table in (self.mean, self.deviation))
-        if len(where) == 1:  # no copy for a single tile: batches are read-only
-            return Batch(self.voxels[where[0]][None], mean, deviation)
-        return Batch(np.stack([self.voxels[slices] for slices in where]), mean, deviation)
+        # no copy for a single tile: batches are read-only
+        voxels = self.voxels[where[0]][None] if len(where) == 1 else np.stack([self.voxels[slices] for slices in where])
+        return Batch(voxels, mean, deviation)
 
 
 def empty_block_values(recipe: Recipe, empty: Empty, box: Box) -> StoredValues:
