@@ -42,17 +42,13 @@ class KnownStack:
     """z of each missing slice."""
 
 
-class Stack(Protocol):
-    """An open stack of slices."""
+class SliceSource(Protocol):
+    """An open volume that is read slice by slice."""
 
     shape: Triple
     """Shape (z, y, x) in voxels."""
     dtype: str
-    """Name of the NumPy dtype, one of `emseg_core.specs.volume.DTYPES`."""
-    stated: StatedVoxelSize | None
-    """Voxel size that the files state; None if they do not."""
-    missing: tuple[int, ...]
-    """z of each missing slice; it reads as 0."""
+    """Name of the NumPy dtype, one of `emseg_core.specs.volume.TRUTH_DTYPES`."""
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read slices from `start` to before `stop`.
@@ -60,13 +56,22 @@ class Stack(Protocol):
         Returns
         -------
         ndarray
-            ``(z, y, x)`` in native byte order.
+            ``(z, y, x)`` in the dtype of the volume, in native byte order.
 
         Raises
         ------
-        VolumeError
-            If a slice is damaged.
+        EmsegError
+            If a slice is damaged, or cannot be read.
         """
+
+
+class Stack(SliceSource, Protocol):
+    """An open stack of slices, of one of `emseg_core.specs.volume.DTYPES`."""
+
+    stated: StatedVoxelSize | None
+    """Voxel size that the files state; None if they do not."""
+    missing: tuple[int, ...]
+    """z of each missing slice; it reads as 0."""
 
 
 @runtime_checkable
