@@ -79,12 +79,11 @@ class LocalFiles(OwnedFiles, LocalStore):
         except (FileNotFoundError, NotADirectoryError):
             raise store_unavailable() from None
 
-    @contextmanager
-    def reading(self, name: str) -> Iterator[IO[bytes]]:
+    def reading(self, name: str) -> IO[bytes]:
         """Open a file to be read piece by piece.
 
-        Yields
-        ------
+        Returns
+        -------
         binary file
             The open file.
 
@@ -93,8 +92,7 @@ class LocalFiles(OwnedFiles, LocalStore):
         FileNotFoundError
             If there is no such file.
         """
-        with (self.root / name).open("rb") as stream:
-            yield stream
+        return (self.root / name).open("rb")
 
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes; None if there is no such file."""

@@ -167,12 +167,11 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
             return bytes(found.bytes()), found.range[0], found.meta["size"]
         return None
 
-    @contextmanager
-    def reading(self, name: str) -> Iterator[IO[bytes]]:
+    def reading(self, name: str) -> IO[bytes]:
         """Open an object to be read piece by piece; all of it is loaded into memory.
 
-        Yields
-        ------
+        Returns
+        -------
         binary file
             The content.
 
@@ -182,8 +181,7 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
             If there is no such object.
         """
         with _translating_errors():
-            stream = io.BytesIO(self.store.get(name).bytes())
-        yield stream
+            return io.BytesIO(self.store.get(name).bytes())
 
     def size(self, name: str) -> int | None:
         """Return the size of an object in bytes; None if there is no such object."""
