@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from emseg_core.box import Box, Triple, triple
 from emseg_core.grid.stitch import NOT_COMPUTED
-from emseg_core.instances.block_segments import Segments, label_block, match_faces
+from emseg_core.instances.block_segments import Segments, label_block
+from emseg_core.instances.face_matches import match_faces
 from emseg_core.instances.reduction import merge_segments, number_segments
 from emseg_core.specs.labelling import Labelling
 

@@ -28,7 +28,7 @@ from emseg_core.grid.stitch import NOT_COMPUTED, QUANTA, Canvas, classify, finit
 from emseg_core.grid.tiles import Tile, hull_of, tiles_of
 from emseg_core.normalise import Normalisation, normalised, refuse_nonfinite
 from emseg_core.outcome import Outcome, Stopwatch
-from emseg_core.ports import Batch, Classifier, LabelWriter, Predictor, VolumeReader
+from emseg_core.ports import Batch, Classifier, LabelWriter, Predictor, StoredValues, VolumeReader
 from emseg_core.recipe import Empty, Recipe
 
 MAX_CAUSE_LENGTH = 400
@@ -141,9 +141,7 @@ def _segment(context: BlockContext, block: Block, watch: Stopwatch) -> str:
             context.labels.write(box, *empty_block_values(context.recipe, context.recipe.empty, box))
         return read
     labels: Canvas[np.uint8] = Canvas(box, np.uint8)
-    probabilities: Canvas[np.uint8] | None = None
-    if context.recipe.probabilities:
-        probabilities = Canvas(box, np.uint8, len(model.classes))
+    probabilities: Canvas[np.uint8] | None = Canvas(box, np.uint8, len(model.classes)) if context.recipe.probabilities else None
     predictor = TurnTakingPredictor(context, watch)
     # `closing` gives the turn back if an error ends the loop
     with watch.phase("stitch"), closing(predictor.label(seen, plan.tiles(block))) as found:
@@ -183,7 +181,7 @@ class TurnTakingPredictor:
         with self._turn():
             return self._context.predictor.predict(tiles)
 
-    def label(self, seen: Seen, tiles: Iterator[Tile]) -> Generator[tuple[Box, NDArray[np.uint8], NDArray[np.uint8] | None]]:
+    def label(self, seen: Seen, tiles: Iterator[Tile]) -> Generator[tuple[Box, *StoredValues]]:
         """Label tiles as `label_tiles` does, in turn with the other blocks.
 
         A predictor that makes labels itself works one tile ahead, so it is held for the whole block.
@@ -280,12 +278,12 @@ class Seen:
         """Return the input of these tiles as a batch that is not normalised yet."""
         where = [tile.source.relative_to(self.box.start).slices() for tile in group]
         mean, deviation = (np.stack([table[slices[0]] for slices in where]) for table in (self.mean, self.deviation))
-        if len(where) == 1:  # no copy for a single tile: batches are read-only
-            return Batch(self.voxels[where[0]][None], mean, deviation)
-        return Batch(np.stack([self.voxels[slices] for slices in where]), mean, deviation)
+        # no copy for a single tile: batches are read-only
+        voxels = self.voxels[where[0]][None] if len(where) == 1 else np.stack([self.voxels[slices] for slices in where])
+        return Batch(voxels, mean, deviation)
 
 
-def empty_block_values(recipe: Recipe, empty: Empty, box: Box) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+def empty_block_values(recipe: Recipe, empty: Empty, box: Box) -> StoredValues:
     """Return what is stored for a block that is declared empty and therefore not predicted.
 
     Parameters
@@ -353,7 +351,7 @@ def _mirrored(values: NDArray[Any], reflection: Reflection, normalisation: Norma
 
 def label_tiles(
     predictor: Predictor, seen: Seen, tiles: Iterator[Tile], batch: int, probabilities: bool
-) -> Iterator[tuple[Box, NDArray[np.uint8], NDArray[np.uint8] | None]]:
+) -> Iterator[tuple[Box, *StoredValues]]:
     """Predict tiles and turn their logits into labels and stored probabilities.
 
     Parameters

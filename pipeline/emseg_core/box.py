@@ -6,11 +6,27 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import ge, le
+from typing import TypeVar
 
 Triple = tuple[int, int, int]
 """Three integers in the order (z, y, x)."""
 
 AXES = ("z", "y", "x")
+
+T = TypeVar("T")
+
+
+def three(values: Iterable[T]) -> tuple[T, T, T]:
+    """Return three values, one for each axis (z, y, x), as a tuple.
+
+    Raises
+    ------
+    ValueError
+        If there are more values or fewer.
+    """
+    z, y, x = values
+    return z, y, x
 
 
 def triple(values: Iterable[int]) -> Triple:
@@ -31,8 +47,7 @@ def triple(values: Iterable[int]) -> Triple:
     ValueError
         If there are not exactly three.
     """
-    z, y, x = (int(value) for value in values)
-    return (z, y, x)
+    return three(map(int, values))
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -100,17 +115,12 @@ class Box:
 
     def grow(self, margin: Triple) -> Box:
         """Return this box extended by `margin` voxels (z, y, x) on both sides of each axis."""
-        return Box(
-            triple(start - m for start, m in zip(self.start, margin, strict=True)),
-            triple(stop + m for stop, m in zip(self.stop, margin, strict=True)),
-        )
+        return Box(self.relative_to(margin).start, self.shift(margin).stop)
 
     def shift(self, offset: Triple) -> Box:
         """Return this box moved by `offset` voxels (z, y, x)."""
-        return Box(
-            triple(start + o for start, o in zip(self.start, offset, strict=True)),
-            triple(stop + o for stop, o in zip(self.stop, offset, strict=True)),
-        )
+        start, stop = (triple(c + o for c, o in zip(corner, offset, strict=True)) for corner in (self.start, self.stop))
+        return Box(start, stop)
 
     def refine(self, step: Triple) -> Box:
         """Return the same box on a grid where each voxel is divided into `step` (z, y, x) voxels."""
@@ -144,9 +154,7 @@ class Box:
 
     def contains(self, other: Box) -> bool:
         """Return whether every voxel of `other` lies in this box."""
-        return all(a <= b for a, b in zip(self.start, other.start, strict=True)) and all(
-            a >= b for a, b in zip(self.stop, other.stop, strict=True)
-        )
+        return all(map(le, self.start, other.start)) and all(map(ge, self.stop, other.stop))
 
     def intersect(self, other: Box) -> Box:
         """Return the box of the voxels that both boxes share.
@@ -156,10 +164,7 @@ class Box:
         ValueError
             If they share none.
         """
-        return Box(
-            triple(max(a, b) for a, b in zip(self.start, other.start, strict=True)),
-            triple(min(a, b) for a, b in zip(self.stop, other.stop, strict=True)),
-        )
+        return Box(triple(map(max, self.start, other.start)), triple(map(min, self.stop, other.stop)))
 
     def slices(self) -> tuple[slice, slice, slice]:
         """Return NumPy slices (z, y, x) that select this box from an array.
@@ -171,8 +176,7 @@ class Box:
         """
         if min(self.start) < 0:
             raise ValueError(f"a box that starts at {self.start} cannot index an array")
-        z, y, x = (slice(start, stop) for start, stop in zip(self.start, self.stop, strict=True))
-        return (z, y, x)
+        return three(map(slice, self.start, self.stop))
 
     def __str__(self) -> str:
         """Return the box as it is typed after ``--roi``: ``z0:z1,y0:y1,x0:x1``."""

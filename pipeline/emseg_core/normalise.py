@@ -168,17 +168,13 @@ def sample_boxes(volume: VolumeSpec, scope: Scope, seed: int) -> Iterator[Box]:
     edge, boxes = (SLICE_EDGE_PIXELS, MAX_SLICE_BOXES) if scope == "slice" else (SAMPLE_EDGE_VOXELS, MAX_SAMPLE_BOXES)
     rng = np.random.default_rng(seed)
     z, y, x = volume.shape
-    slabs = range(0, z, depth)
+    slabs = (Box((start, 0, 0), (min(start + depth, z), y, x)) for start in range(0, z, depth))
     if (y * x if scope == "slice" else z * y * x / depth) <= boxes * edge * edge:
-        for start in slabs:
-            yield Box((start, 0, 0), (min(start + depth, z), y, x))
-    elif scope == "slice":
-        for start in slabs:
-            for _ in range(boxes):
-                yield _random_box(rng, Box((start, 0, 0), (min(start + depth, z), y, x)), edge)
-    else:
+        yield from slabs
+        return
+    for region in slabs if scope == "slice" else [volume.box]:
         for _ in range(boxes):
-            yield _random_box(rng, volume.box, edge)
+            yield _random_box(rng, region, edge)
 
 
 def refuse_nonfinite(values: NDArray[Any], box: Box, error: type[Exception]) -> None:

@@ -7,7 +7,7 @@ in whole runs need not even describe its network, see `emseg_core.model.python_p
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,6 @@ class VolumeReader(Protocol):
     @property
     def spec(self) -> VolumeSpec:
         """Description of the volume."""
-        ...
 
     def read(self, box: Box) -> NDArray[Any]:
         """Read the voxels of `box`.
@@ -43,7 +42,6 @@ class VolumeReader(Protocol):
         BlockError
             If stored data cannot be read, such as a damaged chunk.
         """
-        ...
 
 
 class Predictor(Protocol):
@@ -52,7 +50,6 @@ class Predictor(Protocol):
     @property
     def spec(self) -> NetworkSpec:
         """Description of the network."""
-        ...
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """Predict a batch of tiles.
@@ -67,7 +64,6 @@ class Predictor(Protocol):
         ndarray
             Logits, ``(n, classes, z', y', x') float32``.
         """
-        ...
 
 
 class Batch(NamedTuple):
@@ -81,13 +77,15 @@ class Batch(NamedTuple):
     """Standard deviation of each slice of each tile, ``(n, z)``."""
 
 
+StoredValues: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
+"""Labels, and stored probabilities if they are wanted."""
+
+
 @runtime_checkable
 class Classifier(Predictor, Protocol):
     """A predictor that normalises tiles and turns logits into what is stored on its own device: bytes in, bytes out."""
 
-    def classify(
-        self, batches: Iterable[Batch], probabilities: bool
-    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
+    def classify(self, batches: Iterable[Batch], probabilities: bool) -> Iterator[StoredValues]:
         """Label batches of tiles.
 
         The label is 255 where a logit is NaN or infinite. Otherwise labels and probabilities are those that
@@ -106,7 +104,6 @@ class Classifier(Predictor, Protocol):
             For each batch, labels ``(n, z', y', x') uint8`` and, if wanted, stored probabilities
             ``(n, classes, z', y', x') uint8``.
         """
-        ...
 
 
 class LabelWriter(Protocol):
@@ -124,8 +121,6 @@ class LabelWriter(Protocol):
         probabilities
             Stored probabilities, ``(class, z, y, x) uint8``, where the run keeps them.
         """
-        ...
 
     def is_done(self, box: Box) -> bool:
         """Return whether every write unit of `box` exists in every array of the run."""
-        ...

@@ -78,7 +78,10 @@ class Recipe:
         str
             Name of a field with this recipe's value first, such as ``plan.tile was [..], now [..]``.
         """
-        mine, theirs = (dict(_flatten({**recipe.to_json(), "tta": recipe.tta})) for recipe in (self, other))
+        mine, theirs = (
+            {name: json.dumps(value) for name, value in flattened({**recipe.to_json(), "tta": recipe.tta})}
+            for recipe in (self, other)
+        )
         for name in sorted(mine.keys() | theirs.keys()):
             if mine.get(name) != theirs.get(name):
                 yield f"{name} was {_short(mine.get(name))}, now {_short(theirs.get(name))}"
@@ -124,12 +127,19 @@ class Recipe:
         )
 
 
-def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flattened(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over nested settings by their full names, such as ``plan.model.width``.
+
+    Yields
+    ------
+    tuple of str and Any
+        Full name and value.
+    """
     for name, value in data.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flattened(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", json.dumps(value)
+            yield f"{prefix}{name}", value
 
 
 def _short(text: str | None) -> str:

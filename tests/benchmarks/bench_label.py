@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from emseg_core.instances.block_segments import BlockSegments, FaceMatches, Segments
+from emseg_core.instances.block_segments import BlockSegments, Segments
 from emseg_core.instances.contacts import Contacts, Indices
+from emseg_core.instances.face_matches import FaceMatches
 from emseg_core.instances.reduction import merge_segments, number_segments
 from emseg_core.specs.labelling import Labelling
 

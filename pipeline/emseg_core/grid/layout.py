@@ -111,11 +111,7 @@ class Cut:
 
 
 def plan_volume(
-    volume: VolumeSpec,
-    model: NetworkSpec,
-    region: Box | None = None,
-    tile: Triple | None = None,
-    limits: Limits | None = None,
+    volume: VolumeSpec, model: NetworkSpec, region: Box | None = None, tile: Triple | None = None, limits: Limits | None = None
 ) -> Plan:
     """Choose the plan with the lowest price for a region of a volume.
 

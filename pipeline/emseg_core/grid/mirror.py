@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg_core.box import Box, Triple, triple
+from emseg_core.box import Box, Triple, three, triple
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -108,8 +108,7 @@ def reflect(box: Box, shape: Triple) -> Reflection:
     """
     folded = [fold(np.arange(start, stop), length) for start, stop, length in zip(box.start, box.stop, shape, strict=True)]
     first, last = triple(int(axis.min()) for axis in folded), triple(int(axis.max()) + 1 for axis in folded)
-    z, y, x = (axis - start for axis, start in zip(folded, first, strict=True))
-    return Reflection(Box(first, last), (z, y, x))
+    return Reflection(Box(first, last), three(axis - start for axis, start in zip(folded, first, strict=True)))
 
 
 def mirrored(values: NDArray[Any], box: Box) -> NDArray[Any]:

@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from emseg_core.box import Box, Triple, triple
+from emseg_core.box import Box, Triple, three, triple
 from emseg_core.specs.network import NetworkSpec
 
 
@@ -103,8 +103,7 @@ def hull_of(box: Box, tile: Triple, model: NetworkSpec, lead: Triple = (0, 0, 0)
 
 def _origins(box: Box, tile: Triple, model: NetworkSpec, lead: Triple) -> tuple[range, range, range]:
     """Return where the outputs of the tiles start on each axis (z, y, x)."""
-    z, y, x = (
+    return three(
         range(start // lattice * lattice - ahead // lattice * lattice, stop, step)
         for start, stop, lattice, step, ahead in zip(box.start, box.stop, model.lattice, model.step(tile), lead, strict=True)
     )
-    return z, y, x

@@ -1,9 +1,8 @@
-"""Segments of one block, and matches of segments across the faces between blocks: the input of the reduction."""
+"""Segments of one block, and what it knows about its faces: the input of `emseg_core.instances.face_matches`."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import cc3d
@@ -12,9 +11,9 @@ from numpy.typing import NDArray
 
 from emseg_core.box import Box, Triple, triple
 from emseg_core.instances.agglomerate import agglomerate
-from emseg_core.instances.contacts import Contacts, Indices, contacts_within
+from emseg_core.instances.contacts import Contacts, Indices, contacts_within, voxel_places
 from emseg_core.instances.fragments import Fragments, components, watershed
-from emseg_core.specs.labelling import Connectivity, Labelling
+from emseg_core.specs.labelling import Labelling
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,36 +93,6 @@ class BlockSegments:
     """For each axis, the sum of the stored probabilities on both sides of that face."""
 
 
-@dataclass(frozen=True, slots=True)
-class FaceMatches:
-    """Segments that match or touch across faces between blocks; segments are numbered throughout the volume."""
-
-    same: Indices
-    """Pairs of segments that are the same segment, ``(n, 2)``."""
-    contacts: Contacts
-    """Contacts between segments that touch."""
-
-    @classmethod
-    def of(cls, contacts: Contacts) -> FaceMatches:
-        """Return matches that consist of contacts only."""
-        return cls(np.zeros((0, 2), np.int64), contacts)
-
-    @classmethod
-    def combined(cls, tables: Iterable[FaceMatches]) -> FaceMatches:
-        """Combine several tables."""
-        several = [cls.of(Contacts.empty()), *tables]
-        return cls(np.concatenate([table.same for table in several]), Contacts.combined([table.contacts for table in several]))
-
-    @property
-    def segments(self) -> Indices:
-        """All segments that are mentioned, possibly several times."""
-        return np.concatenate([self.same.ravel(), self.contacts.one, self.contacts.other])
-
-    def where(self, same: NDArray[np.bool_], contacts: NDArray[np.bool_]) -> FaceMatches:
-        """Select pairs and contacts."""
-        return FaceMatches(self.same[same], self.contacts.where(contacts))
-
-
 def label_block(
     stored: NDArray[np.uint8], window: Box, box: Box, shape: Triple, labelling: Labelling
 ) -> tuple[NDArray[np.uint32], BlockSegments]:
@@ -158,54 +127,12 @@ def label_block(
     return ids, BlockSegments(_segments(ids, box, shape), contacts, found.face_links, _totals(stored, window, box, found))
 
 
-def match_faces(
-    segments: BlockSegments, box: Box, shape: Triple, labelling: Labelling, read: Callable[[Box], NDArray[np.int64]]
-) -> FaceMatches:
-    """Match segments across the faces of a block. Each pair of voxels of two blocks is counted by one of the two.
-
-    Parameters
-    ----------
-    segments
-        Segments of the block.
-    box
-        The block, counted from the region's first voxel.
-    shape
-        Shape (z, y, x) of the region, in voxels.
-    labelling
-        Method and parameters.
-    read
-        Function that reads the segments of a box, ``(z, y, x) int64``, numbered throughout the volume; 0 is background.
-
-    Returns
-    -------
-    FaceMatches
-        Segments that match or touch.
-    """
-    pairs, contacts = [np.zeros((0, 2), np.int64)], []
-    if labelling.method == "components":
-        for offset in _half(labelling.connectivity):
-            for near, far in _across(box, offset, shape):
-                pairs.append(_distinct(read(near), read(far)))
-        return FaceMatches(_unique(pairs), Contacts.empty())
-    for axis in range(3):
-        offset = triple(int(other == axis) for other in range(3))
-        for near, far in _across(box, offset, shape):
-            one, other = read(near), read(far)
-            linked = segments.face_links[axis]
-            pairs.append(_distinct(one[linked], other[linked]))
-            faces = 3 * _places(near, shape) + axis
-            apart = ~linked
-            total = segments.face_totals[axis].astype(np.int64)
-            contacts.append(Contacts.between(one[apart], other[apart], total[apart], faces[apart]))
-    return FaceMatches(_unique(pairs), Contacts.combined(contacts))
-
-
 def _merged(
     ids: NDArray[np.uint32], boundary: NDArray[np.uint8], box: Box, shape: Triple, labelling: Labelling
 ) -> tuple[NDArray[np.uint32], Contacts]:
     """Merge the fragments of a block as far as the block alone can decide, and return the contacts that are left open."""
     count = int(ids.max(initial=0)) + 1
-    contacts = contacts_within(ids, boundary, _places(box, shape))
+    contacts = contacts_within(ids, boundary, voxel_places(box, shape))
     names, undecided = agglomerate(count, contacts, labelling.threshold, _open(ids, count, box, shape))
     kept = np.flatnonzero(names == np.arange(count))
     numbers = np.zeros(count, np.int64)
@@ -230,7 +157,8 @@ def _segments(ids: NDArray[np.uint32], box: Box, shape: Triple) -> Segments:
     count = int(ids.max(initial=0)) + 1
     flat = ids.ravel()
     first = np.zeros(count, np.int64)
-    first[flat[::-1]] = _places(box, shape).ravel()[::-1]  # reversed, since the last assignment wins: that of the first voxel
+    places = voxel_places(box, shape).ravel()
+    first[flat[::-1]] = places[::-1]  # reversed, since the last assignment wins: that of the first voxel
     found = cc3d.statistics(ids, no_slice_conversion=True)
     bounds = np.asarray(found["bounding_boxes"], np.int64).reshape(count, 6)
     sums = [np.bincount(flat, np.broadcast_to(grid, ids.shape).ravel(), count) for grid in np.ogrid[box.slices()]]
@@ -263,43 +191,3 @@ def _plane(box: Box, axis: int) -> Box:
     start = list(box.start)
     start[axis] = box.stop[axis] - 1
     return Box(triple(start), box.stop)
-
-
-def _places(box: Box, shape: Triple) -> Indices:
-    """Return the position in the volume of each voxel of a box, ``(z, y, x) int64``."""
-    z, y, x = np.ogrid[box.slices()]
-    places: Indices = (z * shape[1] + y) * shape[2] + x
-    return places
-
-
-def _half(connectivity: Connectivity) -> Iterator[Triple]:
-    """Yield one of every two opposite steps from a voxel to its neighbours."""
-    for step in map(triple, itertools.product((-1, 0, 1), repeat=3)):
-        if step > (0, 0, 0) and sum(map(abs, step)) <= {6: 1, 18: 2, 26: 3}[connectivity]:
-            yield step
-
-
-def _across(box: Box, step: Triple, shape: Triple) -> Iterator[tuple[Box, Box]]:
-    """Yield pairs of boxes: voxels of a block, and those one step away outside it; a pair of voxels may occur twice."""
-    for axis in range(3):
-        if not step[axis]:
-            continue
-        start, stop = list(box.start), list(box.stop)
-        start[axis] = box.stop[axis] - 1 if step[axis] > 0 else box.start[axis]
-        stop[axis] = start[axis] + 1
-        start = [max(a, -s) for a, s in zip(start, step, strict=True)]
-        stop = [min(b, length - s) for b, length, s in zip(stop, shape, step, strict=True)]
-        if all(a < b for a, b in zip(start, stop, strict=True)):
-            near = Box(triple(start), triple(stop))
-            yield near, near.shift(step)
-
-
-def _distinct(one: Indices, other: Indices) -> Indices:
-    """Return the pairs of segments that face each other, ``(n, 2)``."""
-    there = (one > 0) & (other > 0)
-    return _unique([np.stack([one[there], other[there]], axis=1)])
-
-
-def _unique(pairs: list[Indices]) -> Indices:
-    found: Indices = np.unique(np.concatenate(pairs), axis=0)
-    return found

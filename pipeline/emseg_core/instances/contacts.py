@@ -9,6 +9,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from emseg_core.box import AXES, Box, Triple
+
 Indices = NDArray[np.int64]
 """Numbers of segments, rows or positions."""
 
@@ -121,11 +123,23 @@ def contacts_within(ids: NDArray[np.uint32], boundary: NDArray[np.uint8], places
     """
     parts = []
     for axis in range(3):
-        here, there = [slice(None)] * 3, [slice(None)] * 3
-        here[axis], there[axis] = slice(0, -1), slice(1, None)
-        a, b = tuple(here), tuple(there)
+        a, b = neighbour_slices(axis)
         apart = ids[a] != ids[b]
         total = boundary[a][apart].astype(np.int64) + boundary[b][apart]
         one, other = ids[a][apart].astype(np.int64), ids[b][apart].astype(np.int64)
         parts.append(Contacts.between(one, other, total, 3 * places[a][apart] + axis))
     return Contacts.combined(parts)
+
+
+def voxel_places(box: Box, shape: Triple) -> Indices:
+    """Return the position in a volume of this shape of each voxel of a box, ``(z, y, x) int64``."""
+    z, y, x = np.meshgrid(*(np.arange(*ends) for ends in zip(box.start, box.stop, strict=True)), indexing="ij", sparse=True)
+    places: Indices = (z * shape[1] + y) * shape[2] + x
+    return places
+
+
+def neighbour_slices(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Return slices of all voxels that have a next one along an axis, and of these next ones."""
+    here, there = [slice(None)] * len(AXES), [slice(None)] * len(AXES)
+    here[axis], there[axis] = slice(0, -1), slice(1, None)
+    return tuple(here), tuple(there)

@@ -19,8 +19,9 @@ import fastremap
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg_core.box import AXES, Box
+from emseg_core.box import Box
 from emseg_core.grid.stitch import NOT_COMPUTED
+from emseg_core.instances.contacts import neighbour_slices
 from emseg_core.specs.labelling import Connectivity, Labelling
 
 NEXT_BITS, PREVIOUS_BITS = (1, 4, 16), (2, 8, 32)
@@ -90,7 +91,7 @@ def watershed(boundary: NDArray[np.uint8], window: Box, box: Box, labelling: Lab
         inner = list(local)
         inner[axis] = slice(local[axis].start, local[axis].stop - 1)
         linked = links[axis][tuple(inner)]
-        ahead, behind = _pairs(axis)
+        ahead, behind = neighbour_slices(axis)
         bits[ahead] |= linked * np.uint8(NEXT_BITS[axis])
         bits[behind] |= linked * np.uint8(PREVIOUS_BITS[axis])
         last = list(local)
@@ -107,7 +108,7 @@ def _heights(boundary: NDArray[np.uint8], labelling: Labelling) -> NDArray[np.ui
     for _ in range(labelling.smoothing):
         for axis in labelling.axes:
             padded = np.pad(heights, [(1, 1) if other == axis else (0, 0) for other in range(3)], mode="edge")
-            ahead, behind = _pairs(axis)
+            ahead, behind = neighbour_slices(axis)
             pairs = padded[ahead] + padded[behind]
             heights = pairs[ahead] + pairs[behind]
     heights[boundary == NOT_COMPUTED] = NOT_COMPUTED_HEIGHT
@@ -121,27 +122,20 @@ def _face_links(heights: NDArray[np.uint32], axes: tuple[int, ...]) -> tuple[NDA
     """
     lowest, way = heights.copy(), np.full(heights.shape, -1, np.int8)
     for axis in axes:
-        for direction, (here, there) in enumerate((_pairs(axis), _pairs(axis)[::-1])):
+        for direction, (here, there) in enumerate((neighbour_slices(axis), neighbour_slices(axis)[::-1])):
             lower = heights[there] < lowest[here]
             np.copyto(lowest[here], heights[there], where=lower)
             np.copyto(way[here], np.int8(2 * axis + direction), where=lower)
     bottom = (way < 0) & (heights != NOT_COMPUTED_HEIGHT)
     found = []
     for axis in range(3):
-        here, there = _pairs(axis)
+        here, there = neighbour_slices(axis)
         if axis not in axes:
             found.append(np.zeros(heights[here].shape, bool))
             continue
         level = bottom[here] & bottom[there] & (heights[here] == heights[there])
         found.append((way[here] == 2 * axis) | (way[there] == 2 * axis + 1) | level)
     return tuple(found)
-
-
-def _pairs(axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Return slices of all voxels that have a next one along an axis, and of these next ones."""
-    here, there = [slice(None)] * len(AXES), [slice(None)] * len(AXES)
-    here[axis], there[axis] = slice(0, -1), slice(1, None)
-    return tuple(here), tuple(there)
 
 
 def _in_order(ids: NDArray[Any]) -> NDArray[np.uint32]:

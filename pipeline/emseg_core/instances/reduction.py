@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from emseg_core.graph_components import connected_components
 from emseg_core.instances.agglomerate import agglomerate
-from emseg_core.instances.block_segments import BlockSegments, FaceMatches, Segments
+from emseg_core.instances.block_segments import BlockSegments, Segments
 from emseg_core.instances.contacts import Contacts, Indices
+from emseg_core.instances.face_matches import FaceMatches
 from emseg_core.specs.labelling import Labelling
 
 GROUP_SIDE = 12
@@ -200,10 +201,9 @@ class _Mapping:
     @classmethod
     def combined(cls, several: Sequence[_Mapping]) -> _Mapping:
         """Combine maps of different segments."""
-        parts, targets = (
-            np.concatenate([np.zeros(0, np.int64), *columns])
-            for columns in ([each.parts for each in several], [each.targets for each in several])
-        )
+        none = np.zeros(0, np.int64)
+        parts = np.concatenate([none, *(each.parts for each in several)])
+        targets = np.concatenate([none, *(each.targets for each in several)])
         order = np.argsort(parts)
         return cls(parts[order], targets[order])
 

@@ -104,10 +104,7 @@ class Excess:
 
 
 def excess(
-    sums: NDArray[np.float64] | NDArray[np.int64],
-    pairs: NDArray[np.int64],
-    faces: NDArray[np.bool_],
-    others: NDArray[np.bool_],
+    sums: NDArray[np.float64] | NDArray[np.int64], pairs: NDArray[np.int64], faces: NDArray[np.bool_], others: NDArray[np.bool_]
 ) -> Excess | None:
     """Measure how far some planes stand out from others.
 

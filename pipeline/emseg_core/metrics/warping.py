@@ -138,12 +138,8 @@ def is_simple(ring: tuple[int, ...]) -> bool:
     >>> is_simple((1, 1, 1, 0, 0, 0, 0, 0)), is_simple((0, 1, 0, 0, 0, 1, 0, 0))
     (True, False)
     """
-    pieces = sum(
-        1
-        for place in range(1, 8, 2)  # counts each piece at its first neighbour that shares an edge with the pixel
-        if ring[place] and not (ring[place - 1] and ring[place - 2])
-    )
-    return pieces == 1
+    # each piece is counted at its first neighbour that shares an edge with the pixel
+    return sum(bool(ring[place] and not (ring[place - 1] and ring[place - 2])) for place in range(1, 8, 2)) == 1
 
 
 BITS = 1 << np.arange(8)

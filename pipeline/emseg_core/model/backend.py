@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emseg_core.errors import DeviceError
+from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.cpu import has_fast_bfloat16
 from emseg_core.model.device import Device, check_device
 from emseg_core.model.external_model import ExternalModel, Kind, contract_of, is_external, open_onnx, read_external
@@ -16,12 +17,7 @@ from emseg_core.specs.numerics import Backend, Precision
 if TYPE_CHECKING:
     from emseg_core.model.adapter import AdaptedNetwork
     from emseg_core.model.file import ModelFile
-    from emseg_core.model.onnx import OnnxPredictor
-    from emseg_core.model.openvino_predictor import OpenVinoPredictor
-    from emseg_core.model.predictor import TorchPredictor
     from emseg_core.model.unet import UNet
-
-    AnyPredictor = TorchPredictor | OpenVinoPredictor | OnnxPredictor | PythonPredictor
 
 EXTERNAL_BACKENDS: dict[Kind, Backend] = {"onnx": "openvino", "exported": "torch"}
 """Library that runs each kind of external model."""
@@ -83,7 +79,7 @@ def backend_of(path: Path | ImportPath, device: Device) -> Backend:
 
 def open_predictor(
     model: ModelFile | ExternalModel | PythonModel, backend: Backend, precision: Precision, threads: int, device: Device
-) -> AnyPredictor:
+) -> BasePredictor:
     """Open a predictor for a model.
 
     Parameters
@@ -137,7 +133,7 @@ def open_predictor(
     return OpenVinoPredictor(model, threads, precision)
 
 
-def _in_torch(network: UNet | AdaptedNetwork, precision: Precision, threads: int, device: Device) -> TorchPredictor:
+def _in_torch(network: UNet | AdaptedNetwork, precision: Precision, threads: int, device: Device) -> BasePredictor:
     """Open a predictor that runs a network in torch."""
     from emseg_core.model.predictor import DTYPES, CudaPredictor, TorchPredictor  # takes seconds to import
 
@@ -145,9 +141,7 @@ def _in_torch(network: UNet | AdaptedNetwork, precision: Precision, threads: int
     return CudaPredictor(network, threads) if device == "cuda" else TorchPredictor(network, threads, device)
 
 
-def _open_external(
-    model: ExternalModel, backend: Backend, precision: Precision, threads: int, device: Device
-) -> TorchPredictor | OnnxPredictor:
+def _open_external(model: ExternalModel, backend: Backend, precision: Precision, threads: int, device: Device) -> BasePredictor:
     """Open a predictor for an external model; each kind is run by one library, in float32."""
     library, spec = EXTERNAL_BACKENDS[model.kind], contract_of(model)
     if backend != library:

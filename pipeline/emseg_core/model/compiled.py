@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import openvino
@@ -12,6 +13,8 @@ import openvino
 from emseg_core.errors import MemoryShortageError
 from emseg_core.specs.numerics import Precision
 
+OPENVINO = f"openvino {version('openvino')}"
+"""Name and version of the library."""
 PRECISION_HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 MAX_COMPILED_SHAPES = 3
 """Number of tile shapes for which a compiled graph is kept: one for a run, or two if it transposes tiles, and one for the

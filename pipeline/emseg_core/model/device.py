@@ -37,12 +37,9 @@ def check_device(device: Device) -> None:
         return
     import torch  # takes seconds
 
-    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
-        why = "is built without CUDA"
-    elif not torch.cuda.is_available():
-        why = "finds no usable GPU"
-    else:
+    if torch.cuda.is_available():
         return
+    why = "finds no usable GPU" if torch.backends.cuda.is_built() else "is built without CUDA"  # type: ignore[no-untyped-call]
     raise DeviceError(
         f"predictors should run on cuda, but torch {torch.__version__} {why} here: install torch for CUDA and the driver "
         "that it needs, or use --device cpu"

@@ -116,14 +116,12 @@ def read_external(path: Path, contract: Contract | None = None) -> ExternalModel
 def _checked(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Check the names, types and values of settings."""
     kinds: dict[str, tuple[type, ...]] = {"classes": (list,), "channel": (int,), "only_tile": (list,)}
-    kinds |= dict.fromkeys(("activation", "normalise", "voxel_size"), (str,)) | dict.fromkeys(
-        ("mean", "deviation"), (int, float)
-    )
+    kinds |= dict.fromkeys(("mean", "deviation"), (int, float))
     for name, value in settings.items():
         if name not in SETTINGS:
             raise ModelError(f"{path} has the unknown key {name!r}: use one of {', '.join(SETTINGS)}")
-        if not isinstance(value, kinds[name]):
-            raise ModelError(f"{name} in {path} is {value!r}, not {kinds[name][0].__name__}: correct it")
+        if not isinstance(value, kind := kinds.get(name, (str,))):
+            raise ModelError(f"{name} in {path} is {value!r}, not {kind[0].__name__}: correct it")
     if settings.get("normalise", "volume") not in ("volume", "slice"):
         raise ModelError(f"normalise in {path} is {settings['normalise']!r}, not volume or slice: correct it")
     if ("mean" in settings) != ("deviation" in settings) or not settings.get("deviation", 1) > 0:
@@ -133,15 +131,13 @@ def _checked(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return dict(settings)
 
 
-def contract_of(model: ExternalModel, threads: int = 1) -> Contract:
+def contract_of(model: ExternalModel) -> Contract:
     """Determine how a network behaves, from its file or by running it.
 
     Parameters
     ----------
     model
         The network.
-    threads
-        Number of threads that run it.
 
     Returns
     -------
@@ -156,11 +152,11 @@ def contract_of(model: ExternalModel, threads: int = 1) -> Contract:
     import torch  # takes seconds
 
     from emseg_core.model.adapter import apply_network
-    from emseg_core.receptive_field import probe
+    from emseg_core.model.receptive_field import probe
 
     if model.contract is not None:
         return model.contract
-    network, shape, parameters = _opened(model, threads)
+    network, shape, parameters = _opened(model)
     planar = len(shape) == 4
     if shape[1] not in (1, None):
         raise ModelError(f"{model.path} takes {shape[1]} channels, but a volume has 1: use a network with 1 input channel")
@@ -173,19 +169,13 @@ def contract_of(model: ExternalModel, threads: int = 1) -> Contract:
     flops, alive = network.cost((1, 1, *found.least[planar:]))
     voxels = math.prod(found.least)
     activation, classes = _classes(model, found.channels, (found.lowest, found.highest), found.sums_to_one)
-    return Contract(
+    return found.contract(
         classes=classes,
         planar=planar,
-        context=found.context,
-        lattice=found.lattice,
-        least=found.least,
-        crop=found.crop,
         activation=activation,
-        local=found.local,
         parameters=parameters,
         flops_per_voxel=-(-flops // voxels),
         bytes_per_voxel=-(-alive // voxels),
-        only_tile=found.only_tile,
         channel=model.settings.get("channel"),
     )
 
@@ -198,10 +188,10 @@ def _hint(model: ExternalModel, shape: tuple[int | None, ...]) -> Triple | None:
     return None if None in spatial else triple(cast("tuple[int, ...]", spatial))
 
 
-def _opened(model: ExternalModel, threads: int) -> tuple[Any, tuple[int | None, ...], int]:
+def _opened(model: ExternalModel) -> tuple[Any, tuple[int | None, ...], int]:
     """Return the network, the shape of its input, and its number of parameters."""
     if model.kind == "onnx":
-        network = open_onnx(model, threads)
+        network = open_onnx(model, threads=1)
         return network, network.shape, network.parameters
     from emseg_core.model.torch_export import read_exported
 

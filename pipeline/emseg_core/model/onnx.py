@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib.metadata import version
 
 import numpy as np
 import openvino
@@ -11,14 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emseg_core.box import Triple
-from emseg_core.canary import canary_of
 from emseg_core.errors import ModelError
 from emseg_core.model.adapter import apply_network, to_logits
-from emseg_core.model.compiled import CompiledGraph, translate_memory_errors
+from emseg_core.model.base_predictor import BasePredictor
+from emseg_core.model.compiled import OPENVINO, CompiledGraph, translate_memory_errors
 from emseg_core.model.cpu import vector_instructions
 from emseg_core.specs.contract import Contract
-from emseg_core.specs.numerics import Numerics
 
 FLOAT32_BYTES = 4
 
@@ -129,7 +126,7 @@ class OnnxNetwork:
         return model
 
 
-class OnnxPredictor:
+class OnnxPredictor(BasePredictor):
     """Predictor that runs an ONNX network on the CPU, in float32.
 
     Parameters
@@ -143,43 +140,12 @@ class OnnxPredictor:
     """
 
     def __init__(self, network: OnnxNetwork, spec: Contract, threads: int) -> None:
-        self.spec = spec
-        self._network, self._threads = network, threads
-
-    def numerics(self, tile: Triple) -> Numerics:
-        """Return what determines the last bits of predictions.
-
-        Parameters
-        ----------
-        tile
-            Shape (z, y, x) in voxels of the tiles of the run.
-
-        Returns
-        -------
-        Numerics
-            Library, hardware, precision, threads and numerical fingerprint.
-        """
-        hardware = vector_instructions()
-        return Numerics(f"openvino {version('openvino')}", hardware, "float32", self._threads, canary_of(self, tile))
+        super().__init__(OPENVINO, vector_instructions(), "float32", threads)
+        self.spec: Contract = spec
+        self._network = network
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Compute the logits of tiles.
-
-        Parameters
-        ----------
-        tiles
-            Normalised grey values, ``(n, z, y, x) float32``.
-
-        Returns
-        -------
-        NDArray
-            Logits, ``(n, classes, z', y', x') float32``.
-
-        Raises
-        ------
-        MemoryShortageError
-            If there is too little memory.
-        """
+        """Compute the logits of tiles; see `emseg_core.model.base_predictor.BasePredictor.predict`."""
         with translate_memory_errors():
             output = apply_network(self._network, torch.from_numpy(tiles)[:, None], planar=self.spec.planar)
         logits: NDArray[np.float32] = to_logits(output, self.spec).numpy()

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from importlib.metadata import version
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 
-from emseg_core.box import Triple
-from emseg_core.canary import canary_of
-from emseg_core.model.compiled import CompiledGraph, translate_memory_errors
+from emseg_core.model.base_predictor import BasePredictor
+from emseg_core.model.compiled import OPENVINO, CompiledGraph, translate_memory_errors
 from emseg_core.model.cpu import vector_instructions
 from emseg_core.model.file import ModelFile
 from emseg_core.specs.model import ModelSpec
-from emseg_core.specs.numerics import Numerics, Precision
+from emseg_core.specs.numerics import Precision
 
 RECTIFIER_SLOPE = 1e-30
 """Slope of the rectifier below 0, far below the last bit of any sum. With a slope of 0, OpenVINO would turn NaN into 0 and so
 hide that a network overflows; with this one NaN reaches the logits, as in torch, where it is detected."""
 
 
-class OpenVinoPredictor:
+class OpenVinoPredictor(BasePredictor):
     """Predictor that runs a U-Net on the CPU, compiled for each tile shape when it first occurs.
 
     Parameters
@@ -38,46 +36,12 @@ class OpenVinoPredictor:
     """
 
     def __init__(self, model: ModelFile, threads: int, precision: Precision = "float32") -> None:
+        super().__init__(OPENVINO, vector_instructions(), precision, threads)
         self.spec: ModelSpec = model.spec
-        self._threads = threads
-        self._precision = precision
         self._compiled = CompiledGraph(partial(build_graph, self.spec, model.weights), threads, precision)
 
-    def numerics(self, tile: Triple) -> Numerics:
-        """Return what determines the last bits of predictions.
-
-        Parameters
-        ----------
-        tile
-            Shape (z, y, x) in voxels of the tiles of the run.
-
-        Returns
-        -------
-        Numerics
-            Library, hardware, precision, threads and numerical fingerprint.
-        """
-        return Numerics(
-            f"openvino {version('openvino')}", vector_instructions(), self._precision, self._threads, canary_of(self, tile)
-        )
-
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Compute the logits of tiles.
-
-        Parameters
-        ----------
-        tiles
-            Normalised grey values, ``(n, z, y, x) float32``.
-
-        Returns
-        -------
-        NDArray
-            Logits, ``(n, classes, z', y', x') float32``.
-
-        Raises
-        ------
-        MemoryShortageError
-            If there is too little memory.
-        """
+        """Compute the logits of tiles; see `emseg_core.model.base_predictor.BasePredictor.predict`."""
         n, z, *plane = tiles.shape
         with translate_memory_errors():
             source = np.ascontiguousarray(tiles, np.float32)

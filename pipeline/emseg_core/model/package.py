@@ -163,11 +163,8 @@ def _settings_of(described: Mapping[str, Any]) -> dict[str, Any]:
         )
     for step in source.get("preprocessing") or ():
         settings |= _normalised(str(step.get("id", step.get("name"))), step.get("kwargs") or {})
-    names = _channel_names(output)
-    if names and len(names) > 1:
-        settings["classes"] = names
-    elif names:
-        settings["classes"] = ["background", names[0]]
+    if names := _channel_names(output):
+        settings["classes"] = names if len(names) > 1 else ["background", *names]
     return settings
 
 

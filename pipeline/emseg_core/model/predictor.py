@@ -13,16 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from emseg_core.box import Triple
-from emseg_core.canary import canary_of
 from emseg_core.errors import BlockError, DeviceError, MemoryShortageError
 from emseg_core.grid.stitch import NOT_COMPUTED, QUANTA
 from emseg_core.model.adapter import AdaptedNetwork
+from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.device import Device, check_device
 from emseg_core.model.unet import UNet
-from emseg_core.ports import Batch
+from emseg_core.ports import Batch, StoredValues
 from emseg_core.specs.network import NetworkSpec
-from emseg_core.specs.numerics import Numerics, Precision
+from emseg_core.specs.numerics import Precision
 
 # Activations of hundreds of megabytes are allocated and freed all the time: with small pages, the system would spend a fifth
 # of the time on them. torch reads this variable at its first allocation.
@@ -36,7 +35,7 @@ OUT_OF_MEMORY_MESSAGES = ("can't allocate memory", "CUDA error: out of memory", 
 DEVICE_FAILURE_MESSAGES = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS")
 
 
-class TorchPredictor:
+class TorchPredictor(BasePredictor):
     """Predictor that runs a network in torch, in the type of its weights, with activations in channels-last layout for speed.
 
     Parameters
@@ -72,37 +71,12 @@ class TorchPredictor:
             said = str(error).partition("\n")[0]
             raise DeviceError(f"the network cannot be moved to {device} ({said}): free its memory, or use another") from error
         self._type = next(network.parameters()).dtype
-
-    def numerics(self, tile: Triple) -> Numerics:
-        """Return what determines the last bits of predictions.
-
-        Parameters
-        ----------
-        tile
-            Shape (z, y, x) in voxels of the tiles of the run.
-
-        Returns
-        -------
-        Numerics
-            Library, hardware, precision, threads and numerical fingerprint.
-        """
-        device = self._device
         hardware = torch.backends.cpu.get_cpu_capability() if device == "cpu" else torch.cuda.get_device_name(device)
         precision: Precision = str(self._type).removeprefix("torch.")  # type: ignore[assignment]
-        return Numerics(f"torch {torch.__version__}", hardware, precision, self._threads, canary_of(self, tile))
+        super().__init__(f"torch {torch.__version__}", hardware, precision, threads)
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Compute the logits of tiles.
-
-        Parameters
-        ----------
-        tiles
-            Normalised grey values, ``(n, z, y, x) float32``.
-
-        Returns
-        -------
-        NDArray
-            Logits, ``(n, classes, z', y', x') float32``.
+        """Compute the logits of tiles; see `emseg_core.model.base_predictor.BasePredictor.predict`.
 
         Raises
         ------
@@ -145,9 +119,7 @@ class CudaPredictor(TorchPredictor):
         super().__init__(network, threads, "cuda")
         self._recordings: OrderedDict[tuple[Any, ...], Recording] = OrderedDict()
 
-    def classify(
-        self, batches: Iterable[Batch], probabilities: bool
-    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
+    def classify(self, batches: Iterable[Batch], probabilities: bool) -> Iterator[StoredValues]:
         """Compute the labels and probabilities to store for each batch; see `emseg_core.ports.Classifier`.
 
         Parameters
@@ -238,9 +210,7 @@ def _pinned_copy(values: Tensor) -> Tensor:
     return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
 
-def _received(
-    labels: Tensor, probabilities: Tensor | None, arrived: torch.cuda.Event
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+def _received(labels: Tensor, probabilities: Tensor | None, arrived: torch.cuda.Event) -> StoredValues:
     """Wait for the results of a batch and return them as arrays."""
     arrived.synchronize()
     return labels.numpy(), None if probabilities is None else probabilities.numpy()

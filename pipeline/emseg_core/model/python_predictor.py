@@ -10,9 +10,9 @@ Such a class has these attributes::
         def predict(self, tiles): ...        # logits (n, classes, z', y', x') of normalised tiles (n, z, y, x), all float32
 
 It is instantiated without arguments, once per process, and called by one thread at a time. Its receptive field, the tile shapes
-that it accepts, and the shifts that it commutes with are measured, see `emseg_core.receptive_field`. Instead of ``classes`` and
-``planar``, a class may state all of these in ``spec``, a `emseg_core.specs.contract.Contract`. Costs cannot be measured
-in that way; a class may state them as ``flops_per_voxel`` and ``bytes_per_voxel``, as in a contract.
+that it accepts, and the shifts that it commutes with are measured, see `emseg_core.model.receptive_field`. Instead of
+``classes`` and ``planar``, a class may state all of these in ``spec``, a `emseg_core.specs.contract.Contract`. Costs cannot be
+measured in that way; a class may state them as ``flops_per_voxel`` and ``bytes_per_voxel``, as in a contract.
 
 Importing a module runs its code. The name of a class is therefore always an argument and never read from a file: to work with
 an output made by such a class, pass its name again.
@@ -32,13 +32,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg_core.box import Triple, triple
-from emseg_core.canary import canary_of
+from emseg_core.box import triple
 from emseg_core.errors import MemoryShortageError, ModelError
-from emseg_core.receptive_field import Run, probe
+from emseg_core.model.base_predictor import BasePredictor
+from emseg_core.model.receptive_field import Run, probe
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.model import FLOAT32_BYTES
-from emseg_core.specs.numerics import Numerics
 
 DEFAULT_FLOPS_PER_VOXEL = 10_000
 """Cost assumed for a class that does not state it: that of a small network. A run that is too slow is noticed at its start."""
@@ -180,15 +179,10 @@ def python_contract(model: PythonModel) -> Contract:
         raise ModelError(
             f"{model.name} gives {found.channels} channels, but has {len(kind.classes)} classes: name each channel"
         )
-    contract = Contract(
+    contract = found.contract(
         classes=tuple(kind.classes),
         planar=kind.planar,
-        context=found.context,
-        lattice=found.lattice,
-        least=found.least,
-        crop=found.crop,
         activation="logits",
-        local=found.local,
         parameters=0,
         flops_per_voxel=getattr(kind, "flops_per_voxel", DEFAULT_FLOPS_PER_VOXEL),
         bytes_per_voxel=getattr(kind, "bytes_per_voxel", 0),
@@ -213,7 +207,7 @@ def _bytes_per_voxel(run: Run, contract: Contract) -> int:
     return FLOAT32_BYTES * max(words, 1 + len(contract.classes))
 
 
-class PythonPredictor:
+class PythonPredictor(BasePredictor):
     """Predictor that calls a class written in Python.
 
     Parameters
@@ -230,37 +224,12 @@ class PythonPredictor:
     """
 
     def __init__(self, model: PythonModel, threads: int) -> None:
-        self.spec = python_contract(model)
-        self._title, self._threads = model.title, threads
+        super().__init__(model.title, platform.machine(), "float32", threads)
+        self.spec: Contract = python_contract(model)
         self._predict = model.kind().predict
 
-    def numerics(self, tile: Triple) -> Numerics:
-        """Return what determines the last bits of predictions.
-
-        Parameters
-        ----------
-        tile
-            Shape (z, y, x) in voxels of the tiles of the run.
-
-        Returns
-        -------
-        Numerics
-            Name and version of the class, hardware, precision, threads and numerical fingerprint.
-        """
-        return Numerics(self._title, platform.machine(), "float32", self._threads, canary_of(self, tile))
-
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Compute the logits of tiles.
-
-        Parameters
-        ----------
-        tiles
-            Normalised grey values, ``(n, z, y, x) float32``.
-
-        Returns
-        -------
-        NDArray
-            Logits, ``(n, classes, z', y', x') float32``.
+        """Compute the logits of tiles; see `emseg_core.model.base_predictor.BasePredictor.predict`.
 
         Raises
         ------
@@ -277,8 +246,8 @@ class PythonPredictor:
         expected = len(tiles), len(self.spec.classes), *(n + 2 * c for n, c in zip(output, self.spec.crop, strict=True))
         if logits.shape != expected:
             raise ModelError(
-                f"{self._title} returns shape {logits.shape} for tiles of shape {tiles.shape}, but its contract says "
-                f"{expected}: return (n, classes, z, y, x), shorter by the same number of voxels on both sides"
+                f"{self._numerics.backend} returns shape {logits.shape} for tiles of shape {tiles.shape}, but its contract "
+                f"says {expected}: return (n, classes, z, y, x), shorter by the same number of voxels on both sides"
             )
         z, y, x = (slice(c, c + n) for n, c in zip(output, self.spec.crop, strict=True))
         return np.ascontiguousarray(logits[:, :, z, y, x])

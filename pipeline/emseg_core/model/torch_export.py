@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -186,13 +186,13 @@ def read_exported(data: bytes, path: str) -> tuple[ExportedNetwork, tuple[int | 
         graph, signature = module["graph"], module["signature"]
         weights, source = _inputs(archive, signature)
         if len(graph["nodes"]) > MAX_NODES:
-            archive.refuse(f"it has {len(graph['nodes'])} nodes")
+            raise archive.refusal(f"it has {len(graph['nodes'])} nodes")
         nodes = [_node(node, archive) for node in graph["nodes"]]
         outputs = [
             spec["user_output"]["arg"]["as_tensor"]["name"] for spec in signature["output_specs"] if "user_output" in spec
         ]
         if len(outputs) != len(signature["output_specs"]):
-            archive.refuse("it was exported in training mode, and changes its own weights")
+            raise archive.refusal("it was exported in training mode, and changes its own weights")
         shape = tuple(size.get("as_int") for size in graph["tensor_values"][source]["sizes"])
         return ExportedNetwork(nodes, weights, source, outputs[0]), shape
     except ModelError:
@@ -215,14 +215,16 @@ class _Archive:
         names = [name for name in self.zip.namelist() if f"/{folder}" in f"/{name}" and name.endswith(suffix)]
         if len(names) != 1:
             old = any(name.endswith("serialized_exported_program.json") for name in self.zip.namelist())
-            self.refuse("an old torch wrote it, partly as pickles" if old else f"it contains {len(names)} programs, not 1")
+            raise self.refusal(
+                "an old torch wrote it, partly as pickles" if old else f"it contains {len(names)} programs, not 1"
+            )
         return names[0]
 
     def read(self, name: str) -> bytes:
         """Read a file, which is never larger than the archive because it is not compressed."""
         info = self.zip.getinfo(name)
         if info.compress_type != zipfile.ZIP_STORED:
-            self.refuse(f"{name} is compressed")
+            raise self.refusal(f"{name} is compressed")
         return self.zip.read(info)
 
     def json(self, name: str) -> Any:
@@ -235,14 +237,10 @@ class _Archive:
         found = {}
         for key, entry in self.json(name)["config"].items():
             if entry.get("use_pickle") is not False:
-                self.refuse(f"{key} is a pickle, which can run code")
+                raise self.refusal(f"{key} is a pickle, which can run code")
             file = PurePosixPath(name).with_name(PurePosixPath(entry["path_name"]).name)
             found[key] = _tensor(self.read(str(file)), entry["tensor_meta"])
         return found
-
-    def refuse(self, why: str) -> NoReturn:
-        """Raise the error that rejects the file."""
-        raise self.refusal(why)
 
     def refusal(self, why: str) -> ModelError:
         """Return the error that rejects the file."""
@@ -272,11 +270,11 @@ def _inputs(archive: _Archive, signature: Mapping[str, Any]) -> tuple[dict[str, 
             key = entry.get(f"{kind}_name", entry.get("tensor_constant_name"))
             weights[entry["arg"]["name"]] = stored[key]
         else:
-            archive.refuse(f"it has an input of kind {kind!r}")
+            raise archive.refusal(f"it has an input of kind {kind!r}")
     if len(sources) != 1:
-        archive.refuse(f"it has {len(sources)} inputs, not 1")
+        raise archive.refusal(f"it has {len(sources)} inputs, not 1")
     if not any(weight.is_floating_point() for weight in weights.values()):
-        archive.refuse("it has no weights")
+        raise archive.refusal("it has no weights")
     return weights, sources[0]
 
 
@@ -289,11 +287,11 @@ def _node(node: Mapping[str, Any], archive: _Archive) -> Node:
     elif where[:3] == ["torch", "ops", "aten"] and len(where) == 4 and where[3] in OPERATIONS:
         call = getattr(getattr(torch.ops.aten, where[3]), name)
     else:
-        archive.refuse(f"it calls {target[:80]!r}, which is not an operation that networks may use here")
+        raise archive.refusal(f"it calls {target[:80]!r}, which is not an operation that networks may use here")
     arguments, keywords = [], {}
     for given in node["inputs"]:
         if given["name"] in ("train", "training") and given["arg"].get("as_bool"):
-            archive.refuse("it was exported in training mode")
+            raise archive.refusal("it was exported in training mode")
         value = _argument(given["arg"], archive)
         if given.get("kind") == 2:
             keywords[str(given["name"])] = value
@@ -307,7 +305,7 @@ def _argument(argument: Mapping[str, Any], archive: _Archive) -> Any:
     """Read an argument of a node."""
     (kind, value), *others = argument.items()
     if others:
-        archive.refuse("an argument has two kinds")
+        raise archive.refusal("an argument has two kinds")
     if kind in PLAIN_ARGUMENTS:
         return value
     match kind:

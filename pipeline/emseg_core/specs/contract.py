@@ -21,7 +21,7 @@ voxel belongs to the second of two classes (``sigmoid``), or its logit.
 
 @dataclass(frozen=True, slots=True)
 class Contract(Tiled):
-    """How a network behaves, read from its file or found by experiment; see `emseg_core.receptive_field`.
+    """How a network behaves, read from its file or found by experiment; see `emseg_core.model.receptive_field`.
 
     Raises
     ------
@@ -124,19 +124,13 @@ class Contract(Tiled):
     def remarks(self) -> Iterator[tuple[str, str]]:
         """Yield further facts for users, each with its topic."""
         least = " x ".join(map(str, self.least))
-        if self.only_tile is not None:
-            yield "tiles", f"{least} voxels only"
-        else:
-            yield "tiles", f"{least} voxels, or longer by multiples of the lattice"
+        yield "tiles", f"{least} voxels" + (", or longer by multiples of the lattice" if self.only_tile is None else " only")
         if any(self.crop):
             yield "padding", f"affects {' x '.join(map(str, self.crop))} voxels on each side of the output, which are cropped"
+        exact = "NO: voxels see the whole tile (as with instance normalisation), so labels depend on tiles"
         if self.local:
-            yield (
-                "exact",
-                "found by experiment: no kept voxel is affected by the end of its tile, so labels do not depend on tiles",
-            )
-        else:
-            yield "exact", "NO: voxels see the whole tile (as with instance normalisation), so labels depend on tiles"
+            exact = "found by experiment: no kept voxel is affected by the end of its tile, so labels do not depend on tiles"
+        yield "exact", exact
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

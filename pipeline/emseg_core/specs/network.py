@@ -19,55 +19,44 @@ class NetworkSpec(Hashable, Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Name of each class, in the order of the label values from 0."""
-        ...
 
     @property
     def channels(self) -> int:
         """Channels of the input; a volume has one."""
-        ...
 
     @property
     def planar(self) -> bool:
         """Whether it is a 2-D network, which is blind along z and run slice by slice."""
-        ...
 
     @property
     def lattice(self) -> Triple:
         """Shift (z, y, x) in voxels; the network commutes only with multiples of it."""
-        ...
 
     @property
     def context(self) -> Triple:
         """Voxels (z, y, x) removed from each side of a tile."""
-        ...
 
     @property
     def parameters(self) -> int:
         """Number of learned parameters, biases included."""
-        ...
 
     @property
     def kind(self) -> str:
         """Type of network, in a few words."""
-        ...
 
     @property
     def gives(self) -> str:
         """Type of output, in a word or two."""
-        ...
 
     @property
     def only_tile(self) -> Triple | None:
         """The only tile shape (z, y, x) that the network accepts, if there is just one."""
-        ...
 
     def fits(self, axis: int, length: int) -> bool:
         """Return whether the network accepts tiles of this length on `axis`, in voxels."""
-        ...
 
     def next_valid(self, axis: int, length: int) -> int:
         """Return the smallest tile length on `axis`, in voxels, that is at least `length` and that the network accepts."""
-        ...
 
     def output_shape(self, tile: Triple) -> Triple:
         """Return the shape (z, y, x) of the output for a tile of this shape, in voxels.
@@ -77,35 +66,27 @@ class NetworkSpec(Hashable, Protocol):
         ModelError
             If a tile of this shape does not fit the network.
         """
-        ...
 
     def tile_for(self, target: Triple) -> Triple:
         """Return the shape (z, y, x) of the smallest tile whose output holds a box of shape `target`, in voxels."""
-        ...
 
     def step(self, tile: Triple) -> Triple:
         """Return the shift (z, y, x) between neighbouring tiles, in voxels: the largest on the lattice that leaves no gap."""
-        ...
 
     def flops(self, tile: Triple) -> int:
         """Return the floating-point operations of all convolutions on one tile; a multiply-add counts as two."""
-        ...
 
     def activation_bytes(self, tile: Triple) -> int:
         """Return the peak memory of tensors, in bytes, while one float32 tile goes through the network in inference."""
-        ...
 
     def planes(self) -> Iterator[tuple[str, Triple]]:
         """Yield name and sizes (z, y, x) of everything that must be equal in y and x for tiles to be rotated."""
-        ...
 
     def remarks(self) -> Iterator[tuple[str, str]]:
         """Yield further facts for users, each with its topic."""
-        ...
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        ...
 
 
 class Tiled:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
-from emseg_core.box import Box, Triple, triple
+from emseg_core.box import Box, Triple, three, triple
 from emseg_core.errors import VolumeError
 
 DTYPES = ("uint8", "uint16", "float32")
@@ -22,6 +22,18 @@ MAX_AXIS_LENGTH = 2**24
 """Largest number of voxels along an axis, 67 mm at 4 nm; larger values mean that the metadata are damaged."""
 NANOMETRES = {"picometer": 1e-3, "angstrom": 0.1, "nanometer": 1.0, "micrometer": 1e3, "millimeter": 1e6}
 """Nanometres per unit of length, for the units that microscopists use."""
+
+
+def check_dtype(what: object, dtype: str, dtypes: tuple[str, ...], remedy: str = "convert it first") -> None:
+    """Check that voxels are of a type that is read.
+
+    Raises
+    ------
+    VolumeError
+        If they are of another type; the message says what is.
+    """
+    if dtype not in dtypes:
+        raise VolumeError(f"{what} is {dtype}, but emseg reads {', '.join(dtypes)}: {remedy}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +88,7 @@ class VolumeSpec:
                     f"the {name} shape {reprlib.repr(shape)}, but no volume has more than {MAX_AXIS_LENGTH} voxels on an axis: "
                     "its metadata are damaged, restore them"
                 )
-        if self.dtype not in MASK_DTYPES:
-            raise VolumeError(f"the volume is {self.dtype}, but emseg reads {', '.join(MASK_DTYPES)}: convert it first")
+        check_dtype("the volume", self.dtype, MASK_DTYPES)
 
     @property
     def box(self) -> Box:
@@ -107,23 +118,19 @@ class VolumeSpec:
     @property
     def unit_sizes(self) -> tuple[float | None, float | None, float | None]:
         """Length (z, y, x) of each axis's unit in nanometres; None if not stated, or not one of `NANOMETRES`."""
-        z, y, x = (NANOMETRES.get(unit or "") for unit in self.units)
-        return (z, y, x)
+        return three(NANOMETRES.get(unit or "") for unit in self.units)
 
     @property
     def proportions(self) -> tuple[float, float, float]:
         """Size (z, y, x) of a voxel in a common unit: nanometres if each axis has a known unit of length, otherwise unknown."""
         sizes = self.unit_sizes
-        z, y, x = (
-            size * (unit or 1) if None not in sizes[-self.rank :] else size
-            for size, unit in zip(self.scale, sizes, strict=True)
-        )
-        return (z, y, x)
+        if None in sizes[-self.rank :]:
+            return self.scale
+        return three(size * (unit or 1) for size, unit in zip(self.scale, sizes, strict=True))
 
     def crop(self, region: Box) -> tuple[float, float, float]:
         """Return the translation (z, y, x), in `units`, of the first voxel of a region."""
-        z, y, x = (t + s * o for t, s, o in zip(self.translation, self.scale, region.start, strict=True))
-        return (z, y, x)
+        return three(t + s * o for t, s, o in zip(self.translation, self.scale, region.start, strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from emseg_core.errors import InputError
 from emseg_core.model.file import write_file
+from emseg_core.recipe import flattened
 from emseg_core.training.network import MovingAverage
 
 METADATA_KEY = "emseg-training"
@@ -59,9 +60,8 @@ def save_checkpoint(path: Path, state: TrainingState, settings: Mapping[str, Any
     OutputError
         If the file cannot be written.
     """
-    tensors = {f"weights.{name}": value for name, value in state.network.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in state.average.weights.items()}
-    tensors |= {f"best.{name}": value for name, value in state.best.items()}
+    parts = {"weights": state.network.state_dict(), "average": state.average.weights, "best": state.best}
+    tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     for name, parameter in state.network.named_parameters():
         for key, value in state.optimizer.state[parameter].items():
             if isinstance(value, Tensor):
@@ -123,14 +123,6 @@ def _like(parameter: Tensor, value: Tensor) -> Tensor:
 
 def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Describe the settings that differ; empty if none does."""
-    before, after = _flat(then), _flat(now)
+    before, after = dict(flattened(then)), dict(flattened(now))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(f"{name} was {before.get(name)}, now {after.get(name)}" for name in names)
-
-
-def _flat(settings: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Flatten nested settings to full names such as ``fit.augment.noise``."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{where}{name}.") if isinstance(value, Mapping) else {f"{where}{name}": value}
-    return flat

@@ -90,10 +90,8 @@ class Trainer:
         InputError
             If the batch cannot be divided evenly among the processes.
         """
-        settings = self.settings
-        crops = [
-            self.crops.draw(np.random.default_rng((settings.seed, step, tile))) for tile in self.ranks.share(settings.batch)
-        ]
+        settings, tiles = self.settings, self.ranks.share(self.settings.batch)
+        crops = [self.crops.draw(np.random.default_rng((settings.seed, step, tile))) for tile in tiles]
         borders = []
         if settings.border_weight:
             for crop in crops:
@@ -217,7 +215,7 @@ def fit(
         network = ranks.wrap(state.network)
         with prefetch(trainer.batch, range(state.step, settings.steps)) as batches:
             meter = ProgressMeter(settings, state.step, batches)
-            while state.step < settings.steps and not _should_stop(state, settings):
+            while state.step < settings.steps and not (settings.patience and state.stale >= settings.patience):
                 meter.add(trainer.take_step(network, state.optimizer, next(batches), state.step))
                 state.step += 1
                 state.average.update(state.step)
@@ -297,13 +295,12 @@ def _initial_state(spec: ModelSpec, settings: FitSpec, device: Device) -> Traini
     # With channels last, bfloat16 convolutions are several times faster on a CPU.
     network.to(memory_format=torch.channels_last if spec.planar else torch.channels_last_3d)  # type: ignore[call-overload]
     network.train()
+    parameters, rate, decay = network.parameters(), settings.rate, settings.decay
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=settings.decay)
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     else:
-        optimizer = torch.optim.SGD(
-            network.parameters(), lr=settings.rate, momentum=settings.momentum, weight_decay=settings.decay
-        )
+        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
     return TrainingState(network, optimizer, MovingAverage(network.network, settings.average), {})
 
 
@@ -317,8 +314,3 @@ def _validate(state: TrainingState, spec: ModelSpec, settings: FitSpec, tune: Se
         state.best_score, state.stale = state.score, 0
         state.best = {name: value.clone() for name, value in state.average.weights.items()} if settings.patience else {}
     return logits
-
-
-def _should_stop(state: TrainingState, settings: FitSpec) -> bool:
-    """Return whether the score has not improved for too many validations."""
-    return bool(settings.patience) and state.stale >= settings.patience

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, get_args
 
@@ -50,11 +50,9 @@ class AugmentSpec:
     """Maximum standard deviation of the noise added to each voxel, in standard deviations of the volume."""
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            if (value := getattr(self, option.name)) < 0:
-                raise InputError(
-                    f"the augmentation's {option.name} is {value}, but a strength cannot be negative: use 0 or more"
-                )
+        for name, value in asdict(self).items():
+            if value < 0:
+                raise InputError(f"the augmentation's {name} is {value}, but a strength cannot be negative: use 0 or more")
         if self.spacing < 1:
             raise InputError(
                 f"the augmentation's spacing is {self.spacing}, but points are at least 1 voxel apart: use 1 or more"
@@ -113,12 +111,11 @@ class FitSpec:
     """Strengths of the augmentations."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "validate_every"):
-            if (value := getattr(self, name)) < 1:
-                raise InputError(f"training needs {name} >= 1, not {value}")
-        for name in ("decay", "seed", "border_weight", "affinity_weight", "patience"):
-            if (value := getattr(self, name)) < 0:
-                raise InputError(f"training needs {name} >= 0, not {value}")
+        least = dict.fromkeys(("steps", "batch", "validate_every"), 1)
+        least |= dict.fromkeys(("decay", "seed", "border_weight", "affinity_weight", "patience"), 0)
+        for name, bound in least.items():
+            if (value := getattr(self, name)) < bound:
+                raise InputError(f"training needs {name} >= {bound}, not {value}")
         for name in ("rate", "border_width"):
             if not (value := getattr(self, name)) > 0:
                 raise InputError(f"training needs {name} > 0, not {value}")
@@ -199,6 +196,4 @@ def to_json(spec: FitSpec) -> dict[str, Any]:
     dict of str to Any
         Values by the names of the fields.
     """
-    data = {option.name: getattr(spec, option.name) for option in fields(spec)}
-    data["augment"] = {option.name: getattr(spec.augment, option.name) for option in fields(spec.augment)}
-    return data
+    return asdict(spec)

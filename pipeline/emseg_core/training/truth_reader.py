@@ -38,7 +38,6 @@ class TruthKind(Protocol):
         NDArray
             Numbers below 2^24, ``(z, y, x) int32``, different wherever this truth makes a difference.
         """
-        ...
 
     def classes(self, numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
         """Map numbers to classes.
@@ -48,7 +47,6 @@ class TruthKind(Protocol):
         NDArray
             Class of each voxel, ``(z, y, x) uint8``; 255 is ignored.
         """
-        ...
 
     def segments(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         """Map numbers to segments.
@@ -58,7 +56,6 @@ class TruthKind(Protocol):
         NDArray
             Segment of each voxel, ``(z, y, x) int32``; 0 is no segment.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,15 +154,11 @@ def calibrate(network: UNet, tune: Sequence[ValidationVolume], output: Triple, a
 
 def _best_for(label: int, margins: Sequence[NDArray[np.float32]], truths: Sequence[NDArray[np.uint8]]) -> float:
     """Return the smallest margin at which to assign this class for its best F1; 0 if the class is not in the truth."""
-    if not any((truth == label).any() for truth in truths):
+    true = np.concatenate([truth.ravel() for truth in truths])
+    if label not in true:
         return 0.0
-    of_label = np.concatenate([_one_against_all(truth, label).ravel() for truth in truths])
+    of_label = np.where(true == IGNORE, true, true == label).astype(np.uint8)  # ignored voxels stay ignored
     return best_threshold(np.concatenate([margin.ravel() for margin in margins]), of_label)[0]
-
-
-def _one_against_all(truth: NDArray[np.uint8], label: int) -> NDArray[np.uint8]:
-    """Return 1 where the truth is this class, 0 where it is another; ignored voxels stay ignored."""
-    return np.where(truth == IGNORE, truth, truth == label).astype(np.uint8)
 
 
 def _best_border(margins: Sequence[NDArray[np.float32]], truths: Sequence[NDArray[np.uint8]]) -> float:

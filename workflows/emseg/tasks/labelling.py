@@ -14,7 +14,8 @@ from emseg.tasks.port import CoreWork, Process
 from emseg_core.block import outcome_of
 from emseg_core.errors import BlockError
 from emseg_core.grid.blocks import Block
-from emseg_core.instances.block_segments import label_block, match_faces
+from emseg_core.instances.block_segments import label_block
+from emseg_core.instances.face_matches import match_faces
 from emseg_core.outcome import Stopwatch
 from emseg_core.specs.labelling import Labelling
 from emseg_core.store.files.lease import Token

@@ -20,7 +20,7 @@ from emseg_core.specs.volume import Selection
 from emseg_core.store.files.place import Place
 
 if TYPE_CHECKING:
-    from emseg_core.model.backend import AnyPredictor
+    from emseg_core.model.base_predictor import BasePredictor
     from emseg_core.model.file import ModelFile
 
 MIN_AGREEMENT = 0.999
@@ -82,10 +82,10 @@ def try_out(trial: Trial) -> Choice:
 
     model = load(trial.model, trial.spec)
 
-    def opened(precision: Precision) -> AnyPredictor:
+    def opened(precision: Precision) -> BasePredictor:
         return open_predictor(model, trial.backend, precision, trial.threads, trial.device)
 
-    def choice(predictor: AnyPredictor, precision: Precision, accuracy: Accuracy | None = None) -> Choice:
+    def choice(predictor: BasePredictor, precision: Precision, accuracy: Accuracy | None = None) -> Choice:
         _tried[model.digest, trial.backend, precision, trial.threads, trial.device] = predictor
         numerics = numerics_of(model, predictor, trial.tile, trial.threads, precision, trial.device)
         return Choice(numerics, speed_of(predictor, trial.tile), accuracy, tuple(refused))
@@ -104,13 +104,13 @@ def try_out(trial: Trial) -> Choice:
     return choice(exact, "float32")
 
 
-_tried: dict[tuple[str, Backend, Precision, int, Device], AnyPredictor] = {}
+_tried: dict[tuple[str, Backend, Precision, int, Device], BasePredictor] = {}
 """The predictor of a trial in this process, until a run takes it."""
 
 
 def take_predictor(
     model: ModelFile | ExternalModel | PythonModel, backend: Backend, precision: Precision, threads: int, device: Device
-) -> AnyPredictor:
+) -> BasePredictor:
     """Open a predictor, or take that of the trial of this run, which has compiled its network.
 
     Returns
@@ -148,7 +148,7 @@ a tile.
 
 def numerics_of(
     model: ModelFile | ExternalModel | PythonModel,
-    predictor: AnyPredictor,
+    predictor: BasePredictor,
     tile: Triple,
     threads: int,
     precision: Precision,

@@ -88,17 +88,14 @@ class LevelCopy(Protocol):
     @property
     def level(self) -> ExportLevel:
         """Level to read."""
-        ...
 
     @property
     def dtype(self) -> str:
         """Name of the dtype of the copy."""
-        ...
 
     @property
     def blocks(self) -> Blocks:
         """Grid of whole files of the copy: several processes may write different blocks."""
-        ...
 
     def open_writer(self) -> WriteBox:
         """Open the copy for writing in this process.
@@ -108,7 +105,6 @@ class LevelCopy(Protocol):
         callable
             Stores the voxels ``(z, y, x)`` of a box.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)

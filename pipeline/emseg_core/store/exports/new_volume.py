@@ -23,9 +23,16 @@ from emseg_core.box import AXES, Box, Triple, triple
 from emseg_core.errors import OrphanError, OutputError, VolumeError
 from emseg_core.grid.blocks import Blocks
 from emseg_core.specs.volume import VolumeSpec
-from emseg_core.store.files.atomic_folder import clear_leftovers, lease_folder, translate_write_errors
-from emseg_core.store.files.atomic_write import output_path, publish, refuse_existing, restore, staging_folder
-from emseg_core.store.files.faults import describe_error
+from emseg_core.store.files.atomic_folder import clear_leftovers, lease_folder
+from emseg_core.store.files.atomic_write import (
+    output_path,
+    publish,
+    refuse_existing,
+    restore,
+    staging_folder,
+    translate_oserror,
+)
+from emseg_core.store.files.faults import translate_damage
 from emseg_core.store.files.files import Files
 from emseg_core.store.files.lease import Lease, Token
 from emseg_core.store.files.records import RECORDS_FOLDER
@@ -160,12 +167,8 @@ def open_slabs(files: Files) -> SlabWriter:
     VolumeError
         If there is no such volume.
     """
-    try:
+    with translate_damage(f"the unfinished volume in {files.place} is missing or damaged", "start again"):
         return SlabWriter(open_shards(files, "0", 0))
-    except Exception as error:  # damaged metadata make Zarr raise almost any type
-        raise VolumeError(
-            f"the unfinished volume in {files.place} is missing or damaged ({describe_error(error)}): start again"
-        ) from error
 
 
 class NewVolume:
@@ -237,7 +240,7 @@ def new_volume(
     published = kept = False
     try:
         with lease.held():
-            with translate_write_errors(target):
+            with translate_oserror(target):
                 restore(aside, target)
                 if not (work / "0" / "zarr.json").exists():
                     clear_leftovers(work)  # its creation was interrupted
@@ -247,7 +250,7 @@ def new_volume(
             volume.token.check()
             volume.slabs.done(Blocks(spec.box, shard))  # killed workers leave partial files
             volume.discard()  # if the name is taken by now, the volume is lost
-        with translate_write_errors(target):
+        with translate_oserror(target):
             shutil.rmtree(work / RECORDS_FOLDER)
             publish(work, target, aside, replace=replace)
         published = True

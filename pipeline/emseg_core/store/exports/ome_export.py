@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from emseg_core.store.exports.image import EXPORT_MARK, ExportImage, ExportLevel
 from emseg_core.store.files.atomic_folder import atomic_folder
 from emseg_core.store.files.atomic_write import PARTIAL_SUFFIX, sync_tree
 from emseg_core.store.files.files import LocalFiles
-from emseg_core.store.zarrs.arrays import Shards, create_array, create_group, open_shards
+from emseg_core.store.zarrs.arrays import create_array, create_group, open_shards
 from emseg_core.store.zarrs.ome import multiscales
 from emseg_core.store.zarrs.omero import image_label, omero
 
@@ -82,60 +83,40 @@ def _described(image: ExportImage, version: Version) -> dict[str, Any]:
     (multiscale,) = multiscales(places, image.name)
     found: dict[str, Any] = {"multiscales": [{**({"version": version} if version == "0.4" else {}), **multiscale}]}
     if image.kind == "probability":
-        return {**found, "omero": omero((image.name,), NOT_COMPUTED - 1)}
+        return {**found, "omero": omero((image.name,))}
     named = image_label(image.classes) if image.classes else {}
     return {**found, "image-label": {"version": version, **named}}
 
 
 @dataclass(frozen=True, slots=True)
-class _Sharded:
-    """A level as Zarr v3, with a shard for each shard of the output."""
+class _Copy:
+    """A level as Zarr, whose files are those of the output or parts of them."""
 
     level: ExportLevel
     dtype: str
-    shards: Shards
+    write: WriteBox
 
     @property
     def blocks(self) -> Blocks:
         return self.level.blocks
 
     def open_writer(self) -> WriteBox:
-        return lambda box, voxels: self.shards.write(box, voxels.astype(self.dtype, copy=False))
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunks:
-    """A level as Zarr v2, with a file for each chunk."""
-
-    level: ExportLevel
-    dtype: str
-    array: zarr.Array[Any]
-
-    @property
-    def blocks(self) -> Blocks:
-        return self.level.blocks
-
-    def open_writer(self) -> WriteBox:
-        return self._store
-
-    def _store(self, box: Box, voxels: NDArray[Any]) -> None:
-        rank = self.array.ndim
-        self.array[box.slices()[-rank:]] = voxels.astype(self.dtype, copy=False).reshape(voxels.shape[-rank:])
+        return lambda box, voxels: self.write(box, voxels.astype(self.dtype, copy=False))
 
 
 def _create_sharded(root: Path, name: str, image: ExportImage, level: ExportLevel) -> LevelCopy:
-    """Create an empty level as Zarr v3."""
+    """Create an empty level as Zarr v3, with a shard for each shard of the output."""
     stored = level.array.array
     first = stored.ndim - len(image.space.names)
     layout: dict[str, Any] = {"shard": (stored.shards or stored.chunks)[first:], "chunk": stored.chunks[first:]}
     shape, axes = stored.shape[first:], image.space.names
     files = LocalFiles(root)
     create_array(files, name, shape=shape, dtype=image.dtype, fill_value=_fill_value(image), axes=axes, **layout)
-    return _Sharded(level, image.dtype, open_shards(files, name, 0))
+    return _Copy(level, image.dtype, open_shards(files, name, 0).write)
 
 
 def _create_chunks(root: Path, name: str, image: ExportImage, level: ExportLevel) -> LevelCopy:
-    """Create an empty level as Zarr v2."""
+    """Create an empty level as Zarr v2, with a file for each chunk."""
     stored, rank = level.array.array, len(image.space.names)
     array = zarr.create_array(
         store=LocalStore(root),
@@ -148,7 +129,12 @@ def _create_chunks(root: Path, name: str, image: ExportImage, level: ExportLevel
         chunk_key_encoding={"name": "v2", "separator": "/"},
         zarr_format=2,
     )
-    return _Chunks(level, image.dtype, array)
+    return _Copy(level, image.dtype, partial(_write_chunks, array))
+
+
+def _write_chunks(array: zarr.Array[Any], box: Box, voxels: NDArray[Any]) -> None:
+    """Store the voxels of a box of whole chunks."""
+    array[box.slices()[-array.ndim :]] = voxels.reshape(voxels.shape[-array.ndim :])
 
 
 def _fill_value(image: ExportImage) -> int:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from emseg_core.errors import OutputError
-from emseg_core.store.files.atomic_write import output_error, publish, refuse_existing, restore, staging_folder
+from emseg_core.store.files.atomic_write import publish, refuse_existing, restore, staging_folder, translate_oserror
 from emseg_core.store.files.files import HeldFiles, LocalFiles
 from emseg_core.store.files.lease import Lease, newest_run, take_lease
 from emseg_core.store.files.records import RECORDS_FOLDER, Records
@@ -52,7 +52,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         with lease.held():
             try:
-                with translate_write_errors(path):
+                with translate_oserror(path):
                     restore(aside, path)
                     clear_leftovers(folder)
                     if not replace:
@@ -90,17 +90,17 @@ def lease_folder(folder: Path, path: Path) -> Lease:
     OutputError
         If another live process holds the lease, or the folder cannot be written.
     """
-    with translate_write_errors(path):
+    with translate_oserror(path):
         (folder / RECORDS_FOLDER).mkdir(parents=True, exist_ok=True)
-    try:
-        return take_lease(Records(HeldFiles(folder)), path)
-    except OutputError as error:
-        if not isinstance(error.__cause__, OSError):
-            raise
-        for empty in (*(folder / RECORDS_FOLDER).glob("run-*"), folder / RECORDS_FOLDER, folder):
-            with suppress(OSError):  # another process may be working there
-                empty.rmdir()
-        raise output_error(path, error.__cause__) from error
+        try:
+            return take_lease(Records(HeldFiles(folder)), path)
+        except OutputError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            for empty in (*(folder / RECORDS_FOLDER).glob("run-*"), folder / RECORDS_FOLDER, folder):
+                with suppress(OSError):  # another process may be working there
+                    empty.rmdir()
+            raise error.__cause__ from None
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -116,18 +116,3 @@ def clear_leftovers(folder: Path) -> None:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     for removed in folder.parent.glob(f"{folder.name}-*"):
         shutil.rmtree(removed, ignore_errors=True)
-
-
-@contextmanager
-def translate_write_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` within the ``with`` into an `OutputError` that names `path`.
-
-    Raises
-    ------
-    OutputError
-        If the disk refuses something.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise output_error(path, error) from error

@@ -7,7 +7,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,21 @@ def output_error(path: Place, error: OSError) -> OutputError:
     return OutputError(f"{path} cannot be written ({describe_error(error)}): {remedy}")
 
 
+@contextmanager
+def translate_oserror(place: Place) -> Iterator[None]:
+    """Turn an `OSError` within the ``with`` into an `OutputError` that names `place`.
+
+    Raises
+    ------
+    OutputError
+        If the disk or the store refuses something.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise output_error(place, error) from error
+
+
 def output_path(path: str | Path) -> Path:
     """Return the absolute path of a file or folder to be written.
 
@@ -45,14 +61,13 @@ def output_path(path: str | Path) -> Path:
     OutputError
         If it is not on a local file system, or not in a folder that exists.
     """
-    try:
-        target = local_path(path)
+    with translate_oserror(Path(path)):
+        try:
+            target = local_path(path)
+        except VolumeError as error:
+            raise OutputError(str(error)) from error
         if not target.parent.is_dir():
             raise OutputError(f"{target} cannot be created, as {target.parent} is not a folder: create that first")
-    except VolumeError as error:
-        raise OutputError(str(error)) from error
-    except OSError as error:
-        raise output_error(Path(path), error) from error
     return target
 
 
@@ -122,10 +137,8 @@ def write_bytes(file: Path, document: bytes) -> None:
     OutputError
         If it cannot be written.
     """
-    try:
+    with translate_oserror(file):
         commit(file, document)
-    except OSError as error:
-        raise output_error(file, error) from error
 
 
 def commit(file: Path, document: bytes | memoryview, permit: Callable[[], None] | None = None) -> None:

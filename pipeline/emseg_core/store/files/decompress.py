@@ -10,7 +10,7 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -32,16 +32,6 @@ class TooLargeError(ValueError):
     def __init__(self, most: int, found: int | None = None) -> None:
         actual = "more than that" if found is None else f"{found}"
         super().__init__(f"it should have {most} bytes, but decompresses to {actual}")
-
-
-class _Stream(Protocol):
-    """A decompressor that returns no more than it is asked for."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: Any, max_length: int = ..., /) -> bytes: ...
 
 
 def decompress(codec: Any, data: Any, most: int) -> Any:
@@ -144,8 +134,8 @@ def unpack_lzf(data: bytes, most: int) -> bytes:
 
 def _streamed(make: Callable[[], Any], data: Any, most: int, *, several: bool = False) -> bytes:
     """Decompress a stream, or `several` one after another."""
-    stream: _Stream = make()
-    found = stream.decompress(data, most + 1)
+    stream = make()
+    found: bytes = stream.decompress(data, most + 1)
     while len(found) <= most and stream.eof and several and (rest := stream.unused_data.lstrip(b"\0")):
         stream = make()
         found += stream.decompress(rest, most + 1 - len(found))

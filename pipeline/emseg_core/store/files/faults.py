@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from emseg_core.errors import BlockError, Fault, OrphanError
+from emseg_core.errors import BlockError, Fault, OrphanError, VolumeError
 from emseg_core.printable import printable
 
 PERMANENT_ERRNOS = {
@@ -137,3 +137,29 @@ def translate_errors(what: str, remedy: str, transient_remedy: str | None = None
         elif transient_remedy is not None and fault == "store":
             remedy = transient_remedy
         raise BlockError(f"{what} ({describe_error(error)}): {remedy}", fault) from error
+
+
+@contextmanager
+def translate_damage(what: str, remedy: str | Callable[[Exception], str] = "copy it again") -> Iterator[None]:
+    """Turn whatever damaged files make a library raise within the ``with`` into a `VolumeError`.
+
+    Parameters
+    ----------
+    what
+        What cannot be done.
+    remedy
+        How to fix it, or a function that says so for an error.
+
+    Raises
+    ------
+    VolumeError
+        If anything is raised; a `VolumeError` is passed on as it is.
+    """
+    try:
+        yield
+    except VolumeError:
+        raise
+    except Exception as error:
+        where = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+        said = remedy if isinstance(remedy, str) else remedy(error)
+        raise VolumeError(f"{what} ({where}{describe_error(error)}): {said}") from error

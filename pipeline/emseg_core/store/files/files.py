@@ -79,12 +79,11 @@ class LocalFiles(OwnedFiles, LocalStore):
         except (FileNotFoundError, NotADirectoryError):
             raise store_unavailable() from None
 
-    @contextmanager
-    def reading(self, name: str) -> Iterator[IO[bytes]]:
+    def reading(self, name: str) -> IO[bytes]:
         """Open a file to be read piece by piece.
 
-        Yields
-        ------
+        Returns
+        -------
         binary file
             The open file.
 
@@ -93,15 +92,13 @@ class LocalFiles(OwnedFiles, LocalStore):
         FileNotFoundError
             If there is no such file.
         """
-        with (self.root / name).open("rb") as stream:
-            yield stream
+        return (self.root / name).open("rb")
 
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes; None if there is no such file."""
-        try:
+        with suppress(FileNotFoundError, NotADirectoryError):
             return (self.root / name).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return None
 
     def put(self, name: str, document: bytes | memoryview, permit: Callable[[], None] | None = None) -> str:
         """Write a file atomically, and flush it to the disk.
@@ -203,10 +200,9 @@ class LocalFiles(OwnedFiles, LocalStore):
         float or None
             Seconds by the clock of the file system, which all hosts share; None if there is no such file.
         """
-        try:
+        with suppress(FileNotFoundError, NotADirectoryError):
             return (self.root / name).stat().st_mtime
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return None
 
     def clock(self, folder: str) -> float:
         """Return the current time of that clock, by creating a file in a folder for a moment."""
@@ -219,10 +215,9 @@ class LocalFiles(OwnedFiles, LocalStore):
 
     def entries(self, folder: str = "") -> list[str]:
         """Return the names of the files and folders in a folder, sorted; none if there is no such folder."""
-        try:
+        with suppress(FileNotFoundError, NotADirectoryError):
             return sorted(entry.name for entry in (self.root / folder).iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        return []
 
     def names(self, prefix: str = "") -> list[str]:
         """Return the names of all files that begin with `prefix`, sorted, except hidden ones."""
@@ -394,19 +389,17 @@ def _open_folder(path: str | Path) -> Iterator[int]:
 
 def _size(entry: os.DirEntry[str]) -> int | None:
     """Return the size of a listed file in bytes; None if it has been removed or renamed since the listing."""
-    try:
+    with suppress(FileNotFoundError):
         return entry.stat().st_size
-    except FileNotFoundError:
-        return None
+    return None
 
 
 def _is_in(folder: int, name: str) -> bool:
     """Return whether there is a file or folder of this name below an open folder."""
-    try:
+    with suppress(FileNotFoundError, NotADirectoryError):
         os.stat(name, dir_fd=folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
+        return True
+    return False
 
 
 Files: TypeAlias = LocalFiles | RemoteFiles
@@ -509,13 +502,8 @@ def find_metadata(files: Files, name: str, beside: str) -> bytes | None:
     return found
 
 
-def open_files(place: Place, *, patient: bool = False) -> Files:
+def open_files(place: Place) -> Files:
     """Open the files below a place for reading.
-
-    Parameters
-    ----------
-    patient
-        Retry for a minute, not only for seconds, if an object store does not answer.
 
     Returns
     -------
@@ -527,9 +515,7 @@ def open_files(place: Place, *, patient: bool = False) -> Files:
     VolumeError
         If it is an address, and obstore is not installed or does not accept a setting in the environment.
     """
-    if isinstance(place, Address):
-        return open_remote(place, patient=patient)
-    return LocalFiles(place, read_only=True)
+    return open_remote(place) if isinstance(place, Address) else LocalFiles(place, read_only=True)
 
 
 def open_writable_files(place: Place, owner: bytes | None = None, *, patient: bool = False) -> Files:
@@ -554,6 +540,4 @@ def open_writable_files(place: Place, owner: bytes | None = None, *, patient: bo
     VolumeError
         If it is an address, and obstore is not installed or does not accept a setting in the environment.
     """
-    if isinstance(place, Address):
-        return open_remote(place, patient=patient, owner=owner)
-    return HeldFiles(place, owner)
+    return open_remote(place, patient=patient, owner=owner) if isinstance(place, Address) else HeldFiles(place, owner)

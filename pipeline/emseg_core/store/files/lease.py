@@ -25,7 +25,7 @@ from time import monotonic, sleep
 from typing import Any, Literal
 
 from emseg_core.errors import OrphanError, OutputError
-from emseg_core.store.files.atomic_write import output_error
+from emseg_core.store.files.atomic_write import translate_oserror
 from emseg_core.store.files.files import Files
 from emseg_core.store.files.ownership import IDENTITY, identity_document, output_identity
 from emseg_core.store.files.place import Place
@@ -119,10 +119,8 @@ class Token:
         OutputError
             If the store refuses to read who owns it.
         """
-        try:
+        with translate_oserror(self.files.place):
             self.files.check_owner()
-        except OSError as error:
-            raise output_error(self.files.place, error) from error
 
 
 class Lease:
@@ -296,9 +294,8 @@ def take_lease(records: Records, output: Place, notify: Callable[[str], None] = 
         notify(f"{output} has an empty record of run {now.run}: watching for {2 * HEARTBEAT_SECONDS:.0f} s whether it starts")
         now = _watched(records, now, 2 * HEARTBEAT_SECONDS)
     if now.state == "held":
-        wait = (
-            "" if now.holder and now.holder.on_this_machine else f"; if that host is dead, try again in {STALE_SECONDS:.0f} s"
-        )
+        here = now.holder and now.holder.on_this_machine
+        wait = "" if here else f"; if that host is dead, try again in {STALE_SECONDS:.0f} s"
         who, seen = now.holder or "which is just starting", max(0.0, now.age)
         raise OutputError(
             f"{output} is in use by run {now.run}, {who}, last seen {seen:.0f} s ago: wait for it or stop it{wait}"

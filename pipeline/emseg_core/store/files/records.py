@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from emseg_core.store.files.atomic_write import output_error
+from emseg_core.store.files.atomic_write import translate_oserror
 from emseg_core.store.files.files import Files
 
 RECORDS_FOLDER = "emseg"
@@ -146,7 +146,5 @@ class Records:
     def _translating_errors(self, name: str) -> Iterator[str]:
         """Yield the file of a document, and turn an `OSError` within the ``with`` into an `OutputError`."""
         file = f"{RECORDS_FOLDER}/{name}"
-        try:
+        with translate_oserror(self.files.place / file):
             yield file
-        except OSError as error:
-            raise output_error(self.files.place / file, error) from error

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import PurePosixPath
 from time import monotonic, sleep
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
@@ -119,7 +120,8 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
 
     def __reduce__(self) -> tuple[Callable[..., RemoteFiles], tuple[object, ...]]:
         """Pickle the address alone: the process that unpickles it uses its own credentials."""
-        return _open, (self.place, self._patient, self._cached_indices, self.owner)
+        reopen = partial(open_remote, patient=self._patient, cached_indices=self._cached_indices, owner=self.owner)
+        return reopen, (self.place,)
 
     def read(self, name: str) -> bytes | None:
         """Return the content of an object; None if there is no such object."""
@@ -166,12 +168,11 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
             return bytes(found.bytes()), found.range[0], found.meta["size"]
         return None
 
-    @contextmanager
-    def reading(self, name: str) -> Iterator[IO[bytes]]:
+    def reading(self, name: str) -> IO[bytes]:
         """Open an object to be read piece by piece; all of it is loaded into memory.
 
-        Yields
-        ------
+        Returns
+        -------
         binary file
             The content.
 
@@ -181,8 +182,7 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
             If there is no such object.
         """
         with _translating_errors():
-            stream = io.BytesIO(self.store.get(name).bytes())
-        yield stream
+            return io.BytesIO(self.store.get(name).bytes())
 
     def size(self, name: str) -> int | None:
         """Return the size of an object in bytes; None if there is no such object."""
@@ -269,12 +269,8 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         if not self._create(name, document):
             return self.read(name) == document  # an earlier attempt succeeded, but its answer was lost
         if self._create(name, document):
-            remedy = "choose one that does, as S3, Google Cloud Storage and MinIO do"
-            raise StoreError(
-                "it does not support If-None-Match, which keeps two runs from writing to the same output",
-                remedy,
-                permanent=True,
-            )
+            cause = "it does not support If-None-Match, which keeps two runs from writing to the same output"
+            raise StoreError(cause, "choose one that does, as S3, Google Cloud Storage and MinIO do", permanent=True)
         return True
 
     def _create(self, name: str, document: bytes) -> bool:
@@ -327,10 +323,7 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         tuple of str and int
             Name within the folder, and size in bytes.
         """
-        with _translating_errors():
-            for some in self.store.list(folder, chunk_size=LIST_PAGE_SIZE):
-                for found in some:
-                    yield found["path"].removeprefix(f"{folder}/"), found["size"]
+        return ((name, found["size"]) for name, found in self._listed(folder))
 
     def tags(self, folder: str) -> Iterator[tuple[str, str]]:
         """List the objects below a folder with their tags.
@@ -340,10 +333,13 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         tuple of str and str
             Name within the folder, and tag, which differs for different bytes; empty if the store has none.
         """
+        return ((name, _tag(found)) for name, found in self._listed(folder))
+
+    def _listed(self, folder: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """List the objects below a folder: their names within it, and what the store says about them."""
         with _translating_errors():
             for some in self.store.list(folder, chunk_size=LIST_PAGE_SIZE):
-                for found in some:
-                    yield found["path"].removeprefix(f"{folder}/"), _tag(found)
+                yield from ((found["path"].removeprefix(f"{folder}/"), found) for found in some)
 
     def tidy(self, folder: str = "", *, deep: bool = True) -> None:
         """Do nothing: an object that a killed writer had not sent completely never existed."""
@@ -473,26 +469,16 @@ def open_remote(address: Address, *, patient: bool = False, cached_indices: int 
             return store.HTTPStore.from_url(str(address), client_options=client, retry_config=retries)
         kind = store.S3Store if address.scheme == "s3" else store.GCSStore
         # passed as an option of its own: with `client_options`, obstore would ignore those in the environment
-        options = {"timeout": REQUEST_TIMEOUT, **({} if _has_credentials(address.scheme) else {"skip_signature": True})}
+        known = any(os.environ.get(name) for name in CREDENTIAL_VARIABLES[address.scheme])  # or anonymous access is asked for
+        options = {"timeout": REQUEST_TIMEOUT, **({} if known else {"skip_signature": True})}
         return kind(address.host, prefix=address.key or None, retry_config=retries, **options)
 
     try:
-        client, without_retries = (
-            open_client(LONG_RETRIES if patient else SHORT_RETRIES),
-            open_client({**SHORT_RETRIES, "max_retries": 0}),
-        )
+        client = open_client(LONG_RETRIES if patient else SHORT_RETRIES)
+        without_retries = open_client({**SHORT_RETRIES, "max_retries": 0})
         return RemoteFiles(client, without_retries, address, patient=patient, cached_indices=cached_indices, owner=owner)
     except Exception as error:  # each kind of store raises errors of its own for settings that it does not accept
         raise VolumeError(f"{address} cannot be opened ({_first_line(error)}): check it, and the environment") from error
-
-
-def _open(address: Address, patient: bool, cached_indices: int, owner: bytes | None) -> RemoteFiles:
-    return open_remote(address, patient=patient, cached_indices=cached_indices, owner=owner)
-
-
-def _has_credentials(scheme: str) -> bool:
-    """Return whether the environment contains credentials, or asks for anonymous access."""
-    return any(os.environ.get(name) for name in CREDENTIAL_VARIABLES[scheme])
 
 
 @contextmanager

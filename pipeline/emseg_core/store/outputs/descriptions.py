@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from emseg_core.store.files.files import Files, find_metadata
@@ -158,12 +158,8 @@ def find_file(files: Files, name: str) -> bytes | None:
     found = files.read(name)
     if found is not None:
         return found
-    return find_metadata(files, name, next((node for node in _nodes(name) if files.size(node) is not None), ZARR_JSON))
-
-
-def _nodes(name: str) -> Iterator[str]:
-    """List files whose presence proves that the output exists when another file is missing."""
-    return (node for node in (ZARR_JSON, COPY_FILE) if node != name)
+    others = (node for node in (ZARR_JSON, COPY_FILE) if node != name)  # the presence of one proves that the output exists
+    return find_metadata(files, name, next((node for node in others if files.size(node) is not None), ZARR_JSON))
 
 
 def _copy(files: Files) -> dict[str, Any]:

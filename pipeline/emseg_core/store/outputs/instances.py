@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from emseg_core.box import AXES, Box, Triple
 from emseg_core.errors import OutputError
 from emseg_core.specs.volume import VolumeSpec
-from emseg_core.store.files.atomic_write import output_error
+from emseg_core.store.files.atomic_write import translate_oserror
 from emseg_core.store.files.faults import StoreError, describe_error
 from emseg_core.store.files.files import Files
 from emseg_core.store.files.place import ZARR_JSON
@@ -87,11 +87,9 @@ def stored_instances(files: Files, name: str) -> dict[str, Any] | None:
         If something else has that name.
     """
     place = files.place / f"labels/{name}"
-    try:
+    with translate_oserror(place):
         document = find_file(files, f"labels/{name}/{ZARR_JSON}")
         found = intact_description(document) or copied_descriptions(files).get(name)
-    except OSError as error:
-        raise output_error(place, error) from error
     if document is not None and (found is None or "labelling" not in found):
         raise OutputError(f"{place} exists, but is damaged or not written by `emseg label`: choose another --name")
     return found
@@ -143,17 +141,12 @@ def instance_levels(stored: Output, name: str) -> tuple[Level, ...]:
         group = json.loads(find_file(files, f"labels/{name}/{ZARR_JSON}") or b"")["attributes"]
         paths = [inside for inside, _ in levels(multiscales_of(group))]
         arrays = [open_shards(files, f"labels/{name}/{inside}", 0, dense=True) for inside in paths]
-        for array, shape in zip(arrays, [level.blocks.region.shape for level in stored.levels], strict=False):
-            if (
-                array.array.dtype != "uint64"
-                or array.array.fill_value != 0
-                or (array.shape, array.unit) != (shape, stored.unit)
-            ):
+        pairs = list(zip(arrays, stored.levels, strict=False))  # the output may have more levels
+        for array, level in pairs:
+            found = (array.array.dtype, array.array.fill_value, array.shape, array.unit)
+            if found != (np.dtype("uint64"), 0, level.blocks.region.shape, stored.unit):
                 raise ValueError("an array is not laid out like the output")
-        made = [
-            Level(stored.path, (array,), ("mode",), level.step) for array, level in zip(arrays, stored.levels, strict=False)
-        ]
-        finest, *coarser = made
+        finest, *coarser = (Level(stored.path, (array,), ("mode",), level.step) for array, level in pairs)
     except StoreError as error:  # the store failed: the labels may well be intact
         raise OutputError(f"{place} cannot be read ({error.strerror}): {error.remedy}") from error
     except Exception as error:  # damaged metadata make Zarr raise almost any type
@@ -225,7 +218,7 @@ def publish(files: Files, scratch: str, name: str, classes: str) -> None:
         If the store fails; calling it again resumes.
     """
     place = f"labels/{name}"
-    try:
+    with translate_oserror(files.place / place):
         for folder in (RECORDS_FOLDER, "labels", f"{scratch}/{IMAGE}"):
             files.tidy(folder, deep=False)  # killed writers leave partial metadata files
         if (description := intact_description(files.read(f"{scratch}/{IMAGE}/{ZARR_JSON}"))) is not None:
@@ -238,8 +231,6 @@ def publish(files: Files, scratch: str, name: str, classes: str) -> None:
         list_labels(files, classes)
         with suppress(OSError):  # the next labelling removes what remains
             files.remove_all(scratch)
-    except OSError as error:
-        raise output_error(files.place / place, error) from error
 
 
 def table_path(name: str) -> str:

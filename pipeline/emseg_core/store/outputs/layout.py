@@ -156,10 +156,8 @@ class OutputLayout:
             yield f"{generation.labels}/{level}/{ZARR_JSON}", _array(self.space, shape, shard, inner)
             if self.probabilities:
                 count, space = (len(self.classes),), self.space.with_channels()
-                yield (
-                    f"{generation.probabilities}/{level}/{ZARR_JSON}",
-                    _array(space, count + shape, count + shard, (1, *inner)),
-                )
+                document = _array(space, count + shape, count + shard, (1, *inner))
+                yield f"{generation.probabilities}/{level}/{ZARR_JSON}", document
 
     def create_arrays(self, files: Files, generation: Generation) -> None:
         """Create the empty arrays of a generation; nothing refers to them yet.
@@ -178,7 +176,7 @@ class OutputLayout:
             return {"version": VERSION, "multiscales": multiscales(levels_at(labels, self.space, self.steps), "classes")}
         levels = levels_at(probabilities, self.space.with_channels(), self.steps)
         image = multiscales(levels, "probabilities")
-        return {"version": VERSION, "multiscales": image, "omero": omero(self.classes, NOT_COMPUTED - 1)}
+        return {"version": VERSION, "multiscales": image, "omero": omero(self.classes)}
 
     def _labels(self) -> dict[str, Any]:
         """Return OME metadata of the image of classes, two folders below the image that it belongs to."""

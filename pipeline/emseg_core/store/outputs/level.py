@@ -19,7 +19,7 @@ from emseg_core.errors import BlockError, OutputError
 from emseg_core.grid.blocks import Block, Blocks
 from emseg_core.grid.pyramid import Rule, coarsened
 from emseg_core.outcome import Stopwatch
-from emseg_core.store.files.atomic_write import output_error
+from emseg_core.store.files.atomic_write import output_error, translate_oserror
 from emseg_core.store.files.faults import StoreError, translate_errors
 from emseg_core.store.files.place import Address, Place
 from emseg_core.store.zarrs.arrays import Shards
@@ -61,7 +61,7 @@ class Level:
         ValueError
             If `box` does not consist of whole write units.
         """
-        return list(self.arrays[-1].indices(box))
+        return self.arrays[-1].indices(box)
 
     def is_done(self, box: Box) -> bool:
         """Check whether each write unit of `box` exists in each array.
@@ -172,11 +172,9 @@ class Level:
         OutputError
             If the store fails.
         """
-        for array, index in itertools.product(reversed(self.arrays), self.indices(box)):
-            try:
+        with translate_oserror(self.path):
+            for array, index in itertools.product(reversed(self.arrays), self.indices(box)):
                 array.remove(index)
-            except OSError as error:
-                raise output_error(self.path, error) from error
 
     def ready(self, finer: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Find the write units whose finer write units all exist.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from emseg_core.errors import InputError, OutputError, VolumeError
 from emseg_core.grid.pyramid import Rule, level_shapes
 from emseg_core.grid.stitch import NOT_COMPUTED
 from emseg_core.store.files.atomic_folder import atomic_folder
-from emseg_core.store.files.atomic_write import output_error, output_path
+from emseg_core.store.files.atomic_write import output_path, translate_oserror
 from emseg_core.store.files.faults import StoreError, describe_error
 from emseg_core.store.files.files import Files, LocalFiles, open_files
 from emseg_core.store.files.lease import Token
@@ -64,10 +65,8 @@ def is_taken(place: Place) -> bool:
     """
     if isinstance(place, Path):
         return place.exists() or place.is_symlink()
-    try:
+    with translate_oserror(place):
         return not set(open_files(place).entries()) <= {RECORDS_FOLDER, "labels", Generation(1).probabilities}
-    except OSError as error:
-        raise output_error(place, error) from error
 
 
 def create_output(path: str | Place, layout: OutputLayout, token: Token | None = None) -> None:
@@ -97,10 +96,8 @@ def create_output(path: str | Place, layout: OutputLayout, token: Token | None =
             folder.put(ZARR_JSON, _fill(folder, layout))
         return
     files = open_files(place) if token is None else token.files
-    try:
+    with translate_oserror(place):
         created = files.create(ZARR_JSON, _fill(files, layout))
-    except OSError as error:
-        raise output_error(place, error) from error
     if not created:
         raise OutputError(f"{place} was created by another process in the meantime: choose another name")
 
@@ -136,15 +133,13 @@ def restart_output(place: str | Place, layout: OutputLayout, token: Token | None
     """
     output = open_output(place, token)
     files, new = output.files, Generation(output.generation + 1)
-    try:
+    with translate_oserror(output.path):
         _remove_other_generations(files, output.generation)
         layout.create_arrays(files, new)
         describe_group(files, "labels", labels_attributes(new.classes, ()))
         describe_group(files, "", layout.root(new))
         remove_instances(files)
         write_copies(files, {})
-    except OSError as error:
-        raise output_error(output.path, error) from error
 
 
 def tidy_output(place: str | Place, token: Token | None = None) -> None:
@@ -164,15 +159,13 @@ def tidy_output(place: str | Place, token: Token | None = None) -> None:
     """
     output = open_output(place, token)
     files = output.files
-    try:
+    with translate_oserror(output.path):
         _remove_other_generations(files, output.generation)
         remove_instances(files, output.generation)
         list_labels(files, Generation(output.generation).classes)
         files.tidy("", deep=False)
         files.tidy("labels", deep=False)
         files.tidy(RECORDS_FOLDER)
-    except OSError as error:
-        raise output_error(output.path, error) from error
 
 
 def open_output(path: str | Place, token: Token | None = None) -> Output:
@@ -219,19 +212,16 @@ def open_output(path: str | Place, token: Token | None = None) -> Output:
             images.append((names.probabilities, len(classes), "mean"))
         images.append((names.labels, 0, "mode"))
         steps = [triple(step) for step in own.get("levels", ())]
-        levels: list[Level] = []
-        for step, shape in zip([(1, 1, 1), *steps], level_shapes(region.shape, steps), strict=True):
-            level = _open_level(files, len(levels), step, shape, images)
-            if own.get("masked"):
-                finer = levels[-1].outside if levels else None
-                masked = node.attributes["emseg"].get("recipe", {}).get("mask")
-                left_out = (
-                    _left_out(files, names.outside, level.blocks.grid, masked)
-                    if finer is None
-                    else complete_parents(finer, step)
-                )
-                level = replace(level, outside=left_out)
-            levels.append(level)
+        shapes = level_shapes(region.shape, steps)
+        levels = [
+            _open_level(files, number, step, shape, images)
+            for number, (step, shape) in enumerate(zip([(1, 1, 1), *steps], shapes, strict=True))
+        ]
+        if own.get("masked"):
+            digest = node.attributes["emseg"].get("recipe", {}).get("mask")
+            left_out = _left_out(files, names.outside, levels[0].blocks.grid, digest)
+            outside = itertools.accumulate(steps, complete_parents, initial=left_out)
+            levels = [replace(level, outside=units) for level, units in zip(levels, outside, strict=True)]
         if len({array.unit for level in levels for array in level.arrays}) > 1:
             raise ValueError("the arrays have write units of different shapes")
     except OutputError:
@@ -310,13 +300,7 @@ def _stated_layout(node: Node) -> dict[str, Any]:
     return layout
 
 
-def _open_level(
-    files: Files,
-    number: int,
-    step: Triple,
-    shape: Triple,
-    images: Sequence[tuple[str, int, Rule]],
-) -> Level:
+def _open_level(files: Files, number: int, step: Triple, shape: Triple, images: Sequence[tuple[str, int, Rule]]) -> Level:
     """Open a level of images, each given by its path, its number of channels and the rule of its coarser levels."""
     arrays = [open_shards(files, f"{image}/{number}", channels) for image, channels, _ in images]
     for shards in arrays:

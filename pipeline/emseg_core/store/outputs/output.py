@@ -104,7 +104,7 @@ class Output:
             output; 255 is reserved.
         """
         inside = box.relative_to(self.region.start)
-        self._indices(box)
+        self._refuse_partial(box)
         self._check(box, labels, probabilities)
         with translate_errors(f"the block {box} of {self.path} cannot be written", "check the disk"):
             if self._probabilities is not None and probabilities is not None:
@@ -124,7 +124,7 @@ class Output:
         ValueError
             If `box` does not consist of whole write units.
         """
-        self._indices(box)
+        self._refuse_partial(box)
         return self.levels[0].is_done(box.relative_to(self.region.start))
 
     def done_units(self, *, tidy: bool = False) -> NDArray[np.bool_]:
@@ -185,10 +185,10 @@ class Output:
             raise ValueError(f"{self.path} keeps labels only, not probabilities")
         return self._read(self._probabilities, box)
 
-    def _indices(self, box: Box) -> list[Triple]:
-        """Return the grid index of each write unit of `box`."""
+    def _refuse_partial(self, box: Box) -> None:
+        """Refuse a box that is not whole write units."""
         try:
-            return list(self._labels.indices(box.relative_to(self.region.start)))
+            self._labels.indices(box.relative_to(self.region.start))
         except ValueError as error:
             raise ValueError(f"{box} is not whole write units of {self.unit} within the region {self.region}") from error
 

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 
 from emseg_core.box import Box, Triple
 from emseg_core.errors import BlockError, OrphanError
-from emseg_core.instances.block_segments import BlockSegments, FaceMatches, Segments
+from emseg_core.instances.block_segments import BlockSegments, Segments
 from emseg_core.instances.contacts import Contacts
-from emseg_core.store.files.atomic_write import output_error
+from emseg_core.instances.face_matches import FaceMatches
+from emseg_core.store.files.atomic_write import translate_oserror
 from emseg_core.store.files.faults import translate_errors
 from emseg_core.store.files.files import Files, find_metadata
 from emseg_core.store.files.place import ZARR_JSON, Place
@@ -190,11 +191,7 @@ class Scratch:
             If the file is damaged.
         """
         found = self._read("seams", block)
-        return (
-            FaceMatches(np.zeros((0, 2), np.int64), Contacts.empty())
-            if found is None
-            else FaceMatches(found["same"], _table(Contacts, found))
-        )
+        return FaceMatches.of(Contacts.empty()) if found is None else FaceMatches(found["same"], _table(Contacts, found))
 
     def write_map(self, block: int, numbers: NDArray[np.uint64]) -> None:
         """Store the final ids of the segments of a block.
@@ -335,14 +332,12 @@ def create_scratch(
     """
     files, folder = scratch.files, scratch.folder
     layout = _layout(space, unit, chunk)
-    try:
+    with translate_oserror(scratch.place):
         files.remove_all(folder)
         create_array(files, f"{folder}/{FRAGMENTS}", dtype="uint32", shape=shapes[0][-len(space.names) :], **layout)
         for name, document in image_documents(f"{folder}/{IMAGE}", space, shapes, unit, chunk, group):
             files.put(name, document)
         files.put(f"{folder}/{DESCRIPTION_FILE}", json.dumps(attributes).encode())
-    except OSError as error:
-        raise output_error(scratch.place, error) from error
 
 
 def image_documents(

@@ -12,7 +12,7 @@ from zarr.storage import LocalStore
 
 from emseg_core.box import Triple, triple
 from emseg_core.errors import VolumeError
-from emseg_core.specs.volume import DTYPES
+from emseg_core.specs.volume import DTYPES, check_dtype
 from emseg_core.store.stacks.stack import StatedVoxelSize
 
 
@@ -23,16 +23,13 @@ class Array(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """Length of each axis."""
-        ...
 
     @property
     def dtype(self) -> Any:
         """Data type of the voxels."""
-        ...
 
     def __getitem__(self, index: Any, /) -> Any:
         """Return a part of the array."""
-        ...
 
 
 class ArrayStack:
@@ -50,8 +47,7 @@ class ArrayStack:
                 f"the array has shape {array.shape}, but a volume has axes (z, y, x) or (y, x): select one volume of it"
             )
         self.dtype = np.dtype(array.dtype).newbyteorder("=").name
-        if self.dtype not in DTYPES:
-            raise VolumeError(f"the array is {self.dtype}, but emseg reads {', '.join(DTYPES)}: convert it with astype")
+        check_dtype("the array", self.dtype, DTYPES, "convert it with astype")
         self.shape: Triple = triple((1,) * (3 - len(array.shape)) + tuple(map(int, array.shape)))
         self.stated: StatedVoxelSize | None = None
         self.missing: tuple[int, ...] = ()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from emseg_core.box import triple
+from emseg_core.box import three, triple
 from emseg_core.errors import VolumeError
-from emseg_core.store.files.faults import describe_error
+from emseg_core.store.files.faults import translate_damage
 from emseg_core.store.stacks.hdf5_links import OpenFiles, external_link_error
 from emseg_core.store.stacks.hdf5_voxels import Voxels
-from emseg_core.store.stacks.stack import KnownStack, Stack, StatedVoxelSize
+from emseg_core.store.stacks.stack import KnownStack, Stack, StatedVoxelSize, dataset_error
 from emseg_core.store.volumes.plain_attributes import plain_space
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
 MICROMETRE_ATTRIBUTE = "element_size_um"
 """Attribute in which ImageJ and ilastik store the size (z, y, x) of a voxel, in micrometres."""
-MAX_LISTED = 8
-"""Most names that an error message lists."""
 
 
 @contextmanager
@@ -59,7 +57,7 @@ def open_hdf5(
         of the file.
     """
     with closing(OpenFiles(path)) as files:
-        with _translate_damage(f"the HDF5 file {path}"):
+        with translate_damage(f"the HDF5 file {path} cannot be read"):
             stored = _chosen(files, dataset)
             voxels = Voxels(files, path, stored, allow_missing, set() if known is None else None)
             stack = _Dataset(stored, voxels)
@@ -84,7 +82,7 @@ class _Dataset:
         region = tuple(slice(0, length) for length in self._voxels.shape)
         if len(region) > 2:
             region = (*region[:-3], slice(start, stop), *region[-2:])
-        with _translate_damage(f"slices {start} to {stop - 1} of {self._name}"):
+        with translate_damage(f"slices {start} to {stop - 1} of {self._name} cannot be read"):
             return self._voxels.read(region).reshape(stop - start, *self.shape[1:])
 
     def _size(self) -> StatedVoxelSize | None:
@@ -100,20 +98,8 @@ class _Dataset:
             space = plain_space(attributes, 3, None)
         except ValueError as error:
             raise VolumeError(f"the attributes of {self._name} are wrong, {error}: repair them") from error
-        (z, y, x), (a, b, c), (one, two, three) = space.scale, space.translation, space.units
-        return StatedVoxelSize((z, y, x), (one, two, three), "the attributes of the dataset", (a, b, c))
-
-
-@contextmanager
-def _translate_damage(what: str) -> Iterator[None]:
-    """Raise a `VolumeError` for whatever a damaged file makes h5py, or a filter, raise."""
-    try:
-        yield
-    except VolumeError:
-        raise
-    except Exception as error:
-        where = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
-        raise VolumeError(f"{what} cannot be read ({where}{describe_error(error)}): copy it again") from error
+        source = "the attributes of the dataset"
+        return StatedVoxelSize(three(space.scale), three(space.units), source, three(space.translation))
 
 
 def _chosen(files: OpenFiles, dataset: str | None) -> h5py.Dataset:
@@ -139,9 +125,7 @@ def _chosen(files: OpenFiles, dataset: str | None) -> h5py.Dataset:
         files.open(path).visititems_links(note_link)
         if leading:
             raise leading[0]
-    listed = ", ".join(there[:MAX_LISTED]) + (", ..." if len(there) > MAX_LISTED else "") or "none"
-    said = f"no dataset {dataset!r}" if dataset is not None else f"{len(there)} datasets"
-    raise VolumeError(f"{path} has {said}: choose one with --dataset (available: {listed})")
+    raise dataset_error(path, dataset, there)
 
 
 def _plain(value: Any) -> Any:

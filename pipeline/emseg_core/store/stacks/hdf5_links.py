@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from emseg_core.errors import VolumeError
 from emseg_core.store.files.extras import load_extra
-from emseg_core.store.files.faults import describe_error
+from emseg_core.store.files.faults import translate_damage
 
 if TYPE_CHECKING:
     import h5py
 
 MAX_SOFT_LINKS = 32
 """Most soft links that are followed to a dataset: a chain that leads back to itself never ends."""
+COPY_HINT = "copy all voxels into one dataset"
 MAX_OPEN_FILES = 64
 """Most files that are open at once."""
 
@@ -104,12 +105,10 @@ class OpenFiles:
             if not found.is_relative_to(self._folder):
                 raise VolumeError(
                     f"{what} reads voxels from the file {name!r}, which is outside {self._folder}, where emseg opens no files: "
-                    "copy it into that folder and refer to it there, or copy all voxels into one dataset"
+                    f"copy it into that folder and refer to it there, or {COPY_HINT}"
                 )
             if not regular:
-                raise VolumeError(
-                    f"{what} reads voxels from {name!r}, which is not a regular file: copy all voxels into one dataset"
-                )
+                raise VolumeError(f"{what} reads voxels from {name!r}, which is not a regular file: {COPY_HINT}")
             return self.path if found == self.path.resolve() else found
         raise VolumeError(f"{what} reads voxels from the file {name!r}, which does not exist: copy it into {folder}")
 
@@ -150,12 +149,8 @@ class OpenFiles:
 
     def _opened(self, path: Path) -> h5py.File:
         """Open a file for reading."""
-        try:
+        with translate_damage(f"{path} cannot be opened as HDF5", "give an HDF5 file, or copy it again"):
             return self.h5py.File(path, "r")
-        except OSError as error:
-            raise VolumeError(
-                f"{path} cannot be opened as HDF5 ({describe_error(error)}): give an HDF5 file, or copy it again"
-            ) from error
 
 
 def external_link_error(path: Path, name: str, link: h5py.ExternalLink) -> VolumeError:

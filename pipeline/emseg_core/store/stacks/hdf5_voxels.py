@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from emseg_core.errors import VolumeError
 from emseg_core.specs.volume import DTYPES, MAX_AXIS_LENGTH
 from emseg_core.store.files.decompress import inflate, unpack_lzf
-from emseg_core.store.stacks.hdf5_links import OpenFiles
+from emseg_core.store.stacks.hdf5_links import COPY_HINT, OpenFiles
 
 if TYPE_CHECKING:
     import h5py
@@ -149,17 +149,12 @@ class Voxels:
         there: set[tuple[int, ...]] = set()
         if held:
             stored.chunk_iter(lambda info: there.add(info.chunk_offset))
-        starts = (
-            tuple(i * edge for i, edge in zip(place, chunk, strict=True)) for place in itertools.product(*map(range, grid))
-        )
+        starts = itertools.product(*(range(0, length, edge) for length, edge in zip(self.shape, chunk, strict=True)))
         first = next((start for start in starts if start not in there), None)
+        few = "write them, or read them as the fill value with --allow-missing"
         raise VolumeError(
             f"{self.name} has {said} chunks, but only {held} were written, not the one at {first}: "
-            + (
-                "write them, or read them as the fill value with --allow-missing"
-                if 2 * held > said
-                else "choose another dataset"
-            )
+            f"{few if 2 * held > said else 'choose another dataset'}"
         )
 
     def _known_filters(self, properties: Any) -> list[tuple[int, int]]:
@@ -238,18 +233,14 @@ class Voxels:
     def _virtual(self) -> list[_Mapping]:
         """Return the mappings of a virtual dataset, after checking that they exist and cover it."""
         if len(self._above) > MAX_VIRTUAL_DEPTH or len(set(self._above)) < len(self._above):
-            raise VolumeError(
-                f"{self.name} is a virtual dataset of itself, or nested deeper than {MAX_VIRTUAL_DEPTH}: "
-                "copy all voxels into one dataset"
-            )
+            cause = f"is a virtual dataset of itself, or nested deeper than {MAX_VIRTUAL_DEPTH}"
+            raise VolumeError(f"{self.name} {cause}: {COPY_HINT}")
         mappings = []
         for number, source in enumerate(self._stored.virtual_sources()):
             target = _hyperslabs(self._files.h5py, source.vspace, self.shape)
             within = _hyperslabs(self._files.h5py, source.src_space, None)
             if target is None or within is None or _is_printf_name(source.file_name) or _is_printf_name(source.dset_name):
-                raise VolumeError(
-                    f"source {number} of {self.name} is not a regular selection of fixed size: copy all voxels into one dataset"
-                )
+                raise VolumeError(f"source {number} of {self.name} is not a regular selection of fixed size: {COPY_HINT}")
             if any(run.stop > length for run, length in zip(target, self.shape, strict=True)):
                 raise VolumeError(f"source {number} of {self.name} ends beyond its shape {self.shape}: write it again")
             file, dataset = source.file_name.replace("%%", "%"), source.dset_name.replace("%%", "%")
@@ -257,9 +248,7 @@ class Voxels:
         try:
             gap = _first_gap([mapping.target for mapping in mappings], self.shape, [MAX_COVERAGE_STEPS])
         except RecursionError:
-            raise VolumeError(
-                f"the virtual dataset {self.name} has too many sources to check: copy all voxels into one dataset"
-            ) from None
+            raise VolumeError(f"the virtual dataset {self.name} has too many sources to check: {COPY_HINT}") from None
         if gap is not None:
             raise VolumeError(
                 f"the virtual dataset {self.name} has no source for the voxel {gap}: add sources until they cover {self.shape}"

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg_core.box import AXES, triple
+from emseg_core.box import AXES, three, triple
 from emseg_core.errors import VolumeError
-from emseg_core.specs.volume import DTYPES
+from emseg_core.specs.volume import DTYPES, check_dtype
 from emseg_core.store.files.extras import load_extra
-from emseg_core.store.files.faults import describe_error
+from emseg_core.store.files.faults import translate_damage
 from emseg_core.store.stacks.stack import Stack, StatedVoxelSize
 
 MRC_SUFFIXES = (".mrc", ".map", ".rec", ".st", ".ali")
@@ -42,14 +42,12 @@ def open_mrc(path: Path) -> Iterator[Stack]:
         If mrcfile is not installed, there is no such stack, or emseg cannot read it.
     """
     mrcfile = load_extra("mrcfile", "mrc", path)
-    try:
-        with mrcfile.open(path, mode="r", header_only=True) as opened:
-            header, size = opened.header, opened.voxel_size
-            stored = mrcfile.utils.dtype_from_mode(header.mode).newbyteorder(header.mode.dtype.byteorder)
-    except Exception as error:  # a damaged header may raise anything
-        raise VolumeError(
-            f"{path} cannot be opened as MRC ({describe_error(error)}): give an MRC file, or copy it again"
-        ) from error
+    with (
+        translate_damage(f"{path} cannot be opened as MRC", "give an MRC file, or copy it again"),
+        mrcfile.open(path, mode="r", header_only=True) as opened,
+    ):
+        header, size = opened.header, opened.voxel_size
+        stored = mrcfile.utils.dtype_from_mode(header.mode).newbyteorder(header.mode.dtype.byteorder)
     yield _Mrc(path, header, size, stored)
 
 
@@ -62,17 +60,14 @@ class _Mrc:
         self._path, self._stored = path, stored
         self._offset = header.nbytes + int(header.nsymbt)
         self.dtype = stored.newbyteorder("=").name
-        if self.dtype not in DTYPES:
-            raise VolumeError(
-                f"{path} is {self.dtype}, but emseg reads {', '.join(DTYPES)}: convert it first, for example to mode 6"
-            )
+        check_dtype(path, self.dtype, DTYPES, "convert it first, for example to mode 6")
         self.shape = triple(int(length) for length in (header.nz, header.ny, header.nx))
         held, said = path.stat().st_size - self._offset, math.prod(self.shape) * stored.itemsize
         if min(self.shape) < 1 or held < said:
             raise VolumeError(f"{path} should hold {self.shape} voxels, {said} bytes, but holds {held}: copy it again")
         scale = (float(size.z), float(size.y), float(size.x))
-        first = tuple(float(header.origin[axis]) for axis in AXES)
-        self.stated = StatedVoxelSize(scale, UNITS, "the header", (first[0], first[1], first[2])) if min(scale) > 0 else None
+        first = three(float(header.origin[axis]) for axis in AXES)
+        self.stated = StatedVoxelSize(scale, UNITS, "the header", first) if min(scale) > 0 else None
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         plane, count = self.shape[1] * self.shape[2], stop - start

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from emseg_core.box import AXES, Box
+from emseg_core.box import AXES, Box, three
 from emseg_core.errors import VolumeError
 from emseg_core.specs.volume import DTYPES
-from emseg_core.store.files.faults import describe_error
-from emseg_core.store.stacks.stack import StatedVoxelSize
+from emseg_core.store.files.faults import translate_damage
+from emseg_core.store.stacks.stack import StatedVoxelSize, dataset_error
 from emseg_core.store.stacks.tensor import TensorStack, open_tensor
 from emseg_core.store.stacks.tiff_size import UNITS
 from emseg_core.store.zarrs.nodes import read_json
@@ -33,8 +34,6 @@ LAYOUT_ATTRIBUTES = ("dimensions", "blockSize", "dataType", "compression")
 """Attributes that describe how a dataset is stored."""
 DEFAULT_AXES = ("x", "y", "z", "c", "t")
 """Axes of a dataset that does not name them."""
-MAX_LISTED = 8
-"""Most names that an error message lists."""
 
 
 def is_n5(path: Path) -> bool:
@@ -94,12 +93,10 @@ def open_n5(path: Path, dataset: str | None, *, allow_missing: bool = False) -> 
 
 def _attributes(folder: Path) -> dict[str, Any]:
     """Read the attributes of a group or dataset; empty if it has no such file."""
-    try:
+    unreadable = translate_damage(f"{folder / ATTRIBUTES} cannot be read", "check its permissions")
+    with unreadable, suppress(FileNotFoundError, NotADirectoryError):
         return read_json(folder / ATTRIBUTES)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise VolumeError(f"{folder / ATTRIBUTES} cannot be read ({describe_error(error)}): check its permissions") from error
+    return {}
 
 
 def _is_dataset(folder: Path) -> bool:
@@ -118,9 +115,7 @@ def _chosen(path: Path, dataset: str | None) -> Path:
     finest = [name for name in there if not re.fullmatch("s[1-9][0-9]*", name.rpartition("/")[2])]
     if dataset is None and len(finest) == 1:
         return path / finest[0]
-    listed = ", ".join(there[:MAX_LISTED]) + (", ..." if len(there) > MAX_LISTED else "") or "none"
-    said = f"no dataset {dataset!r}" if dataset is not None else f"{len(there)} datasets"
-    raise VolumeError(f"{path} has {said}: choose one with --dataset (available: {listed})")
+    raise dataset_error(path, dataset, there)
 
 
 def _datasets(container: Path) -> Iterator[str]:
@@ -139,14 +134,13 @@ def _stated(folder: Path, attributes: Mapping[str, Any], axes: tuple[str, ...]) 
     holder = next((found for found in _with_parents(folder) if found.keys() & {"pixelResolution", "resolution"}), None)
     if holder is None:
         return None
-    size, unit = _size(holder)
-    first = holder.get("offset")
-    scale = dict(zip(axes, numbers(size, len(axes), "the resolution"), strict=True))
-    offset = dict(zip(axes, numbers(first, len(axes), "the offset") if first is not None else [0.0] * len(axes), strict=True))
-    factors = dict(zip(axes, _factors(folder, attributes, len(axes)), strict=True))
-    coarse = {axis: scale[axis] * factors[axis] for axis in axes}
-    centre = {axis: offset[axis] + scale[axis] * (factors[axis] - 1) / 2 for axis in axes}
-    return _in_order(coarse, centre, dict(zip(axes, _units(unit, len(axes)), strict=True)))
+    (size, unit), first, count = _size(holder), holder.get("offset"), len(axes)
+    scale = numbers(size, count, "the resolution")
+    offset = numbers(first, count, "the offset") if first is not None else (0.0,) * count
+    factors = _factors(folder, attributes, count)
+    coarse = [size * factor for size, factor in zip(scale, factors, strict=True)]
+    centre = [place + size * (factor - 1) / 2 for place, size, factor in zip(offset, scale, factors, strict=True)]
+    return _in_order(axes, coarse, centre, _units(unit, count))
 
 
 def _size(attributes: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -186,9 +180,7 @@ def _transform(transform: Mapping[str, Any]) -> StatedVoxelSize:
         raise ValueError("the transform names no axes")
     names, count = [axis.lower() for axis in axes], len(axes)
     scale, first = (numbers(transform.get(name), count, f"the transform's {name}") for name in ("scale", "translate"))
-    units = _units(transform.get("units"), count)
-    sizes, places = (dict(zip(names, each, strict=True)) for each in (scale, first))
-    return _in_order(sizes, places, dict(zip(names, units, strict=True)))
+    return _in_order(names, scale, first, _units(transform.get("units"), count))
 
 
 def _units(value: Any, count: int) -> list[str | None]:
@@ -197,11 +189,12 @@ def _units(value: Any, count: int) -> list[str | None]:
     return [UNITS.get(unit.lower()) if isinstance(unit, str) else None for unit in units]
 
 
-def _in_order(scale: Mapping[str, float], first: Mapping[str, float], units: Mapping[str, str | None]) -> StatedVoxelSize:
+def _in_order(
+    axes: Sequence[str], scale: Sequence[float], first: Sequence[float], units: Sequence[str | None]
+) -> StatedVoxelSize:
     """Return the stated voxel size in the order (z, y, x); voxels have size 1 along missing axes."""
-    size_z, size_y, size_x = (scale.get(axis, 1.0) for axis in AXES)
-    z, y, x = (first.get(axis, 0.0) for axis in AXES)
-    unit_z, unit_y, unit_x = (units.get(axis) for axis in AXES)
-    if min(size_z, size_y, size_x) <= 0:
-        raise ValueError(f"the voxels have the size {(size_z, size_y, size_x)}, which must be positive")
-    return StatedVoxelSize((size_z, size_y, size_x), (unit_z, unit_y, unit_x), "the attributes of the dataset", (z, y, x))
+    stated = dict(zip(axes, zip(scale, first, units, strict=True), strict=True))
+    sizes, places, named = zip(*(stated.get(axis, (1.0, 0.0, None)) for axis in AXES), strict=True)
+    if min(sizes) <= 0:
+        raise ValueError(f"the voxels have the size {sizes}, which must be positive")
+    return StatedVoxelSize(three(sizes), three(named), "the attributes of the dataset", three(places))

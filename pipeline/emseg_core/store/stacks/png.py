@@ -13,7 +13,7 @@ from PIL import Image
 
 from emseg_core.box import triple
 from emseg_core.errors import VolumeError
-from emseg_core.store.files.faults import describe_error
+from emseg_core.store.files.faults import translate_damage
 from emseg_core.store.stacks.slices import slice_files
 from emseg_core.store.stacks.stack import KnownStack, StatedVoxelSize
 from emseg_core.store.zarrs.nodes import PNG_SUFFIXES
@@ -90,14 +90,9 @@ def _kind(image: Image.Image) -> tuple[int, int, str]:
 @contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
     """Open a greyscale image; raise a `VolumeError` for whatever a damaged one makes Pillow raise."""
-    try:
-        with Image.open(file, formats=["PNG"]) as image:
-            if image.mode not in GREY:
-                raise VolumeError(
-                    f"{file} has colour mode {image.mode!r}, but emseg reads greyscale of 8 or 16 bits: convert it to greyscale"
-                )
-            yield image
-    except VolumeError:
-        raise
-    except Exception as error:
-        raise VolumeError(f"{file} cannot be read as PNG ({describe_error(error)}): copy it again") from error
+    with translate_damage(f"{file} cannot be read as PNG"), Image.open(file, formats=["PNG"]) as image:
+        if image.mode not in GREY:
+            raise VolumeError(
+                f"{file} has colour mode {image.mode!r}, but emseg reads greyscale of 8 or 16 bits: convert it to greyscale"
+            )
+        yield image

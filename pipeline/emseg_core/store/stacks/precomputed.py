@@ -13,7 +13,7 @@ from typing import Any
 from emseg_core.box import Box
 from emseg_core.errors import VolumeError
 from emseg_core.specs.volume import DTYPES, TRUTH_DTYPES
-from emseg_core.store.files.faults import describe_error
+from emseg_core.store.files.faults import translate_damage
 from emseg_core.store.stacks.stack import StatedVoxelSize
 from emseg_core.store.stacks.tensor import TensorStack, open_tensor
 from emseg_core.store.zarrs.nodes import read_json
@@ -63,16 +63,10 @@ def open_precomputed(path: Path, *, allow_missing: bool = False) -> TensorStack:
     VolumeError
         If tensorstore is not installed, there is no such stack, or emseg cannot read it.
     """
-    try:
+    with translate_damage(f"{path / INFO} cannot be read", "check its permissions"):
         info = read_json(path / INFO)
-    except OSError as error:
-        raise VolumeError(f"{path / INFO} cannot be read ({describe_error(error)}): check its permissions") from error
-    try:
+    with translate_damage(f"{path / INFO} does not describe a volume", "restore it from a copy"):
         stated = _stated(info)
-    except (ValueError, LookupError, TypeError) as error:
-        raise VolumeError(
-            f"{path / INFO} does not describe a volume ({describe_error(error)}): restore it from a copy"
-        ) from error
     finest = info["scales"][0]
     scale = path / str(finest.get("key", ""))
     _refuse_compressed(scale)
@@ -99,13 +93,9 @@ def _stated(info: dict[str, Any]) -> StatedVoxelSize:
 
 def _refuse_compressed(scale: Path) -> None:
     """Raise a `VolumeError` for chunks with a suffix, which tensorstore would take for missing."""
-    try:
-        with os.scandir(scale) as entries:
-            packed = next((entry.name for entry in entries if entry.name.endswith(COMPRESSED_SUFFIXES)), None)
-    except (OSError, ValueError) as error:  # ValueError: an invalid file name
-        raise VolumeError(
-            f"the chunks in {str(scale)!r} cannot be listed ({describe_error(error)}): copy the volume again"
-        ) from error
+    listing = translate_damage(f"the chunks in {str(scale)!r} cannot be listed", "copy the volume again")
+    with listing, os.scandir(scale) as entries:
+        packed = next((entry.name for entry in entries if entry.name.endswith(COMPRESSED_SUFFIXES)), None)
     if packed is not None:
         raise VolumeError(
             f"{scale / packed} is a compressed chunk file: decompress all of them, for example with `gunzip -r {scale}`"

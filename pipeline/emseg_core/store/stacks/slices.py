@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from emseg_core.errors import VolumeError
-from emseg_core.store.files.faults import describe_error
+from emseg_core.store.files.faults import translate_damage
 from emseg_core.store.zarrs.nodes import TIFF_SUFFIXES
 
 MAX_LISTED = 8
@@ -104,11 +104,9 @@ def spans(numbers: Sequence[int]) -> str:
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """List the files of slices, whose names may differ in numbers only."""
-    try:
+    with translate_damage(f"the folder {folder} cannot be read", "check its permissions"):
         files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith(".")]
         files = [path for path in files if path.is_file()]
-    except OSError as error:
-        raise VolumeError(f"the folder {folder} cannot be read ({describe_error(error)}): check its permissions") from error
     if not files:
         raise VolumeError(f"the folder {folder} contains no file {' or '.join(suffixes)}: give a folder of slices")
     if odd := [file.name for file in files if not file.name.isprintable()]:

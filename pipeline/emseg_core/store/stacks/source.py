@@ -6,46 +6,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg_core.box import Box, Triple, triple
+from emseg_core.box import Box, triple
 from emseg_core.errors import InputError
 from emseg_core.grid.reading import CACHE_BYTES
 from emseg_core.ports import VolumeReader
 from emseg_core.specs.volume import TRUTH_DTYPES, VolumeSpec
 from emseg_core.store.files.place import Address, parse_place
+from emseg_core.store.stacks.stack import SliceSource
 from emseg_core.store.stacks.tiff import open_tiff
 from emseg_core.store.volumes.volume import ZarrVolume, open_volume
 from emseg_core.store.zarrs.nodes import METADATA_FILES, TIFF_SUFFIXES
 
 Name = TypeVar("Name", bound=str)
-
-
-class SliceSource(Protocol):
-    """An open volume that is read slice by slice."""
-
-    shape: Triple
-    """Shape (z, y, x) in voxels."""
-    dtype: str
-    """Name of the NumPy dtype, one of `emseg_core.specs.volume.TRUTH_DTYPES`."""
-
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Read slices from `start` to before `stop`.
-
-        Returns
-        -------
-        ndarray
-            ``(z, y, x)`` in the dtype of the volume.
-
-        Raises
-        ------
-        EmsegError
-            If the slices cannot be read.
-        """
-        ...
 
 
 class _Slices:

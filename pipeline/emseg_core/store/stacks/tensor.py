@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from emseg_core.box import AXES, Box, triple
 from emseg_core.errors import VolumeError
+from emseg_core.specs.volume import check_dtype
 from emseg_core.store.files.extras import load_extra
 from emseg_core.store.files.faults import describe_error
 from emseg_core.store.stacks.stack import StatedVoxelSize
@@ -121,8 +122,7 @@ class TensorStack:
                 f"{path} has axes ({said}), but emseg reads one volume of x, y and z: copy that part to a new array"
             )
         self.dtype = array.dtype.name
-        if self.dtype not in dtypes:
-            raise VolumeError(f"{path} is {self.dtype}, but emseg reads {', '.join(dtypes)}: convert it first")
+        check_dtype(path, self.dtype, dtypes)
         self.shape = triple(lengths.get(axis, 1) for axis in AXES)
         if min(self.shape) < 1:
             raise VolumeError(f"{path} has shape {self.shape}, which contains no voxels: copy it again")
@@ -202,16 +202,12 @@ class TensorStack:
         self._refuse_long(box)
         origin = self._array.domain.origin  # a precomputed volume may start at any voxel
         front = self._array.ndim - self._axes
-        where = tuple(
-            slice(first + part.start, first + part.stop)
-            for first, part in zip(origin[front:], box.slices()[-self._axes :], strict=True)
-        )
+        spans = zip(origin[front:], box.slices()[-self._axes :], strict=True)
+        where = tuple(slice(first + part.start, first + part.stop) for first, part in spans)
         try:
             found = np.asarray(self._array[(*origin[:front], *where)].read().result())
         except Exception as error:  # a damaged chunk may raise anything
             cause = describe_tensorstore_error(error)
-            remedy = "copy it again" + (
-                ", or read missing chunks as 0 with --allow-missing" if MISSING_CHUNK_STATUS in cause else ""
-            )
-            raise VolumeError(f"the voxels {box} of {self._path} cannot be read ({cause}): {remedy}") from error
+            more = ", or read missing chunks as 0 with --allow-missing" if MISSING_CHUNK_STATUS in cause else ""
+            raise VolumeError(f"the voxels {box} of {self._path} cannot be read ({cause}): copy it again{more}") from error
         return np.ascontiguousarray(found, self.dtype).reshape(box.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from tifffile import TiffFile, TiffFrame, TiffPage
 
 from emseg_core.box import Triple, triple
 from emseg_core.errors import VolumeError
-from emseg_core.specs.volume import DTYPES, MAX_AXIS_LENGTH
+from emseg_core.specs.volume import DTYPES, MAX_AXIS_LENGTH, check_dtype
 from emseg_core.store.files.decompress import TooLargeError
-from emseg_core.store.files.faults import describe_error
+from emseg_core.store.files.faults import describe_error, translate_damage
 from emseg_core.store.files.place import local_path
 from emseg_core.store.stacks.slices import slice_files
 from emseg_core.store.stacks.stack import KnownStack, Stack
@@ -65,12 +65,8 @@ def open_tiff(
         If there is no such stack, or emseg cannot read it; the message says why and how to fix it.
     """
     path = local_path(source)
-    try:
+    with translate_damage(f"{str(source)!r} cannot be read", "check the spelling of the path"):
         path.stat()
-    except (OSError, ValueError) as error:
-        raise VolumeError(
-            f"{str(source)!r} cannot be read ({describe_error(error)}): check the spelling of the path"
-        ) from error
     if path.is_dir():
         yield _Folder(path, dtypes, allow_missing, known)
     else:
@@ -85,7 +81,7 @@ class _File:
 
     def __init__(self, path: Path, tif: TiffFile, dtypes: tuple[str, ...]) -> None:
         self._path = path
-        with _translate_damage(f"the TIFF file {path}"):
+        with _unreadable(f"the TIFF file {path}"):
             check_ome_claims(path, tif)
             series = tif.series[0]
             self._pages: Sequence[TiffPage | TiffFrame | None] = series.pages
@@ -111,7 +107,7 @@ class _File:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         height, width = self.shape[1:]
         voxels = _allocate((stop - start, height, width), self.dtype)
-        with _translate_damage(f"slices {start} to {stop - 1} of {self._path}"):
+        with _unreadable(f"slices {start} to {stop - 1} of {self._path}"):
             if self._offset is not None:
                 # not np.memmap: if the file is truncated meanwhile, or the disk fails, that would kill the process
                 plane = height * width
@@ -131,7 +127,7 @@ class _Folder:
         self._kind: tuple[tuple[int, ...], str] | None = None if known is None else (known.shape[1:], known.dtype)
         stated = set()
         for file in self._slices.files if known is None else ():
-            with _open(file) as tif, _translate_damage(f"the TIFF file {file}"):
+            with _open(file) as tif, _unreadable(f"the TIFF file {file}"):
                 self._kind = self._kind or self._kind_of(file, tif)
                 self._refuse_other(file, tif)
                 stated.add(stated_size(tif, self._slices.depth))
@@ -145,7 +141,7 @@ class _Folder:
         voxels = _allocate((stop - start, *self.shape[1:]), self.dtype)
         voxels[[place - start for place in self.missing if start <= place < stop]] = 0
         for place, file in self._slices.within(start, stop):
-            with _open(file) as tif, _translate_damage(f"the TIFF file {file}"):
+            with _open(file) as tif, _unreadable(f"the TIFF file {file}"):
                 self._refuse_other(file, tif)
                 voxels[place] = _read_page(tif.pages.first, self.shape[1:])
         return voxels
@@ -168,31 +164,24 @@ class _Folder:
             )
 
 
-@contextmanager
-def _translate_damage(what: str) -> Iterator[None]:
-    """Raise a `VolumeError` for whatever a damaged file makes tifffile raise."""
-    try:
-        yield
-    except VolumeError:
-        raise
-    except Exception as error:
+def _unreadable(what: str) -> AbstractContextManager[None]:
+    """Raise a `VolumeError` within the ``with`` for whatever a damaged file makes tifffile raise."""
+
+    def remedy(error: Exception) -> str:
         missing = isinstance(error, ImportError) or "imagecodecs" in str(error)
-        remedy = "install imagecodecs, or save the file without compression" if missing else "copy it again"
-        raise VolumeError(f"{what} cannot be read ({describe_error(error)}): {remedy}") from error
+        return "install imagecodecs, or save the file without compression" if missing else "copy it again"
+
+    return translate_damage(f"{what} cannot be read", remedy)
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[TiffFile]:
     """Open a TIFF file after checking that all of its pages can be found."""
-    try:
+    with translate_damage(f"{path} cannot be opened as TIFF", "give a TIFF file, or copy it again"):
         said = chain_length(path)
         tif = TiffFile(path)
-    except Exception as error:
-        raise VolumeError(
-            f"{path} cannot be opened as TIFF ({describe_error(error)}): give a TIFF file, or copy it again"
-        ) from error
     with tif:
-        with _translate_damage(f"the TIFF file {path}"):
+        with _unreadable(f"the TIFF file {path}"):
             if said != (found := len(tif.pages)):
                 raise VolumeError(f"{path} should hold {said} pages, but {found} can be read: copy it again")
         yield tif
@@ -254,8 +243,7 @@ def _grey_dtype(path: Path, page: TiffPage, dtypes: tuple[str, ...]) -> str:
             "but emseg reads greyscale where black is zero: convert it to greyscale"
         )
     dtype = "of an unknown type" if page.dtype is None else page.dtype.name
-    if dtype not in dtypes:
-        raise VolumeError(f"{path} is {dtype}, but emseg reads {', '.join(dtypes)}: convert it first, for example to uint8")
+    check_dtype(path, dtype, dtypes, "convert it first, for example to uint8")
     return dtype
 
 
@@ -264,34 +252,28 @@ def _read_page(page: TiffPage | TiffFrame | None, shape: tuple[int, ...]) -> NDA
     if page is None:
         raise VolumeError("a page that the OME-XML describes is missing in the OME-TIFF: copy all its files again")
     _refuse_gaps(page)
-    if (
-        max(start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True))
-        > page.parent.filehandle.size
-    ):
-        raise VolumeError(f"page {page.index} of {page.parent.filehandle.path} is truncated: copy the file again")
+    name = f"page {page.index} of {page.parent.filehandle.path}"
+    end = max(start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True))
+    if end > page.parent.filehandle.size:
+        raise VolumeError(f"{name} is truncated: copy the file again")
     limit_decoder(page)
     try:
         pixels = page.asarray()
     except TooLargeError as error:
-        where = f"a strip or tile of page {page.index} of {page.parent.filehandle.path}"
-        raise VolumeError(f"{where} is damaged, {error}: copy the file again") from error
+        raise VolumeError(f"a strip or tile of {name} is damaged, {error}: copy the file again") from error
     if pixels.shape != shape:
-        raise VolumeError(
-            f"page {page.index} of {page.parent.filehandle.path} is {pixels.shape}, but the first is {shape}: copy it again"
-        )
+        raise VolumeError(f"{name} is {pixels.shape}, but the first is {shape}: copy it again")
     return pixels
 
 
 def _refuse_gaps(page: TiffPage | TiffFrame) -> None:
     """Raise a `VolumeError` for a page with strips or tiles that are not in the file; tifffile would make them up."""
-    path, parts = page.parent.filehandle.path, math.prod(page.chunked)
+    name, parts = f"page {page.index} of {page.parent.filehandle.path}", math.prod(page.chunked)
     offsets, counts = page.dataoffsets, page.databytecounts
     if len(offsets) != parts or len(counts) != parts:
         raise VolumeError(
-            f"page {page.index} of {path} should have {parts} strips or tiles, but states {len(offsets)} offsets "
+            f"{name} should have {parts} strips or tiles, but states {len(offsets)} offsets "
             f"and {len(counts)} lengths: copy the file again"
         )
     if 0 in offsets or (0 in counts and not page.is_contiguous):
-        raise VolumeError(
-            f"page {page.index} of {path} has missing strips or tiles: copy the file again, or save it without gaps"
-        )
+        raise VolumeError(f"{name} has missing strips or tiles: copy the file again, or save it without gaps")

@@ -14,13 +14,8 @@ from tifffile import TIFF, TiffFrame, TiffPage
 from emseg_core.errors import VolumeError
 from emseg_core.store.files.decompress import inflate, unlzma, unpack_bits
 
-DECODERS: dict[int, Callable[[bytes, int], bytes]] = {
-    8: inflate,
-    32946: inflate,
-    50013: inflate,
-    34925: unlzma,
-    32773: unpack_bits,
-}
+DECODERS: dict[int, Callable[[bytes, int], bytes]] = {34925: unlzma, 32773: unpack_bits}
+DECODERS |= dict.fromkeys((8, 32946, 50013), inflate)
 """Decoders by the value of the tag Compression."""
 STRIP_OVERHEAD_BYTES = 2**16
 """Most bytes that compression may add to a strip, besides an eighth of it."""
@@ -41,11 +36,8 @@ def limit_decoder(page: TiffPage | TiffFrame) -> None:
     first: Any = page.keyframe
     if first.compression == 1 or first.dtype is None:
         return
-    rows, width = (
-        (first.tilelength, first.tilewidth)
-        if first.is_tiled
-        else (min(first.rowsperstrip, first.imagelength), first.imagewidth)
-    )
+    strip = min(first.rowsperstrip, first.imagelength), first.imagewidth
+    rows, width = (first.tilelength, first.tilewidth) if first.is_tiled else strip
     most = rows * width * first.dtype.itemsize
     if (longest := max(page.databytecounts)) > most + most // 8 + STRIP_OVERHEAD_BYTES:
         raise VolumeError(

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 from tifffile import TiffFile
 
+from emseg_core.box import three
 from emseg_core.store.stacks.stack import StatedVoxelSize
 
 SPELLINGS = {
@@ -93,8 +94,7 @@ def _stated(sizes: list[float | None], units: list[str | None], source: str) -> 
     """Return a voxel size, unless it is incomplete."""
     if None in sizes or None in units:
         return None
-    z, y, x = (size for size in sizes if size is not None)
-    return StatedVoxelSize((z, y, x), (units[0], units[1], units[2]), source)
+    return StatedVoxelSize(three(size for size in sizes if size is not None), three(units), source)
 
 
 def _voxel(tif: TiffFile, tag: str) -> float | None:

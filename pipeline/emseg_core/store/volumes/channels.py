@@ -95,6 +95,5 @@ def _listed(count: int, labels: Sequence[str]) -> str:
     if not any(labels[:count]):
         return f"0 to {count - 1}"
     shown = itertools.zip_longest(range(min(count, MAX_LISTED)), labels[: min(count, MAX_LISTED)], fillvalue="")
-    return ", ".join(f"{number} ({label})" if label else f"{number}" for number, label in shown) + (
-        f", ... to {count - 1}" if count > MAX_LISTED else ""
-    )
+    listed = ", ".join(f"{number} ({label})" if label else f"{number}" for number, label in shown)
+    return listed + (f", ... to {count - 1}" if count > MAX_LISTED else "")

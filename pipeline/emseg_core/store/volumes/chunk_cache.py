@@ -41,20 +41,12 @@ class ChunkCache:
         self._load = load
         self._limit = limit
         self._kept: OrderedDict[Triple, NDArray[Any]] = OrderedDict()
-        self._kept_bytes = 0
+        self.kept_bytes = 0
+        """Bytes of the chunks in the cache."""
         self._loading: set[Triple] = set()
         self._changed = Condition()
-        self._decoded_bytes = 0
-
-    @property
-    def decoded_bytes(self) -> int:
+        self.decoded_bytes = 0
         """Bytes of all chunks decompressed so far, counted each time."""
-        return self._decoded_bytes
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of the chunks in the cache."""
-        return self._kept_bytes
 
     def read(self, box: Box) -> NDArray[Any]:
         """Read a box within the volume.
@@ -130,9 +122,9 @@ class ChunkCache:
         with self._changed:
             self._loading.discard(place)
             self._kept[place] = chunk
-            self._kept_bytes += chunk.nbytes
-            while self._kept_bytes > self._limit:
-                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+            self.kept_bytes += chunk.nbytes
+            while self.kept_bytes > self._limit:
+                self.kept_bytes -= self._kept.popitem(last=False)[1].nbytes
             self._changed.notify_all()
 
     def _paste(self, place: Triple, chunk: NDArray[Any], box: Box, values: NDArray[Any]) -> None:
@@ -148,7 +140,7 @@ class ChunkCache:
     def _count(self, voxels: int) -> None:
         """Count decompressed voxels."""
         with self._changed:
-            self._decoded_bytes += voxels * self._spec.itemsize * self._spec.together
+            self.decoded_bytes += voxels * self._spec.itemsize * self._spec.together
 
 
 def merge_boxes(places: Collection[Triple], most: int) -> list[Box]:

@@ -10,16 +10,16 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import sleep
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from emseg_core.box import AXES, Box, triple
+from emseg_core.box import AXES, Box, three, triple
 from emseg_core.errors import VolumeError
-from emseg_core.specs.volume import DTYPES, Selection, VolumeSpec
-from emseg_core.store.files.faults import StoreError, describe_error, translate_errors
+from emseg_core.specs.volume import DTYPES, Selection, VolumeSpec, check_dtype
+from emseg_core.store.files.faults import StoreError, translate_damage, translate_errors
 from emseg_core.store.files.files import ArrayFiles
 from emseg_core.store.files.place import Address, Place
 from emseg_core.store.files.remote import RemoteFiles
@@ -29,8 +29,6 @@ from emseg_core.store.volumes.concurrent_reads import read_concurrently
 from emseg_core.store.volumes.plain_attributes import plain_space, spatial_names
 from emseg_core.store.zarrs.nodes import METADATA_FILES_OF, Node, open_array, read_node
 from emseg_core.store.zarrs.ome import Space, channel_labels, level, levels, multiscales_of
-
-T = TypeVar("T")
 
 MAX_LEVEL_DEPTH = 4
 """Most folders from the array of a level up to its OME-Zarr image."""
@@ -66,14 +64,9 @@ class ZarrVolume:
         self._part = part
         self._cache_bytes = cache_bytes
         self._dtypes = dtypes
-        self._spec, self.front = _select(stored, part, dtypes)
-        """Selected index along each axis of the stored array in front of (z, y, x)."""
-        self._chunks = ChunkCache(self._spec, partial(_load, stored.array, self._spec, self.front), cache_bytes)
-
-    @property
-    def spec(self) -> VolumeSpec:
-        """Description of the volume."""
-        return self._spec
+        self.spec, self.front = _select(stored, part, dtypes)
+        """Description of the volume, and selected index along each axis of the stored array in front of (z, y, x)."""
+        self._chunks = ChunkCache(self.spec, partial(_load, stored.array, self.spec, self.front), cache_bytes)
 
     @property
     def decoded_bytes(self) -> int:
@@ -329,8 +322,8 @@ def _select(stored: StoredVolume, part: Selection | None, dtypes: tuple[str, ...
             f"copy the part you want into a volume where ({', '.join(extra)}) have length 1"
         )
     front = choose_entries(extra, array.shape[:-rank], stored.labels, part or Selection())
-    if (dtype := array.dtype.newbyteorder("=").name) not in dtypes:
-        raise VolumeError(f"the volume is {dtype}, but emseg reads {', '.join(dtypes)}: convert it first")
+    dtype = array.dtype.newbyteorder("=").name
+    check_dtype("the volume", dtype, dtypes)
     chunk = _chunks(array)
     flat = 3 - rank
     kept = space.last(rank)
@@ -339,9 +332,9 @@ def _select(stored: StoredVolume, part: Selection | None, dtypes: tuple[str, ...
         dtype=dtype,
         chunk=triple((1,) * flat + chunk[-rank:]),
         rank=rank,
-        scale=_three((1.0,) * flat + kept.scale),
-        translation=_three((0.0,) * flat + kept.translation),
-        units=_three((None,) * flat + kept.units),
+        scale=three((1.0,) * flat + kept.scale),
+        translation=three((0.0,) * flat + kept.translation),
+        units=three((None,) * flat + kept.units),
         channel=front.channel,
         timepoint=front.timepoint,
         together=math.prod(map(min, chunk[:-rank], array.shape[:-rank])),
@@ -351,15 +344,5 @@ def _select(stored: StoredVolume, part: Selection | None, dtypes: tuple[str, ...
 
 def _chunks(array: zarr.Array[Any]) -> tuple[int, ...]:
     """Return the shape of what is decompressed at once: if the array is sharded, that of the inner chunks."""
-    try:
+    with translate_damage("the chunks have no common shape", "write the volume with regular chunks"):
         return tuple(int(length) for length in array.chunks)
-    except Exception as error:  # irregular chunk grids have no such shape
-        raise VolumeError(
-            f"the chunks have no common shape ({describe_error(error)}): write the volume with regular chunks"
-        ) from error
-
-
-def _three(values: tuple[T, ...]) -> tuple[T, T, T]:
-    """Check that there are exactly three values."""
-    z, y, x = values
-    return z, y, x

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -190,13 +190,7 @@ class Shards:
     """
 
     def __init__(
-        self,
-        files: Files,
-        name: str,
-        array: zarr.Array[Any],
-        channels: int,
-        permit: Callable[[], None] | None,
-        dense: bool,
+        self, files: Files, name: str, array: zarr.Array[Any], channels: int, permit: Callable[[], None] | None, dense: bool
     ) -> None:
         """Use an open array; `channels` is 0 if it has no channel axis.
 
@@ -205,32 +199,23 @@ class Shards:
         ValueError
             If the array is not laid out as `create_array` does.
         """
-        channel_shape = _channel_shape(channels)
-        rank, folder = array.ndim - len(channel_shape), files.place / name
-        if rank not in (2, 3) or array.shards is None or array.shape[: len(channel_shape)] != channel_shape:
+        self.channels: tuple[int, ...] = (channels,) if channels else ()
+        """Shape of the channel axis: ``(channels,)``, or ``()`` if the array has none."""
+        rank, folder = array.ndim - len(self.channels), files.place / name
+        if rank not in (2, 3) or array.shards is None or array.shape[: len(self.channels)] != self.channels:
             raise ValueError(f"the array {folder} with shape {array.shape} and shards {array.shards} is laid out differently")
         if array.metadata.codecs != (sharding(array.chunks, array.dtype),):  # type: ignore[union-attr]
             raise ValueError(f"the array {folder} has other codecs: {array.metadata.codecs}")  # type: ignore[union-attr]
         self.array = array
         self._files = files
         self._permit = permit
-        self._dense = dense
+        self.dense = dense
+        """Whether shards that contain only fill values are stored as well."""
         chunks = math.prod(s // c for s, c in zip(array.shards, array.chunks, strict=True))
         self._index_bytes = INDEX_ENTRY_BYTES * chunks + CHECKSUM_BYTES
         self._name = name
-        self._channels = channels
         self._rank = rank
         self._sent: dict[Triple, tuple[int, int]] = {}
-
-    @property
-    def dense(self) -> bool:
-        """Whether shards that contain only fill values are stored as well."""
-        return self._dense
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Shape of the channel axis: ``(channels,)``, or ``()`` if the array has none."""
-        return _channel_shape(self._channels)
 
     @property
     def shape(self) -> Triple:
@@ -268,7 +253,7 @@ class Shards:
         """Return the file of the shard with this index (z, y, x) in the grid."""
         return "/".join((self._folder, *map(str, index[-self._rank :])))
 
-    def indices(self, box: Box) -> Iterator[Triple]:
+    def indices(self, box: Box) -> list[Triple]:
         """Return the index of each shard in `box`.
 
         Returns
@@ -284,7 +269,7 @@ class Shards:
         for start, stop, unit, length in zip(box.start, box.stop, self.unit, self.shape, strict=True):
             if start < 0 or start % unit or stop > length or (stop % unit and stop != length):
                 raise ValueError(f"the box {box} is not whole write units of {self.unit} in {self.shape}")
-        return iter(box.cells(self.unit))
+        return box.cells(self.unit)
 
     def read(self, box: Box) -> NDArray[Any]:
         """Read a box.
@@ -299,7 +284,7 @@ class Shards:
         Exception
             Of almost any type, if what is stored is damaged.
         """
-        found = np.asarray(self.array[self._selection(box)])
+        found = np.asarray(self.array[(*map(slice, self.channels), *box.slices()[-self._rank :])])
         return found.reshape((*self.channels, *box.shape))
 
     def write(self, box: Box, values: NDArray[Any]) -> None:
@@ -326,7 +311,7 @@ class Shards:
         """
         if values.shape != (*self.channels, *box.shape):
             raise ValueError(f"the values have shape {values.shape}, which is not that of {box}")
-        indices = list(self.indices(box))
+        indices = self.indices(box)
         if len(indices) == 1:
             self._write_shard(indices[0], box, values)
             return
@@ -339,7 +324,7 @@ class Shards:
         part = part.reshape((*self.channels, *part.shape[-self._rank :]))
         array, file = self.array, self._file(index)
         values = part.astype(array.dtype, copy=False)
-        document = encode_shard(values, array.shards or (), array.chunks, array.fill_value, dense=self._dense)
+        document = encode_shard(values, array.shards or (), array.chunks, array.fill_value, dense=self.dense)
         if document is None:
             self._files.remove(file)
             return
@@ -416,21 +401,11 @@ class Shards:
     @property
     def _folder(self) -> str:
         """Folder of the shards, each of which contains all channels."""
-        return f"{self._name}/c/0" if self._channels else f"{self._name}/c"
-
-    def _selection(self, box: Box) -> tuple[slice, ...]:
-        """Return the slices of a box, with all channels, along the axes of the array."""
-        all_channels = tuple(slice(length) for length in self.channels)
-        return all_channels + box.slices()[-self._rank :]
+        return f"{self._name}/c/0" if self.channels else f"{self._name}/c"
 
     def _three(self, lengths: tuple[int, ...]) -> Triple:
         """Return lengths along the axes of the array as (z, y, x)."""
         return triple((1,) * (3 - self._rank) + lengths[-self._rank :])
-
-
-def _channel_shape(channels: int) -> tuple[int, ...]:
-    """Return the shape of the channel axis, which an array without channels does not have."""
-    return (channels,) if channels else ()
 
 
 def _short(document: bytes | memoryview) -> int:

@@ -14,7 +14,7 @@ import zarr
 from emseg_core.documents import read_document
 from emseg_core.errors import VolumeError
 from emseg_core.store.files.event_loop import end_loop_at_exit
-from emseg_core.store.files.faults import StoreError, describe_error
+from emseg_core.store.files.faults import StoreError, describe_error, translate_damage
 from emseg_core.store.files.files import ArrayFiles, Files, LocalFiles, find_metadata
 from emseg_core.store.files.place import ZARR_JSON, Address, Place, local_path, parse_place
 from emseg_core.store.files.remote import MAX_CACHED_INDICES, MAX_METADATA_BYTES, TooLongError, open_remote
@@ -183,12 +183,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _json(file: Place, data: bytes) -> dict[str, Any]:
     """Parse a JSON object; raise `VolumeError` if it is damaged."""
-    try:
+    with translate_damage(f"{file} is damaged", "restore it from a copy, or write the Zarr again"):
         document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise VolumeError(
-            f"{file} is damaged ({describe_error(error)}): restore it from a copy, or write the Zarr again"
-        ) from error
     if not isinstance(document, dict):
         raise VolumeError(f"{file} holds {type(document).__name__}, not an object: restore it from a copy")
     return document

@@ -5,6 +5,8 @@ from __future__ import annotations
 import colorsys
 from typing import Any
 
+from emseg_core.grid.stitch import QUANTA
+
 GOLDEN = 0.6180339887498949
 """Golden ratio: steps of this fraction of the colour circle keep any number of hues apart."""
 
@@ -43,15 +45,15 @@ def image_label(classes: tuple[str, ...], image: str | None = None) -> dict[str,
     }
 
 
-def omero(classes: tuple[str, ...], highest: int) -> dict[str, Any]:
-    """Return OME-Zarr metadata ``omero`` for an image with one channel per class and values from 0 to `highest`.
+def omero(classes: tuple[str, ...]) -> dict[str, Any]:
+    """Return OME-Zarr metadata ``omero`` for an image with one channel per class and stored probabilities as values.
 
     Returns
     -------
     dict
         The metadata, to be stored as JSON.
     """
-    window = {"min": 0, "max": highest, "start": 0, "end": highest}
+    window = {"min": 0, "max": QUANTA, "start": 0, "end": QUANTA}
     return {
         "channels": [
             {"label": name, "color": "{:02X}{:02X}{:02X}".format(*colour(index)), "active": True, "window": window}

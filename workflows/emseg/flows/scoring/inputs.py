@@ -15,7 +15,8 @@ from emseg_core.errors import InputError, OutputError
 from emseg_core.store.files.place import Place
 from emseg_core.store.outputs.lifecycle import is_output, open_output
 from emseg_core.store.outputs.output import Output
-from emseg_core.store.stacks.source import SliceSource, open_slices
+from emseg_core.store.stacks.source import open_slices
+from emseg_core.store.stacks.stack import SliceSource
 from emseg_core.truth import CLASSES, IGNORE, check_meaning, class_truth, membrane_truth, whole_numbers
 
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emseg_core.box import Triple, triple
 from emseg_core.errors import ModelError
+from emseg_core.specs.contract import Contract
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """The network as a function from tiles ``(n, z, y, x) float32`` to ``(n, channels, z', y', x') float32``.
@@ -62,6 +64,11 @@ class ProbeResult:
     """Whether the channels of each voxel sum to 1."""
     only_tile: Triple | None
     """The only tile shape (z, y, x) that the network accepts, if there is just one."""
+
+    def contract(self, **facts: Any) -> Contract:
+        """Return the contract of the network, given the fields that no probe shows."""
+        found = {name: getattr(self, name) for name in ("context", "lattice", "least", "crop", "local", "only_tile")}
+        return Contract(**found, **facts)
 
 
 def probe(run: Run, *, planar: bool, hint: Triple | None = None) -> ProbeResult:

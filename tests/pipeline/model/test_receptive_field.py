@@ -11,7 +11,7 @@ from torch import nn
 
 from emseg_core.errors import ModelError
 from emseg_core.model.adapter import apply_network
-from emseg_core.receptive_field import ProbeResult, probe
+from emseg_core.model.receptive_field import ProbeResult, probe
 from emseg_core.specs.model import ModelSpec
 
 Array = NDArray[np.float32]
