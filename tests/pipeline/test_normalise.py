@@ -45,7 +45,8 @@ class Hills:
         assert self.spec.box.contains(box)
         self.reads.append(box)
         z, y, x = np.ogrid[box.slices()]
-        return (100 * z + (7919 * z + 104_729 * y * y + 1_299_709 * x * x + y * x) % 251).astype(np.uint16)
+        made: NDArray[np.uint16] = (100 * z + (7919 * z + 104_729 * y * y + 1_299_709 * x * x + y * x) % 251).astype(np.uint16)
+        return made
 
 
 def noise(shape: Triple, dtype: str = "uint8", seed: int = 0) -> NDArray[Any]:
@@ -269,7 +270,7 @@ def test_json_keeps_every_bit(data: st.DataObject, depth: int) -> None:
 def test_what_was_measured_becomes_mean_0_and_deviation_1() -> None:
     values = noise((5, 40, 40))
     for scope in ("volume", "slice"):
-        found, _ = survey(ArrayVolume(values), scope)  # type: ignore[arg-type]
+        found, _ = survey(ArrayVolume(values), scope)
         applied = found.apply(values, Box.of_shape((5, 40, 40)))
         assert applied.mean() == pytest.approx(0, abs=1e-5)
         assert applied.std() == pytest.approx(1, abs=1e-5)

@@ -97,7 +97,7 @@ def test_same_content_same_digest(path: Path, tmp_path: Path) -> None:
 
 
 def test_channels_last_and_bfloat16_are_stored_plain(tmp_path: Path) -> None:
-    network = UNet(SPEC).to(memory_format=torch.channels_last_3d).to(torch.bfloat16)
+    network = UNet(SPEC).to(memory_format=torch.channels_last_3d).to(torch.bfloat16)  # type: ignore[call-overload]
     save_model(tmp_path / "m.safetensors", network, CARD)
     weights = load_model(tmp_path / "m.safetensors").weights
     for name, tensor in network.state_dict().items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, output: Path, **more: object) -> None:
+def run(folder: Path, output: Path, **more: Any) -> None:
     segment(folder / "volume.zarr", output, model=folder / "model.safetensors", workers=0, probabilities=True, **more)
 
 

@@ -178,9 +178,10 @@ def test_any_number_of_workers_gives_the_same_bytes(
 
 
 def test_a_cluster_by_its_address_gives_the_same_bytes(planar: Case, cluster: Callable[[int], Client], tmp_path: Path) -> None:
-    security = cluster(3).security
+    security, scheduler = cluster(3).security, cluster(3).scheduler
+    assert scheduler is not None
     tls = tuple(map(Path, (security.tls_ca_file, security.tls_client_cert, security.tls_client_key)))
-    planar.run(tmp_path / "output.zarr", scheduler=cluster(3).scheduler.address, tls=tls, workers=None)
+    planar.run(tmp_path / "output.zarr", scheduler=scheduler.address, tls=tls, workers=None)
     assert bytes_of(tmp_path / "output.zarr") == bytes_of(planar.reference)
     assert cluster(3).submit(int, 7).result() == 7  # the cluster is somebody else's, and goes on
 
