@@ -188,3 +188,7 @@ def best_blur(raw: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
 def test_links_lead_somewhere(readme: str) -> None:
     for target in LINK.findall((ROOT / readme).read_text()):
         assert (ROOT / readme).parent.joinpath(target).exists(), target
+
+
+def test_links_are_found() -> None:
+    assert len(LINK.findall((ROOT / "README.md").read_text())) > 10

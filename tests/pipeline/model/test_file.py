@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -300,8 +299,10 @@ def test_any_damage_ends_in_a_model_error_or_a_model(
     data = path.read_bytes()
     path.write_bytes(data[:place] + patch + data[place + len(patch) :])
     for read in (read_header, load_model):
-        with suppress(ModelError):
+        try:
             read(path)
+        except ModelError as error:
+            assert "\n" not in str(error)  # noqa: PT017
 
 
 def test_a_card_does_nothing_to_a_terminal(path: Path) -> None:

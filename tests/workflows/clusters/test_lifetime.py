@@ -184,13 +184,16 @@ def test_a_session_whose_scheduler_goes_wrong(monkeypatch: pytest.MonkeyPatch) -
     with local_cluster(1, 1, elastic=NONE) as client:
         session = Session(client, None, Dispatch(iter(()), Policy()))  # type: ignore[arg-type]
         for error in (RuntimeError("no loop"), asyncio.CancelledError()):
+            raised: list[BaseException] = []
 
-            def fail(*_: object, error: BaseException = error, **__: object) -> None:
+            def fail(*_: object, error: BaseException = error, raised: list[BaseException] = raised, **__: object) -> None:
+                raised.append(error)
                 raise error
 
             with monkeypatch.context() as patched:
                 patched.setattr(client, "sync", fail)
                 session.close()
+            assert raised == [error]
 
 
 def test_workers_outlive_the_thread_that_started_them() -> None:

@@ -562,6 +562,7 @@ def test_places_that_do_not_do(tmp_path: Path) -> None:
 
 def test_a_long_name_that_fits(tmp_path: Path) -> None:
     make(tmp_path / ("n" * 255))
+    assert open_output(tmp_path / ("n" * 255)).region == REGION
 
 
 @pytest.mark.parametrize(
