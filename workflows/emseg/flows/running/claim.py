@@ -161,6 +161,13 @@ class Claim:
 def claim_output(place: Place, notify: Observer) -> Iterator[Claim]:
     """Claim an output path; the claim is withdrawn at the end of the ``with`` unless a run has held it.
 
+    Parameters
+    ----------
+    place
+        Place of the output.
+    notify
+        Function that is given notices.
+
     Yields
     ------
     Claim

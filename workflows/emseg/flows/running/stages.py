@@ -31,6 +31,15 @@ def lease_lost(lease: Lease, event: Event, notify: Observer) -> bool:
 
     The heartbeat detects that within seconds. A failed block prompts a look at once, as that may be why it failed.
 
+    Parameters
+    ----------
+    lease
+        Lease of this run.
+    event
+        What has just happened.
+    notify
+        Function that is given notices.
+
     Returns
     -------
     bool

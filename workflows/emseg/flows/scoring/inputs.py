@@ -143,6 +143,11 @@ class Truth:
     def check(self, classes: tuple[str, ...]) -> None:
         """Refuse a truth whose classes are not among those of an output.
 
+        Parameters
+        ----------
+        classes
+            Classes of the output.
+
         Raises
         ------
         InputError
@@ -156,7 +161,13 @@ class Truth:
         check_meaning(self.meaning, classes, self._ignore)
 
     def crop(self, part: Box) -> None:
-        """Restrict the truth to a part, from whose start slices, rows and columns are counted from now on."""
+        """Restrict the truth to a part, from whose start slices, rows and columns are counted from now on.
+
+        Parameters
+        ----------
+        part
+            A box within the truth, in voxels.
+        """
         self._part = part
         self.shape = part.shape
 
@@ -240,6 +251,11 @@ def open_class_map(path: Place, truth: Truth, stack: ExitStack) -> ClassMap:
 
 def check_complete(output: Output) -> None:
     """Check that all blocks of an output are computed.
+
+    Parameters
+    ----------
+    output
+        The open output.
 
     Raises
     ------
