@@ -46,7 +46,18 @@ class Segments:
 
     @classmethod
     def stacked(cls, tables: Sequence[Segments]) -> Segments:
-        """Concatenate tables."""
+        """Concatenate tables.
+
+        Parameters
+        ----------
+        tables
+            Tables, at least one.
+
+        Returns
+        -------
+        Segments
+            Their rows, in order.
+        """
         columns = {field.name: [getattr(table, field.name) for table in (cls.empty(), *tables)] for field in fields(cls)}
         return cls(**{name: np.concatenate(parts) for name, parts in columns.items()})
 
@@ -76,7 +87,18 @@ class Segments:
         return Segments(first, voxels, start, stop, sums)
 
     def rows(self, kept: NDArray[np.bool_] | Indices) -> Segments:
-        """Select rows."""
+        """Select rows.
+
+        Parameters
+        ----------
+        kept
+            Whether each row is kept, ``(n,) bool``, or indices of rows.
+
+        Returns
+        -------
+        Segments
+            These rows.
+        """
         return replace(self, **{field.name: getattr(self, field.name)[kept] for field in fields(self)})
 
 
@@ -105,12 +127,34 @@ class FaceMatches:
 
     @classmethod
     def of(cls, contacts: Contacts) -> FaceMatches:
-        """Return matches that consist of contacts only."""
+        """Return matches that consist of contacts only.
+
+        Parameters
+        ----------
+        contacts
+            Contacts across the faces of a block.
+
+        Returns
+        -------
+        FaceMatches
+            The contacts, and no pairs.
+        """
         return cls(np.zeros((0, 2), np.int64), contacts)
 
     @classmethod
     def combined(cls, tables: Iterable[FaceMatches]) -> FaceMatches:
-        """Combine several tables."""
+        """Combine several tables.
+
+        Parameters
+        ----------
+        tables
+            Matches of several faces.
+
+        Returns
+        -------
+        FaceMatches
+            All pairs, and the contacts added up.
+        """
         several = [cls.of(Contacts.empty()), *tables]
         return cls(np.concatenate([table.same for table in several]), Contacts.combined([table.contacts for table in several]))
 
@@ -120,7 +164,20 @@ class FaceMatches:
         return np.concatenate([self.same.ravel(), self.contacts.one, self.contacts.other])
 
     def where(self, same: NDArray[np.bool_], contacts: NDArray[np.bool_]) -> FaceMatches:
-        """Select pairs and contacts."""
+        """Select pairs and contacts.
+
+        Parameters
+        ----------
+        same
+            Whether each pair is kept, ``(pairs,) bool``.
+        contacts
+            Whether each contact is kept, ``(contacts,) bool``.
+
+        Returns
+        -------
+        FaceMatches
+            These pairs and contacts.
+        """
         return FaceMatches(self.same[same], self.contacts.where(contacts))
 
 

@@ -121,7 +121,18 @@ class VolumeSpec:
         return (z, y, x)
 
     def crop(self, region: Box) -> tuple[float, float, float]:
-        """Return the translation (z, y, x), in `units`, of the first voxel of a region."""
+        """Return the translation (z, y, x), in `units`, of the first voxel of a region.
+
+        Parameters
+        ----------
+        region
+            A box within the volume, in voxels.
+
+        Returns
+        -------
+        tuple of float
+            The translation.
+        """
         z, y, x = (t + s * o for t, s, o in zip(self.translation, self.scale, region.start, strict=True))
         return (z, y, x)
 

@@ -43,6 +43,11 @@ class TruthKind(Protocol):
     def classes(self, numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
         """Map numbers to classes.
 
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
+
         Returns
         -------
         NDArray
@@ -52,6 +57,11 @@ class TruthKind(Protocol):
 
     def segments(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         """Map numbers to segments.
+
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
 
         Returns
         -------
@@ -73,6 +83,11 @@ class InstanceIds:
     def numbers(self, stored: NDArray[Any]) -> NDArray[np.int32]:
         """Renumber the ids within a box.
 
+        Parameters
+        ----------
+        stored
+            Stored ids, ``(z, y, x)``.
+
         Returns
         -------
         NDArray
@@ -91,6 +106,11 @@ class InstanceIds:
     def classes(self, numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
         """Derive classes from ids.
 
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
+
         Returns
         -------
         NDArray
@@ -100,6 +120,11 @@ class InstanceIds:
 
     def segments(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         """Return the ids, which are the segments.
+
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
 
         Returns
         -------
@@ -125,6 +150,11 @@ class ClassValues:
     def numbers(self, stored: NDArray[Any]) -> NDArray[np.int32]:
         """Map stored values to classes.
 
+        Parameters
+        ----------
+        stored
+            Stored values, ``(z, y, x)``.
+
         Returns
         -------
         NDArray
@@ -140,6 +170,11 @@ class ClassValues:
     def classes(self, numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
         """Return the numbers, which are the classes.
 
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
+
         Returns
         -------
         NDArray
@@ -149,6 +184,11 @@ class ClassValues:
 
     def segments(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         """Label the connected components of labelled voxels that are not membrane, connected through faces.
+
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
 
         Returns
         -------
@@ -215,6 +255,11 @@ class ValidationVolume:
     @classmethod
     def of(cls, source: TrainingVolume) -> ValidationVolume:
         """Load a whole volume.
+
+        Parameters
+        ----------
+        source
+            Voxels and truth, which are still on the disk.
 
         Returns
         -------

@@ -57,6 +57,11 @@ GIVE_UP_SECONDS = 20.0
 def default_workers(threads: int) -> int:
     """Return how many worker processes keep each core that this process may use busy, with this many threads per predictor.
 
+    Parameters
+    ----------
+    threads
+        Number of threads of a predictor.
+
     Returns
     -------
     int
@@ -68,6 +73,11 @@ def default_workers(threads: int) -> int:
 def workers_within(needed: int) -> int:
     """Return for how many worker processes there is a core, and this many bytes of memory, each.
 
+    Parameters
+    ----------
+    needed
+        Bytes of memory that one worker needs.
+
     Returns
     -------
     int
@@ -78,6 +88,11 @@ def workers_within(needed: int) -> int:
 
 def memory_share(threads: int) -> int:
     """Return the memory of this machine per worker of `default_workers`.
+
+    Parameters
+    ----------
+    threads
+        Number of threads of a predictor.
 
     Returns
     -------
@@ -165,6 +180,13 @@ def worker_command(client: Client, blocks_in_flight: int) -> str:
 
     The other host must have this Python environment and the files under the same paths.
 
+    Parameters
+    ----------
+    client
+        Client of the cluster.
+    blocks_in_flight
+        Number of blocks that a worker processes at a time.
+
     Returns
     -------
     str
@@ -176,6 +198,13 @@ def worker_command(client: Client, blocks_in_flight: int) -> str:
 
 def worker_options(security: Any, blocks_in_flight: int) -> list[str]:
     """Return the options of `WORKER_MODULE` on another host that sees the certificate's files.
+
+    Parameters
+    ----------
+    security
+        Certificate and key as files.
+    blocks_in_flight
+        Number of blocks that a worker processes at a time.
 
     Returns
     -------
@@ -206,6 +235,11 @@ def worker_class_name() -> str:
 
 def tunnel_command(client: Client) -> str:
     """Return the command line that forwards the dashboard of a `local_cluster` to the same port of the user's machine.
+
+    Parameters
+    ----------
+    client
+        Client of the cluster.
 
     Returns
     -------
@@ -412,6 +446,13 @@ class GuardedCluster(SpecCluster):
     def resize(self, useful: int, idle: set[str]) -> set[str]:
         """Adapt the number of workers to the number that is useful.
 
+        Parameters
+        ----------
+        useful
+            Number of workers that have something to do.
+        idle
+            Addresses of the workers without a block.
+
         Returns
         -------
         set of str
@@ -504,6 +545,11 @@ def signals_blocked() -> Iterator[None]:
 
     Ctrl-C in a terminal, and a batch system near its limit, signal every process of a job. The driver alone decides then; its
     workers continue with the blocks in progress. A signal that arrives meanwhile is handled after the ``with``.
+
+    Yields
+    ------
+    None
+        While the signals are blocked.
     """
     resource_tracker.ensure_running()  # started later, in the event loop's thread, it would unblock the signals there
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -529,6 +575,11 @@ def _check_own(host: str) -> None:
 
 def free_port(wanted: int) -> int:
     """Return `wanted` if nothing listens there, else 0, which lets the system choose.
+
+    Parameters
+    ----------
+    wanted
+        Number of a port.
 
     Returns
     -------

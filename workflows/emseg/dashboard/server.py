@@ -26,7 +26,13 @@ class Boards:
         self.known: dict[str, Board] = {}
 
     def open(self, description: RunDescription) -> None:
-        """Add a run, or replace what is known about it."""
+        """Add a run, or replace what is known about it.
+
+        Parameters
+        ----------
+        description
+            Description of the run.
+        """
         self.known.pop(description.run, None)
         while len(self.known) >= MAX_BOARDS:
             self.known.pop(next((run for run, board in self.known.items() if board.last.over), next(iter(self.known))))
@@ -55,6 +61,13 @@ class _Json(RequestHandler):
 def open_board(description: RunDescription, dask_scheduler: Scheduler | None = None) -> None:
     """Show a run on the dashboard of this scheduler. Called through `distributed.Client.run_on_scheduler`.
 
+    Parameters
+    ----------
+    description
+        Description of the run.
+    dask_scheduler
+        The scheduler, which Dask fills in.
+
     Raises
     ------
     RuntimeError
@@ -69,6 +82,15 @@ def open_board(description: RunDescription, dask_scheduler: Scheduler | None = N
 
 def update_board(run: str, message: RunUpdate, dask_scheduler: Scheduler | None = None) -> bool:
     """Apply an update to the board of a run. Called through `distributed.Client.run_on_scheduler`.
+
+    Parameters
+    ----------
+    run
+        Name of the run.
+    message
+        The update.
+    dask_scheduler
+        The scheduler, which Dask fills in.
 
     Returns
     -------

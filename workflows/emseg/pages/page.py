@@ -122,6 +122,11 @@ def is_page(start: bytes) -> bool:
 def headline(pairs: Iterable[tuple[object, str]]) -> Markup:
     """Show a few numbers in large type, each above its name.
 
+    Parameters
+    ----------
+    pairs
+        Number and name.
+
     Returns
     -------
     Markup
@@ -132,6 +137,13 @@ def headline(pairs: Iterable[tuple[object, str]]) -> Markup:
 
 def state(words: str, colour: str) -> Markup:
     """Show a state as one or two words in a colour.
+
+    Parameters
+    ----------
+    words
+        The state.
+    colour
+        A colour as CSS has it.
 
     Returns
     -------
@@ -144,6 +156,11 @@ def state(words: str, colour: str) -> Markup:
 def facts(pairs: Iterable[tuple[str, object]]) -> Markup:
     """Show a table of names and values, without the values that are None.
 
+    Parameters
+    ----------
+    pairs
+        Name and value.
+
     Returns
     -------
     Markup
@@ -155,6 +172,13 @@ def facts(pairs: Iterable[tuple[str, object]]) -> Markup:
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> Markup:
     """Show a table.
+
+    Parameters
+    ----------
+    columns
+        Columns of the table.
+    rows
+        A value for each column.
 
     Returns
     -------
@@ -188,6 +212,13 @@ def paragraph(*contents: object, kind: str = "") -> Markup:
 def figure(drawing: Markup, caption: str) -> Markup:
     """Show a picture or a chart above its caption.
 
+    Parameters
+    ----------
+    drawing
+        An image or an SVG document.
+    caption
+        Text below it.
+
     Returns
     -------
     Markup
@@ -198,6 +229,11 @@ def figure(drawing: Markup, caption: str) -> Markup:
 
 def row(figures: Iterable[Markup]) -> Markup:
     """Show figures side by side, as many per row as fit.
+
+    Parameters
+    ----------
+    figures
+        Any figures.
 
     Returns
     -------
@@ -235,6 +271,11 @@ def picture(png: bytes, shape: tuple[float, float], caption: str, marks: Iterabl
 def product(lengths: Iterable[int]) -> str:
     """Format lengths along axes.
 
+    Parameters
+    ----------
+    lengths
+        Lengths along the axes.
+
     Returns
     -------
     str
@@ -245,6 +286,11 @@ def product(lengths: Iterable[int]) -> str:
 
 def amount(voxels: int) -> str:
     """Format a number of voxels.
+
+    Parameters
+    ----------
+    voxels
+        Number of voxels.
 
     Returns
     -------

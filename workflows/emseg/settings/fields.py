@@ -7,12 +7,38 @@ from typing import Any
 
 
 def setting(default: Any, text: str) -> Any:
-    """Return a dataclass field whose text is both its documentation and the help of its option."""
+    """Return a dataclass field whose text is both its documentation and the help of its option.
+
+    Parameters
+    ----------
+    default
+        Value of the field if none is given.
+    text
+        What the field means.
+
+    Returns
+    -------
+    Any
+        A `dataclasses.field`.
+    """
     return field(default=default, metadata={"text": text})
 
 
 def has_field(kind: type, name: str) -> bool:
-    """Return whether a dataclass has a field."""
+    """Return whether a dataclass has a field.
+
+    Parameters
+    ----------
+    kind
+        A dataclass.
+    name
+        Name of the field.
+
+    Returns
+    -------
+    bool
+        True if it has one.
+    """
     return any(entry.name == name for entry in fields(kind))
 
 

@@ -33,6 +33,11 @@ class CoarsenWork:
     ) -> Iterator[tuple[Callable[[Block], Outcome], Numerics | None]]:
         """Open the levels.
 
+        Parameters
+        ----------
+        turn
+            Has no effect: there is no predictor.
+
         Yields
         ------
         process : callable

@@ -37,6 +37,11 @@ class ExportWork:
     ) -> Iterator[tuple[Callable[[Block], Outcome], Numerics | None]]:
         """Open the level and the target.
 
+        Parameters
+        ----------
+        turn
+            Has no effect: there is no predictor.
+
         Yields
         ------
         process : callable

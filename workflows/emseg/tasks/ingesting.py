@@ -55,6 +55,11 @@ class IngestWork:
     ) -> Iterator[tuple[Callable[[Block], Outcome], Numerics | None]]:
         """Open the source and the new volume; while one part is compressed and written, another is read.
 
+        Parameters
+        ----------
+        turn
+            Held while a part is read; None if there is only one block at a time.
+
         Yields
         ------
         process : callable

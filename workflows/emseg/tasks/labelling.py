@@ -50,6 +50,11 @@ class LabelWork:
     ) -> Iterator[tuple[Callable[[Block], Outcome], Numerics | None]]:
         """Open the output and the intermediate files.
 
+        Parameters
+        ----------
+        turn
+            Has no effect: there is no predictor.
+
         Yields
         ------
         process : callable

@@ -37,6 +37,11 @@ class RereadWork:
     ) -> Iterator[tuple[Callable[[Block], Outcome], Numerics | None]]:
         """Open the volume.
 
+        Parameters
+        ----------
+        turn
+            Has no effect: there is no predictor.
+
         Yields
         ------
         process : callable

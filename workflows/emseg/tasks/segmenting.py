@@ -51,6 +51,11 @@ class SegmentWork:
     ) -> Iterator[tuple[Callable[[Block], Outcome], Numerics | None]]:
         """Load the model and open the arrays; see `open_context`.
 
+        Parameters
+        ----------
+        turn
+            Held while the network runs; None if there is only one block at a time.
+
         Yields
         ------
         process : callable
@@ -151,6 +156,13 @@ def with_augmentation(predictor: Predictor, recipe: Recipe) -> Predictor:
 
     Numerics and their canary are those of the network alone: augmentation adds the same NumPy arithmetic on each of its
     tiles, as any run does for probabilities.
+
+    Parameters
+    ----------
+    predictor
+        Predictor of the network alone.
+    recipe
+        Recipe of the run.
 
     Returns
     -------

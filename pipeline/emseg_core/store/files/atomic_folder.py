@@ -105,6 +105,11 @@ def lease_folder(folder: Path, path: Path) -> Lease:
 def clear_leftovers(folder: Path) -> None:
     """Remove everything that earlier processes have left in a leased folder.
 
+    Parameters
+    ----------
+    folder
+        Folder that this process has leased.
+
     Raises
     ------
     OSError
@@ -120,6 +125,16 @@ def clear_leftovers(folder: Path) -> None:
 @contextmanager
 def translate_write_errors(path: Path) -> Iterator[None]:
     """Turn an `OSError` within the ``with`` into an `OutputError` that names `path`.
+
+    Parameters
+    ----------
+    path
+        File or folder that is written.
+
+    Yields
+    ------
+    None
+        While the body writes.
 
     Raises
     ------

@@ -86,6 +86,15 @@ class TooLongError(ValueError):
 def refuse_too_long(name: str, size: int, most: int) -> None:
     """Check that a file has at most `most` bytes.
 
+    Parameters
+    ----------
+    name
+        Name of the file, for the message.
+    size
+        Its size in bytes.
+    most
+        Largest size allowed, in bytes.
+
     Raises
     ------
     TooLongError
@@ -121,13 +130,34 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         return _open, (self.place, self._patient, self._cached_indices, self.owner)
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of an object; None if there is no such object."""
+        """Return the content of an object; None if there is no such object.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+
+        Returns
+        -------
+        bytes or None
+            The content.
+        """
         with suppress(FileNotFoundError), _translating_errors():
             return bytes(self.store.get(name).bytes())
         return None
 
     def read_metadata(self, name: str) -> bytes | None:
         """Return the content of a metadata object; None if there is no such object.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+
+        Returns
+        -------
+        bytes or None
+            The content.
 
         Raises
         ------
@@ -143,6 +173,18 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
     def is_missing(self, name: str, beside: str) -> bool:
         """Return whether an object is missing although the object `beside`, which is looked up first, exists.
 
+        Parameters
+        ----------
+        name
+            Name of the object.
+        beside
+            Name of an object that always exists.
+
+        Returns
+        -------
+        bool
+            True if only `beside` exists.
+
         Raises
         ------
         StoreError
@@ -154,6 +196,13 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
 
     def read_range(self, name: str, asked: ByteRange) -> tuple[bytes, int, int] | None:
         """Read some bytes of an object.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+        asked
+            Which bytes.
 
         Returns
         -------
@@ -168,6 +217,11 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
     @contextmanager
     def reading(self, name: str) -> Iterator[IO[bytes]]:
         """Open an object to be read piece by piece; all of it is loaded into memory.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
 
         Yields
         ------
@@ -184,7 +238,18 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         yield stream
 
     def size(self, name: str) -> int | None:
-        """Return the size of an object in bytes; None if there is no such object."""
+        """Return the size of an object in bytes; None if there is no such object.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+
+        Returns
+        -------
+        int or None
+            Bytes.
+        """
         with suppress(FileNotFoundError), _translating_errors():
             return int(self.store.head(name)["size"])
         return None
@@ -230,6 +295,11 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """Open an object to be written piece by piece; it is sent when the ``with`` ends.
 
+        Parameters
+        ----------
+        name
+            Name of the object.
+
         Yields
         ------
         binary file
@@ -251,6 +321,13 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
 
     def create(self, name: str, document: bytes) -> bool:
         """Create an object unless one of this name exists.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+        document
+            Content of the object.
 
         Returns
         -------
@@ -288,13 +365,35 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         return True
 
     def modified(self, name: str) -> float | None:
-        """Return when an object was last written, in seconds by the clock of the store; None if there is no such object."""
+        """Return when an object was last written, in seconds by the clock of the store; None if there is no such object.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+
+        Returns
+        -------
+        float or None
+            Seconds.
+        """
         with suppress(FileNotFoundError), _translating_errors():
             return float(self.store.head(name)["last_modified"].timestamp())
         return None
 
     def clock(self, folder: str) -> float:
-        """Return the current time of that clock, by creating an object in a folder for a moment."""
+        """Return the current time of that clock, by creating an object in a folder for a moment.
+
+        Parameters
+        ----------
+        folder
+            Folder that the object is created in.
+
+        Returns
+        -------
+        float
+            Seconds.
+        """
         probe = f"{folder}/.emseg-{secrets.token_hex(6)}"
         self.put(probe, b"now")
         now = self.modified(probe)
@@ -302,14 +401,36 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         return now or 0.0
 
     def entries(self, folder: str = "") -> list[str]:
-        """Return the names of the objects and folders in a folder, sorted; none if there is no such folder."""
+        """Return the names of the objects and folders in a folder, sorted; none if there is no such folder.
+
+        Parameters
+        ----------
+        folder
+            Name of the folder; empty for the root.
+
+        Returns
+        -------
+        list of str
+            Names without the path.
+        """
         with _translating_errors():
             found = self.store.list_with_delimiter(folder or None)
         paths = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
         return sorted(path.rpartition("/")[2] for path in paths)
 
     def names(self, prefix: str = "") -> list[str]:
-        """Return the names of all objects that begin with `prefix`, sorted, except hidden ones."""
+        """Return the names of all objects that begin with `prefix`, sorted, except hidden ones.
+
+        Parameters
+        ----------
+        prefix
+            How the names begin.
+
+        Returns
+        -------
+        list of str
+            Names of objects.
+        """
         folder, slash, start = prefix.rpartition("/")
         found: list[str] = []
         for entry in self.entries(folder):
@@ -320,6 +441,13 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
 
     def sizes(self, folder: str, *, tidy: bool = False) -> Iterator[tuple[str, int]]:  # noqa: ARG002  nothing is half-written
         """List the objects below a folder with their sizes; each request lists a thousand.
+
+        Parameters
+        ----------
+        folder
+            Name of the folder.
+        tidy
+            Has no effect: nothing is half-written.
 
         Yields
         ------
@@ -333,6 +461,11 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
 
     def tags(self, folder: str) -> Iterator[tuple[str, str]]:
         """List the objects below a folder with their tags.
+
+        Parameters
+        ----------
+        folder
+            Name of the folder.
 
         Yields
         ------
@@ -348,13 +481,25 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         """Do nothing: an object that a killed writer had not sent completely never existed."""
 
     def remove(self, name: str) -> None:
-        """Remove an object, if it exists."""
+        """Remove an object, if it exists.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+        """
         self.check_owner()
         with suppress(FileNotFoundError), _translating_errors():
             self.store.delete(name)
 
     def remove_all(self, folder: str) -> None:
-        """Remove all objects below a folder."""
+        """Remove all objects below a folder.
+
+        Parameters
+        ----------
+        folder
+            Name of the folder.
+        """
         self.check_owner()
         names = [f"{folder}/{name}" for name, _ in self.sizes(folder)]
         for first in range(0, len(names), LIST_PAGE_SIZE):
@@ -362,7 +507,15 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
                 self.store.delete(names[first : first + LIST_PAGE_SIZE])
 
     def rename(self, name: str, to: str) -> None:
-        """Rename an object, replacing any object of the new name."""
+        """Rename an object, replacing any object of the new name.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+        to
+            Its new name.
+        """
         self.check_owner()
         with _translating_errors():
             self.store.copy(name, to)
@@ -372,6 +525,13 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         """Rename a Zarr node with all that is in it; the new name must not exist.
 
         Its metadata are copied last and removed first, so an interrupted call can be repeated to finish it.
+
+        Parameters
+        ----------
+        folder
+            Name of the node.
+        to
+            Its new name.
         """
         self.check_owner()
         names = [name for name, _ in self.sizes(folder) if name != ZARR_JSON]

@@ -40,6 +40,11 @@ MAX_LISTED = 8
 def is_n5(path: Path) -> bool:
     """Check whether a path is an N5 container, or a group or dataset in one.
 
+    Parameters
+    ----------
+    path
+        Any path.
+
     Returns
     -------
     bool

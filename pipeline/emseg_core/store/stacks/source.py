@@ -35,6 +35,11 @@ class SliceSource(Protocol):
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read slices from `start` to before `stop`.
 
+        Parameters
+        ----------
+        start, stop
+            First slice, and the one after the last.
+
         Returns
         -------
         ndarray
@@ -97,6 +102,11 @@ def _two_layer_bytes(spec: VolumeSpec) -> int:
 def is_tiff(path: Path) -> bool:
     """Check whether a path is a TIFF file, by its name, or a folder that contains TIFF files and is not Zarr.
 
+    Parameters
+    ----------
+    path
+        Any path.
+
     Returns
     -------
     bool
@@ -125,6 +135,11 @@ class LoadedVolume:
     def read(self, box: Box) -> NDArray[Any]:
         """Return a copy of the voxels of `box`.
 
+        Parameters
+        ----------
+        box
+            A box within the volume, in voxels.
+
         Returns
         -------
         ndarray
@@ -150,6 +165,11 @@ class Section:
 
     def read(self, box: Box) -> NDArray[Any]:
         """Read the voxels of `box`.
+
+        Parameters
+        ----------
+        box
+            A box within the section, in voxels.
 
         Returns
         -------
