@@ -83,7 +83,7 @@ def test_a_low_precision_that_is_good_enough(
     assert report.exit_code == 0
     assert bytes_of(tmp_path / "out") == whole
     shards(tmp_path / "out")[0].unlink()
-    with pytest.raises(OutputError, match=f'numerics.precision: "{LOW[0]}" / "float32"'):
+    with pytest.raises(OutputError, match=f'numerics.precision was "{LOW[0]}", now "float32"'):
         segment(folder / "volume.zarr", tmp_path / "out", precision="float32", workers=0, **settings)  # type: ignore[arg-type]
 
 
@@ -111,7 +111,7 @@ def test_a_low_precision_that_is_not_good_enough(folder: Path, tmp_path: Path, m
     events: list[Event] = []
     segment(folder / "volume.zarr", tmp_path / "auto", model=folder / "planar", workers=0, on_event=events.append)
     assert recipe_of(open_output(tmp_path / "auto")).numerics.precision == "float32"
-    assert any(f"--precision {LOW[0]} takes it all the same" in message for message in told(events))
+    assert any(f"to use it anyway, give --precision {LOW[0]}" in message for message in told(events))
     asked = {"model": folder / "planar", "precision": LOW[0]}
     segment(folder / "volume.zarr", tmp_path / "asked", workers=0, **asked)  # type: ignore[arg-type]
     recipe = recipe_of(open_output(tmp_path / "asked"))
