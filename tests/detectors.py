@@ -14,7 +14,7 @@ class Dark:
     """Looks at each voxel alone."""
 
     version = "1"
-    classes = ("inside", "membrane")
+    classes: tuple[str, ...] = ("inside", "membrane")
     planar = True
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -143,7 +143,7 @@ class NoClasses:
 class NoPlane(NoVersion):
     """Does not say whether it looks along z."""
 
-    version, planar = "1", None
+    version, planar = "1", None  # type: ignore[assignment]
 
 
 class WrongSpec(Dark):

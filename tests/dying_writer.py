@@ -34,4 +34,4 @@ def dying(fsync: Callable[[int], None]) -> Callable[[int], None]:
 
 
 if os.fsync.__name__ != "dying":  # a worker loads its preloads twice
-    os.fsync = dying(os.fsync)
+    os.fsync = dying(os.fsync)  # type: ignore[assignment]

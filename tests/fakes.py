@@ -20,6 +20,7 @@ from emseg_core.normalise import Normalisation, normalised
 from emseg_core.ports import Batch, LabelWriter, Predictor
 from emseg_core.recipe import Recipe
 from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.network import NetworkSpec
 from emseg_core.specs.numerics import Numerics
 from emseg_core.specs.volume import VolumeSpec
 
@@ -135,7 +136,7 @@ class MeanClassifier(LocalMean):
 class SayingPredictor:
     """Predicts the same logit everywhere for each class, however odd."""
 
-    def __init__(self, spec: ModelSpec, logits: tuple[float, ...]) -> None:
+    def __init__(self, spec: NetworkSpec, logits: tuple[float, ...]) -> None:
         self.spec = spec
         self._logits = np.array(logits, np.float32)[None, :, None, None, None]
 

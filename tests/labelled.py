@@ -42,7 +42,8 @@ def by_blocks(stored: NDArray[np.uint8], unit: Triple, labelling: Labelling, sid
     ]
     blocks = offsets.reshape([len(places) for places in grid])
     merged = merge_segments(blocks, lambda block: tables_of_blocks[block], lambda block: matches[block], labelling, side)
-    given, tables = np.zeros(len(merged.segments), np.uint64), []
+    given = np.zeros(len(merged.segments), np.uint64)
+    tables: list[Segments] = []
     final, width = np.zeros(shape, np.uint64), len(grid[1]) * len(grid[2])
     for first in range(0, len(boxes), width):
         row = range(first, first + width)
@@ -76,8 +77,8 @@ def flooded(joined: dict[Triple, set[Triple]], shape: Triple) -> Ids:
 def slow_components(inside: NDArray[np.bool_], connectivity: int) -> Ids:
     """Components by a search over neighbours."""
     steps = [step for step in STEPS if sum(map(abs, step)) <= {6: 1, 18: 2, 26: 3}[connectivity]]
-    joined = {}
-    for place in map(tuple, np.argwhere(inside).tolist()):
+    joined: dict[Triple, set[Triple]] = {}
+    for place in map(triple, np.argwhere(inside).tolist()):
         near = [triple(np.add(place, step)) for step in steps]
         joined[place] = {there for there in near if _within(there, inside.shape) and inside[there]}
     return flooded(joined, triple(inside.shape))
@@ -127,9 +128,9 @@ def slow_fragments(boundary: NDArray[np.uint8], labelling: Labelling) -> Ids:
         lower = [there for there in near[place] if heights[there] < heights[place]]
         lowest[place] = min(lower, key=lambda there: heights[there], default=None)
     joined: dict[Triple, set[Triple]] = {place: set() for place in lowest}
-    for place, there in lowest.items():
+    for place, lower_place in lowest.items():
         level = [other for other in near[place] if heights[other] == heights[place] and lowest[other] is None]
-        for other in [there] if there is not None else level:
+        for other in [lower_place] if lower_place is not None else level:
             joined[place].add(other)
             joined[other].add(place)
     return flooded(joined, triple(boundary.shape))

@@ -65,11 +65,11 @@ def mean_in_one_pass(network: UNet, values: NDArray[Any]) -> NDArray[Any]:
     return mean[(slice(None), *Box.of_shape(shape).slices())]
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Most bytes of tensors alive at once inside the ``with``, those of the tensors that come in included."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self._alive = 0
         self._seen: set[int] = set()
 
@@ -106,6 +106,7 @@ class LiveBytes(TorchDispatchMode):
 def live_bytes(network: UNet, tile: Triple) -> int:
     """Most bytes of tensors alive at once while a predictor takes one tile, by watching it."""
     predictor, zeros = TorchPredictor(network, threads=1), np.zeros((1, *tile), np.float32)
-    with LiveBytes() as watch:
+    watch = LiveBytes()
+    with watch:
         predictor.predict(zeros)
     return watch.peak

@@ -21,7 +21,8 @@ def mirror(values: NDArray[Any], box: Box) -> NDArray[Any]:
 
 def voxels(box: Box) -> set[Triple]:
     """Each voxel of a box."""
-    return set(itertools.product(*(range(start, stop) for start, stop in zip(box.start, box.stop, strict=True))))
+    z, y, x = map(range, box.start, box.stop)
+    return set(itertools.product(z, y, x))
 
 
 def painted(within: Box, parts: list[Box]) -> NDArray[np.int64]:

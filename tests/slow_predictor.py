@@ -26,4 +26,4 @@ def slow(predict: Callable[..., NDArray[np.float32]]) -> Callable[..., NDArray[n
 
 for kind in (TorchPredictor, OpenVinoPredictor):
     if kind.predict.__name__ != "slow":  # a worker loads its preloads twice
-        kind.predict = slow(kind.predict)  # type: ignore[attr-defined]
+        kind.predict = slow(kind.predict)  # type: ignore[method-assign]

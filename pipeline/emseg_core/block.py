@@ -271,11 +271,33 @@ class Seen:
     """Standard deviation of each slice, ``(z)``."""
 
     def shows_only(self, value: float) -> bool:
-        """Return whether every voxel has this value."""
+        """Return whether every voxel has this value.
+
+        Parameters
+        ----------
+        value
+            A voxel value before it is normalised.
+
+        Returns
+        -------
+        bool
+            False if there is another value.
+        """
         return bool((self.voxels == value).all())
 
     def batch(self, group: list[Tile]) -> Batch:
-        """Return the input of these tiles as a batch that is not normalised yet."""
+        """Return the input of these tiles as a batch that is not normalised yet.
+
+        Parameters
+        ----------
+        group
+            Tiles of one shape.
+
+        Returns
+        -------
+        Batch
+            Voxels ``(n, z, y, x)`` in the volume's type, with the statistics of each slice.
+        """
         where = [tile.source.relative_to(self.box.start).slices() for tile in group]
         mean, deviation = (np.stack([table[slices[0]] for slices in where]) for table in (self.mean, self.deviation))
         # no copy for a single tile: batches are read-only

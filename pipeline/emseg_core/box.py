@@ -82,7 +82,18 @@ class Box:
 
     @classmethod
     def of_shape(cls, shape: Triple) -> Box:
-        """Return the box of this shape (z, y, x), in voxels, that starts at the origin."""
+        """Return the box of this shape (z, y, x), in voxels, that starts at the origin.
+
+        Parameters
+        ----------
+        shape
+            Shape (z, y, x) in voxels.
+
+        Returns
+        -------
+        Box
+            From (0, 0, 0) to `shape`.
+        """
         return cls((0, 0, 0), shape)
 
     @classmethod
@@ -114,16 +125,49 @@ class Box:
         return math.prod(self.shape)
 
     def grow(self, margin: Triple) -> Box:
-        """Return this box extended by `margin` voxels (z, y, x) on both sides of each axis."""
+        """Return this box extended by `margin` voxels (z, y, x) on both sides of each axis.
+
+        Parameters
+        ----------
+        margin
+            Voxels (z, y, x) to add on either side.
+
+        Returns
+        -------
+        Box
+            The larger box, which may begin below zero.
+        """
         return Box(self.relative_to(margin).start, self.shift(margin).stop)
 
     def shift(self, offset: Triple) -> Box:
-        """Return this box moved by `offset` voxels (z, y, x)."""
+        """Return this box moved by `offset` voxels (z, y, x).
+
+        Parameters
+        ----------
+        offset
+            Distance (z, y, x) in voxels.
+
+        Returns
+        -------
+        Box
+            A box of the same shape.
+        """
         start, stop = (triple(c + o for c, o in zip(corner, offset, strict=True)) for corner in (self.start, self.stop))
         return Box(start, stop)
 
     def refine(self, step: Triple) -> Box:
-        """Return the same box on a grid where each voxel is divided into `step` (z, y, x) voxels."""
+        """Return the same box on a grid where each voxel is divided into `step` (z, y, x) voxels.
+
+        Parameters
+        ----------
+        step
+            Number of finer voxels (z, y, x) along each edge of a voxel.
+
+        Returns
+        -------
+        Box
+            In finer voxels.
+        """
         start, stop = (triple(c * s for c, s in zip(corner, step, strict=True)) for corner in (self.start, self.stop))
         return Box(start, stop)
 
@@ -149,15 +193,47 @@ class Box:
         return [triple(cell) for cell in itertools.product(*ranges)]
 
     def relative_to(self, origin: Triple) -> Box:
-        """Return this box in coordinates whose origin is at `origin`."""
+        """Return this box in coordinates whose origin is at `origin`.
+
+        Parameters
+        ----------
+        origin
+            Position (z, y, x) of the origin, in voxels.
+
+        Returns
+        -------
+        Box
+            A box of the same shape.
+        """
         return self.shift(triple(-o for o in origin))
 
     def contains(self, other: Box) -> bool:
-        """Return whether every voxel of `other` lies in this box."""
+        """Return whether every voxel of `other` lies in this box.
+
+        Parameters
+        ----------
+        other
+            Another box.
+
+        Returns
+        -------
+        bool
+            False if a voxel of `other` lies outside.
+        """
         return all(map(le, self.start, other.start)) and all(map(ge, self.stop, other.stop))
 
     def intersect(self, other: Box) -> Box:
         """Return the box of the voxels that both boxes share.
+
+        Parameters
+        ----------
+        other
+            Another box.
+
+        Returns
+        -------
+        Box
+            The shared voxels.
 
         Raises
         ------
@@ -168,6 +244,11 @@ class Box:
 
     def slices(self) -> tuple[slice, slice, slice]:
         """Return NumPy slices (z, y, x) that select this box from an array.
+
+        Returns
+        -------
+        tuple of slice
+            One slice for each axis.
 
         Raises
         ------

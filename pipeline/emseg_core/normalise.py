@@ -66,7 +66,18 @@ class Normalisation:
         return normalised(values, *self.table(np.arange(box.start[0], box.stop[0])))
 
     def table(self, slices: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return mean and deviation, each ``(z) float32``, of these z slices of the volume."""
+        """Return mean and deviation, each ``(z) float32``, of these z slices of the volume.
+
+        Parameters
+        ----------
+        slices
+            Indices of slices within the volume, ``(z) int64``.
+
+        Returns
+        -------
+        tuple of ndarray
+            Mean and deviation.
+        """
         rows = slices if self.scope == "slice" else np.zeros_like(slices)
         return np.array(self.mean, np.float32)[rows], np.array(self.deviation, np.float32)[rows]
 
@@ -178,7 +189,22 @@ def sample_boxes(volume: VolumeSpec, scope: Scope, seed: int) -> Iterator[Box]:
 
 
 def refuse_nonfinite(values: NDArray[Any], box: Box, error: type[Exception]) -> None:
-    """Raise `error` with the first voxel of `box` that is NaN or infinite, if there is one."""
+    """Raise `error` with the first voxel of `box` that is NaN or infinite, if there is one.
+
+    Parameters
+    ----------
+    values
+        Voxels ``(z, y, x)`` of `box`.
+    box
+        Where the voxels lie in the volume.
+    error
+        Type of the error to raise.
+
+    Raises
+    ------
+    Exception
+        An `error`, if a voxel is not finite.
+    """
     if values.dtype.kind != "f" or np.isfinite(values).all():
         return
     where = np.argwhere(~np.isfinite(values))[0]

@@ -18,7 +18,18 @@ MAX_COUNT = 2**63
 
 
 def is_count(value: Any) -> bool:
-    """Return whether a value from a document can be a number of blocks, voxels or bytes."""
+    """Return whether a value from a document can be a number of blocks, voxels or bytes.
+
+    Parameters
+    ----------
+    value
+        Any JSON value.
+
+    Returns
+    -------
+    bool
+        False if it is not a whole number, or out of range.
+    """
     return type(value) is int and 0 <= value < MAX_COUNT
 
 
@@ -126,7 +137,18 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside the ``with`` block under `name`, a field of `Seconds`."""
+        """Count the time inside the ``with`` block under `name`, a field of `Seconds`.
+
+        Parameters
+        ----------
+        name
+            Name of the phase.
+
+        Yields
+        ------
+        None
+            While the phase lasts.
+        """
         self._lap()
         self._phases.append(name)
         try:
@@ -143,5 +165,11 @@ class Stopwatch:
         self._since = now
 
     def seconds(self) -> Seconds:
-        """Return the sums so far."""
+        """Return the sums so far.
+
+        Returns
+        -------
+        Seconds
+            Seconds of each phase.
+        """
         return Seconds(**self._spent)

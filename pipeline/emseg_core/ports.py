@@ -123,4 +123,15 @@ class LabelWriter(Protocol):
         """
 
     def is_done(self, box: Box) -> bool:
-        """Return whether every write unit of `box` exists in every array of the run."""
+        """Return whether every write unit of `box` exists in every array of the run.
+
+        Parameters
+        ----------
+        box
+            Whole write units, in the volume's coordinates.
+
+        Returns
+        -------
+        bool
+            True if all of them exist.
+        """

@@ -41,7 +41,18 @@ def printable(text: object, keep: str = "") -> str:
 
 
 def printable_lines(lines: Iterable[object]) -> str:
-    """Escape each line and join them with line breaks, so that no line can start another one."""
+    """Escape each line and join them with line breaks, so that no line can start another one.
+
+    Parameters
+    ----------
+    lines
+        Lines, or what becomes one by `str`.
+
+    Returns
+    -------
+    str
+        Text without a line break at the end.
+    """
     return "\n".join(map(printable, lines))
 
 
@@ -55,6 +66,16 @@ class PrintableStream:
     def write(self, text: str) -> int:
         """Write text, escaped, and return its length.
 
+        Parameters
+        ----------
+        text
+            Any text.
+
+        Returns
+        -------
+        int
+            Length of `text` before it was escaped.
+
         Raises
         ------
         TypeError
@@ -66,7 +87,13 @@ class PrintableStream:
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write several texts in order."""
+        """Write several texts in order.
+
+        Parameters
+        ----------
+        lines
+            Any texts.
+        """
         for line in lines:
             self.write(line)
 

@@ -22,7 +22,7 @@ from runs import PLANAR, save_random_model, texture
 from emseg import label, segment, view
 from emseg.flows.view import View
 from emseg.viewing.state import fragment
-from emseg_core.box import Box
+from emseg_core.box import Box, triple
 from emseg_core.grid.stitch import NOT_COMPUTED, QUANTA
 from emseg_core.store.outputs.instances import open_instances
 from emseg_core.store.outputs.lifecycle import open_output
@@ -52,12 +52,13 @@ def browser() -> Iterator[Browser]:
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a part of a volume as users have them, with all that there can be, and one block missing."""
     folder = tmp_path_factory.mktemp("seen")
-    placed = {"voxel_size": SIZE, "offset": (90, 800, -40), "units": "nm"}
+    placed: dict[str, Any] = {"voxel_size": SIZE, "offset": (90, 800, -40), "units": "nm"}
     zarr.create_array(folder / "v.zarr", data=texture(SHAPE), chunks=(3, 64, 64), zarr_format=2, order="F", attributes=placed)
     model = save_random_model(folder / "m.safetensors", PLANAR)
     segment(folder / "v.zarr", folder / "o.zarr", model=model, roi=str(REGION), probabilities=True, workers=0)
     label(folder / "o.zarr", class_name="membrane", smallest=40, workers=0)
-    corner = Box((Z, *REGION.start[1:]), (Z + 1, *(first + 1 for first in REGION.start[1:]))).relative_to(REGION.start)
+    start = triple((Z, *REGION.start[1:]))
+    corner = Box(start, triple(first + 1 for first in start)).relative_to(REGION.start)
     for level in reversed(open_output(folder / "o.zarr").levels):
         blocks = (level.blocks.block(number).write for number in range(len(level.blocks)))
         level.remove(next(box for box in blocks if box.contains(corner)))
@@ -65,7 +66,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def state_of(shown: View) -> dict[str, Any]:
-    return json.loads(unquote(shown.link.partition("#!")[2]))
+    state: dict[str, Any] = json.loads(unquote(shown.link.partition("#!")[2]))
+    return state
 
 
 def settle(page: Page) -> None:
@@ -106,7 +108,7 @@ def at_voxels(pixels: NDArray[np.uint8], state: dict[str, Any], box: Box) -> NDA
     x, y, *_ = state["position"]
     rows = pixels.shape[0] / 2 + (800 / SIZE[1] + np.arange(box.start[1], box.stop[1]) - y) * 2 * ZOOM
     columns = pixels.shape[1] / 2 + (-40 / SIZE[2] + np.arange(box.start[2], box.stop[2]) - x) * ZOOM
-    return pixels[np.floor(rows).astype(int)][:, np.floor(columns).astype(int)]
+    return np.asarray(pixels[np.floor(rows).astype(int)][:, np.floor(columns).astype(int)])
 
 
 def assert_close(found: NDArray[np.uint8], wanted: NDArray[Any]) -> None:
@@ -177,7 +179,7 @@ def test_each_voxel_is_where_it_is_in_its_colour(browser: Browser, output: Path)
 def test_the_channel_is_shown_that_was_segmented(browser: Browser, tmp_path: Path) -> None:
     """At its timepoint, of an image with several of both."""
     values = np.stack([[texture(SHAPE, seed=3 * time + channel) for channel in range(3)] for time in range(2)])
-    placed = {"voxel_size": SIZE, "offset": (90, 800, -40), "units": "nm", "axis_names": [*"tczyx"]}
+    placed: dict[str, Any] = {"voxel_size": SIZE, "offset": (90, 800, -40), "units": "nm", "axis_names": [*"tczyx"]}
     zarr.create_array(tmp_path / "v.zarr", data=values, chunks=(1, 3, 3, 64, 64), zarr_format=2, attributes=placed)
     model = save_random_model(tmp_path / "m.safetensors", PLANAR)
     segment(tmp_path / "v.zarr", tmp_path / "o.zarr", model=model, roi=str(REGION), channel=1, timepoint=1, workers=0)

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -47,6 +48,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_emseg(*RUN, "-o", "undisturbed.zarr", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def ended_or_in(stage: str, process: subprocess.Popen[str], output: Path) -> bool:
+    """Whether a run has ended, or its output is at this stage."""
+    return process.poll() is not None or stage_of(output) == stage
 
 
 def stage_of(output: Path) -> str:
@@ -92,7 +98,7 @@ def test_the_same_bytes_whoever_is_killed_in_whichever_stage(folder: Path) -> No
         victim = min(VICTIMS, key=lambda victim: (landed[stage, victim], rng.random()))
         shutil.rmtree(output, ignore_errors=True)
         process = emseg_process(*RUN, "-o", output, cwd=folder)
-        wait_for(lambda process=process, stage=stage: process.poll() is not None or stage_of(output) == stage)
+        wait_for(partial(ended_or_in, stage, process, output))
         time.sleep(rng.uniform(0, 3 if stage == "creation" else 0.5))
         then = stage_of(output)
         if process.poll() is None and struck(process, victim, rng):

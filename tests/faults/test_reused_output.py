@@ -114,7 +114,7 @@ def test_a_worker_that_was_suspended_comes_back_too_late(folder: Path, older: su
 
 def alive(process: psutil.Process) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -140,7 +140,8 @@ def segment_box(output: Output, number: int) -> Any:
 @given(STEPS)
 def test_any_sequence_ends_in_the_right_bytes_or_a_refusal(world: World, steps: list[tuple[str, int, int]]) -> None:
     with tempfile.TemporaryDirectory(dir=world.folder) as folder, dead_holders():
-        output, orphans, owner, otherwise = Path(folder, "out.zarr"), [], None, False
+        output, owner, otherwise = Path(folder, "out.zarr"), None, False
+        orphans: list[Any] = []
         for kind, model, number in steps:
             refusal = ""
             try:

@@ -64,9 +64,8 @@ def alone() -> list[str]:
     return words if subprocess.run([*words, "true"], capture_output=True).returncode == 0 else []
 
 
+@pytest.mark.skipif(not list(distributions(name="openvino-telemetry")), reason="nothing is installed that would talk")
 def test_a_whole_segmentation_talks_to_itself_alone(tmp_path: Path) -> None:
-    if not list(distributions(name="openvino-telemetry")):
-        pytest.skip("nothing is installed that would talk")
     save_volume(tmp_path / "v.zarr", texture((8, 64, 64)))
     (tmp_path / "watch").mkdir()
     (tmp_path / "watch" / "sitecustomize.py").write_text(WATCH)

@@ -44,7 +44,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """All processes that a run has started."""
-    return psutil.Process(process.pid).children(recursive=True)
+    return list(psutil.Process(process.pid).children(recursive=True))
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:

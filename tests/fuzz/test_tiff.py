@@ -328,8 +328,8 @@ def names(data: st.DataObject, folder: Path) -> Attempt:
 def ingested(data: st.DataObject, folder: Path) -> Attempt:
     """The whole of `emseg ingest`: a damaged stack makes a volume with all its voxels, or leaves nothing behind."""
     _, files, file = drawn(data)
-    damage = data.draw(st.sampled_from([damaged_bytes, damaged_directories]))
-    files[file] = damage(data, files[file])
+    directories = data.draw(st.booleans())
+    files[file] = damaged_directories(data, files[file]) if directories else damaged_bytes(data, files[file])
     path = put(files, folder)
     size = data.draw(st.sampled_from([None, (40, 4, 4)]))
 

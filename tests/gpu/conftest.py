@@ -28,7 +28,8 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     if shutil.which("gcc") is None:
         pytest.skip("the fake driver is compiled with gcc, which is not here")
     folder = tmp_path_factory.mktemp("driver")
-    command = ["gcc", "-Wall", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1", "-o", folder / "libnvidia-ml.so.1", FAKE]
+    library = str(folder / "libnvidia-ml.so.1")
+    command = ["gcc", "-Wall", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1", "-o", library, str(FAKE)]
     subprocess.run(command, check=True)
     paths = os.pathsep.join(filter(None, [str(folder), os.environ.get("LD_LIBRARY_PATH")]))
     return {**without_gpus(), "LD_LIBRARY_PATH": paths, "DASK_CUDA_TEST_SINGLE_GPU": "1"}

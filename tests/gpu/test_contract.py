@@ -216,7 +216,7 @@ def probed(inputs: tuple[Path, Path], fake_driver: dict[str, str], tmp_path_fact
     """What a process finds out about clusters that it has made."""
     folder = tmp_path_factory.mktemp("probe")
     (folder / "probe.py").write_text(PROBE)
-    command = [sys.executable, folder / "probe.py", *inputs, folder / "out.zarr"]
+    command: list[str | Path] = [sys.executable, folder / "probe.py", *inputs, folder / "out.zarr"]
     done = subprocess.run(command, env=fake_driver, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,7 +91,8 @@ def test_what_is_stored_is_made_on_the_gpu(spec: ModelSpec, kind: str, dtype: to
     """As the host makes it of the logits, but for the last bit of a probability."""
     tile = spec.tile_for((4, 40, 40))
     rng, table = np.random.default_rng(0), np.full((1, tile[0]), 120, np.float32)
-    batches = [Batch(rng.integers(0, 256, (1, *tile)).astype(kind), table + z, table / 3) for z in range(5)]
+    tiles = [rng.integers(0, 256, (1, *tile)).astype(kind) for _ in range(5)]
+    batches = [Batch(voxels, table + np.float32(z), table / np.float32(3)) for z, voxels in enumerate(tiles)]
     gpu = predictor(spec, "cuda", dtype)
     assert isinstance(gpu, Classifier)
     assert not isinstance(predictor(spec, "cpu"), Classifier)
@@ -130,6 +132,7 @@ def test_what_is_not_finite_has_no_label() -> None:
     gpu, tile = predictor(PLANAR, "cuda"), PLANAR.tile_for((1, 20, 20))
     voxels, ones = np.zeros((1, *tile), np.float32), np.ones((1, tile[0]), np.float32)
     voxels[0, 0, tile[1] // 2, tile[2] // 2] = np.nan
+    assert isinstance(gpu, Classifier)
     ((labels, _),) = gpu.classify(iter([Batch(voxels, ones, ones)]), probabilities=False)
     assert 0 < (labels == NOT_COMPUTED).sum() < labels.size
 
@@ -139,8 +142,8 @@ def test_runs_in_a_low_precision(precision: Precision, inputs: tuple[Path, Path]
     """In this process and on each GPU, the same bytes; and tiling leaves no trace."""
     volume, model = inputs
     for name, where in (("one", {"workers": 0}), ("all", {"cluster": "cuda"})):
-        asked = {"model": model, "device": "cuda", "precision": precision, "probabilities": True, **where}
-        assert segment(volume, tmp_path / name, **asked).exit_code == 0  # type: ignore[arg-type]
+        asked: dict[str, Any] = {"model": model, "device": "cuda", "precision": precision, "probabilities": True, **where}
+        assert segment(volume, tmp_path / name, **asked).exit_code == 0
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "all")
     verdict = verify(tmp_path / "all", device="cuda")
     assert verdict.holds, str(verdict)
@@ -181,7 +184,7 @@ def test_runs(inputs: tuple[Path, Path], tmp_path: Path) -> None:
         ("all", {"cluster": "cuda"}),
         ("two", {"cluster": "cuda", "workers_per_gpu": 2}),
     ):
-        assert segment(volume, tmp_path / name, model=model, device="cuda", **where).exit_code == 0  # type: ignore[arg-type]
+        assert segment(volume, tmp_path / name, model=model, device="cuda", **where).exit_code == 0
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "all") == bytes_of(tmp_path / "two")
 
     truth = one_pass(np.asarray(zarr.open_array(volume, mode="r")[:]), model)
@@ -194,6 +197,6 @@ def test_runs(inputs: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_the_driver_opens_no_context(inputs: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "driver.py").write_text(DRIVER)
-    command = [sys.executable, tmp_path / "driver.py", *inputs, tmp_path / "out.zarr"]
+    command: list[str | Path] = [sys.executable, tmp_path / "driver.py", *inputs, tmp_path / "out.zarr"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["False"], done.stderr

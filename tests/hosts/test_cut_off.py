@@ -178,7 +178,7 @@ def test_those_without_the_key_stay_out(hosts: Hosts, tmp_path: Path) -> None:
         return hosts.cut.run(sys.executable, "-c", STRANGER, run.address, certificate, key, *places).splitlines()
 
     with run_security(tmp_path / "other") as other:
-        assert successes(other.tls_client_cert, other.tls_client_key) == []
+        assert successes(other.tls_client_cert, other.tls_client_key) == []  # type: ignore[attr-defined]
     assert successes(*run.keys()) == ["joins", *(f"heard at {place}" for place in places if place not in hidden)]
     assert run.process.poll() is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,9 +93,9 @@ def normalised(values: NDArray[np.uint8], table: Normalisation) -> NDArray[np.fl
     return np.stack([(plane.astype(np.float32) - mean[z % rows]) / deviation[z % rows] for z, plane in enumerate(values)])
 
 
-def stitched(volume: ArrayVolume, predictor: Predictor, plan: Plan, table: Normalisation) -> NDArray[np.float64]:
+def stitched(volume: ArrayVolume, predictor: Predictor, plan: Plan, table: Normalisation) -> NDArray[Any]:
     """Logits of the plan's region, block by block and tile by tile, in the network's own precision."""
-    whole: Canvas[np.float64] = Canvas(plan.region, np.float64, len(plan.model.classes))
+    whole: Canvas[Any] = Canvas(plan.region, np.float64, len(plan.model.classes))
     for block in plan:
         seen = read_seen(volume, table, plan.read_box(block))
         for target, logits in predict_tiles(predictor, seen, plan.tiles(block), plan.batch):
@@ -102,7 +103,7 @@ def stitched(volume: ArrayVolume, predictor: Predictor, plan: Plan, table: Norma
     return whole.finish()
 
 
-def check_labels(labels: MemoryLabels, probabilities: NDArray[np.float64]) -> None:
+def check_labels(labels: MemoryLabels, probabilities: NDArray[Any]) -> None:
     """Labels are those of the truth but for ties; stored probabilities are the nearest quanta."""
     best = np.sort(probabilities, axis=0)[::-1]
     clear = best[0] - best[1] > EXACT if len(best) > 1 else np.ones(labels.labels.shape, bool)

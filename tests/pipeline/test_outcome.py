@@ -39,26 +39,32 @@ def test_an_older_record_tells_no_digest() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "error", "message"),
     [
-        {"block": -1},
-        {"block": "three"},
-        {"status": "skipped"},
-        {"voxels": None},
-        {"seconds": None},
-        {"seconds": {"dream": 1.0}},
-        {"seconds": {"read": -1.0}},
-        {"seconds": {"read": float("nan")}},
-        {"peak_bytes": -1},
-        {"fault": "mine"},
+        ({"block": -1}, ValueError, "block, voxels and bytes must be counts"),
+        ({"block": "three"}, ValueError, "block, voxels and bytes must be counts"),
+        ({"status": "skipped"}, ValueError, "status skipped"),
+        ({"voxels": None}, ValueError, "block, voxels and bytes must be counts"),
+        ({"seconds": None}, TypeError, "not iterable"),
+        ({"seconds": {"dream": 1.0}}, TypeError, "dream"),
+        ({"seconds": {"read": -1.0}}, ValueError, "negative or impossibly long"),
+        ({"seconds": {"read": float("nan")}}, ValueError, "negative or impossibly long"),
+        ({"seconds": {"read": "long"}}, TypeError, "not supported"),
+        ({"cause": 7}, TypeError, "worker and cause must be text"),
+        ({"worker": None}, TypeError, "worker and cause must be text"),
+        ({"peak_bytes": -1}, ValueError, "block, voxels and bytes must be counts"),
+        ({"fault": "mine"}, ValueError, "fault mine"),
     ],
 )
-def test_what_is_no_outcome(change: dict[str, object]) -> None:
-    with pytest.raises((KeyError, TypeError, ValueError)):
+def test_what_is_no_outcome(change: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         Outcome.from_json({**OUTCOME.to_json(), **change})
-    incomplete = OUTCOME.to_json()
-    del incomplete[next(iter(change))]
-    with pytest.raises(KeyError):
+
+
+@pytest.mark.parametrize("name", sorted(set(OUTCOME.to_json()) - {"read"}))
+def test_an_outcome_with_a_field_missing(name: str) -> None:
+    incomplete = {key: value for key, value in OUTCOME.to_json().items() if key != name}
+    with pytest.raises(KeyError, match=name):
         Outcome.from_json(incomplete)
 
 

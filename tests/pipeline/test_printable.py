@@ -54,7 +54,7 @@ def test_a_stream_keeps_lines_apart() -> None:
     stream.writelines(["\x9b", "\r\n"])
     assert file.getvalue() == "one\n\ttwo\\x1b[1m\n\\x9b\\r\n"
     with pytest.raises(TypeError):
-        stream.write(b"")  # type: ignore[arg-type]  how click asks what kind of stream it is
+        stream.write(b"")  # type: ignore[arg-type]  # how click asks what kind of stream it is
     assert stream.getvalue() == file.getvalue(), "all else is that of the stream"
 
 

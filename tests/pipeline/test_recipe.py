@@ -49,7 +49,7 @@ def with_plan(**change: Any) -> Recipe:
 
 
 def with_model(**change: Any) -> Recipe:
-    return with_plan(model=replace(RECIPE.plan.model, **change))
+    return with_plan(model=replace(MODEL, **change))
 
 
 def with_numerics(**change: Any) -> Recipe:

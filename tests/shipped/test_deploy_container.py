@@ -108,11 +108,11 @@ def build(place: Path, *, afresh: bool) -> Path:
 def test_the_commands_make_an_emseg_that_runs(afresh: bool, tmp_path: Path) -> None:
     environment = build(tmp_path, afresh=afresh)
     save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
-    python = [environment / "bin" / "python", "-c", "import emseg, emseg as w; print(emseg.__file__, w.__file__)"]
+    python = [str(environment / "bin" / "python"), "-c", "import emseg, emseg as w; print(emseg.__file__, w.__file__)"]
     where = subprocess.run(python, cwd=tmp_path, capture_output=True, text=True).stdout.split()
     assert all(Path(file).is_relative_to(environment) for file in where), where
     assert len(where) == 2
-    command = [environment / "bin" / "emseg", "run", "volume.zarr", "--workers", "1"]
+    command: list[str | Path] = [environment / "bin" / "emseg", "run", "volume.zarr", "--workers", "1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "volume.emseg.zarr" / "zarr.json").exists()

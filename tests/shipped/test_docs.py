@@ -77,6 +77,10 @@ def test_each_path_in_the_text_exists(page: str) -> None:
         assert path in ELSEWHERE or (ROOT / path).exists(), path
 
 
+def test_paths_are_found() -> None:
+    assert sum(len(PATH.findall((ROOT / page).read_text())) for page in PAGES) > 100
+
+
 def test_each_message_is_one_that_is_said() -> None:
     """In the troubleshooting: the headings in code."""
     texts = []

@@ -151,7 +151,7 @@ def test_five_annotated_slices_label_a_whole_volume(tmp_path: Path, monkeypatch:
     (tmp_path / "my.toml").write_text(block(f"{TUTORIALS}/train-on-five-slices.md", "name ="))
     run("bash", "-euc", block(f"{TUTORIALS}/train-on-five-slices.md", "emseg train"), folder=tmp_path)
     truth = (tifffile.imread(tmp_path / "truth.tif") == 0).astype(np.uint8)
-    labels = zarr.open_array(tmp_path / "volume.emseg.zarr" / "labels" / "classes" / "0", mode="r")[:]
+    labels = np.asarray(zarr.open_array(tmp_path / "volume.emseg.zarr" / "labels" / "classes" / "0", mode="r")[:])
     assert f1(labels, truth) > BAR > best_blur(tifffile.imread(tmp_path / "volume.tif"), truth) + 0.2
     assert (tmp_path / "volume.emseg.zarr.png").stat().st_size > 1000
     rows = (tmp_path / "my.log.csv").read_text().splitlines()
@@ -188,3 +188,7 @@ def best_blur(raw: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
 def test_links_lead_somewhere(readme: str) -> None:
     for target in LINK.findall((ROOT / readme).read_text()):
         assert (ROOT / readme).parent.joinpath(target).exists(), target
+
+
+def test_links_are_found() -> None:
+    assert len(LINK.findall((ROOT / "README.md").read_text())) > 10

@@ -91,7 +91,7 @@ def test_only_some_folders_are_shared(slurm: SlurmCluster) -> None:
 
 
 def test_this_python_is_on_all_nodes(slurm: SlurmCluster) -> None:
-    slurm.run("srun", "-N3", sys.executable, "-c", "import emseg")
+    assert slurm.run("srun", "-N3", sys.executable, "-c", "import emseg; print(emseg.__name__)").split() == ["emseg"] * 3
 
 
 def test_no_two_jobs_have_one_gpu(slurm: SlurmCluster) -> None:

@@ -75,7 +75,7 @@ class Site:
 
     def address(self, output: str) -> str:
         """Where the scheduler of a run listens, as its workers' logs say."""
-        return re.findall(r"Waiting to connect to: +(tls://\S+)", self.log(output))[-1]
+        return str(re.findall(r"Waiting to connect to: +(tls://\S+)", self.log(output))[-1])
 
     def wait_for_blocks(self, output: str, count: int) -> None:
         self.slurm.wait_until(lambda: len(shards(self.folder / output)) >= count, 120)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,13 +38,9 @@ def test_stack_to_picture(volume: Path) -> None:
     output = volume.with_name("isbi.emseg.zarr")
     labels = zarr.open_array(output / "labels/classes/0", mode="r")[:]
     assert 0.02 < np.mean(labels == 1) < 0.6
-    (scale,) = [
-        step["scale"]
-        for step in zarr.open_group(output / "labels/classes", mode="r").attrs["ome"]["multiscales"][0]["datasets"][0][
-            "coordinateTransformations"
-        ]
-        if step["type"] == "scale"
-    ]
+    ome: Any = zarr.open_group(output / "labels/classes", mode="r").attrs["ome"]
+    steps = ome["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    (scale,) = [step["scale"] for step in steps if step["type"] == "scale"]
     assert scale == [50, 4, 4]
     for image in (output, output / "labels" / "classes"):
         assert yaozarrs.validate_zarr_store(image)
@@ -58,7 +55,7 @@ def test_the_network_of_the_paper_on_one_slice(volume: Path) -> None:
     paper = ModelSpec.unet(width=64, depth=4)
     model = volume.with_name("paper.safetensors")
     save_model(model, UNet(paper), {"name": "random weights"})
-    options = {"model": model, "roi": "7:8,:,:", "tile": (1, 572, 572)}
+    options: dict[str, Any] = {"model": model, "roi": "7:8,:,:", "tile": (1, 572, 572)}
     plan = emseg.plan(volume, **options).plan
     assert plan.model.output_shape(plan.tile) == (1, 388, 388)
     assert plan.model.step(plan.tile) == (1, 384, 384)

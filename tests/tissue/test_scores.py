@@ -30,7 +30,7 @@ def trained(command: str, folder: Path) -> Path:
         text = text.replace(f"{key} = {config[table][key]}", f"{key} = {value}", 1)
     (folder / "cut.toml").write_text(text)
     run("emseg", "train", "cut.toml", folder=folder)
-    return folder / config["output"]
+    return folder / str(config["output"])
 
 
 def test_training_starts(tmp_path: Path) -> None:

@@ -72,9 +72,9 @@ def test_advice_fits_whoever_asked(volume: Path, tmp_path: Path) -> None:
     done = command_line("run", volume, "-o", output, "--workers", 0, "--probabilities")
     assert done.returncode == 2
     assert "--overwrite" in done.stderr
-    with pytest.raises(emseg.InputError) as refused:
+    with pytest.raises(emseg.InputError) as unfit:
         emseg.segment(volume, output, workers=0, cluster="cuda")
-    assert "cluster='cuda'" in str(refused.value)
+    assert "cluster='cuda'" in str(unfit.value)
 
 
 def test_a_plan_speaks_to_whoever_asked(volume: Path, tmp_path: Path) -> None:

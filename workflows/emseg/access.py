@@ -35,6 +35,13 @@ def new_token() -> str:
 def link_with(address: str, token: str) -> str:
     """Add a token to an address.
 
+    Parameters
+    ----------
+    address
+        Address of a page.
+    token
+        Token of the run.
+
     Returns
     -------
     str
@@ -47,6 +54,13 @@ def link_with(address: str, token: str) -> str:
 def link_for_logs(link: str, file: Path) -> str:
     """Replace the token in a link by a shell expression that reads it from its file.
 
+    Parameters
+    ----------
+    link
+        A link, with or without a token.
+    file
+        File that has the token.
+
     Returns
     -------
     str
@@ -57,6 +71,11 @@ def link_for_logs(link: str, file: Path) -> str:
 
 def token_file(place: Place) -> Path:
     """Return the path of the token's file: beside the output, or in the current folder if the output is remote.
+
+    Parameters
+    ----------
+    place
+        Place of the output.
 
     Returns
     -------
@@ -69,6 +88,18 @@ def token_file(place: Place) -> Path:
 @contextmanager
 def token_file_kept(token: str, file: Path) -> Iterator[None]:
     """Keep the token, within the ``with``, in a file that only this user can read; one left by another run is replaced.
+
+    Parameters
+    ----------
+    token
+        Token of the run.
+    file
+        Path of the file.
+
+    Yields
+    ------
+    None
+        While the file exists.
 
     Raises
     ------

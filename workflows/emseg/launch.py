@@ -65,7 +65,13 @@ class Launch:
             raise PlanError(f"a predictor needs at least 1 thread, but --threads is {self.threads}: raise it")
 
     def send(self, message: str) -> None:
-        """Send a message to the user."""
+        """Send a message to the user.
+
+        Parameters
+        ----------
+        message
+            One line.
+        """
         self.notify(Noticed(message))
 
     @property
@@ -93,6 +99,11 @@ def check_main(placement: Placement) -> None:
 
     It is called before anything is read or written, by everything that may start workers. The process that started this
     worker informs the user.
+
+    Parameters
+    ----------
+    placement
+        Where the blocks are to be computed.
     """
     if placement.workers != 0:
         from emseg.clusters.lifeline import end_if_being_started
@@ -102,6 +113,11 @@ def check_main(placement: Placement) -> None:
 
 def with_shared_gpus(placement: Placement) -> Placement:
     """Set how many workers share a GPU of this machine, if nothing was asked for: as many as its cores can feed.
+
+    Parameters
+    ----------
+    placement
+        Where the blocks are to be computed.
 
     Returns
     -------
@@ -123,6 +139,15 @@ def tile_budget(placement: Placement, threads: int, device: Device) -> int:
 
     It is a power of two and does not depend on the number of workers: all of them compute with the same tiles. If workers
     are on other machines, it is what every machine has.
+
+    Parameters
+    ----------
+    placement
+        Where the blocks are to be computed.
+    threads
+        Number of threads of each worker.
+    device
+        Device on which the workers predict.
 
     Returns
     -------
@@ -153,6 +178,11 @@ def default_workers(threads: int) -> int:
 def most_workers(needed: int) -> int:
     """Return the maximum number of workers for which this machine has a core and `needed` bytes of memory each; at least one.
 
+    Parameters
+    ----------
+    needed
+        Bytes of memory that one worker needs.
+
     Returns
     -------
     int
@@ -164,6 +194,13 @@ def most_workers(needed: int) -> int:
 @contextmanager
 def open_executor(launch: Launch, stop: Stop) -> Iterator[Executor]:
     """Open the executor of a placement, until the end of the ``with``; `stop` ends the wait for workers.
+
+    Parameters
+    ----------
+    launch
+        What was asked for, and who is to be told.
+    stop
+        Request to end the run.
 
     Yields
     ------

@@ -42,7 +42,18 @@ class WhereOnGpus(Where, total=False):
 
 
 def on_cpus(where: WhereOnGpus) -> Where:
-    """Return where to label instances: on the cores of a machine whose GPUs have run the network."""
+    """Return where to label instances: on the cores of a machine whose GPUs have run the network.
+
+    Parameters
+    ----------
+    where
+        Keywords that say where the run took place.
+
+    Returns
+    -------
+    Where
+        The same, without what belongs to GPUs.
+    """
     cuda = where.get("cluster") == "cuda"
     gone = {"device", "gpus", "workers_per_gpu", *(("workers", "cluster") if cuda else ())}
     return cast("Where", {name: value for name, value in where.items() if name not in gone})

@@ -51,6 +51,11 @@ def for_python(function: Callable[P, R]) -> Callable[P, R]:
     -------
     Callable
         The same, with all keywords in its signature.
+
+    Raises
+    ------
+    TypeError
+        On a call with a keyword that the function does not take.
     """
     signature = _signature(function)
 

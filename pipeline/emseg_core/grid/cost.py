@@ -111,7 +111,18 @@ def _worker_bytes(plan: Plan, volume: VolumeSpec, arrays: int) -> int:
 
 
 def cache_bytes(volume: VolumeSpec) -> int:
-    """Return the largest size of a worker's cache of decompressed chunks, in bytes."""
+    """Return the largest size of a worker's cache of decompressed chunks, in bytes.
+
+    Parameters
+    ----------
+    volume
+        Description of the volume.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
     return min(CACHE_BYTES, volume.nbytes) if volume.chunk_bytes <= CACHE_BYTES else 0
 
 

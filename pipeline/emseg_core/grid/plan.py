@@ -33,11 +33,33 @@ class Plan(Blocks):
     """Shape (z, y, x) of the chunks inside a write unit, in voxels."""
 
     def tiles(self, block: Block) -> Iterator[Tile]:
-        """Return the tiles of a block. Their targets cover its write box exactly once."""
+        """Return the tiles of a block. Their targets cover its write box exactly once.
+
+        Parameters
+        ----------
+        block
+            A block of the plan.
+
+        Returns
+        -------
+        iterator of Tile
+            The tiles, in the order in which they are predicted.
+        """
         return tiles_of(block.write, self.tile, self.model)
 
     def read_box(self, block: Block) -> Box:
-        """Return the box of everything that the tiles of a block see. It may reach beyond the volume."""
+        """Return the box of everything that the tiles of a block see. It may reach beyond the volume.
+
+        Parameters
+        ----------
+        block
+            A block of the plan.
+
+        Returns
+        -------
+        Box
+            In voxels of the volume.
+        """
         return hull_of(block.write, self.tile, self.model)
 
     def to_json(self) -> dict[str, Any]:

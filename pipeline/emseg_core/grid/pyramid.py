@@ -85,7 +85,20 @@ def level_shapes(shape: Triple, steps: Sequence[Triple]) -> list[Triple]:
 
 
 def coarser_shape(shape: Triple, step: Triple) -> Triple:
-    """Return the shape (z, y, x) of the level that is coarser by `step`."""
+    """Return the shape (z, y, x) of the level that is coarser by `step`.
+
+    Parameters
+    ----------
+    shape
+        Shape (z, y, x) of the finer level, in voxels.
+    step
+        Number of finer voxels (z, y, x) along each edge of a coarser one.
+
+    Returns
+    -------
+    Triple
+        Shape in voxels, rounded up.
+    """
     return triple(-(-length // s) for length, s in zip(shape, step, strict=True))
 
 

@@ -63,7 +63,18 @@ def classify(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def finite(logits: NDArray[np.float32]) -> bool:
-    """Return whether all logits ``(class, z, y, x)`` are finite. It works slice by slice, as `classify` does."""
+    """Return whether all logits ``(class, z, y, x)`` are finite. It works slice by slice, as `classify` does.
+
+    Parameters
+    ----------
+    logits
+        ``(class, z, y, x) float32``.
+
+    Returns
+    -------
+    bool
+        False if one of them is NaN or infinite.
+    """
     return all(bool(np.isfinite(by_class).all()) for by_class in logits.swapaxes(0, 1))
 
 

@@ -45,7 +45,18 @@ class Segments:
 
     @classmethod
     def stacked(cls, tables: Sequence[Segments]) -> Segments:
-        """Concatenate tables."""
+        """Concatenate tables.
+
+        Parameters
+        ----------
+        tables
+            Tables, at least one.
+
+        Returns
+        -------
+        Segments
+            Their rows, in order.
+        """
         columns = {field.name: [getattr(table, field.name) for table in (cls.empty(), *tables)] for field in fields(cls)}
         return cls(**{name: np.concatenate(parts) for name, parts in columns.items()})
 
@@ -75,7 +86,18 @@ class Segments:
         return Segments(first, voxels, start, stop, sums)
 
     def rows(self, kept: NDArray[np.bool_] | Indices) -> Segments:
-        """Select rows."""
+        """Select rows.
+
+        Parameters
+        ----------
+        kept
+            Whether each row is kept, ``(n,) bool``, or indices of rows.
+
+        Returns
+        -------
+        Segments
+            These rows.
+        """
         return replace(self, **{field.name: getattr(self, field.name)[kept] for field in fields(self)})
 
 

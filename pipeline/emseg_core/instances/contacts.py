@@ -89,18 +89,51 @@ class Contacts:
 
     @classmethod
     def combined(cls, parts: Sequence[Self]) -> Self:
-        """Combine several tables."""
+        """Combine several tables.
+
+        Parameters
+        ----------
+        parts
+            Several tables.
+
+        Returns
+        -------
+        Contacts
+            One row for each pair of segments.
+        """
         columns = ([getattr(part, field.name) for part in (cls.empty(), *parts)] for field in fields(cls))
         return cls.summed(*map(np.concatenate, columns))
 
     def renamed(self, names: Indices) -> Self:
-        """Rename segments to ``names[segment]`` and combine their contacts; contacts within a segment are dropped."""
+        """Rename segments to ``names[segment]`` and combine their contacts; contacts within a segment are dropped.
+
+        Parameters
+        ----------
+        names
+            New name of each segment, ``(segment,)``.
+
+        Returns
+        -------
+        Contacts
+            One row for each pair of new names.
+        """
         one, other = names[self.one], names[self.other]
         apart = one != other
         return self.summed(one[apart], other[apart], self.total[apart], self.count[apart], self.face[apart])
 
     def where(self, kept: NDArray[np.bool_]) -> Self:
-        """Select rows."""
+        """Select rows.
+
+        Parameters
+        ----------
+        kept
+            Whether each row is kept, ``(n,) bool``.
+
+        Returns
+        -------
+        Contacts
+            These rows.
+        """
         return type(self)(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
 
 

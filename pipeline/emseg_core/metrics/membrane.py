@@ -80,7 +80,22 @@ def count(prediction: NDArray[Any], truth: NDArray[np.uint8], *, membrane: int =
 
 
 def f1(prediction: NDArray[Any], truth: NDArray[np.uint8], *, membrane: int = 1) -> float:
-    """Return the F1 score of the membrane, 0 to 1, over all voxels whose truth is not 255; see `count`."""
+    """Return the F1 score of the membrane, 0 to 1, over all voxels whose truth is not 255; see `count`.
+
+    Parameters
+    ----------
+    prediction
+        Classes ``(z, y, x)``.
+    truth
+        True classes ``(z, y, x) uint8``, 255 where unknown.
+    membrane
+        Label of the membrane.
+
+    Returns
+    -------
+    float
+        The score.
+    """
     return count(prediction, truth, membrane=membrane).f1
 
 

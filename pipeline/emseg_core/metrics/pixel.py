@@ -56,13 +56,37 @@ def confusion(prediction: NDArray[np.uint8], truth: NDArray[np.uint8], classes: 
 
 
 def counts_of(table: NDArray[np.int64], label: int) -> Counts:
-    """Return the counts of one class in a confusion table."""
+    """Return the counts of one class in a confusion table.
+
+    Parameters
+    ----------
+    table
+        Confusion table, ``(truth, prediction) int64``.
+    label
+        Label of the class.
+
+    Returns
+    -------
+    Counts
+        True and false positives and negatives, in voxels.
+    """
     found = int(table[label, label])
     return Counts(found, int(table[:, label].sum()) - found, int(table[label].sum()) - found)
 
 
 def pixel_error(table: NDArray[np.int64]) -> float:
-    """Return the share of voxels in a confusion table whose class is wrong; 0 if there are no voxels."""
+    """Return the share of voxels in a confusion table whose class is wrong; 0 if there are no voxels.
+
+    Parameters
+    ----------
+    table
+        Confusion table, ``(truth, prediction) int64``.
+
+    Returns
+    -------
+    float
+        0 to 1.
+    """
     total = int(table.sum())
     return (total - int(np.trace(table))) / total if total else 0.0
 

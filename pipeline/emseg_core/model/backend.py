@@ -26,6 +26,11 @@ EXTERNAL_BACKENDS: dict[Kind, Backend] = {"onnx": "openvino", "exported": "torch
 def default_backend(device: Device) -> Backend:
     """Return the fastest library installed here for a device.
 
+    Parameters
+    ----------
+    device
+        Device on which the network runs.
+
     Returns
     -------
     Backend
@@ -39,6 +44,11 @@ def low_precisions(device: Device) -> tuple[Precision, ...]:
 
     bfloat16 comes first because it has the range of float32, while float16 overflows above 65504. On CPUs it is the only
     one, as OpenVINO silently turns an overflow in float16 into a finite number.
+
+    Parameters
+    ----------
+    device
+        Device on which the network runs.
 
     Returns
     -------
@@ -61,6 +71,13 @@ def low_precisions(device: Device) -> tuple[Precision, ...]:
 
 def backend_of(path: Path | ImportPath, device: Device) -> Backend:
     """Return the default library for a model; for a predictor class, which computes as it likes, it has no effect.
+
+    Parameters
+    ----------
+    path
+        Model file, or a predictor class.
+    device
+        Device on which the network runs.
 
     Returns
     -------

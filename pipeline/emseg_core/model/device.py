@@ -28,6 +28,11 @@ class Gpu:
 def check_device(device: Device) -> None:
     """Reject a device that torch cannot use here, so that nothing silently falls back to the CPU.
 
+    Parameters
+    ----------
+    device
+        Device that was asked for.
+
     Raises
     ------
     DeviceError

@@ -66,6 +66,11 @@ class ExternalModel:
 def is_external(path: Path) -> bool:
     """Return whether a path is that of a network trained elsewhere, not of one of emseg's own model files.
 
+    Parameters
+    ----------
+    path
+        Path of a model.
+
     Returns
     -------
     bool
@@ -201,6 +206,13 @@ def _opened(model: ExternalModel) -> tuple[Any, tuple[int | None, ...], int]:
 
 def open_onnx(model: ExternalModel, threads: int) -> Any:
     """Open the network of an ONNX file.
+
+    Parameters
+    ----------
+    model
+        The network and its settings.
+    threads
+        Number of threads.
 
     Returns
     -------

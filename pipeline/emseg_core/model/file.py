@@ -82,6 +82,11 @@ def save_model(path: Path, network: UNet, card: Mapping[str, str]) -> None:
 def load_model(path: Path) -> ModelFile:
     """Read and check a model file.
 
+    Parameters
+    ----------
+    path
+        Path of the model file.
+
     Returns
     -------
     ModelFile
@@ -118,6 +123,13 @@ def weights_of(network: UNet) -> dict[str, NDArray[np.float32]]:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a file atomically: a reader sees the old content or all of the new one.
+
+    Parameters
+    ----------
+    path
+        Path of the file.
+    data
+        Content of the file.
 
     Raises
     ------

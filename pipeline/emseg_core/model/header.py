@@ -40,6 +40,11 @@ CONVERT_HINT = "load it yourself in Python and write it with emseg_core.model.fi
 def read_header(path: Path) -> tuple[ModelSpec, dict[str, str]]:
     """Read the description of the network and the card of a model file.
 
+    Parameters
+    ----------
+    path
+        Path of the model file.
+
     Returns
     -------
     spec : ModelSpec
@@ -59,6 +64,11 @@ def read_header(path: Path) -> tuple[ModelSpec, dict[str, str]]:
 def model_digest(path: Path) -> str:
     """Compute the SHA-256 of a whole model file.
 
+    Parameters
+    ----------
+    path
+        Path of the model file.
+
     Returns
     -------
     str
@@ -75,6 +85,11 @@ def model_digest(path: Path) -> str:
 
 def open_model(path: Path) -> BufferedReader:
     """Open a model file.
+
+    Parameters
+    ----------
+    path
+        Path of the model file.
 
     Returns
     -------
@@ -146,6 +161,11 @@ def parse_header(file: BufferedIOBase, size: int, path: Path) -> tuple[ModelSpec
 
 def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Compute the shapes of the parameters of `emseg_core.model.unet.UNet` without building the network.
+
+    Parameters
+    ----------
+    spec
+        Description of the network.
 
     Returns
     -------

@@ -49,6 +49,11 @@ def locate_model(model: str | Path | None, predictor: str | None = None) -> Mode
 def describe(path: ModelPlace) -> tuple[NetworkSpec, dict[str, str]]:
     """Describe a model; the behaviour of external networks and predictor classes is measured by running them.
 
+    Parameters
+    ----------
+    path
+        Where the model is.
+
     Returns
     -------
     spec : NetworkSpec
@@ -73,6 +78,11 @@ def describe(path: ModelPlace) -> tuple[NetworkSpec, dict[str, str]]:
 def card_of(path: ModelPlace) -> dict[str, str]:
     """Read the card of an external network or a predictor class.
 
+    Parameters
+    ----------
+    path
+        Where the model is.
+
     Returns
     -------
     dict of str to str
@@ -89,6 +99,11 @@ def card_of(path: ModelPlace) -> dict[str, str]:
 def title_of(path: ModelPlace) -> str | None:
     """Return the name and version of a predictor class.
 
+    Parameters
+    ----------
+    path
+        Where the model is.
+
     Returns
     -------
     str or None
@@ -104,6 +119,11 @@ def title_of(path: ModelPlace) -> str | None:
 
 def digest_of(path: ModelPlace) -> str:
     """Compute the SHA-256 of a model and its settings.
+
+    Parameters
+    ----------
+    path
+        Where the model is.
 
     Returns
     -------

@@ -30,6 +30,11 @@ MAX_DEPTH = 50
 def read_package(path: Path) -> tuple[bytes, bytes, dict[str, Any]]:
     """Read the ONNX network of a package and its description.
 
+    Parameters
+    ----------
+    path
+        Path of a zip file or a folder.
+
     Returns
     -------
     data : bytes

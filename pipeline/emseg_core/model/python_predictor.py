@@ -155,6 +155,11 @@ def _named(classes: Any) -> bool:
 def python_contract(model: PythonModel) -> Contract:
     """Determine how a predictor class behaves, from its ``spec`` or by running it.
 
+    Parameters
+    ----------
+    model
+        The predictor class and its settings.
+
     Returns
     -------
     Contract

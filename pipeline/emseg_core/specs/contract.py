@@ -73,11 +73,37 @@ class Contract(Tiled):
         return 1
 
     def fits(self, axis: int, length: int) -> bool:
-        """Return whether the network accepts tiles of this length on `axis`, in voxels."""
+        """Return whether the network accepts tiles of this length on `axis`, in voxels.
+
+        Parameters
+        ----------
+        axis
+            0, 1 or 2 for z, y or x.
+        length
+            Length of the tile in voxels.
+
+        Returns
+        -------
+        bool
+            True if it does.
+        """
         return length == self.next_valid(axis, length)
 
     def next_valid(self, axis: int, length: int) -> int:
-        """Return the smallest tile length on `axis`, in voxels, that is at least `length` and that the network accepts."""
+        """Return the smallest tile length on `axis`, in voxels, that is at least `length` and that the network accepts.
+
+        Parameters
+        ----------
+        axis
+            0, 1 or 2 for z, y or x.
+        length
+            Least length of the tile in voxels.
+
+        Returns
+        -------
+        int
+            Length in voxels.
+        """
         if self.only_tile is not None:
             return self.only_tile[axis]
         length = max(length, self.least[axis])
@@ -85,6 +111,16 @@ class Contract(Tiled):
 
     def flops(self, tile: Triple) -> int:
         """Return the floating-point operations on one tile.
+
+        Parameters
+        ----------
+        tile
+            Shape (z, y, x) of the tile, in voxels.
+
+        Returns
+        -------
+        int
+            Number of operations.
 
         Raises
         ------
@@ -96,6 +132,16 @@ class Contract(Tiled):
 
     def activation_bytes(self, tile: Triple) -> int:
         """Return the peak memory of tensors, in bytes, while one float32 tile goes through the network.
+
+        Parameters
+        ----------
+        tile
+            Shape (z, y, x) of the tile, in voxels.
+
+        Returns
+        -------
+        int
+            Bytes.
 
         Raises
         ------

@@ -206,7 +206,20 @@ class ModelSpec(Tiled):
         return triple(self._loss(axis) // 2 for axis in range(3))
 
     def next_valid(self, axis: int, length: int) -> int:
-        """Return the smallest tile length on `axis`, in voxels, that is at least `length` and that the network accepts."""
+        """Return the smallest tile length on `axis`, in voxels, that is at least `length` and that the network accepts.
+
+        Parameters
+        ----------
+        axis
+            0, 1 or 2 for z, y or x.
+        length
+            Least length of the tile in voxels.
+
+        Returns
+        -------
+        int
+            Length in voxels.
+        """
         length = max(length, 2 * self.context[axis] + 1)
         taken = 0  # valid lengths are congruent to this modulo the lattice
         for kernel, factor in zip(self.kernels[:-1][::-1], self.pooling[::-1], strict=True):
@@ -220,7 +233,20 @@ class ModelSpec(Tiled):
         return 4 * taken + self.pooling[level][axis] * self._loss(axis, level + 1)
 
     def fits(self, axis: int, length: int) -> bool:
-        """Return whether the network accepts tiles of this length on `axis`, in voxels."""
+        """Return whether the network accepts tiles of this length on `axis`, in voxels.
+
+        Parameters
+        ----------
+        axis
+            0, 1 or 2 for z, y or x.
+        length
+            Length of the tile in voxels.
+
+        Returns
+        -------
+        bool
+            True if it does.
+        """
         for level in range(self.depth):
             length -= 2 * (self.kernels[level][axis] - 1)
             if length <= 0 or length % self.pooling[level][axis]:
@@ -253,6 +279,16 @@ class ModelSpec(Tiled):
     def flops(self, tile: Triple) -> int:
         """Return the floating-point operations of all convolutions on one tile; a multiply-add counts as two.
 
+        Parameters
+        ----------
+        tile
+            Shape (z, y, x) of the tile, in voxels.
+
+        Returns
+        -------
+        int
+            Number of operations.
+
         Raises
         ------
         ModelError
@@ -265,6 +301,16 @@ class ModelSpec(Tiled):
         """Return the peak memory of tensors, in bytes, while one float32 tile goes through the network in inference.
 
         Weights and the scratch memory inside a convolution are not counted.
+
+        Parameters
+        ----------
+        tile
+            Shape (z, y, x) of the tile, in voxels.
+
+        Returns
+        -------
+        int
+            Bytes.
 
         Raises
         ------
@@ -290,7 +336,18 @@ class ModelSpec(Tiled):
         return FLOAT32_BYTES * peak
 
     def layers(self, tile: Triple) -> Iterator[Layer]:
-        """Yield the layers in the order of the forward pass on a tile of this shape."""
+        """Yield the layers in the order of the forward pass on a tile of this shape.
+
+        Parameters
+        ----------
+        tile
+            Shape (z, y, x) of the tile, in voxels.
+
+        Yields
+        ------
+        Layer
+            A layer with the shape of its output.
+        """
         shape, channels = tile, self.channels
         for level, kernel in enumerate(self.kernels):
             width = self.width * 2**level

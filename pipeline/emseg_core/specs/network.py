@@ -53,13 +53,49 @@ class NetworkSpec(Hashable, Protocol):
         """The only tile shape (z, y, x) that the network accepts, if there is just one."""
 
     def fits(self, axis: int, length: int) -> bool:
-        """Return whether the network accepts tiles of this length on `axis`, in voxels."""
+        """Return whether the network accepts tiles of this length on `axis`, in voxels.
+
+        Parameters
+        ----------
+        axis
+            0, 1 or 2 for z, y or x.
+        length
+            Length of the tile in voxels.
+
+        Returns
+        -------
+        bool
+            True if it does.
+        """
 
     def next_valid(self, axis: int, length: int) -> int:
-        """Return the smallest tile length on `axis`, in voxels, that is at least `length` and that the network accepts."""
+        """Return the smallest tile length on `axis`, in voxels, that is at least `length` and that the network accepts.
+
+        Parameters
+        ----------
+        axis
+            0, 1 or 2 for z, y or x.
+        length
+            Least length of the tile in voxels.
+
+        Returns
+        -------
+        int
+            Length in voxels.
+        """
 
     def output_shape(self, tile: Triple) -> Triple:
         """Return the shape (z, y, x) of the output for a tile of this shape, in voxels.
+
+        Parameters
+        ----------
+        tile
+            Shape (z, y, x) of the tile, in voxels.
+
+        Returns
+        -------
+        Triple
+            Shape in voxels.
 
         Raises
         ------
@@ -68,16 +104,60 @@ class NetworkSpec(Hashable, Protocol):
         """
 
     def tile_for(self, target: Triple) -> Triple:
-        """Return the shape (z, y, x) of the smallest tile whose output holds a box of shape `target`, in voxels."""
+        """Return the shape (z, y, x) of the smallest tile whose output holds a box of shape `target`, in voxels.
+
+        Parameters
+        ----------
+        target
+            Shape (z, y, x) of the box, in voxels.
+
+        Returns
+        -------
+        Triple
+            Shape in voxels.
+        """
 
     def step(self, tile: Triple) -> Triple:
-        """Return the shift (z, y, x) between neighbouring tiles, in voxels: the largest on the lattice that leaves no gap."""
+        """Return the shift (z, y, x) between neighbouring tiles, in voxels: the largest on the lattice that leaves no gap.
+
+        Parameters
+        ----------
+        tile
+            Shape (z, y, x) of the tile, in voxels.
+
+        Returns
+        -------
+        Triple
+            Shift in voxels.
+        """
 
     def flops(self, tile: Triple) -> int:
-        """Return the floating-point operations of all convolutions on one tile; a multiply-add counts as two."""
+        """Return the floating-point operations of all convolutions on one tile; a multiply-add counts as two.
+
+        Parameters
+        ----------
+        tile
+            Shape (z, y, x) of the tile, in voxels.
+
+        Returns
+        -------
+        int
+            Number of operations.
+        """
 
     def activation_bytes(self, tile: Triple) -> int:
-        """Return the peak memory of tensors, in bytes, while one float32 tile goes through the network in inference."""
+        """Return the peak memory of tensors, in bytes, while one float32 tile goes through the network in inference.
+
+        Parameters
+        ----------
+        tile
+            Shape (z, y, x) of the tile, in voxels.
+
+        Returns
+        -------
+        int
+            Bytes.
+        """
 
     def planes(self) -> Iterator[tuple[str, Triple]]:
         """Yield name and sizes (z, y, x) of everything that must be equal in y and x for tiles to be rotated."""
@@ -97,6 +177,16 @@ class Tiled:
     def output_shape(self: NetworkSpec, tile: Triple) -> Triple:
         """Return the shape (z, y, x) of the output for a tile of this shape, in voxels.
 
+        Parameters
+        ----------
+        tile
+            Shape (z, y, x) of the tile, in voxels.
+
+        Returns
+        -------
+        Triple
+            Shape in voxels.
+
         Raises
         ------
         ModelError
@@ -111,13 +201,34 @@ class Tiled:
         return triple(length - 2 * c for length, c in zip(tile, self.context, strict=True))
 
     def tile_for(self: NetworkSpec, target: Triple) -> Triple:
-        """Return the shape (z, y, x) of the smallest tile whose output holds a box of shape `target`, in voxels."""
+        """Return the shape (z, y, x) of the smallest tile whose output holds a box of shape `target`, in voxels.
+
+        Parameters
+        ----------
+        target
+            Shape (z, y, x) of the box, in voxels.
+
+        Returns
+        -------
+        Triple
+            Shape in voxels.
+        """
         return triple(
             self.next_valid(axis, length + 2 * c) for axis, (length, c) in enumerate(zip(target, self.context, strict=True))
         )
 
     def step(self: NetworkSpec, tile: Triple) -> Triple:
         """Return the shift (z, y, x) between neighbouring tiles, in voxels: the largest on the lattice that leaves no gap.
+
+        Parameters
+        ----------
+        tile
+            Shape (z, y, x) of the tile, in voxels.
+
+        Returns
+        -------
+        Triple
+            Shift in voxels.
 
         Raises
         ------

@@ -129,7 +129,18 @@ class VolumeSpec:
         return three(size * (unit or 1) for size, unit in zip(self.scale, sizes, strict=True))
 
     def crop(self, region: Box) -> tuple[float, float, float]:
-        """Return the translation (z, y, x), in `units`, of the first voxel of a region."""
+        """Return the translation (z, y, x), in `units`, of the first voxel of a region.
+
+        Parameters
+        ----------
+        region
+            A box within the volume, in voxels.
+
+        Returns
+        -------
+        tuple of float
+            The translation.
+        """
         return three(t + s * o for t, s, o in zip(self.translation, self.scale, region.start, strict=True))
 
     def to_json(self) -> dict[str, Any]:

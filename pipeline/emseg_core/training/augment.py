@@ -111,6 +111,13 @@ class CropSampler:
 def transpositions(spec: ModelSpec, tile: Triple) -> list[Triple]:
     """List the orders of axes under which the network and the shape of the tile stay the same.
 
+    Parameters
+    ----------
+    spec
+        Description of the network.
+    tile
+        Shape (z, y, x) of the tile, in voxels.
+
     Returns
     -------
     list of Triple

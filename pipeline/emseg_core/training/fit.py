@@ -258,7 +258,13 @@ class ProgressMeter:
         self._loss: float | None = None
 
     def add(self, loss: float) -> None:
-        """Add the loss of a step to the moving average."""
+        """Add the loss of a step to the moving average.
+
+        Parameters
+        ----------
+        loss
+            Loss of the step.
+        """
         self._loss = loss if self._loss is None else LOSS_MEMORY * self._loss + (1 - LOSS_MEMORY) * loss
 
     def progress(self, state: TrainingState) -> Progress:

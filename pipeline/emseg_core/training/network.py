@@ -64,14 +64,26 @@ class MovingAverage:
         """Averaged parameters by name."""
 
     def update(self, step: int) -> None:
-        """Update the average with the weights after `step` steps."""
+        """Update the average with the weights after `step` steps.
+
+        Parameters
+        ----------
+        step
+            Number of steps so far.
+        """
         decay = min(self._decay, step / (step + 10))
         with torch.no_grad():
             for name, value in self._network.state_dict().items():
                 self.weights[name].lerp_(value, 1 - decay)
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Set the average to weights from a checkpoint."""
+        """Set the average to weights from a checkpoint.
+
+        Parameters
+        ----------
+        weights
+            Tensors by the name of the parameter.
+        """
         for name, value in self.weights.items():
             value.copy_(weights[name])
 

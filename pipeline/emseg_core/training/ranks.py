@@ -66,6 +66,11 @@ class Ranks:
     def wrap(self, network: nn.Module) -> nn.Module:
         """Wrap a network so that its gradients are averaged over all processes.
 
+        Parameters
+        ----------
+        network
+            The network to train.
+
         Returns
         -------
         nn.Module
@@ -80,6 +85,11 @@ class Ranks:
     def sum(self, value: Tensor) -> Tensor:
         """Sum a tensor over all processes, each of which must call this method.
 
+        Parameters
+        ----------
+        value
+            The tensor of this process.
+
         Returns
         -------
         Tensor
@@ -92,6 +102,11 @@ class Ranks:
 
     def broadcast(self, value: int) -> int:
         """Send a number from the first process to all, each of which must call this method.
+
+        Parameters
+        ----------
+        value
+            The number of this process.
 
         Returns
         -------

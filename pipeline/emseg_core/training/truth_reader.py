@@ -42,6 +42,11 @@ class TruthKind(Protocol):
     def classes(self, numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
         """Map numbers to classes.
 
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
+
         Returns
         -------
         NDArray
@@ -50,6 +55,11 @@ class TruthKind(Protocol):
 
     def segments(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         """Map numbers to segments.
+
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
 
         Returns
         -------
@@ -70,6 +80,11 @@ class InstanceIds:
     def numbers(self, stored: NDArray[Any]) -> NDArray[np.int32]:
         """Renumber the ids within a box.
 
+        Parameters
+        ----------
+        stored
+            Stored ids, ``(z, y, x)``.
+
         Returns
         -------
         NDArray
@@ -88,6 +103,11 @@ class InstanceIds:
     def classes(self, numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
         """Derive classes from ids.
 
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
+
         Returns
         -------
         NDArray
@@ -97,6 +117,11 @@ class InstanceIds:
 
     def segments(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         """Return the ids, which are the segments.
+
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
 
         Returns
         -------
@@ -122,6 +147,11 @@ class ClassValues:
     def numbers(self, stored: NDArray[Any]) -> NDArray[np.int32]:
         """Map stored values to classes.
 
+        Parameters
+        ----------
+        stored
+            Stored values, ``(z, y, x)``.
+
         Returns
         -------
         NDArray
@@ -137,6 +167,11 @@ class ClassValues:
     def classes(self, numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
         """Return the numbers, which are the classes.
 
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
+
         Returns
         -------
         NDArray
@@ -146,6 +181,11 @@ class ClassValues:
 
     def segments(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         """Label the connected components of labelled voxels that are not membrane, connected through faces.
+
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
 
         Returns
         -------
@@ -212,6 +252,11 @@ class ValidationVolume:
     @classmethod
     def of(cls, source: TrainingVolume) -> ValidationVolume:
         """Load a whole volume.
+
+        Parameters
+        ----------
+        source
+            Voxels and truth, which are still on the disk.
 
         Returns
         -------

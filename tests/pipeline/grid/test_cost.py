@@ -6,6 +6,7 @@ import gc
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from oracles import chunk_voxels, hull
 from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
-from emseg_core.block import read_seen, segment_block
+from emseg_core.block import BlockContext, read_seen, segment_block
 from emseg_core.box import Box, Triple
 from emseg_core.grid import reading
+from emseg_core.grid.blocks import Block
 from emseg_core.grid.cost import BLOCKS_IN_FLIGHT, RUNTIME_BYTES, cache_bytes, cost_of
 from emseg_core.grid.layout import plan_volume
 from emseg_core.grid.mirror import reflect
@@ -110,6 +112,10 @@ def traced(do: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
+def add_outcome(outcomes: list[Outcome], context: BlockContext, block: Block) -> None:
+    outcomes.append(segment_block(context, block))
+
+
 @pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize(
@@ -133,10 +139,10 @@ def test_a_block_stays_within_the_memory_of_its_worker(
     said = (cost_of(plan, volume.spec, probabilities).bytes_per_worker - fixed) / BLOCKS_IN_FLIGHT
     for index in (0, middle):
         block = plan.block(index)
-        read = traced(lambda box=plan.read_box(block): read_seen(volume, AS_IS, box))
+        read = traced(partial(read_seen, volume, AS_IS, plan.read_box(block)))
         assert read <= said
         outcomes: list[Outcome] = []
-        peak = traced(lambda block=block, outcomes=outcomes: outcomes.append(segment_block(context, block)))
+        peak = traced(partial(add_outcome, outcomes, context, block))
         assert said / 3 < peak <= said + activations
         assert outcomes[0].cause is None
 

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
 
-from emseg_core.box import Box, Triple
+from emseg_core.box import Box, Triple, triple
 from emseg_core.grid import order, reading
 from emseg_core.grid.blocks import Block
 from emseg_core.grid.layout import plan_volume
@@ -34,7 +34,7 @@ def chunks_of(plan: Plan, volume: VolumeSpec, block: Block) -> dict[Triple, int]
     """The chunks that a block reads, with the bytes of each."""
     box = reflect(plan.read_box(block), volume.shape).source
     spans = (range(a // c, -(-b // c)) for a, b, c in zip(box.start, box.stop, volume.chunk, strict=True))
-    return {place: bytes_of(place, volume) for place in itertools.product(*spans)}
+    return {place: bytes_of(place, volume) for place in map(triple, itertools.product(*spans))}
 
 
 def union_of(plan: Plan, volume: VolumeSpec, blocks: Iterable[Block]) -> int:

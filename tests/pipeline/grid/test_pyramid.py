@@ -19,7 +19,7 @@ STEPS = st.tuples(*[st.sampled_from([1, 2])] * 3)
 
 def by_voxel(values: NDArray[np.integer], step: Triple, rule: Rule) -> NDArray[np.integer]:
     """The next level, a Counter or a fraction for each voxel."""
-    made = np.zeros(coarser_shape(values.shape, step), values.dtype)  # type: ignore[arg-type]
+    made = np.zeros(coarser_shape(values.shape, step), values.dtype)
     for place in np.ndindex(made.shape):
         inside = values[tuple(slice(i * s, (i + 1) * s) for i, s in zip(place, step, strict=True))].ravel().tolist()
         if rule == "mean":

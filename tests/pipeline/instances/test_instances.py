@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def noise(shape: Triple, seed: int, values: int, holes: float = 0.0) -> NDArray[
 
 @given(SHAPES, UNITS, st.integers(0, 2**32), st.sampled_from([6, 18, 26]), st.floats(0.1, 0.9), SIDES)
 @settings(max_examples=150, deadline=None)
-def test_components(shape: Triple, unit: Triple, seed: int, connectivity: int, share: float, side: int) -> None:
+def test_components(shape: Triple, unit: Triple, seed: int, connectivity: Literal[6, 18, 26], share: float, side: int) -> None:
     inside = np.random.default_rng(seed).random(shape) < share
     found, table = by_blocks(inside.astype(np.uint8), unit, Labelling("components", 1, connectivity=connectivity), side)
     np.testing.assert_array_equal(found, slow_components(inside, connectivity))

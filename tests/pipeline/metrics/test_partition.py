@@ -79,7 +79,7 @@ def test_information_from_its_definition(drawn: list[tuple[int, int]]) -> None:
     n = len(segments)
 
     def share(test: object, place: int | None) -> float:
-        return sum((pair if place is None else pair[place]) == test for pair in segments) / n
+        return float(sum((pair if place is None else pair[place]) == test for pair in segments) / n)
 
     mutual = sum(share(p, None) * log2(share(p, None) / share(p[0], 0) / share(p[1], 1)) for p in set(segments))
     own, wanted = (-sum(share(s, place) * log2(share(s, place)) for s in {p[place] for p in segments}) for place in (0, 1))

@@ -94,7 +94,7 @@ def test_reliability_against_a_loop(data: st.DataObject, bins: int) -> None:
         mean = [value / max(1, len(inside)) for value in (said, true)]
         assert [found.stated[place], found.observed[place]] == pytest.approx(mean)
         error += abs(said - true)
-    assert found.expected_error == pytest.approx(error / max(1, np.count_nonzero(truth != 255)))
+    assert found.expected_error == pytest.approx(error / max(1, int(np.count_nonzero(truth != 255))))
 
 
 def test_probabilities_that_come_true_are_calibrated() -> None:

@@ -24,12 +24,12 @@ def patchwork(shift: float) -> NDArray[np.float64]:
     """Smooth noise to which each block along x adds a number of its own."""
     values = blobs(0)
     steps = np.random.default_rng(1).normal(size=SHAPE[2] // BLOCK) * shift * values.std()
-    return values + np.repeat(steps, BLOCK)
+    return np.asarray(values + np.repeat(steps, BLOCK))
 
 
 def faces(planes: int) -> NDArray[np.bool_]:
     """Which planes are faces of blocks."""
-    return np.arange(1, planes + 1) % BLOCK == 0
+    return np.asarray(np.arange(1, planes + 1) % BLOCK == 0)
 
 
 def found(values: NDArray[np.float64], axis: int) -> Excess:

@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,7 @@ def test_same_content_same_digest(path: Path, tmp_path: Path) -> None:
 
 
 def test_channels_last_and_bfloat16_are_stored_plain(tmp_path: Path) -> None:
-    network = UNet(SPEC).to(memory_format=torch.channels_last_3d).to(torch.bfloat16)
+    network = UNet(SPEC).to(memory_format=torch.channels_last_3d).to(torch.bfloat16)  # type: ignore[call-overload]
     save_model(tmp_path / "m.safetensors", network, CARD)
     weights = load_model(tmp_path / "m.safetensors").weights
     for name, tensor in network.state_dict().items():
@@ -301,8 +300,10 @@ def test_any_damage_ends_in_a_model_error_or_a_model(
     data = path.read_bytes()
     path.write_bytes(data[:place] + patch + data[place + len(patch) :])
     for read in (read_header, load_model):
-        with suppress(ModelError):
+        try:
             read(path)
+        except ModelError as error:
+            assert "\n" not in str(error)  # noqa: PT017
 
 
 def test_a_card_does_nothing_to_a_terminal(path: Path) -> None:

@@ -141,7 +141,7 @@ def test_context_is_the_same_on_both_sides(data: st.DataObject) -> None:
             if name.endswith("weight"):
                 weight.copy_(weight.flip(list(range(2, weight.ndim))))
     axes = (1, 2, 3) if not spec.planar else (2, 3)
-    turned = run(network, np.flip(tile, [axis - 1 for axis in axes]))
+    turned = run(network, np.flip(tile, tuple(axis - 1 for axis in axes)))
     np.testing.assert_allclose(np.flip(turned, axes), straight, rtol=1e-10, atol=1e-10)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
@@ -19,4 +20,5 @@ def test_json_round_trip() -> None:
 @pytest.mark.parametrize("field", [field.name for field in fields(Numerics)])
 def test_each_field_counts(field: str) -> None:
     value = getattr(NUMERICS, field)
-    assert replace(NUMERICS, **{field: value + 1 if field == "threads" else f"{value}!"}) != NUMERICS
+    change: dict[str, Any] = {field: value + 1 if field == "threads" else f"{value}!"}
+    assert replace(NUMERICS, **change) != NUMERICS

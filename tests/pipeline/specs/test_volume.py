@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,12 @@ def test_only_an_array_of_several_volumes_says_which() -> None:
     """So the fingerprints of older outputs hold."""
     assert not FINE.to_json().keys() & {"channel", "timepoint", "together"}
     assert FINE.selection is None
-    for several in ({"channel": 0, "together": 4}, {"timepoint": 3}, {"channel": 2, "timepoint": 0, "together": 6}):
+    parts: list[dict[str, Any]] = [
+        {"channel": 0, "together": 4},
+        {"timepoint": 3},
+        {"channel": 2, "timepoint": 0, "together": 6},
+    ]
+    for several in parts:
         spec = replace(FINE, **several)
         assert spec.to_json() == {**FINE.to_json(), **several}
         assert VolumeSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec

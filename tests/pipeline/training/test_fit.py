@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from emseg_core.errors import InputError
 from emseg_core.model.unet import UNet
 from emseg_core.specs.model import ModelSpec
 from emseg_core.training import fit as module
+from emseg_core.training.network import MovingAverage
 from emseg_core.training.ranks import Ranks
 from emseg_core.training.spec import AugmentSpec, FitSpec, Progress
 from emseg_core.training.truth_reader import ValidationVolume
@@ -47,7 +48,7 @@ def same(one: UNet, other: UNet) -> bool:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_it_learns(precision: str) -> None:
+def test_it_learns(precision: Literal["bfloat16", "float32"]) -> None:
     reports: list[Progress] = []
     settings = replace(SETTINGS, steps=80, precision=precision)
     network, f1 = fit(SPEC, settings, on_progress=reports.append)
@@ -173,7 +174,7 @@ def test_it_ends_early_with_the_best_weights(tmp_path: Path, monkeypatch: pytest
     def note(progress: Progress) -> None:
         steps.append(progress.step)
 
-    class Noting(module.MovingAverage):
+    class Noting(MovingAverage):
         def network(self, spec: ModelSpec) -> UNet:
             kept[len(steps) + 1] = {name: value.clone() for name, value in self.weights.items()}
             return super().network(spec)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ else:
 """
 
 
-def trained(folder: Path, processes: int) -> dict[str, object]:
+def trained(folder: Path, processes: int) -> dict[str, Any]:
     """What a training in so many processes tells."""
     script = folder / "training.py"
     script.write_text(TRAINING)
@@ -58,17 +59,16 @@ def trained(folder: Path, processes: int) -> dict[str, object]:
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(lines) == 1  # one process tells
-    told: dict[str, object] = json.loads(lines[0])
+    told: dict[str, Any] = json.loads(lines[0])
     return told
 
 
 def test_the_same_loss_curve_and_weights(tmp_path: Path) -> None:
     one, two = (trained(tmp_path, processes) for processes in (1, 2))
-    assert np.allclose(one["losses"], two["losses"], rtol=1e-4)  # type: ignore[arg-type]
-    assert one["sums"].keys() == two["sums"].keys()  # type: ignore[attr-defined]
-    sums = [list(told["sums"].values()) for told in (one, two)]  # type: ignore[attr-defined]
-    assert np.allclose(*sums, rtol=1e-3, atol=1e-3)
-    assert abs(one["score"] - two["score"]) < 1e-3  # type: ignore[operator]
+    assert np.allclose(one["losses"], two["losses"], rtol=1e-4)
+    assert one["sums"].keys() == two["sums"].keys()
+    assert np.allclose(list(one["sums"].values()), list(two["sums"].values()), rtol=1e-3, atol=1e-3)
+    assert abs(one["score"] - two["score"]) < 1e-3
 
 
 def test_a_stranger_who_has_connected_is_found() -> None:

@@ -65,7 +65,7 @@ def test_calibrated_for_segments() -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(0)
-        for convolution in (*network.down[0], network.head):
+        for convolution in (*network.down[0].children(), network.head):
             convolution.weight[-1] = 1  # the membrane's logit is the grey value
     raw, truth = np.zeros((1, 9, 9), np.float32), np.zeros((1, 9, 9), np.uint8)
     raw[:, :, 4], truth[:, :, 4] = 1, 1
@@ -83,8 +83,8 @@ def test_a_class_that_is_not_told_apart_takes_no_other_s_place() -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(0)
-        network.down[0][0].weight.fill_(1)
-        network.down[0][1].weight.fill_(1)
+        for convolution in network.down[0].children():
+            convolution.get_parameter("weight").fill_(1)
         network.head.weight[1] = 1  # the membrane's logit is the grey value
         network.head.bias[:] = torch.tensor([0.5, 0.0, -9.0])
     raw, truth = np.zeros((1, 9, 9), np.float32), np.zeros((1, 9, 9), np.uint8)

@@ -384,7 +384,7 @@ def test_no_permission(locked: str, folder: Path, tmp_path: Path) -> None:
     place = {"parent": output.parent, "output": output / "emseg", "volume": volume / "zarr.json", "model": model}[locked]
     before = snapshot(tmp_path)
     place.chmod(0 if locked in ("volume", "model") else 0o555)
-    command = [sys.executable, "-m", "emseg", "run", volume, "-o", output, "--model", model, "--workers", "0"]
+    command: list[str | Path] = [sys.executable, "-m", "emseg", "run", volume, "-o", output, "--model", model, "--workers", "0"]
     done = subprocess.run([*UNPRIVILEGED, *command], capture_output=True, text=True, timeout=60)
     place.chmod(0o755)
     assert "ermission denied" in done.stderr

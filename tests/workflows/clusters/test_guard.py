@@ -40,6 +40,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedCluster
 
 
 async def show(cluster: GuardedCluster) -> None:
+    assert cluster.scheduler is not None
     open_board(replace(DESCRIPTION, states=zlib.compress(bytes(1))), dask_scheduler=cluster.scheduler)
 
 
@@ -67,6 +68,7 @@ def patterns(router: Any) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def paths(cluster: GuardedCluster) -> list[str]:
     """An address for each route of the server, and some for which there is none."""
+    assert cluster.scheduler is not None
     root = cluster.scheduler.http_application
     found = {pattern for app in (root, *root.applications) for pattern in patterns(app.default_router)}
     plain = {re.sub(r"\(.*?\)", "1", pattern).replace("/?$", "").rstrip("$") for pattern in found}

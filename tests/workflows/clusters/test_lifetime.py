@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 from distributed import Client, Security, SpecCluster
-from distributed.comm import CommClosedError
+from distributed.comm.core import CommClosedError
 from distributed.process import AsyncProcess
 
 from emseg import export, ingest, label, segment
@@ -99,7 +100,9 @@ def opened(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, tell: Calla
 def test_no_cluster_raises_at_its_end(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A client closes late, and then its cluster, which is closed all the same."""
     told: list[str] = []
-    close, close_client, closed = SpecCluster._close, Client._close, []
+    close: Callable[[SpecCluster], Awaitable[None]] = SpecCluster._close
+    close_client = Client._close
+    closed: list[SpecCluster] = []
 
     async def late(self: SpecCluster) -> None:
         closed.append(self)
@@ -172,7 +175,7 @@ def test_a_step_and_a_job_that_are_not_gone_in_time(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(slurm, "STEP_GRACE_SECONDS", 0.1)
     asyncio.run(end())
     job = slurm._Job.__new__(slurm._Job)
-    job.name, job.job_id, job._close_job = "emseg-0", "12", no_scancel
+    job.name, job.job_id, job._close_job = "emseg-0", "12", no_scancel  # type: ignore[method-assign]
     asyncio.run(job.close())
     assert job.left == "job 12"
 
@@ -181,13 +184,16 @@ def test_a_session_whose_scheduler_goes_wrong(monkeypatch: pytest.MonkeyPatch) -
     with local_cluster(1, 1, elastic=NONE) as client:
         session = Session(client, None, Dispatch(iter(()), Policy()))  # type: ignore[arg-type]
         for error in (RuntimeError("no loop"), asyncio.CancelledError()):
+            raised: list[BaseException] = []
 
-            def fail(*_: object, error: BaseException = error, **__: object) -> None:
+            def fail(*_: object, error: BaseException = error, raised: list[BaseException] = raised, **__: object) -> None:
+                raised.append(error)
                 raise error
 
             with monkeypatch.context() as patched:
                 patched.setattr(client, "sync", fail)
                 session.close()
+            assert raised == [error]
 
 
 def test_workers_outlive_the_thread_that_started_them() -> None:
@@ -246,7 +252,7 @@ def test_nothing_begins_in_a_worker_that_is_only_being_started(
         codes.append(code)
         raise Ended
 
-    monkeypatch.setattr(lifeline.multiprocessing.current_process(), "_inheriting", True, raising=False)
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     monkeypatch.setattr(lifeline, "_tied", lambda: True)
     monkeypatch.setattr(os, "_exit", end)
     arguments = (tmp_path / "nowhere", tmp_path / "nothing")[: 1 if begin is label else 2]

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from dashboards import Door
 from distributed import Client, Security, Worker
-from distributed.comm import connect
+from distributed.comm.core import connect
 from runs import own_address
 
 from emseg.clusters import local
@@ -53,7 +53,7 @@ def listening() -> set[tuple[str, int]]:
 
 def workers(client: Client) -> dict[str, int]:
     """Address and process of each worker."""
-    return client.run(os.getpid)
+    return dict(client.run(os.getpid))
 
 
 def wait_until(predicate: Callable[[], bool]) -> None:
@@ -224,6 +224,7 @@ def test_workers_share_the_memory(client: Client) -> None:
     """And one that takes more than its share is started anew."""
     for about in client.scheduler_info()["workers"].values():
         assert about["memory_limit"] == usable_memory() // 2
+    assert client.cluster is not None
     for nanny in client.cluster.workers.values():
         assert nanny.memory_manager.memory_limit == usable_memory() // 2
         assert 0.9 < nanny.memory_manager.memory_terminate_fraction <= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import stat
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["emseg-scratch-{host}x-0123456789abcdef", "emseg-scratch-{host}-data", "emseg-{host}-01"])
 def test_what_has_another_name_is_left_alone(tmp_path: Path, name: str) -> None:
     """Also that of another host: a lock may be unknown here."""
-    lookalike(tmp_path).rename(tmp_path / name.format(host=module.socket.gethostname()))
+    lookalike(tmp_path).rename(tmp_path / name.format(host=socket.gethostname()))
     assert_untouched(tmp_path)
 
 
@@ -140,6 +141,7 @@ def test_all_of_a_cluster_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with local_cluster(1, 1) as client:
         (mine,) = tmp_path.glob("emseg-*")
         cluster = client.cluster
+        assert cluster is not None
         used = [*client.run(worker_folder).values(), *client.run(worker_folder, nanny=True).values()]
         used += [cluster.scheduler.local_directory, client.security.tls_worker_key, client.security.tls_ca_file]
         assert len(used) == 5

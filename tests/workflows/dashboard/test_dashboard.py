@@ -74,7 +74,7 @@ def get(link: str, path: str) -> str:
 def newest(started: RunStarted) -> dict[str, Any]:
     """What the page knows of the run that began last."""
     assert started.map is not None
-    return json.loads(get(started.map, "/json/emseg.json"))["runs"][-1]
+    return dict(json.loads(get(started.map, "/json/emseg.json"))["runs"][-1])
 
 
 def metrics(started: RunStarted) -> dict[tuple[str, str], float]:
@@ -248,7 +248,7 @@ def test_a_performance_report_needs_nothing_from_elsewhere(
 
 
 def test_a_performance_report_that_cannot_be(folder: Path, tmp_path: Path) -> None:
-    inputs = {"model": folder / "model.safetensors", "roi": "0:4,:,:"}
+    inputs: dict[str, Any] = {"model": folder / "model.safetensors", "roi": "0:4,:,:"}
     with pytest.raises(PlanError, match="0 workers"):
         segment(folder / "volume.zarr", tmp_path / "out.zarr", workers=0, performance_report="r.html", **inputs)
     with pytest.raises(OutputError, match="cannot be written"):

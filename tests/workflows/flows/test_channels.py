@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, layout in IMAGES.items():
         save_image(folder / name, **layout)
     save_random_model(folder / "model.safetensors", PLANAR)
-    placed = {"voxel_size": [40, 4, 4], "units": "nanometer"}
+    placed: dict[str, Any] = {"voxel_size": [40, 4, 4], "units": "nanometer"}
     for time, channel in np.ndindex(2, 3):
         alone = folder / f"alone-{time}-{channel}.zarr"
         zarr.create_array(alone, data=VALUES[time, channel], chunks=CHUNK, attributes=placed)

@@ -67,7 +67,7 @@ def labels_of(path: Path) -> NDArray[np.uint8]:
 def probability(path: Path) -> NDArray[np.uint8]:
     """The stored probabilities of the membrane."""
     output = open_output(path)
-    return output.read_probabilities(output.region)[output.classes.index("membrane")]
+    return np.asarray(output.read_probabilities(output.region)[output.classes.index("membrane")])
 
 
 def true_classes(values: NDArray[Any]) -> NDArray[np.uint8]:

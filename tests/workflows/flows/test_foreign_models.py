@@ -53,7 +53,7 @@ def test_labels_are_those_of_the_native_network(folder: Path, tmp_path: Path, na
 def test_workers_and_repairs_do_not_experiment_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was found out is part of the recipe; a network that pads gives the same bytes with any tiles' places."""
     output = tmp_path / "o.zarr"
-    asked = {"model": folder / "padded.pt2", "tile": (1, 40, 40)}
+    asked: dict[str, Any] = {"model": folder / "padded.pt2", "tile": (1, 40, 40)}
     assert segment(folder / "v.zarr", output, workers=2, **asked).exit_code == 0
     monkeypatch.setattr(emseg_core.model.model_place, "contract_of", None)
     sound = bytes_of(output)

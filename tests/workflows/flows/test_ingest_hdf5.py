@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import tracemalloc
 import zlib
-from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -347,7 +348,7 @@ def test_voxels_behind_the_end_of_the_file(tmp_path: Path, monkeypatch: pytest.M
     """The library reads them as zeros; it only looks at the end that the file states."""
     source = save(tmp_path / "s.h5", voxels())
     told = source.stat()
-    size = namedtuple("size", "st_size st_mode")(told.st_size - 1, told.st_mode)
+    size = SimpleNamespace(st_size=told.st_size - 1, st_mode=told.st_mode)
     usual = Path.stat
     monkeypatch.setattr(Path, "stat", lambda self, **how: size if self == source else usual(self, **how))
     with pytest.raises(VolumeError, match="should end at byte"):
@@ -379,11 +380,10 @@ def test_a_chunk_that_is_not_what_it_should_be(tmp_path: Path, packed: bytes) ->
 
 def test_more_than_the_memory_or_the_disk_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = save(tmp_path / "s.h5", voxels())
-    Disk = namedtuple("Disk", "free")
     monkeypatch.setattr(limits, "usable_memory", lambda: 900)
     assert "4 x 10 x 12 voxels are read at once" in refused(source)
     monkeypatch.setattr(limits, "usable_memory", lambda: 2**40)
-    monkeypatch.setattr(limits.shutil, "disk_usage", lambda path: Disk(4))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4))
     assert "4 x 10 x 12 voxels, 0.0 GiB, but 0.0 GiB are free in" in refused(source)
 
 

@@ -19,6 +19,7 @@ from runs import run_emseg
 from stacks import BLOCK, save_n5, save_precomputed
 
 from emseg.flows.ingest import ingest
+from emseg_core.box import Box, Triple
 from emseg_core.errors import VolumeError
 from emseg_core.store.stacks.formats import open_stack
 from emseg_core.store.stacks.tensor import TensorStack
@@ -144,17 +145,16 @@ def test_n5_that_cannot_be_read(tmp_path: Path) -> None:
         ("line", voxels()[0, 0], "has axes (x: 50)"),
     ):
         assert message in refused(tmp_path, save_n5(tmp_path / f"{name}.n5", data))
-    for number, (attributes, message) in enumerate(
-        (
-            ({"resolution": [4, 4]}, "the resolution is [4, 4], not 3 numbers"),
-            ({"pixelResolution": {"unit": "nm"}}, "the resolution is None, not 3 numbers"),
-            ({"resolution": [4, 4, 0]}, "must be positive"),
-            ({"transform": {"scale": [1, 1, 1]}}, "the transform names no axes"),
-            ({"compression": {"type": "lz4"}}, "cannot be opened"),
-            ({"dataType": "uint128"}, "cannot be opened"),
-            ({"axes": ["a", "b", "c"]}, "has axes (a: 50, b: 40, c: 23)"),
-        )
-    ):
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"resolution": [4, 4]}, "the resolution is [4, 4], not 3 numbers"),
+        ({"pixelResolution": {"unit": "nm"}}, "the resolution is None, not 3 numbers"),
+        ({"resolution": [4, 4, 0]}, "must be positive"),
+        ({"transform": {"scale": [1, 1, 1]}}, "the transform names no axes"),
+        ({"compression": {"type": "lz4"}}, "cannot be opened"),
+        ({"dataType": "uint128"}, "cannot be opened"),
+        ({"axes": ["a", "b", "c"]}, "has axes (a: 50, b: 40, c: 23)"),
+    ]
+    for number, (attributes, message) in enumerate(wrong):
         assert message in refused(tmp_path, save_n5(tmp_path / f"wrong{number}.n5", voxels(), **attributes))
     (tmp_path / "broken.n5").mkdir()
     (tmp_path / "broken.n5" / "attributes.json").write_text('{"dimensions": [1')
@@ -241,8 +241,14 @@ def test_precomputed_that_cannot_be_read(tmp_path: Path) -> None:
 def test_large_stacks_come_box_by_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So each chunk is decompressed once, and what is in memory does not grow with the slices."""
     monkeypatch.setattr("emseg_core.store.exports.new_volume.CHUNK_SIDE_VOXELS", 4)
-    shapes, read = [], TensorStack.read_box
-    monkeypatch.setattr(TensorStack, "read_box", lambda self, box: (shapes.append(box.shape), read(self, box))[1])
+    shapes: list[Triple] = []
+    read = TensorStack.read_box
+
+    def noting(self: TensorStack, box: Box) -> NDArray[Any]:
+        shapes.append(box.shape)
+        return read(self, box)
+
+    monkeypatch.setattr(TensorStack, "read_box", noting)
     source = save_n5(tmp_path / "s.n5", voxels())
     ingest(source, tmp_path / "v")
     check(tmp_path / "v", voxels(), (1, 1, 1), (0, 0, 0), NONE)

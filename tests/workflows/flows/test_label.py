@@ -105,6 +105,7 @@ def test_the_whole_volume_at_once(whole: Path, settings: dict[str, Any]) -> None
     np.testing.assert_array_equal(found, expected)
     assert done.exit_code == 0
     assert done.segments == len(table) == found.max()
+    assert isinstance(done.table, Path)
     with done.table.open() as stream:
         rows = list(csv.DictReader(stream))
     assert [int(row["id"]) for row in rows] == list(range(1, len(table) + 1))
@@ -185,6 +186,7 @@ def test_a_signal_stops_it_and_it_goes_on(whole: Path, tmp_path: Path, stage: st
 
     stopped = label(copy, workers=0, stop=stop, on_event=see)
     assert (stopped.exit_code, stopped.segments) == (128 + signal.SIGTERM, None)
+    assert isinstance(stopped.instances, Path)
     assert not stopped.instances.exists()
 
     def count(event: Event) -> None:
@@ -236,7 +238,9 @@ def test_an_image(made: Path, tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "image.tif", texture((1, 90, 110))[0])
     ingest(tmp_path / "image.tif", tmp_path / "image.zarr", voxel_size=(30, 8, 8))
     segment(tmp_path / "image.zarr", tmp_path / "out.zarr", model=made / "model.safetensors", probabilities=True, workers=0)
-    with label(tmp_path / "out.zarr", workers=0).table.open() as stream:
+    table = label(tmp_path / "out.zarr", workers=0).table
+    assert isinstance(table, Path)
+    with table.open() as stream:
         rows = list(csv.DictReader(stream))
     found = instances(tmp_path / "out.zarr").reshape(90, 110)
     sides = {int(i) for side in (found[0], found[-1], found[:, 0], found[:, -1]) for i in side}
@@ -255,7 +259,7 @@ def test_refusals(made: Path, whole: Path) -> None:
         ({"name": "../x"}, "cannot be a name of instance labels"),
     ):
         with pytest.raises(InputError, match=message):
-            label(whole, workers=0, **settings)  # type: ignore[arg-type]
+            label(whole, workers=0, **settings)
     assert not (whole / "labels" / "instances").exists()
 
 

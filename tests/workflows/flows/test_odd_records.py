@@ -211,7 +211,7 @@ def test_no_command_obeys_what_an_output_says(
     command, *more = words.split()
     monkeypatch.setattr(View, "wait", lambda _: None)
     monkeypatch.setattr("sys.argv", ["emseg", command, str(output), *more, *(["--workers", "0"] if command == "label" else [])])
-    code = 0
+    code: str | int | None = 0
     try:
         main()
     except SystemExit as left:

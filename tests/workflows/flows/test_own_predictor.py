@@ -139,7 +139,7 @@ def test_nothing_is_imported_because_an_output_names_it(trap: Path, tmp_path: Pa
     shards(trap)[0].unlink()  # what is whole is repaired without a predictor
     for command in (verify, repair):
         with pytest.raises(OutputError, match=r"made with the user-defined class trap:Mean 1, .* predictor='module:Class'"):
-            command(trap)  # type: ignore[operator]
+            command(trap)
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     for words in ([], ["--repair"]):
         done = run_emseg("verify", trap, *words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths})

@@ -95,8 +95,9 @@ def test_viewers_are_told_where_levels_lie(whole: Path) -> None:
         ImageLabel.from_zarr(zarr.open_group(whole / "labels" / "instances", mode="r")),
     ):
         (multiscale,) = image.ome_attributes.multiscales
-        scales = [dataset.coordinateTransformations[0].scale[-3:] for dataset in multiscale.datasets]
-        shifts = [dataset.coordinateTransformations[1].translation[-3:] for dataset in multiscale.datasets]
+        datasets: Any = multiscale.datasets
+        scales = [dataset.coordinateTransformations[0].scale[-3:] for dataset in datasets]
+        shifts = [dataset.coordinateTransformations[1].translation[-3:] for dataset in datasets]
         assert scales == [[30, 4, 4], [30, 8, 8], [30, 16, 16]]
         assert shifts == [[90, 0, -8], [90, 2, -6], [90, 6, -2]]
 

@@ -6,8 +6,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from object_store import BUCKET, DENIED, ObjectStore, object_store
@@ -29,7 +30,7 @@ from emseg_core.store.files.records import Records
 from emseg_core.store.outputs.lifecycle import open_output
 
 SHAPE = (6, 60, 280)
-RUN = {"probabilities": True, "workers": 0}
+RUN: dict[str, Any] = {"probabilities": True, "workers": 0}
 
 
 @pytest.fixture(scope="module")
@@ -185,9 +186,14 @@ def test_the_store_stops_listening_for_a_while(
     monkeypatch.setitem(remote.LONG_RETRIES, "max_retries", 3)
     restarts: list[threading.Thread] = []
 
+    def restart() -> None:
+        again = store.stop()
+        time.sleep(3)
+        again()
+
     def away(key: str, signed: bool) -> str:
         if "labels/classes/0/c/" in key and not restarts:
-            restarts.append(threading.Thread(target=lambda: (again := store.stop(), time.sleep(3), again())))
+            restarts.append(threading.Thread(target=restart))
             restarts[0].start()
         return ""
 
@@ -397,10 +403,15 @@ def test_a_store_that_is_away_is_told_of_at_once(
     assert time.monotonic() < began + 30
 
 
+def denying(part: str) -> Callable[[str, bool], str]:
+    """Refuses keys that end so, as an object store does that lacks a permission."""
+    return lambda key, signed: DENIED if key.endswith(part) else ""
+
+
 def test_an_output_that_cannot_be_read_is_not_called_damaged(folder: Path, store: ObjectStore, output: str) -> None:
     assert segment(folder / "volume.zarr", output, model=folder / "model.safetensors", **RUN).exit_code == 0
     for part in (f"{output.rpartition('/')[2]}/zarr.json", "labels/classes/0/zarr.json", "probabilities/1/zarr.json"):
-        store.refuse = lambda key, signed, part=part: DENIED if key.endswith(part) else ""
+        store.refuse = denying(part)
         with pytest.raises(OutputError, match=f"{output} cannot be read .403 Forbidden, AccessDenied.: set credentials"):
             open_output(output)
     store.willing()

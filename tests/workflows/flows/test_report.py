@@ -9,6 +9,7 @@ import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ HOSTILE = "a<script>alert(1)</script>&\"'"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A volume, a model, and an output with probabilities and instances."""
     folder = tmp_path_factory.mktemp("report")
-    size = {"voxel_size": [30.0, 8.0, 8.0], "units": ["nanometer"] * 3}
+    size: dict[str, Any] = {"voxel_size": [30.0, 8.0, 8.0], "units": ["nanometer"] * 3}
     save_volume(folder / "volume.zarr", texture(SHAPE), **size)
     card = {"licence": "CC BY", "name": "mine", "data": HOSTILE}
     save_random_model(folder / "model.safetensors", PLANAR, card=card)
@@ -96,7 +97,7 @@ def test_a_run_that_has_ended(folder: Path, output: Path) -> None:
     whole = stored.read_labels(stored.region)
     for index, name in enumerate(stored.classes):
         assert f"{name}{(whole == index).mean():.2%}" in text
-    segments = zarr.open_array(output / "labels" / "instances" / "0", mode="r")[:].max()
+    segments = np.max(zarr.open_array(output / "labels" / "instances" / "0", mode="r")[:])
     assert f"segments{segments:,}, of which" in text
     assert "Mvoxel/s" in text
     assert "predict " in text
@@ -163,7 +164,7 @@ def test_while_a_run_goes_on(output: Path) -> None:
     shards(output)[0].unlink()
     stored = open_output(output)
     with take_lease(stored.records, output).held() as lease:
-        folder = stored.path / f"emseg/run-{lease.run:04d}"
+        folder = output / f"emseg/run-{lease.run:04d}"
         line = {"event": "started", "at": "2024-05-01T12:00:00+00:00", "fingerprint": stored.attributes["fingerprint"]}
         (folder / "00000.jsonl").write_text(json.dumps(line) + "\n")
         before = snapshot(output)
@@ -175,12 +176,11 @@ def test_while_a_run_goes_on(output: Path) -> None:
 
 
 def test_a_run_that_has_died(output: Path) -> None:
-    stored = open_output(output)
     dead = {"holder": {**asdict(Holder.here()), "born": "long ago"}, "beats": 1, "released": False}
-    (stored.path / "emseg/run-0003").mkdir()  # the labelling was the second
-    (stored.path / "emseg/run-0003" / "lease.json").write_text(json.dumps(dead))
+    (output / "emseg/run-0003").mkdir()  # the labelling was the second
+    (output / "emseg/run-0003" / "lease.json").write_text(json.dumps(dead))
     line = {"event": "started", "at": "2024-05-01T12:00:00+00:00", "fingerprint": "another"}
-    (stored.path / "emseg/run-0003" / "00000.jsonl").write_text(json.dumps(line) + "\n")
+    (output / "emseg/run-0003" / "00000.jsonl").write_text(json.dumps(line) + "\n")
     text = seen(report(output)).text
     assert "complete the run has died" in text
     assert "not recorded; the output was restarted since" in text

@@ -30,8 +30,10 @@ from runs import (
 )
 
 import emseg
+import emseg.flows.segment as flow
 from emseg.clusters.local import local_cluster
 from emseg.flows.records.run_log import lines_of
+from emseg.flows.running.draft import settle
 from emseg.flows.segment import segment
 from emseg.runs.events import BlockEnded, Event, Noticed, RunEnded, RunStarted, WorkerJoined
 from emseg_core.box import Box
@@ -178,9 +180,10 @@ def test_any_number_of_workers_gives_the_same_bytes(
 
 
 def test_a_cluster_by_its_address_gives_the_same_bytes(planar: Case, cluster: Callable[[int], Client], tmp_path: Path) -> None:
-    security = cluster(3).security
+    security, scheduler = cluster(3).security, cluster(3).scheduler
+    assert scheduler is not None
     tls = tuple(map(Path, (security.tls_ca_file, security.tls_client_cert, security.tls_client_key)))
-    planar.run(tmp_path / "output.zarr", scheduler=cluster(3).scheduler.address, tls=tls, workers=None)
+    planar.run(tmp_path / "output.zarr", scheduler=scheduler.address, tls=tls, workers=None)
     assert bytes_of(tmp_path / "output.zarr") == bytes_of(planar.reference)
     assert cluster(3).submit(int, 7).result() == 7  # the cluster is somebody else's, and goes on
 
@@ -363,6 +366,23 @@ def test_a_scheduler_address_that_is_none(planar: Case, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="check the address"):
         planar.run(tmp_path / "output.zarr", workers=None, scheduler="nonsense://here")
     assert not (tmp_path / "output.zarr").exists()
+
+
+def test_an_output_that_another_run_creates_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at its place and the creation, while workers start: that run may be another model's, and over."""
+    volume = save_volume(tmp_path / "v.zarr", texture((5, 40, 40)))
+    first, second = (save_random_model(tmp_path / f"{seed}.safetensors", PLANAR, seed) for seed in (1, 2))
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(flow, "settle", settle)
+        assert segment(volume, tmp_path / "o.zarr", model=first, workers=0).exit_code == 0
+        return settle(*arguments)
+
+    monkeypatch.setattr(flow, "settle", overtaken)
+    with pytest.raises(OutputError, match=r"o.zarr was created by another run meanwhile: run again to resume it, or choose"):
+        segment(volume, tmp_path / "o.zarr", model=second, workers=0)
+    assert segment(volume, tmp_path / "alone.zarr", model=first, workers=0).exit_code == 0
+    assert bytes_of(tmp_path / "o.zarr") == bytes_of(tmp_path / "alone.zarr")
 
 
 # -- notices ----------------------------------------------------------------------------------------------------------

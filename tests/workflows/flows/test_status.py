@@ -224,7 +224,8 @@ def test_the_command(output: Path) -> None:
 
 def test_watching_until_the_run_ends(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long a look takes, most of the time is left to others."""
-    stored, slept = open_output(output), []
+    stored = open_output(output)
+    slept: list[float] = []
     clock = iter(range(0, 100, 3))
     monkeypatch.setattr(module, "monotonic", lambda: next(clock))
     monkeypatch.setattr(module, "sleep", slept.append)
@@ -266,7 +267,7 @@ def test_an_output_that_may_only_be_read(output: Path) -> None:
     hold(output, 2, Holder.here())
     for place in (output, *output.rglob("*")):
         place.chmod(0o555 if place.is_dir() else 0o444)
-    command = [*UNPRIVILEGED, sys.executable, "-m", "emseg", "status", output, "--json"]
+    command: list[str | Path] = [*UNPRIVILEGED, sys.executable, "-m", "emseg", "status", output, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     for place in (output, *output.rglob("*")):
         place.chmod(0o755)

@@ -15,7 +15,7 @@ from emseg.flows.segment import segment
 from emseg.flows.verify import verify
 from emseg_core import block
 from emseg_core.block import Seen
-from emseg_core.box import Box, Triple
+from emseg_core.box import Box, Triple, triple
 from emseg_core.errors import InputError
 from emseg_core.specs.model import ModelSpec
 from emseg_core.store.outputs.lifecycle import open_output
@@ -84,8 +84,8 @@ def test_an_image_holds(folder: Path, tmp_path: Path) -> None:
 def test_wrong_labels_are_found(folder: Path, tmp_path: Path) -> None:
     output = open_output(spoilt(folder, tmp_path))
     for unit in np.ndindex(output.done_units().shape):
-        start = tuple(int(i) * n for i, n in zip(unit, output.unit, strict=True))
-        write = Box(start, tuple(s + n for s, n in zip(start, output.unit, strict=True))).intersect(output.region)
+        start = triple(int(i) * n for i, n in zip(unit, output.unit, strict=True))
+        write = Box(start, triple(s + n for s, n in zip(start, output.unit, strict=True))).intersect(output.region)
         labels, probabilities = output.read_labels(write), output.read_probabilities(write)
         output.write(write, np.roll(labels, 1, axis=2), probabilities)
     verdict = verify(output.path)

@@ -24,7 +24,7 @@ from emseg_core.errors import InputError
 from emseg_core.store.zarrs.ome import levels, multiscales_of
 
 SHAPE = (6, 90, 300)
-SIZED = {"voxel_size": [30, 8, 4], "offset": [60, 0, -8], "units": "nm"}
+SIZED: dict[str, Any] = {"voxel_size": [30, 8, 4], "offset": [60, 0, -8], "units": "nm"}
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +42,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fetched(address: str) -> bytes:
     with urllib.request.urlopen(address, timeout=20) as answer:
-        return answer.read()
+        return bytes(answer.read())
 
 
 def state_of(shown: View) -> dict[str, Any]:
     """What the link tells the viewer."""
     start, _, written = shown.link.partition("#!")
     assert start.startswith(shown.url)
-    return json.loads(unquote(written))
+    return dict(json.loads(unquote(written)))
 
 
 def sources(shown: View) -> dict[str, str]:

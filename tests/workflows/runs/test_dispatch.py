@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import cycle, islice
+from typing import Any
 
 import pytest
 from fakes import plan_by_hand
@@ -25,6 +26,7 @@ from emseg.runs.dispatch import (
     Policy,
 )
 from emseg.runs.events import BlockEnded, BlockRetried
+from emseg_core.errors import Fault
 from emseg_core.grid.blocks import Block
 from emseg_core.outcome import Outcome, Seconds
 from emseg_core.specs.model import ModelSpec
@@ -41,7 +43,7 @@ def done(block: Block) -> Outcome:
     return Outcome(block.index, "done", block.write.voxels)
 
 
-def broken(block: Block, fault: str) -> Outcome:
+def broken(block: Block, fault: Fault) -> Outcome:
     return Outcome(block.index, "failed", block.write.voxels, cause="broken", fault=fault)
 
 
@@ -108,7 +110,7 @@ class Cluster:
         raise AssertionError("the run does not end")
 
 
-def cluster(workers: int = 2, policy: Policy | None = None, **more: object) -> Cluster:
+def cluster(workers: int = 2, policy: Policy | None = None, **more: Any) -> Cluster:
     made = Cluster(Dispatch(one_sequence(PLAN), policy or Policy(TIMEOUT)), **more)
     for _ in range(workers):
         made.grow()

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 from distributed import Security
@@ -70,12 +71,17 @@ def test_what_each_task_gets(gres: str, wanted: tuple[str, ...]) -> None:
     assert Site(gres=gres).task_options == wanted
 
 
+def job_of(site: Site, logs: Path) -> Any:
+    """A job of workers at this site."""
+    options = _job_options(2, site, Security(), logs)
+    return _Job("tls://127.0.0.1:1", name="emseg-0", **options)  # type: ignore[no-untyped-call]
+
+
 @pytest.mark.parametrize("time", ["", "4:00:00"])
 def test_a_worker_job_takes_as_long_as_the_site_says_or_as_the_site_lets_it(time: str, tmp_path: Path) -> None:
     """dask-jobqueue would ask for half an hour if it is told nothing."""
     site = Site(partition="gpu", account="lab", qos="high", time=time, gres="gpu:1", cpus=2, memory="4G", options=("--x=1",))
-    options = _job_options(2, site, Security(), tmp_path)
-    lines = _Job("tls://127.0.0.1:1", name="emseg-0", **options).job_script().splitlines()
+    lines = job_of(site, tmp_path).job_script().splitlines()
     asked = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
     assert [line for line in asked if line.startswith(("-t", "--time"))] == [f"--time={time}"] * bool(time)
     assert {"--partition=gpu", "--account=lab", "--qos=high", "--gres=gpu:1", "--x=1", "--mem=4G"} <= set(asked)
@@ -85,7 +91,7 @@ def test_a_worker_job_takes_as_long_as_the_site_says_or_as_the_site_lets_it(time
 def test_nobody_else_may_write_the_script_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It lies in a folder that all users share, from its making until it is submitted."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    job = _Job("tls://127.0.0.1:1", name="emseg-0", **_job_options(2, Site(memory="4G"), Security(), tmp_path / "logs"))
+    job = job_of(Site(memory="4G"), tmp_path / "logs")
     with job.job_file() as script:
         assert Path(script).parent == tmp_path
         assert stat.S_IMODE(Path(script).stat().st_mode) == 0o600
@@ -180,7 +186,8 @@ def test_the_job_that_this_process_runs_in(squeue: Path, monkeypatch: pytest.Mon
 
 
 def test_a_job_that_does_nothing_is_not_queued_for_ever(squeue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    queued, said = [], []
+    queued: list[str] = []
+    said: list[str] = []
     monkeypatch.setattr(SlurmJob, "requeue", lambda self: queued.append(self.number))
     monkeypatch.setattr(requeue, "open_output", lambda path: path)
     (tmp_path / "out.zarr").mkdir()

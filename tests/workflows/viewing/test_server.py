@@ -209,6 +209,8 @@ def test_it_ends_however_soon(folder: Path) -> None:
             if number % 2:
                 listener.request("GET", f"{urlsplit(server.url).path}events/emseg")
         listener.close()
+        with pytest.raises(ConnectionRefusedError):
+            http.client.HTTPConnection(LOOPBACK, server.port, timeout=20).connect()
 
 
 def test_each_server_has_a_token_of_its_own(folder: Path) -> None:

@@ -38,7 +38,7 @@ def cli() -> None:
     emseg ingest STACK.tif volume.zarr --voxel-size 50 4 4
     emseg run volume.zarr --workers 8
     emseg preview volume.emseg.zarr
-    """
+    """  # noqa: D301  click wants the backspace itself
 
 
 for command in (evaluate, export, ingest, label, models, plan, preview, report, run, status, submit, train, verify, view):

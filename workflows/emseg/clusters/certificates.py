@@ -24,6 +24,11 @@ def run_security(folder: Path) -> Iterator[Security]:
 
     Workers on other hosts join with the same files, so they must see the folder. Only this user can read it.
 
+    Parameters
+    ----------
+    folder
+        Path of the new folder.
+
     Yields
     ------
     Security

@@ -31,6 +31,11 @@ MAX_WORKERS_PER_GPU = 4
 def default_workers_per_gpu(gpus: Sequence[int] | None) -> int:
     """Return how many workers on each of these GPUs this machine's cores can feed; at least one.
 
+    Parameters
+    ----------
+    gpus
+        Numbers of the GPUs; None for all of this machine.
+
     Returns
     -------
     int

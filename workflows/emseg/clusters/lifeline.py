@@ -53,6 +53,13 @@ class _Later:
 def tie(name: str, parent: int) -> str:
     """End this process as soon as its parent changes.
 
+    Parameters
+    ----------
+    name
+        Name of the process, to be passed on.
+    parent
+        Process id of the parent.
+
     Returns
     -------
     str

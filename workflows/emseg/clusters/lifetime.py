@@ -84,6 +84,11 @@ def closing_safely(what: Closing, notify: Notify) -> Iterator[Closing]:
 def start_cluster(start: Callable[[], Cluster]) -> Cluster:
     """Start a cluster with `start`.
 
+    Parameters
+    ----------
+    start
+        Function that starts it.
+
     Returns
     -------
     Cluster

@@ -144,6 +144,13 @@ def worker_command(client: Client, blocks_in_flight: int) -> str:
 
     The other host must have this Python environment and the files under the same paths.
 
+    Parameters
+    ----------
+    client
+        Client of the cluster.
+    blocks_in_flight
+        Number of blocks that a worker processes at a time.
+
     Returns
     -------
     str
@@ -155,6 +162,13 @@ def worker_command(client: Client, blocks_in_flight: int) -> str:
 
 def worker_options(security: Any, blocks_in_flight: int) -> list[str]:
     """Return the options of `WORKER_MODULE` on another host that sees the certificate's files.
+
+    Parameters
+    ----------
+    security
+        Certificate and key as files.
+    blocks_in_flight
+        Number of blocks that a worker processes at a time.
 
     Returns
     -------
@@ -174,6 +188,11 @@ def worker_options(security: Any, blocks_in_flight: int) -> list[str]:
 
 def tunnel_command(client: Client) -> str:
     """Return the command line that forwards the dashboard of a `local_cluster` to the same port of the user's machine.
+
+    Parameters
+    ----------
+    client
+        Client of the cluster.
 
     Returns
     -------
@@ -380,6 +399,13 @@ class GuardedCluster(SpecCluster):
     def resize(self, useful: int, idle: set[str]) -> set[str]:
         """Adapt the number of workers to the number that is useful.
 
+        Parameters
+        ----------
+        useful
+            Number of workers that have something to do.
+        idle
+            Addresses of the workers without a block.
+
         Returns
         -------
         set of str
@@ -477,6 +503,11 @@ def signals_blocked() -> Iterator[None]:
 
     Ctrl-C in a terminal, and a batch system near its limit, signal every process of a job. The driver alone decides then; its
     workers continue with the blocks in progress. A signal that arrives meanwhile is handled after the ``with``.
+
+    Yields
+    ------
+    None
+        While the signals are blocked.
     """
     resource_tracker.ensure_running()  # started later, in the event loop's thread, it would unblock the signals there
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -502,6 +533,11 @@ def _check_own(host: str) -> None:
 
 def free_port(wanted: int) -> int:
     """Return `wanted` if nothing listens there, else 0, which lets the system choose.
+
+    Parameters
+    ----------
+    wanted
+        Number of a port.
 
     Returns
     -------

@@ -17,7 +17,13 @@ from emseg_core.errors import InputError
 
 
 def main(words: Sequence[str]) -> None:
-    """Work until the scheduler ends."""
+    """Work until the scheduler ends.
+
+    Parameters
+    ----------
+    words
+        Options of ``dask worker``.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--local-directory", type=Path)
     own, others = parser.parse_known_args(words)

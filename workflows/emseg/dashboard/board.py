@@ -118,7 +118,15 @@ class Board:
         return {state.name.lower(): int(self.counts[state].sum()) for state in State}
 
     def update(self, update: RunUpdate, now: float) -> None:
-        """Apply an update from the driver, received at the time `now`."""
+        """Apply an update from the driver, received at the time `now`.
+
+        Parameters
+        ----------
+        update
+            The update.
+        now
+            The time, in seconds.
+        """
         stopped, running = dict.fromkeys(self.last.running, State.WAITING), dict.fromkeys(update.running, State.RUNNING)
         self._put({**stopped, **update.changed, **running})
         self.last, self.updated_at = update, now
@@ -132,6 +140,11 @@ class Board:
     def cell_box(self, cell: int) -> Box:
         """Return the voxels of a cell.
 
+        Parameters
+        ----------
+        cell
+            Index of the cell.
+
         Returns
         -------
         Box
@@ -142,6 +155,11 @@ class Board:
 
     def block_box(self, block: int) -> Box:
         """Return the voxels of a block.
+
+        Parameters
+        ----------
+        block
+            Index of the block.
 
         Returns
         -------
@@ -188,6 +206,11 @@ class Board:
 
 def blocks_per_cell(grid: Triple) -> Triple:
     """Return the number of blocks per cell that keeps a map within `MAX_CELLS` cells and `MAX_LAYERS` layers.
+
+    Parameters
+    ----------
+    grid
+        Number of blocks along (z, y, x).
 
     Returns
     -------

@@ -62,6 +62,11 @@ def arrange(board: Board) -> Sheet:
 
     Cells have the aspect ratio that their voxels have in y and x.
 
+    Parameters
+    ----------
+    board
+        The board.
+
     Returns
     -------
     Sheet
@@ -88,6 +93,11 @@ def arrange(board: Board) -> Sheet:
 def cell_colours(board: Board) -> list[str]:
     """Return the colour of each cell, which shows how much of it is done and whether blocks run or have failed there.
 
+    Parameters
+    ----------
+    board
+        The board.
+
     Returns
     -------
     list of str
@@ -105,6 +115,13 @@ def cell_colours(board: Board) -> list[str]:
 def cell_words(board: Board, cell: int) -> str:
     """Describe the blocks of a cell.
 
+    Parameters
+    ----------
+    board
+        The board.
+    cell
+        Index of the cell.
+
     Returns
     -------
     str
@@ -118,6 +135,13 @@ def cell_words(board: Board, cell: int) -> str:
 
 def draw_slice(description: RunDescription, block: Box) -> tuple[NDArray[np.uint32], NDArray[np.uint32], Box]:
     """Draw the middle z slice of a block and its surroundings.
+
+    Parameters
+    ----------
+    description
+        Description of the run.
+    block
+        The voxels of the block, in the volume's coordinates.
 
     Returns
     -------

@@ -30,6 +30,11 @@ def performance_report_to(file: Path, client_now: Callable[[], Client], notify: 
     notify
         Called with a notice if the report cannot be written.
 
+    Yields
+    ------
+    None
+        While Dask records.
+
     Raises
     ------
     OutputError

@@ -83,7 +83,13 @@ class DashboardReporter:
             self._send()
 
     def take_back(self, blocks: Iterable[int]) -> None:
-        """Mark blocks as waiting again because their results are lost."""
+        """Mark blocks as waiting again because their results are lost.
+
+        Parameters
+        ----------
+        blocks
+            Indices of the blocks.
+        """
         self._change(blocks, State.WAITING)
 
     def close(self) -> None:

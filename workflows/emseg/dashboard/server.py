@@ -29,7 +29,13 @@ class Boards:
         """Boards by the identifiers of their runs, the newest last."""
 
     def open(self, description: RunDescription) -> None:
-        """Add a run, or replace what is known about it."""
+        """Add a run, or replace what is known about it.
+
+        Parameters
+        ----------
+        description
+            Description of the run.
+        """
         self.known.pop(description.run, None)
         while len(self.known) >= MAX_BOARDS:
             self.known.pop(next((run for run, board in self.known.items() if board.last.over), next(iter(self.known))))
@@ -48,6 +54,13 @@ class _Json(RequestHandler):
 def open_board(description: RunDescription, dask_scheduler: Scheduler) -> None:
     """Show a run on the dashboard of this scheduler. Called through `distributed.Client.run_on_scheduler`.
 
+    Parameters
+    ----------
+    description
+        Description of the run.
+    dask_scheduler
+        The scheduler, which Dask fills in.
+
     Raises
     ------
     RuntimeError
@@ -61,6 +74,15 @@ def open_board(description: RunDescription, dask_scheduler: Scheduler) -> None:
 
 def update_board(run: str, update: RunUpdate, dask_scheduler: Scheduler) -> bool:
     """Apply an update to the board of a run. Called through `distributed.Client.run_on_scheduler`.
+
+    Parameters
+    ----------
+    run
+        Name of the run.
+    message
+        The update.
+    dask_scheduler
+        The scheduler, which Dask fills in.
 
     Returns
     -------

@@ -72,6 +72,13 @@ class PreparedWorker:
 def prepare_worker(run: str, work: Work) -> PreparedWorker:
     """Load the model and open the arrays of a run; the first task on each worker.
 
+    Parameters
+    ----------
+    run
+        Name of the run.
+    work
+        What is done with each block.
+
     Returns
     -------
     PreparedWorker
@@ -95,6 +102,13 @@ def prepare_worker(run: str, work: Work) -> PreparedWorker:
 def process_block(run: str, block: Block) -> Outcome:
     """Process one block on a worker; the dashboard shows the task under the name of the work.
 
+    Parameters
+    ----------
+    run
+        Name of the run.
+    block
+        The block.
+
     Returns
     -------
     Outcome
@@ -105,7 +119,13 @@ def process_block(run: str, block: Block) -> Outcome:
 
 
 def release_run(run: str) -> None:
-    """Release a run's model and arrays."""
+    """Release a run's model and arrays.
+
+    Parameters
+    ----------
+    run
+        Name of the run.
+    """
     with _contexts_lock:
         _ended_runs.add(run)
         _, held = _contexts.pop(run, (None, ExitStack()))
@@ -127,6 +147,13 @@ class WorkerSupply(Protocol):
 
     def resize(self, useful: int, idle: set[str]) -> set[str]:
         """Adapt the number of workers to the number that is useful.
+
+        Parameters
+        ----------
+        useful
+            Number of workers that have something to do.
+        idle
+            Addresses of the workers without a block.
 
         Returns
         -------
@@ -188,6 +215,11 @@ class DaskExecutor:
     def gpus(self, device: Device) -> dict[str, Gpu]:
         """Return the GPU of each worker that has one.
 
+        Parameters
+        ----------
+        device
+            Device of the run.
+
         Returns
         -------
         dict of str to Gpu
@@ -203,6 +235,11 @@ class DaskExecutor:
 
     def try_out(self, trial: Trial) -> Choice:
         """Find out how predictors compute on one of the workers.
+
+        Parameters
+        ----------
+        trial
+            What is to be tried.
 
         Returns
         -------
@@ -227,6 +264,17 @@ class DaskExecutor:
 
     def run(self, work: Work, sequences: Iterator[Sequence[Block]], policy: Policy, stop: Stop) -> Generator[Progressed]:
         """Run blocks until each has ended, the run is stopped, or the cluster is lost for good.
+
+        Parameters
+        ----------
+        work
+            What to do to each block.
+        sequences
+            Sequences of blocks that read the same chunks; each holds at least one block.
+        policy
+            Limits for slow and failing blocks.
+        stop
+            Asks for the end of the run.
 
         Yields
         ------

@@ -39,6 +39,11 @@ class Executor(Protocol):
     def gpus(self, device: Device) -> dict[str, Gpu]:
         """Return the GPU of each worker that computes on one, or is bound to one.
 
+        Parameters
+        ----------
+        device
+            Device of the run.
+
         Returns
         -------
         dict of str to Gpu
@@ -47,6 +52,11 @@ class Executor(Protocol):
 
     def try_out(self, trial: Trial) -> Choice:
         """Find out how predictors compute where the blocks will run.
+
+        Parameters
+        ----------
+        trial
+            What is to be tried.
 
         Returns
         -------
@@ -86,4 +96,10 @@ class Watch(Protocol):
         """Record an event."""
 
     def take_back(self, blocks: Iterable[int]) -> None:
-        """Mark blocks as waiting again because their results are lost."""
+        """Mark blocks as waiting again because their results are lost.
+
+        Parameters
+        ----------
+        blocks
+            Indices of the blocks.
+        """

@@ -34,6 +34,11 @@ class SerialExecutor:
     def gpus(self, device: Device) -> dict[str, Gpu]:
         """Return the GPU of this process, if it has one.
 
+        Parameters
+        ----------
+        device
+            Device of the run.
+
         Returns
         -------
         dict of str to Gpu
@@ -45,6 +50,11 @@ class SerialExecutor:
     def try_out(self, trial: Trial) -> Choice:
         """Find out how predictors compute in this process.
 
+        Parameters
+        ----------
+        trial
+            What is to be tried.
+
         Returns
         -------
         Choice
@@ -54,6 +64,17 @@ class SerialExecutor:
 
     def run(self, work: Work, sequences: Iterator[Sequence[Block]], policy: Policy, stop: Stop) -> Generator[Progressed]:
         """Run blocks until each has ended or the run is stopped.
+
+        Parameters
+        ----------
+        work
+            What to do to each block.
+        sequences
+            Sequences of blocks that read the same chunks; each holds at least one block.
+        policy
+            Limits for slow and failing blocks.
+        stop
+            Asks for the end of the run.
 
         Yields
         ------

@@ -151,6 +151,16 @@ def plan(volume: str | Path | Address, settings: RunSettings | None = None, **gi
 def size(count: int) -> str:
     """Return a number of bytes as a person reads it.
 
+    Parameters
+    ----------
+    count
+        Number of bytes.
+
+    Returns
+    -------
+    str
+        Three significant digits and a binary unit.
+
     Examples
     --------
     >>> size(1536), size(3 * 2**40)

@@ -99,7 +99,7 @@ class ChecksumReport:
         return 0 if self.holds else 3
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return {**asdict(self), "holds": self.holds}
 
     def __str__(self) -> str:

@@ -41,6 +41,11 @@ class Share:
 def round_below(number: float) -> float:
     """Round a positive number down to 1, 2 or 5 times a power of ten.
 
+    Parameters
+    ----------
+    number
+        A positive number.
+
     Returns
     -------
     float
@@ -94,6 +99,13 @@ def column_chart(
 def learning_curve(loss: Curve, score: Curve) -> Markup:
     """Draw loss and score of a training, each on its own scale.
 
+    Parameters
+    ----------
+    loss
+        Loss by step.
+    score
+        Score by step.
+
     Returns
     -------
     Markup
@@ -112,6 +124,11 @@ def learning_curve(loss: Curve, score: Curve) -> Markup:
 
 def stacked_bar(shares: Sequence[Share]) -> Markup:
     """Draw one bar divided into shares, with a legend below it.
+
+    Parameters
+    ----------
+    shares
+        Name, size and colour of each share.
 
     Returns
     -------
@@ -165,6 +182,13 @@ def legend(entries: Iterable[tuple[str, str]]) -> Markup:
 
 def small_bar(share: float, colour: str) -> Markup:
     """Draw a share of 1 as a short bar for a table cell.
+
+    Parameters
+    ----------
+    share
+        0 to 1.
+    colour
+        A colour as CSS has it.
 
     Returns
     -------

@@ -46,6 +46,11 @@ def tag(name: str, /, *contents: object, **attributes: object) -> Markup:
 def joined(contents: Iterable[object]) -> Markup:
     """Concatenate contents. Everything that is not markup is escaped.
 
+    Parameters
+    ----------
+    contents
+        Markup, or values to be shown as text.
+
     Returns
     -------
     Markup
@@ -56,6 +61,11 @@ def joined(contents: Iterable[object]) -> Markup:
 
 def escaped(content: object) -> str:
     """Escape text for use between elements and in attributes, and replace control characters.
+
+    Parameters
+    ----------
+    content
+        Value to be shown as text.
 
     Returns
     -------

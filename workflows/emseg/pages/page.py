@@ -182,6 +182,11 @@ def picture(png: bytes, shape: tuple[float, float], caption: str, marks: Iterabl
 def product(lengths: Iterable[int]) -> str:
     """Format lengths along axes.
 
+    Parameters
+    ----------
+    lengths
+        Lengths along the axes.
+
     Returns
     -------
     str
@@ -192,6 +197,11 @@ def product(lengths: Iterable[int]) -> str:
 
 def amount(voxels: int) -> str:
     """Format a number of voxels.
+
+    Parameters
+    ----------
+    voxels
+        Number of voxels.
 
     Returns
     -------

@@ -38,6 +38,11 @@ def contrast(raw: NDArray[Any]) -> Pixels:
 def contrast_range(raw: NDArray[Any]) -> tuple[float, float]:
     """Return the range of intensities, without half a per cent of the voxels at either end.
 
+    Parameters
+    ----------
+    raw
+        Intensities, of any shape and numeric type.
+
     Returns
     -------
     tuple of float

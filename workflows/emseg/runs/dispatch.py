@@ -180,6 +180,17 @@ class Dispatch:
         """Add a worker, which gets blocks from now on: only such as it can finish before its `end`, if that is known.
 
         If a block takes longer than any worker lives, each worker still gets one: later workers will not have more time.
+
+        Parameters
+        ----------
+        worker
+            Address of the worker.
+        threads
+            Number of threads of the worker.
+        now
+            The time, in seconds.
+        end
+            When the worker ends, in seconds by the same clock; None if that is not known.
         """
         time = 0.0 if end is None else end - now
         self._longest_lifetime = max(self._longest_lifetime, time)
@@ -189,6 +200,11 @@ class Dispatch:
 
     def expiring(self, now: float) -> set[str]:
         """Return the idle workers that have too little time left for another block.
+
+        Parameters
+        ----------
+        now
+            The time, in seconds.
 
         Returns
         -------
@@ -200,6 +216,13 @@ class Dispatch:
     def block_seconds_if_too_long(self, worker: str, now: float) -> float | None:
         """Return the longest recent block time if it exceeds the time left of a new worker that has as much time as any.
 
+        Parameters
+        ----------
+        worker
+            Address of the new worker.
+        now
+            The time, in seconds.
+
         Returns
         -------
         float or None
@@ -210,6 +233,11 @@ class Dispatch:
 
     def assign(self, now: float) -> list[Attempt]:
         """Assign blocks to workers that have room.
+
+        Parameters
+        ----------
+        now
+            The time, in seconds.
 
         Returns
         -------
@@ -240,6 +268,15 @@ class Dispatch:
 
     def ended(self, attempt: Attempt, outcome: Outcome, now: float) -> tuple[BlockEnded | BlockRetried, bool]:
         """Take note of the outcome of an attempt.
+
+        Parameters
+        ----------
+        attempt
+            The attempt that ended.
+        outcome
+            Its outcome.
+        now
+            The time, in seconds.
 
         Returns
         -------
@@ -296,6 +333,11 @@ class Dispatch:
     def overdue(self, now: float) -> set[str]:
         """Return the workers with a block that has run too long: restart them, then call `hung`.
 
+        Parameters
+        ----------
+        now
+            The time, in seconds.
+
         Returns
         -------
         set of str
@@ -306,6 +348,13 @@ class Dispatch:
 
     def hung(self, worker: str, now: float) -> list[BlockEnded | BlockRetried]:
         """Remove a worker on which a block ran too long, and queue its other blocks again.
+
+        Parameters
+        ----------
+        worker
+            Address of the worker.
+        now
+            The time, in seconds.
 
         Returns
         -------

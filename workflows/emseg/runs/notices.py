@@ -11,6 +11,12 @@ logger = logging.getLogger("emseg")
 
 
 def log(event: Event) -> None:
-    """Log the notices among the events of a run."""
+    """Log the notices among the events of a run.
+
+    Parameters
+    ----------
+    event
+        Any event.
+    """
     if isinstance(event, Noticed):
         logger.warning("%s", printable(event.message))

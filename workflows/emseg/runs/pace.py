@@ -64,7 +64,15 @@ class Pace:
         return self.blocks - self.done - self.failed
 
     def record(self, event: Event, now: float) -> None:
-        """Update the state from an event."""
+        """Update the state from an event.
+
+        Parameters
+        ----------
+        event
+            Any event.
+        now
+            The time, in seconds.
+        """
         match event:
             case BlockEnded(outcome):
                 self._count(outcome, now)
@@ -78,6 +86,11 @@ class Pace:
     def speed(self, now: float) -> float:
         """Return the speed in voxels written per second.
 
+        Parameters
+        ----------
+        now
+            The time, in seconds.
+
         Returns
         -------
         float
@@ -88,6 +101,11 @@ class Pace:
 
     def seconds_left(self, now: float) -> tuple[float, float | None] | None:
         """Estimate the remaining time.
+
+        Parameters
+        ----------
+        now
+            The time, in seconds.
 
         Returns
         -------
@@ -110,6 +128,11 @@ class Pace:
 
     def idle(self, now: float) -> float | None:
         """Return the fraction of time in which workers did not predict.
+
+        Parameters
+        ----------
+        now
+            The time, in seconds.
 
         Returns
         -------
@@ -196,6 +219,11 @@ class Pace:
 def format_duration(seconds: float) -> str:
     """Format seconds as ``1 d 2 h``, ``3 h 04 min``, ``5 min 06 s`` or ``7.8 s``.
 
+    Parameters
+    ----------
+    seconds
+        A duration.
+
     Returns
     -------
     str
@@ -214,6 +242,13 @@ def format_duration(seconds: float) -> str:
 
 def format_time_left(seconds: float | None, plus_minus: float | None) -> str:
     """Format the remaining time as ``3 h 04 min +- 8 min 10 s``, or ``?`` if it is not known.
+
+    Parameters
+    ----------
+    seconds
+        The remaining time; None if it is not known.
+    plus_minus
+        Its error in seconds; None if it is not known.
 
     Returns
     -------

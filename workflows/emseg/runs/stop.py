@@ -66,7 +66,13 @@ class Stop:
         return self._grace if self._deadline is None else max(0.0, self._deadline - monotonic())
 
     def ask(self, number: int = 0) -> None:
-        """Request a stop."""
+        """Request a stop.
+
+        Parameters
+        ----------
+        number
+            Number of the signal; 0 if there was none.
+        """
         now = monotonic()
         early = 0.0 if self._end is None else self._end - now
         self.number = number
@@ -75,6 +81,11 @@ class Stop:
     @contextmanager
     def on_signals(self) -> Iterator[None]:
         """Handle SIGINT and SIGTERM within the ``with``: the first asks to stop, a second raises `StoppedError`.
+
+        Yields
+        ------
+        None
+            While the signals are handled.
 
         Raises
         ------

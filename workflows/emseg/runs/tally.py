@@ -119,6 +119,13 @@ def bottleneck_of(phases: Seconds, idle: float | None) -> str:
 
     It is prediction if workers predict nearly all the time, else the phase that took most time.
 
+    Parameters
+    ----------
+    phases
+        Seconds of all blocks in each phase.
+    idle
+        Fraction of time in which workers did not predict, 0 to 1; None if it is not known.
+
     Returns
     -------
     str
@@ -145,16 +152,36 @@ class Tally:
         self._phases = dict.fromkeys((field.name for field in fields(Seconds)), 0.0)
 
     def take_back(self, blocks: int) -> None:
-        """Subtract blocks whose results were lost."""
+        """Subtract blocks whose results were lost.
+
+        Parameters
+        ----------
+        blocks
+            Number of blocks.
+        """
         self._done -= blocks
 
     def retry(self, block: int, cause: str) -> None:
-        """Add a retry."""
+        """Add a retry.
+
+        Parameters
+        ----------
+        block
+            Index of the block.
+        cause
+            Why it is tried again.
+        """
         self._retried += 1
         self._last_failures[block] = cause
 
     def count(self, outcome: Outcome) -> None:
-        """Add the outcome of one block."""
+        """Add the outcome of one block.
+
+        Parameters
+        ----------
+        outcome
+            The outcome.
+        """
         self._peak = max(self._peak, outcome.peak_bytes)
         self._workers.add(outcome.worker)
         for phase in self._phases:
@@ -212,6 +239,13 @@ class Tally:
 def quantity(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural unless it is 1.
 
+    Parameters
+    ----------
+    number
+        The number.
+    noun
+        The noun in the singular.
+
     Returns
     -------
     str
@@ -222,6 +256,13 @@ def quantity(number: int, noun: str) -> str:
 
 def failure_lines(what: str, failures: tuple[Failure, ...]) -> Iterator[str]:
     """Yield a line for each of the first `MAX_SHOWN` failures, and one with the number of the others.
+
+    Parameters
+    ----------
+    what
+        What failed.
+    failures
+        All failures.
 
     Yields
     ------

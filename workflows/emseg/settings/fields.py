@@ -7,7 +7,20 @@ from typing import Any
 
 
 def setting(default: Any, text: str) -> Any:
-    """Return a dataclass field whose text is both its documentation and the help of its option."""
+    """Return a dataclass field whose text is both its documentation and the help of its option.
+
+    Parameters
+    ----------
+    default
+        Value of the field if none is given.
+    text
+        What the field means.
+
+    Returns
+    -------
+    Any
+        A `dataclasses.field`.
+    """
     return field(default=default, metadata={"text": text})
 
 

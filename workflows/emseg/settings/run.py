@@ -88,6 +88,11 @@ class RunSettings:
             The recipe of the output.
         **others
             Settings to take instead.
+
+        Returns
+        -------
+        RunSettings
+            The settings.
         """
         known = {
             "channel": recipe.volume.channel,
@@ -111,6 +116,11 @@ class RunSettings:
 
     def to_table(self) -> dict[str, Any]:
         """Return the settings that are not the default ones, as values of TOML.
+
+        Returns
+        -------
+        dict
+            Values by the name of the setting.
 
         Raises
         ------
@@ -163,6 +173,18 @@ def _plain(value: Any) -> Any:
 
 def settings_from(settings: RunSettings | None, given: Mapping[str, Any]) -> tuple[RunSettings, dict[str, Any]]:
     """Return settings given as an object or as keywords, and the other keywords.
+
+    Parameters
+    ----------
+    settings
+        The settings as an object; None if they are among the keywords.
+    given
+        Keywords of a call.
+
+    Returns
+    -------
+    tuple
+        The settings, and the keywords that are none.
 
     Raises
     ------

@@ -160,6 +160,11 @@ class TrainConfig:
 def load_train_config(path: Path) -> TrainConfig:
     """Read the configuration of a training from a TOML file.
 
+    Parameters
+    ----------
+    path
+        Path of the file.
+
     Returns
     -------
     TrainConfig

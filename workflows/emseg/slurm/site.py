@@ -119,6 +119,11 @@ class Site:
 def read_site(path: Path | None) -> Site:
     """Read a site from a TOML file.
 
+    Parameters
+    ----------
+    path
+        Path of the file.
+
     Returns
     -------
     Site
@@ -135,6 +140,11 @@ def read_site(path: Path | None) -> Site:
 def logs_of(output: Place) -> Path:
     """Return the folder next to an output with the job script and the logs of its jobs.
 
+    Parameters
+    ----------
+    output
+        Place of the output.
+
     Returns
     -------
     Path
@@ -145,6 +155,11 @@ def logs_of(output: Place) -> Path:
 
 def submitted_job(output: Place) -> str:
     """Return the number of the last job that was submitted for an output.
+
+    Parameters
+    ----------
+    output
+        Place of the output.
 
     Returns
     -------

@@ -50,6 +50,11 @@ class IngestWork(CoreWork):
     def opened(self, turn: Turn | None = None) -> Iterator[tuple[Process, None]]:
         """Open the source and the new volume; while one part is compressed and written, another is read.
 
+        Parameters
+        ----------
+        turn
+            Held while a part is read; None if there is only one block at a time.
+
         Yields
         ------
         process : callable

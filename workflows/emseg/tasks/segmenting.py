@@ -49,6 +49,11 @@ class SegmentWork:
     def opened(self, turn: Turn | None = None) -> Iterator[tuple[Process, Numerics]]:
         """Load the model and open the arrays.
 
+        Parameters
+        ----------
+        turn
+            Held while the network runs; None if there is only one block at a time.
+
         Yields
         ------
         process : callable
@@ -114,6 +119,13 @@ def with_augmentation(predictor: Predictor, recipe: Recipe) -> Predictor:
 
     Numerics and their canary are those of the network alone: augmentation adds the same NumPy arithmetic on each of its
     tiles, as any run does for probabilities.
+
+    Parameters
+    ----------
+    predictor
+        Predictor of the network alone.
+    recipe
+        Recipe of the run.
 
     Returns
     -------

@@ -67,6 +67,11 @@ def try_out(trial: Trial) -> Choice:
 
     The choice depends on the hardware, the weights and the voxels alone, not on any measured time.
 
+    Parameters
+    ----------
+    trial
+        What is to be tried.
+
     Returns
     -------
     Choice
@@ -155,6 +160,21 @@ def numerics_of(
     device: Device,
 ) -> Numerics:
     """Return how a predictor computes in this process; computed once per case, as its canary is a whole tile.
+
+    Parameters
+    ----------
+    model
+        The model.
+    predictor
+        Its predictor in this process.
+    tile
+        Shape (z, y, x) of the tiles, in voxels.
+    threads
+        Number of threads of the predictor.
+    precision
+        Precision in which it computes.
+    device
+        Device on which it computes.
 
     Returns
     -------

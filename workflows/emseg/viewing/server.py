@@ -84,6 +84,11 @@ class ViewServer:
     def data(self, name: str) -> str:
         """Return the address of a folder of files.
 
+        Parameters
+        ----------
+        name
+            Name of the folder.
+
         Returns
         -------
         str

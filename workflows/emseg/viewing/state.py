@@ -82,6 +82,11 @@ def viewer_state(
 def fragment(state: Mapping[str, Any]) -> str:
     """Encode a state for the viewer's address.
 
+    Parameters
+    ----------
+    state
+        State of the viewer, as JSON values.
+
     Returns
     -------
     str
@@ -92,6 +97,11 @@ def fragment(state: Mapping[str, Any]) -> str:
 
 def class_names(classes: tuple[str, ...]) -> dict[str, Any]:
     """Return the names of the classes in Neuroglancer's format for properties of segments.
+
+    Parameters
+    ----------
+    classes
+        Name of each class.
 
     Returns
     -------

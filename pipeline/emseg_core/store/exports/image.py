@@ -63,6 +63,11 @@ class ExportLevel:
     def read(self, box: Box) -> NDArray[Any]:
         """Read the voxels of a box.
 
+        Parameters
+        ----------
+        box
+            A box within the level, in voxels.
+
         Returns
         -------
         ndarray
@@ -196,6 +201,13 @@ def open_image(stored: Output, volume: VolumeSpec, instances: str | None, probab
 
 def export_folder(path: str | Path, *, overwrite: bool) -> Path:
     """Check that a folder can be exported to.
+
+    Parameters
+    ----------
+    path
+        Path of the folder, which need not exist.
+    overwrite
+        Whether an older export may be replaced.
 
     Returns
     -------

@@ -93,6 +93,13 @@ def slab_layout(shape: Triple, dtype: str) -> tuple[Triple, Triple]:
 def brick_layout(depth: int, dtype: str) -> tuple[Triple, Triple]:
     """Choose shards and chunks for a volume of `depth` slices that arrives shard by shard.
 
+    Parameters
+    ----------
+    depth
+        Number of slices.
+    dtype
+        NumPy name of the voxel type.
+
     Returns
     -------
     tuple
@@ -121,6 +128,11 @@ class SlabWriter:
         """Find the blocks whose shards are all stored; a block that contains only 0 never is.
 
         Partial files that killed writers have left are removed, so nobody may be writing.
+
+        Parameters
+        ----------
+        blocks
+            Blocks of the volume, of one shard each.
 
         Returns
         -------

@@ -106,6 +106,11 @@ def lease_folder(folder: Path, path: Path) -> Lease:
 def clear_leftovers(folder: Path) -> None:
     """Remove everything that earlier processes have left in a leased folder.
 
+    Parameters
+    ----------
+    folder
+        Folder that this process has leased.
+
     Raises
     ------
     OSError

@@ -31,7 +31,20 @@ PARTIAL_SUFFIX = ".partial"
 
 
 def output_error(path: Place, error: OSError) -> OutputError:
-    """Return the error to raise for a place that cannot be written, with the cause and the remedy."""
+    """Return the error to raise for a place that cannot be written, with the cause and the remedy.
+
+    Parameters
+    ----------
+    path
+        The place.
+    error
+        What the system raised.
+
+    Returns
+    -------
+    OutputError
+        One line.
+    """
     if isinstance(error, StoreError):
         return OutputError(f"{path} cannot be written ({error.strerror}): {error.remedy}")
     remedy = REMEDIES.get(error.errno or 0, "check the disk and the folder's permissions")
@@ -56,6 +69,16 @@ def translate_oserror(place: Place) -> Iterator[None]:
 def output_path(path: str | Path) -> Path:
     """Return the absolute path of a file or folder to be written.
 
+    Parameters
+    ----------
+    path
+        Path as a user gives it.
+
+    Returns
+    -------
+    Path
+        An absolute path.
+
     Raises
     ------
     OutputError
@@ -73,6 +96,11 @@ def output_path(path: str | Path) -> Path:
 
 def refuse_existing(path: Path) -> None:
     """Check that nothing exists at a path.
+
+    Parameters
+    ----------
+    path
+        File or folder to be written.
 
     Raises
     ------
@@ -119,6 +147,13 @@ def publish(work: Path, path: Path, aside: Path, *, replace: bool = False) -> No
 def write_json(file: Path, document: Any) -> None:
     """Write a JSON file atomically, as `write_bytes` does.
 
+    Parameters
+    ----------
+    file
+        Path of the file.
+    document
+        JSON values.
+
     Raises
     ------
     OutputError
@@ -131,6 +166,13 @@ def write_json(file: Path, document: Any) -> None:
 
 def write_bytes(file: Path, document: bytes) -> None:
     """Write a file atomically: even after a power cut it has either its old or its new content.
+
+    Parameters
+    ----------
+    file
+        Path of the file.
+    document
+        Content of the file.
 
     Raises
     ------
@@ -171,6 +213,13 @@ def commit(file: Path, document: bytes | memoryview, permit: Callable[[], None] 
 def make_folders(folder: Path, root: Path) -> None:
     """Create a folder and its parents below `root`, which must exist; each is on the disk before the next is created.
 
+    Parameters
+    ----------
+    folder
+        Folder to create.
+    root
+        Folder that exists.
+
     Raises
     ------
     OSError
@@ -186,6 +235,11 @@ def make_folders(folder: Path, root: Path) -> None:
 def sync_tree(root: Path) -> None:
     """Flush everything below a folder to the disk, for libraries that do not.
 
+    Parameters
+    ----------
+    root
+        The folder.
+
     Raises
     ------
     OSError
@@ -200,6 +254,11 @@ def sync_tree(root: Path) -> None:
 def sync_folder(folder: Path) -> None:
     """Flush the names in a folder, or the content of a file, to the disk.
 
+    Parameters
+    ----------
+    folder
+        A folder or a file.
+
     Raises
     ------
     OSError
@@ -213,7 +272,20 @@ def sync_folder(folder: Path) -> None:
 
 
 def staging_folder(path: Path, key: str = "") -> Path:
-    """Return a short name in the same folder, derived from `key`, or unique if there is none."""
+    """Return a short name in the same folder, derived from `key`, or unique if there is none.
+
+    Parameters
+    ----------
+    path
+        File or folder that will be written.
+    key
+        What the name is derived from, so that it is the same again.
+
+    Returns
+    -------
+    Path
+        A path in the folder of `path`.
+    """
     return path.parent / f".emseg-{key or secrets.token_hex(6)}"
 
 
@@ -230,6 +302,13 @@ def _exchange(work: Path, path: Path, aside: Path) -> None:
 
 def restore(aside: Path, path: Path) -> None:
     """Finish or undo an interrupted replacement: put `aside` back if nothing is at `path`, else delete it.
+
+    Parameters
+    ----------
+    aside
+        Where the replaced file or folder was put.
+    path
+        Its place.
 
     Raises
     ------

@@ -75,17 +75,56 @@ def decompress(codec: Any, data: Any, most: int) -> Any:
 
 
 def inflate(data: Any, most: int) -> bytes:
-    """Decompress zlib data to at most `most` bytes; raises like `decompress`."""
+    """Decompress zlib data to at most `most` bytes; raises like `decompress`.
+
+    Parameters
+    ----------
+    data
+        Compressed bytes.
+    most
+        Bound of the result, in bytes.
+
+    Returns
+    -------
+    bytes
+        The decompressed data.
+    """
     return _streamed(lambda: zlib.decompressobj(ZLIB_WBITS), data, most)
 
 
 def unlzma(data: Any, most: int) -> bytes:
-    """Decompress LZMA data that has a header to at most `most` bytes; raises like `decompress`."""
+    """Decompress LZMA data that has a header to at most `most` bytes; raises like `decompress`.
+
+    Parameters
+    ----------
+    data
+        Compressed bytes.
+    most
+        Bound of the result, in bytes.
+
+    Returns
+    -------
+    bytes
+        The decompressed data.
+    """
     return _streamed(lzma.LZMADecompressor, data, most, several=True)
 
 
 def unpack_bits(data: bytes, most: int) -> bytes:
-    """Decompress PackBits data to at most `most` bytes; raises like `decompress`."""
+    """Decompress PackBits data to at most `most` bytes; raises like `decompress`.
+
+    Parameters
+    ----------
+    data
+        Compressed bytes.
+    most
+        Bound of the result, in bytes.
+
+    Returns
+    -------
+    bytes
+        The decompressed data.
+    """
     found = bytearray()
     place = 0
     while place < len(data):
@@ -104,7 +143,20 @@ def unpack_bits(data: bytes, most: int) -> bytes:
 
 
 def unpack_lzf(data: bytes, most: int) -> bytes:
-    """Decompress data of LZF, the filter of h5py, to at most `most` bytes; raises like `decompress`."""
+    """Decompress data of LZF, the filter of h5py, to at most `most` bytes; raises like `decompress`.
+
+    Parameters
+    ----------
+    data
+        Compressed bytes.
+    most
+        Bound of the result, in bytes.
+
+    Returns
+    -------
+    bytes
+        The decompressed data.
+    """
     found = bytearray()
     place = 0
     while place < len(data):
@@ -174,6 +226,11 @@ def zstd_length(head: bytes) -> int | None:
     ----------
     head
         The first 18 bytes of the frame, or fewer if there are no more.
+
+    Returns
+    -------
+    int or None
+        Bytes.
 
     Notes
     -----

@@ -45,6 +45,11 @@ def store_unavailable(*, recovered: bool = False) -> StoreError:
 def describe_error(error: BaseException) -> str:
     """Describe on one line why something failed.
 
+    Parameters
+    ----------
+    error
+        Any error.
+
     Returns
     -------
     str
@@ -59,6 +64,11 @@ def describe_error(error: BaseException) -> str:
 
 def classify_fault(error: BaseException) -> Fault:
     """Decide whether an error is transient or lies in what is stored.
+
+    Parameters
+    ----------
+    error
+        Any error.
 
     Returns
     -------
@@ -117,6 +127,11 @@ def translate_errors(what: str, remedy: str, transient_remedy: str | None = None
         How to fix it, the end of the message. The remedy of a `StoreError` replaces it.
     transient_remedy
         Remedy for a transient failure of a store, if it is another one.
+
+    Yields
+    ------
+    None
+        While the body reads or writes.
 
     Raises
     ------

@@ -45,12 +45,33 @@ class LocalFiles(OwnedFiles, LocalStore):
         return self.root
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a file; None if there is no such file."""
+        """Return the content of a file; None if there is no such file.
+
+        Parameters
+        ----------
+        name
+            Path relative to the folder.
+
+        Returns
+        -------
+        bytes or None
+            The content.
+        """
         file = self.root / name
         return file.read_bytes() if file.is_file() else None
 
     def read_metadata(self, name: str) -> bytes | None:
         """Return the content of a metadata file; None if there is no such file.
+
+        Parameters
+        ----------
+        name
+            Path relative to the folder.
+
+        Returns
+        -------
+        bytes or None
+            The content.
 
         Raises
         ------
@@ -65,6 +86,18 @@ class LocalFiles(OwnedFiles, LocalStore):
 
         Both are looked up in one open folder, so it does not matter what is at its path a moment before or after. Where a
         disk is unavailable, `beside` does not exist either.
+
+        Parameters
+        ----------
+        name
+            Path of the file or folder, relative to the folder.
+        beside
+            Path of a file that always exists, relative to the folder.
+
+        Returns
+        -------
+        bool
+            True if only `beside` exists.
 
         Raises
         ------
@@ -95,7 +128,18 @@ class LocalFiles(OwnedFiles, LocalStore):
         return (self.root / name).open("rb")
 
     def size(self, name: str) -> int | None:
-        """Return the size of a file in bytes; None if there is no such file."""
+        """Return the size of a file in bytes; None if there is no such file.
+
+        Parameters
+        ----------
+        name
+            Path relative to the folder.
+
+        Returns
+        -------
+        int or None
+            Bytes.
+        """
         with suppress(FileNotFoundError, NotADirectoryError):
             return (self.root / name).stat().st_size
         return None
@@ -136,6 +180,11 @@ class LocalFiles(OwnedFiles, LocalStore):
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """Open a file to be written piece by piece; it appears, complete, when the ``with`` ends.
 
+        Parameters
+        ----------
+        name
+            Path relative to the folder.
+
         Yields
         ------
         binary file
@@ -162,6 +211,13 @@ class LocalFiles(OwnedFiles, LocalStore):
 
     def create(self, name: str, document: bytes) -> bool:
         """Create a file unless one of this name exists.
+
+        Parameters
+        ----------
+        name
+            Path relative to the folder.
+        document
+            Content of the file.
 
         Returns
         -------
@@ -195,6 +251,11 @@ class LocalFiles(OwnedFiles, LocalStore):
     def modified(self, name: str) -> float | None:
         """Return when a file was last written, or when a name in a folder was last created or removed.
 
+        Parameters
+        ----------
+        name
+            Path relative to the folder.
+
         Returns
         -------
         float or None
@@ -205,7 +266,18 @@ class LocalFiles(OwnedFiles, LocalStore):
         return None
 
     def clock(self, folder: str) -> float:
-        """Return the current time of that clock, by creating a file in a folder for a moment."""
+        """Return the current time of that clock, by creating a file in a folder for a moment.
+
+        Parameters
+        ----------
+        folder
+            Path relative to the folder of these files; it must exist.
+
+        Returns
+        -------
+        float
+            Seconds.
+        """
         probe = self.root / folder / f".emseg-{secrets.token_hex(6)}"
         probe.touch()
         try:
@@ -214,13 +286,35 @@ class LocalFiles(OwnedFiles, LocalStore):
             probe.unlink(missing_ok=True)
 
     def entries(self, folder: str = "") -> list[str]:
-        """Return the names of the files and folders in a folder, sorted; none if there is no such folder."""
+        """Return the names of the files and folders in a folder, sorted; none if there is no such folder.
+
+        Parameters
+        ----------
+        folder
+            Path relative to the folder of these files; empty for that folder itself.
+
+        Returns
+        -------
+        list of str
+            Names without the path.
+        """
         with suppress(FileNotFoundError, NotADirectoryError):
             return sorted(entry.name for entry in (self.root / folder).iterdir())
         return []
 
     def names(self, prefix: str = "") -> list[str]:
-        """Return the names of all files that begin with `prefix`, sorted, except hidden ones."""
+        """Return the names of all files that begin with `prefix`, sorted, except hidden ones.
+
+        Parameters
+        ----------
+        prefix
+            How the paths begin.
+
+        Returns
+        -------
+        list of str
+            Paths relative to the folder.
+        """
         folder, slash, start = prefix.rpartition("/")
         found: list[str] = []
         for entry in self.entries(folder):
@@ -266,32 +360,68 @@ class LocalFiles(OwnedFiles, LocalStore):
                     raise store_unavailable() from None
 
     def tidy(self, folder: str = "", *, deep: bool = True) -> None:
-        """Remove files that a killed writer has left half-written in a folder and, if `deep`, below it."""
+        """Remove files that a killed writer has left half-written in a folder and, if `deep`, below it.
+
+        Parameters
+        ----------
+        folder
+            Path relative to the folder of these files; empty for that folder itself.
+        deep
+            Whether the folders below it are tidied, too.
+        """
         self.check_owner()
         root = self.root / folder
         for left in list(root.rglob(f"*{PARTIAL_SUFFIX}") if deep else root.glob(f"*{PARTIAL_SUFFIX}")):
             left.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it exists."""
+        """Remove a file, if it exists.
+
+        Parameters
+        ----------
+        name
+            Path relative to the folder.
+        """
         self.check_owner()
         with suppress(NotADirectoryError):
             (self.root / name).unlink(missing_ok=True)
 
     def remove_all(self, folder: str) -> None:
-        """Remove a folder and all that is in it, if it exists."""
+        """Remove a folder and all that is in it, if it exists.
+
+        Parameters
+        ----------
+        folder
+            Path relative to the folder of these files.
+        """
         self.check_owner()
         while (self.root / folder).exists():
             with suppress(FileNotFoundError):  # another process has removed a file in the meantime
                 shutil.rmtree(self.root / folder)
 
     def rename(self, name: str, to: str) -> None:
-        """Rename a file, replacing any file of the new name."""
+        """Rename a file, replacing any file of the new name.
+
+        Parameters
+        ----------
+        name
+            Path relative to the folder.
+        to
+            New path relative to the folder.
+        """
         self.check_owner()
         (self.root / name).replace(self.root / to)
 
     def rename_all(self, folder: str, to: str) -> None:
-        """Rename a Zarr node with all that is in it; the new name must not exist."""
+        """Rename a Zarr node with all that is in it; the new name must not exist.
+
+        Parameters
+        ----------
+        folder
+            Path of the node, relative to the folder of these files.
+        to
+            New path of the node.
+        """
         self.check_owner()
         (self.root / folder).rename(self.root / to)
 
@@ -488,6 +618,20 @@ class ArrayFiles(Store):
 
 def find_metadata(files: Files, name: str, beside: str) -> bytes | None:
     """Return the content of a metadata file; None if it does not exist although the file `beside` does.
+
+    Parameters
+    ----------
+    files
+        Files of a Zarr.
+    name
+        Path of the metadata file.
+    beside
+        Path of a file that exists wherever the metadata file could.
+
+    Returns
+    -------
+    bytes or None
+        The content.
 
     Raises
     ------

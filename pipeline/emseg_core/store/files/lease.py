@@ -243,6 +243,16 @@ class LeaseState:
 def lease_state(records: Records) -> LeaseState:
     """Return who holds an output, or held it last.
 
+    Parameters
+    ----------
+    records
+        Records of the output.
+
+    Returns
+    -------
+    LeaseState
+        State of the newest lease.
+
     Raises
     ------
     OutputError
@@ -323,6 +333,16 @@ def take_lease(records: Records, output: Place, notify: Callable[[str], None] = 
 
 def newest_run(records: Records) -> int:
     """Return the number of the newest run; 0 if there was none.
+
+    Parameters
+    ----------
+    records
+        Records of the output.
+
+    Returns
+    -------
+    int
+        Number of the run.
 
     Raises
     ------

@@ -20,12 +20,38 @@ IDENTITY = "emseg/identity.json"
 
 
 def identity_document(output: str, run: int, holder: str) -> bytes:
-    """Return the content of the identity file that makes a run the owner of an output."""
+    """Return the content of the identity file that makes a run the owner of an output.
+
+    Parameters
+    ----------
+    output
+        Identity of the output.
+    run
+        Number of the run.
+    holder
+        Identity of the process that runs it.
+
+    Returns
+    -------
+    bytes
+        The content.
+    """
     return (json.dumps({"output": output, "run": run, "holder": holder}, indent=2) + "\n").encode()
 
 
 def output_identity(document: bytes | None) -> str:
-    """Return the identity of the output that an identity file names; empty if the file cannot be read."""
+    """Return the identity of the output that an identity file names; empty if the file cannot be read.
+
+    Parameters
+    ----------
+    document
+        Content of an identity file; None if there is none.
+
+    Returns
+    -------
+    str
+        The identity.
+    """
     named = _parsed(document).get("output")
     return named if isinstance(named, str) else ""
 
@@ -38,7 +64,18 @@ class OwnedFiles:
 
     @abstractmethod
     def read(self, name: str) -> bytes | None:
-        """Return the content of a file; None if there is no such file."""
+        """Return the content of a file; None if there is no such file.
+
+        Parameters
+        ----------
+        name
+            Path relative to the output.
+
+        Returns
+        -------
+        bytes or None
+            The content.
+        """
 
     def check_owner(self) -> None:
         """Check that the files still belong to their owner.

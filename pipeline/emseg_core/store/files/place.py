@@ -56,6 +56,11 @@ Place: TypeAlias = Path | Address
 def parse_place(given: str | Path | Address) -> Place:
     """Parse a path or an address as a user gives it.
 
+    Parameters
+    ----------
+    given
+        A path or an address.
+
     Returns
     -------
     Path or Address
@@ -89,12 +94,35 @@ def parse_place(given: str | Path | Address) -> Place:
 
 
 def sibling(place: Place, name: str) -> Path:
-    """Return the path of a file next to a place: in the same folder, or for a remote place in the current folder."""
+    """Return the path of a file next to a place: in the same folder, or for a remote place in the current folder.
+
+    Parameters
+    ----------
+    place
+        Place of an output or a volume.
+    name
+        Name of the file.
+
+    Returns
+    -------
+    Path
+        The path, which need not exist.
+    """
     return Path.cwd() / name if isinstance(place, Address) else place.with_name(name)
 
 
 def local_path(path: str | Path) -> Path:
     """Return the absolute path of a file or folder on a local file system.
+
+    Parameters
+    ----------
+    path
+        A path as a user gives it.
+
+    Returns
+    -------
+    Path
+        An absolute path.
 
     Raises
     ------

@@ -30,6 +30,13 @@ class Records:
     def create(self, name: str, document: bytes) -> bool:
         """Store a document unless one of this name exists.
 
+        Parameters
+        ----------
+        name
+            Name of the document.
+        document
+            Content of the document.
+
         Returns
         -------
         bool
@@ -46,6 +53,13 @@ class Records:
     def put(self, name: str, document: bytes) -> None:
         """Store a document, replacing any older one atomically: readers see either.
 
+        Parameters
+        ----------
+        name
+            Name of the document.
+        document
+            Content of the document.
+
         Raises
         ------
         OutputError
@@ -56,6 +70,16 @@ class Records:
 
     def get(self, name: str) -> bytes | None:
         """Return a document; None if there is none of this name.
+
+        Parameters
+        ----------
+        name
+            Name of the document.
+
+        Returns
+        -------
+        bytes or None
+            The content.
 
         Raises
         ------
@@ -68,6 +92,16 @@ class Records:
     def has(self, name: str) -> bool:
         """Return whether there is a document of this name.
 
+        Parameters
+        ----------
+        name
+            Name of the document.
+
+        Returns
+        -------
+        bool
+            True if it exists.
+
         Raises
         ------
         OutputError
@@ -78,6 +112,11 @@ class Records:
 
     def age(self, name: str) -> float | None:
         """Return how long ago a document was last stored, or a folder last changed.
+
+        Parameters
+        ----------
+        name
+            Name of the document or folder.
 
         Returns
         -------
@@ -97,6 +136,16 @@ class Records:
     def modified(self, name: str) -> float | None:
         """Return when a document was last stored, in seconds by the clock of the store; None if there is none.
 
+        Parameters
+        ----------
+        name
+            Name of the document.
+
+        Returns
+        -------
+        float or None
+            Seconds.
+
         Raises
         ------
         OutputError
@@ -107,6 +156,16 @@ class Records:
 
     def names(self, prefix: str = "") -> list[str]:
         """Return all names that begin with `prefix`, sorted.
+
+        Parameters
+        ----------
+        prefix
+            How the names begin.
+
+        Returns
+        -------
+        list of str
+            Names of documents.
 
         Raises
         ------
@@ -119,6 +178,11 @@ class Records:
     def runs(self) -> list[int]:
         """Return the number of each run that has left anything, even only an empty folder; sorted.
 
+        Returns
+        -------
+        list of int
+            Numbers of runs.
+
         Raises
         ------
         OutputError
@@ -130,6 +194,11 @@ class Records:
 
     def remove(self, name: str) -> None:
         """Remove a document, if there is one, and its folder if that is empty then.
+
+        Parameters
+        ----------
+        name
+            Name of the document.
 
         Raises
         ------

@@ -88,6 +88,15 @@ class TooLongError(ValueError):
 def refuse_too_long(name: str, size: int, most: int) -> None:
     """Check that a file has at most `most` bytes.
 
+    Parameters
+    ----------
+    name
+        Name of the file, for the message.
+    size
+        Its size in bytes.
+    most
+        Largest size allowed, in bytes.
+
     Raises
     ------
     TooLongError
@@ -124,13 +133,34 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         return reopen, (self.place,)
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of an object; None if there is no such object."""
+        """Return the content of an object; None if there is no such object.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+
+        Returns
+        -------
+        bytes or None
+            The content.
+        """
         with suppress(FileNotFoundError), _translating_errors():
             return bytes(self.store.get(name).bytes())
         return None
 
     def read_metadata(self, name: str) -> bytes | None:
         """Return the content of a metadata object; None if there is no such object.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+
+        Returns
+        -------
+        bytes or None
+            The content.
 
         Raises
         ------
@@ -146,6 +176,18 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
     def is_missing(self, name: str, beside: str) -> bool:
         """Return whether an object is missing although the object `beside`, which is looked up first, exists.
 
+        Parameters
+        ----------
+        name
+            Name of the object.
+        beside
+            Name of an object that always exists.
+
+        Returns
+        -------
+        bool
+            True if only `beside` exists.
+
         Raises
         ------
         StoreError
@@ -157,6 +199,13 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
 
     def read_range(self, name: str, asked: ByteRange) -> tuple[bytes, int, int] | None:
         """Read some bytes of an object.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+        asked
+            Which bytes.
 
         Returns
         -------
@@ -185,7 +234,18 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
             return io.BytesIO(self.store.get(name).bytes())
 
     def size(self, name: str) -> int | None:
-        """Return the size of an object in bytes; None if there is no such object."""
+        """Return the size of an object in bytes; None if there is no such object.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+
+        Returns
+        -------
+        int or None
+            Bytes.
+        """
         with suppress(FileNotFoundError), _translating_errors():
             return int(self.store.head(name)["size"])
         return None
@@ -231,6 +291,11 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """Open an object to be written piece by piece; it is sent when the ``with`` ends.
 
+        Parameters
+        ----------
+        name
+            Name of the object.
+
         Yields
         ------
         binary file
@@ -252,6 +317,13 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
 
     def create(self, name: str, document: bytes) -> bool:
         """Create an object unless one of this name exists.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+        document
+            Content of the object.
 
         Returns
         -------
@@ -285,13 +357,35 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         return True
 
     def modified(self, name: str) -> float | None:
-        """Return when an object was last written, in seconds by the clock of the store; None if there is no such object."""
+        """Return when an object was last written, in seconds by the clock of the store; None if there is no such object.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+
+        Returns
+        -------
+        float or None
+            Seconds.
+        """
         with suppress(FileNotFoundError), _translating_errors():
             return float(self.store.head(name)["last_modified"].timestamp())
         return None
 
     def clock(self, folder: str) -> float:
-        """Return the current time of that clock, by creating an object in a folder for a moment."""
+        """Return the current time of that clock, by creating an object in a folder for a moment.
+
+        Parameters
+        ----------
+        folder
+            Folder that the object is created in.
+
+        Returns
+        -------
+        float
+            Seconds.
+        """
         probe = f"{folder}/.emseg-{secrets.token_hex(6)}"
         self.put(probe, b"now")
         now = self.modified(probe)
@@ -299,14 +393,36 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         return now or 0.0
 
     def entries(self, folder: str = "") -> list[str]:
-        """Return the names of the objects and folders in a folder, sorted; none if there is no such folder."""
+        """Return the names of the objects and folders in a folder, sorted; none if there is no such folder.
+
+        Parameters
+        ----------
+        folder
+            Name of the folder; empty for the root.
+
+        Returns
+        -------
+        list of str
+            Names without the path.
+        """
         with _translating_errors():
             found = self.store.list_with_delimiter(folder or None)
         paths = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
         return sorted(path.rpartition("/")[2] for path in paths)
 
     def names(self, prefix: str = "") -> list[str]:
-        """Return the names of all objects that begin with `prefix`, sorted, except hidden ones."""
+        """Return the names of all objects that begin with `prefix`, sorted, except hidden ones.
+
+        Parameters
+        ----------
+        prefix
+            How the names begin.
+
+        Returns
+        -------
+        list of str
+            Names of objects.
+        """
         folder, slash, start = prefix.rpartition("/")
         found: list[str] = []
         for entry in self.entries(folder):
@@ -318,6 +434,13 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
     def sizes(self, folder: str, *, tidy: bool = False) -> Iterator[tuple[str, int]]:  # noqa: ARG002  nothing is half-written
         """List the objects below a folder with their sizes; each request lists a thousand.
 
+        Parameters
+        ----------
+        folder
+            Name of the folder.
+        tidy
+            Has no effect: nothing is half-written.
+
         Yields
         ------
         tuple of str and int
@@ -327,6 +450,11 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
 
     def tags(self, folder: str) -> Iterator[tuple[str, str]]:
         """List the objects below a folder with their tags.
+
+        Parameters
+        ----------
+        folder
+            Name of the folder.
 
         Yields
         ------
@@ -345,13 +473,25 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         """Do nothing: an object that a killed writer had not sent completely never existed."""
 
     def remove(self, name: str) -> None:
-        """Remove an object, if it exists."""
+        """Remove an object, if it exists.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+        """
         self.check_owner()
         with suppress(FileNotFoundError), _translating_errors():
             self.store.delete(name)
 
     def remove_all(self, folder: str) -> None:
-        """Remove all objects below a folder."""
+        """Remove all objects below a folder.
+
+        Parameters
+        ----------
+        folder
+            Name of the folder.
+        """
         self.check_owner()
         names = [f"{folder}/{name}" for name, _ in self.sizes(folder)]
         for first in range(0, len(names), LIST_PAGE_SIZE):
@@ -359,7 +499,15 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
                 self.store.delete(names[first : first + LIST_PAGE_SIZE])
 
     def rename(self, name: str, to: str) -> None:
-        """Rename an object, replacing any object of the new name."""
+        """Rename an object, replacing any object of the new name.
+
+        Parameters
+        ----------
+        name
+            Name of the object.
+        to
+            Its new name.
+        """
         self.check_owner()
         with _translating_errors():
             self.store.copy(name, to)
@@ -369,6 +517,13 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         """Rename a Zarr node with all that is in it; the new name must not exist.
 
         Its metadata are copied last and removed first, so an interrupted call can be repeated to finish it.
+
+        Parameters
+        ----------
+        folder
+            Name of the node.
+        to
+            Its new name.
         """
         self.check_owner()
         names = [name for name, _ in self.sizes(folder) if name != ZARR_JSON]

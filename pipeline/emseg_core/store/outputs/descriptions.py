@@ -37,6 +37,11 @@ COPY_FILE = f"{RECORDS_FOLDER}/{ZARR_JSON}"
 def with_digest(description: Mapping[str, Any]) -> dict[str, Any]:
     """Add its digest to a description.
 
+    Parameters
+    ----------
+    description
+        A description, with or without a digest.
+
     Returns
     -------
     dict
@@ -48,6 +53,11 @@ def with_digest(description: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_intact(description: object) -> bool:
     """Check whether a description is as it was written, as far as an older one without a digest allows.
+
+    Parameters
+    ----------
+    description
+        Any value of a JSON document.
 
     Returns
     -------
@@ -67,6 +77,11 @@ def is_intact(description: object) -> bool:
 def intact_description(document: bytes | None) -> dict[str, Any] | None:
     """Return the description in the metadata of a group.
 
+    Parameters
+    ----------
+    document
+        Content of the metadata file; None if there is no such file.
+
     Returns
     -------
     dict or None
@@ -78,6 +93,11 @@ def intact_description(document: bytes | None) -> dict[str, Any] | None:
 
 def root_description(files: Files) -> dict[str, Any] | None:
     """Read the description of an output, or its copy if the description is missing or damaged.
+
+    Parameters
+    ----------
+    files
+        Files of the output.
 
     Returns
     -------
@@ -98,6 +118,11 @@ def root_description(files: Files) -> dict[str, Any] | None:
 
 def copied_descriptions(files: Files) -> dict[str, dict[str, Any]]:
     """Read the copies of the descriptions of instance labels of the current generation.
+
+    Parameters
+    ----------
+    files
+        Files of the output.
 
     Returns
     -------
@@ -121,6 +146,13 @@ def copied_descriptions(files: Files) -> dict[str, dict[str, Any]]:
 def copies_attributes(root: Mapping[str, Any], instances: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the attributes of the group ``emseg``.
 
+    Parameters
+    ----------
+    root
+        Description of the root group.
+    instances
+        Description of each image of instance labels, by its name.
+
     Returns
     -------
     dict
@@ -131,6 +163,13 @@ def copies_attributes(root: Mapping[str, Any], instances: Mapping[str, Mapping[s
 
 def write_copies(files: Files, instances: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the current description of the root, and these descriptions of instance labels, to the group ``emseg``.
+
+    Parameters
+    ----------
+    files
+        Files of the output.
+    instances
+        Description of each image of instance labels, by its name.
 
     Raises
     ------
@@ -144,6 +183,13 @@ def write_copies(files: Files, instances: Mapping[str, Mapping[str, Any]]) -> No
 
 def find_file(files: Files, name: str) -> bytes | None:
     """Read a whole file of an output.
+
+    Parameters
+    ----------
+    files
+        Files of the output.
+    name
+        Path relative to the output.
 
     Returns
     -------

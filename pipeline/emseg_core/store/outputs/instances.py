@@ -40,6 +40,13 @@ TABLE = "segments.csv"
 def space_of(volume: VolumeSpec, region: Box) -> Space:
     """Return the coordinate space of an output's voxels.
 
+    Parameters
+    ----------
+    volume
+        Description of the volume.
+    region
+        Region of the output, in voxels of the volume.
+
     Returns
     -------
     Space
@@ -76,6 +83,13 @@ def instances_group(space: Space, steps: Sequence[Triple], description: dict[str
 def stored_instances(files: Files, name: str) -> dict[str, Any] | None:
     """Read the description of the instance labels of this name, or the copy of it.
 
+    Parameters
+    ----------
+    files
+        Files of the output.
+    name
+        Name of the instance labels.
+
     Returns
     -------
     dict or None
@@ -100,6 +114,11 @@ def descriptions(files: Files) -> dict[str, dict[str, Any]]:
 
     Labels that have lost their metadata are included as long as the copy of their description exists.
 
+    Parameters
+    ----------
+    files
+        Files of the output.
+
     Returns
     -------
     dict
@@ -122,6 +141,13 @@ def instance_levels(stored: Output, name: str) -> tuple[Level, ...]:
     """Open all levels of the instance labels of this name for reading.
 
     Blocks that did not exist when the output was labelled count as outside.
+
+    Parameters
+    ----------
+    stored
+        The open output.
+    name
+        Name of the instance labels.
 
     Returns
     -------
@@ -157,6 +183,13 @@ def instance_levels(stored: Output, name: str) -> tuple[Level, ...]:
 def open_instances(stored: Output, name: str) -> Shards:
     """Open the finest level of the instance labels of this name for reading.
 
+    Parameters
+    ----------
+    stored
+        The open output.
+    name
+        Name of the instance labels.
+
     Returns
     -------
     Shards
@@ -175,6 +208,11 @@ def open_instances(stored: Output, name: str) -> Shards:
 
 def missing_digest(done: NDArray[np.bool_]) -> str | None:
     """Return the SHA-256 of the indices of unfinished blocks.
+
+    Parameters
+    ----------
+    done
+        Whether each block is finished, ``(z, y, x) bool``.
 
     Returns
     -------
@@ -236,6 +274,11 @@ def publish(files: Files, scratch: str, name: str, classes: str) -> None:
 def table_path(name: str) -> str:
     """Return the path of a segment table in an output.
 
+    Parameters
+    ----------
+    name
+        Name of the instance labels.
+
     Returns
     -------
     str
@@ -246,6 +289,13 @@ def table_path(name: str) -> str:
 
 def digest_of(files: Files, name: str) -> str | None:
     """Compute the SHA-256 of a file of an output.
+
+    Parameters
+    ----------
+    files
+        Files of the output.
+    name
+        Path relative to the output.
 
     Returns
     -------
@@ -267,6 +317,13 @@ def digest_of(files: Files, name: str) -> str | None:
 def labels_attributes(classes: str, names: Iterable[str]) -> dict[str, Any]:
     """Return the attributes of the group ``labels``.
 
+    Parameters
+    ----------
+    classes
+        Name of the image of classes.
+    names
+        Names of all instance labels.
+
     Returns
     -------
     dict
@@ -277,6 +334,13 @@ def labels_attributes(classes: str, names: Iterable[str]) -> dict[str, Any]:
 
 def list_labels(files: Files, classes: str) -> None:
     """List the image of classes and all instance labels in the group ``labels``, and copy the descriptions of the latter.
+
+    Parameters
+    ----------
+    files
+        Files of the output.
+    classes
+        Name of the image of classes.
 
     Raises
     ------

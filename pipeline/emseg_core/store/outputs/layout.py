@@ -118,6 +118,11 @@ class OutputLayout:
     def root(self, generation: Generation) -> dict[str, Any]:
         """Return the attributes of the root group.
 
+        Parameters
+        ----------
+        generation
+            The generation whose arrays the attributes name.
+
         Returns
         -------
         dict
@@ -137,6 +142,11 @@ class OutputLayout:
 
     def documents(self, generation: Generation) -> Iterator[tuple[str, bytes]]:
         """Yield the files of a generation's empty arrays: their metadata, and the write units that a mask excludes.
+
+        Parameters
+        ----------
+        generation
+            The generation of the arrays.
 
         Yields
         ------
@@ -161,6 +171,13 @@ class OutputLayout:
 
     def create_arrays(self, files: Files, generation: Generation) -> None:
         """Create the empty arrays of a generation; nothing refers to them yet.
+
+        Parameters
+        ----------
+        files
+            Files of the output.
+        generation
+            The generation of the arrays.
 
         Raises
         ------

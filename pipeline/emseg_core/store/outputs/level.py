@@ -51,6 +51,11 @@ class Level:
     def indices(self, box: Box) -> list[Triple]:
         """Return the grid index of each write unit of a box.
 
+        Parameters
+        ----------
+        box
+            Whole write units, in voxels of this level.
+
         Returns
         -------
         list of tuple of int
@@ -65,6 +70,11 @@ class Level:
 
     def is_done(self, box: Box) -> bool:
         """Check whether each write unit of `box` exists in each array.
+
+        Parameters
+        ----------
+        box
+            Whole write units, in voxels of this level.
 
         Returns
         -------
@@ -154,6 +164,11 @@ class Level:
     def take_sent(self, box: Box) -> tuple[int, ...]:
         """Return and forget what was last sent to an object store for a write unit, see `emseg_core.outcome.Outcome.sent`.
 
+        Parameters
+        ----------
+        box
+            One write unit, in voxels of this level.
+
         Returns
         -------
         tuple of int
@@ -166,6 +181,11 @@ class Level:
 
     def remove(self, box: Box) -> None:
         """Remove each write unit of `box`, from the last array first, so that it counts as not computed.
+
+        Parameters
+        ----------
+        box
+            Whole write units, in voxels of this level.
 
         Raises
         ------
@@ -194,6 +214,15 @@ class Level:
     def build(self, finer: Level, block: Block, watch: Stopwatch) -> None:
         """Compute a write unit from the next finer level, and store it.
 
+        Parameters
+        ----------
+        finer
+            The next finer level.
+        block
+            The write unit.
+        watch
+            Stopwatch of the block.
+
         Raises
         ------
         BlockError
@@ -210,6 +239,15 @@ class Level:
         """Compute the voxels of a box from the next finer level.
 
         Only the source voxels of one chunk are in memory at a time.
+
+        Parameters
+        ----------
+        finer
+            The next finer level.
+        box
+            A box in voxels of this level.
+        watch
+            Stopwatch of the block.
 
         Returns
         -------

@@ -53,6 +53,11 @@ def is_taken(place: Place) -> bool:
 
     On an object store, the records that a run keeps there before it creates the output do not count.
 
+    Parameters
+    ----------
+    place
+        Place of an output that is to be created.
+
     Returns
     -------
     bool
@@ -265,6 +270,11 @@ def _left_out(files: Files, name: str, grid: Triple, digest: str | None) -> NDAr
 
 def is_output(path: str | Place) -> bool:
     """Check whether a path leads to an output of emseg, damaged or not.
+
+    Parameters
+    ----------
+    path
+        Path or address.
 
     Returns
     -------

@@ -114,6 +114,11 @@ class Output:
     def is_done(self, box: Box) -> bool:
         """Check whether each write unit of `box` exists in each array of the output.
 
+        Parameters
+        ----------
+        box
+            Whole write units, in the volume's coordinates.
+
         Returns
         -------
         bool
@@ -152,6 +157,11 @@ class Output:
     def read_labels(self, box: Box) -> NDArray[np.uint8]:
         """Read the labels of `box`.
 
+        Parameters
+        ----------
+        box
+            A box within the region, in the volume's coordinates.
+
         Returns
         -------
         ndarray
@@ -168,6 +178,11 @@ class Output:
 
     def read_probabilities(self, box: Box) -> NDArray[np.uint8]:
         """Read the probabilities of `box`.
+
+        Parameters
+        ----------
+        box
+            A box within the region, in the volume's coordinates.
 
         Returns
         -------

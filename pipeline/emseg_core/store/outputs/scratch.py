@@ -71,6 +71,11 @@ class Scratch:
     def instances(self, level: int = 0) -> Shards:
         """Open a level of the instance labels.
 
+        Parameters
+        ----------
+        level
+            Number of the level, 0 for the finest.
+
         Returns
         -------
         Shards
@@ -134,6 +139,13 @@ class Scratch:
     def write_block_segments(self, block: int, segments: BlockSegments) -> None:
         """Store the segments of a block and the contacts between them.
 
+        Parameters
+        ----------
+        block
+            Index of the block.
+        segments
+            Its segments, numbered from 1.
+
         Raises
         ------
         BlockError
@@ -147,6 +159,11 @@ class Scratch:
 
     def read_block_segments(self, block: int) -> BlockSegments:
         """Read the segments of a block and the contacts between them.
+
+        Parameters
+        ----------
+        block
+            Index of the block.
 
         Returns
         -------
@@ -168,6 +185,13 @@ class Scratch:
     def write_face_matches(self, block: int, matches: FaceMatches) -> None:
         """Store the matches and contacts between a block and the next blocks.
 
+        Parameters
+        ----------
+        block
+            Index of the block.
+        matches
+            What its faces have in common with the next blocks.
+
         Raises
         ------
         BlockError
@@ -179,6 +203,11 @@ class Scratch:
 
     def read_face_matches(self, block: int) -> FaceMatches:
         """Read the matches and contacts between a block and the next blocks.
+
+        Parameters
+        ----------
+        block
+            Index of the block.
 
         Returns
         -------
@@ -214,6 +243,11 @@ class Scratch:
 
     def read_map(self, block: int) -> NDArray[np.uint64]:
         """Read the final ids of the segments of a block.
+
+        Parameters
+        ----------
+        block
+            Index of the block.
 
         Returns
         -------
@@ -256,6 +290,13 @@ class Scratch:
     def write_shared(self, name: str, numbers: NDArray[Any]) -> None:
         """Store an array that all blocks share.
 
+        Parameters
+        ----------
+        name
+            Name of the array.
+        numbers
+            The array, of any shape and dtype.
+
         Raises
         ------
         OSError
@@ -269,6 +310,11 @@ class Scratch:
 
     def read_shared(self, name: str) -> NDArray[Any] | None:
         """Read an array that all blocks share.
+
+        Parameters
+        ----------
+        name
+            Name of the array.
 
         Returns
         -------
@@ -363,12 +409,28 @@ def _layout(space: Space, unit: Triple, chunk: Triple) -> dict[str, Any]:
 
 
 def describe_image(scratch: Scratch, group: dict[str, Any]) -> None:
-    """Replace the attributes of the image."""
+    """Replace the attributes of the image.
+
+    Parameters
+    ----------
+    scratch
+        The labelling.
+    group
+        The new attributes, as JSON values.
+    """
     describe_group(scratch.files, f"{scratch.folder}/{IMAGE}", group)
 
 
 def remove_scratch(scratch: Scratch, name: str) -> None:
-    """Remove the folders of all other labellings of this name."""
+    """Remove the folders of all other labellings of this name.
+
+    Parameters
+    ----------
+    scratch
+        The labelling that is kept.
+    name
+        Name of the instance labels.
+    """
     for found in scratch.files.entries(RECORDS_FOLDER):
         if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{12}}", found) and f"{RECORDS_FOLDER}/{found}" != scratch.folder:
             scratch.files.remove_all(f"{RECORDS_FOLDER}/{found}")

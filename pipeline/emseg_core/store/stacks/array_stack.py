@@ -56,6 +56,11 @@ class ArrayStack:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read slices from `start` to before `stop`.
 
+        Parameters
+        ----------
+        start, stop
+            First slice, and the one after the last.
+
         Returns
         -------
         ndarray
@@ -68,6 +73,11 @@ class ArrayStack:
 
 def path_of_array(array: Array) -> Path | None:
     """Return the path of a Zarr array on a local file system.
+
+    Parameters
+    ----------
+    array
+        Any array.
 
     Returns
     -------

@@ -49,6 +49,11 @@ class OpenFiles:
     def open(self, path: Path) -> h5py.File:
         """Return the file at a path, opening it if necessary.
 
+        Parameters
+        ----------
+        path
+            Path of the file.
+
         Returns
         -------
         h5py.File
@@ -115,6 +120,13 @@ class OpenFiles:
     def dataset(self, path: Path, name: str) -> h5py.Dataset | None:
         """Find a dataset by name in the file at a path, link by link.
 
+        Parameters
+        ----------
+        path
+            Path of the file.
+        name
+            Name of the dataset, with slashes between the groups.
+
         Returns
         -------
         h5py.Dataset or None
@@ -155,6 +167,15 @@ class OpenFiles:
 
 def external_link_error(path: Path, name: str, link: h5py.ExternalLink) -> VolumeError:
     """Return the error for a link that leads out of a file.
+
+    Parameters
+    ----------
+    path
+        Path of the file that the link is in.
+    name
+        Name of the link.
+    link
+        The link.
 
     Returns
     -------

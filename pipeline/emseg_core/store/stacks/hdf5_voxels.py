@@ -109,6 +109,11 @@ class Voxels:
     def read(self, region: Region) -> NDArray[Any]:
         """Read the voxels of a region.
 
+        Parameters
+        ----------
+        region
+            A region within the dataset.
+
         Returns
         -------
         ndarray

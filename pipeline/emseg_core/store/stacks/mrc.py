@@ -31,6 +31,11 @@ def open_mrc(path: Path) -> Iterator[Stack]:
 
     The voxel size and origin are those of the header, in angstroms; a size of 0 means that none is stated.
 
+    Parameters
+    ----------
+    path
+        Path of the file.
+
     Yields
     ------
     Stack

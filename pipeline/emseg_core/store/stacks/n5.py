@@ -39,6 +39,11 @@ DEFAULT_AXES = ("x", "y", "z", "c", "t")
 def is_n5(path: Path) -> bool:
     """Check whether a path is an N5 container, or a group or dataset in one.
 
+    Parameters
+    ----------
+    path
+        Any path.
+
     Returns
     -------
     bool

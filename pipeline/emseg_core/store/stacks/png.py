@@ -55,6 +55,11 @@ class PngFolder:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read slices from `start` to before `stop`.
 
+        Parameters
+        ----------
+        start, stop
+            First slice, and the one after the last.
+
         Returns
         -------
         ndarray

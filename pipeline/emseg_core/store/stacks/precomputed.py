@@ -29,6 +29,11 @@ COMPRESSED_SUFFIXES = (".gz", ".br", ".zstd", ".xz", ".bz2")
 def is_precomputed(path: Path) -> bool:
     """Check whether a folder is a precomputed volume, that is, has a file ``info`` with a JSON object.
 
+    Parameters
+    ----------
+    path
+        Any path.
+
     Returns
     -------
     bool

@@ -35,6 +35,11 @@ class SliceFiles:
     def within(self, start: int, stop: int) -> list[tuple[int, Path]]:
         """Return the files of the slices from `start` to before `stop`.
 
+        Parameters
+        ----------
+        start, stop
+            First slice, and the one after the last.
+
         Returns
         -------
         list of tuple
@@ -81,6 +86,11 @@ def slice_files(folder: Path, suffixes: tuple[str, ...] = TIFF_SUFFIXES, *, allo
 
 def spans(numbers: Sequence[int]) -> str:
     """Format ascending numbers as ranges, up to `MAX_LISTED` of them.
+
+    Parameters
+    ----------
+    numbers
+        Numbers in ascending order.
 
     Returns
     -------

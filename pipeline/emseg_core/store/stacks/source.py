@@ -74,6 +74,11 @@ def _two_layer_bytes(spec: VolumeSpec) -> int:
 def is_tiff(path: Path) -> bool:
     """Check whether a path is a TIFF file, by its name, or a folder that contains TIFF files and is not Zarr.
 
+    Parameters
+    ----------
+    path
+        Any path.
+
     Returns
     -------
     bool
@@ -102,6 +107,11 @@ class LoadedVolume:
     def read(self, box: Box) -> NDArray[Any]:
         """Return a copy of the voxels of `box`.
 
+        Parameters
+        ----------
+        box
+            A box within the volume, in voxels.
+
         Returns
         -------
         ndarray
@@ -127,6 +137,11 @@ class Section:
 
     def read(self, box: Box) -> NDArray[Any]:
         """Read the voxels of `box`.
+
+        Parameters
+        ----------
+        box
+            A box within the section, in voxels.
 
         Returns
         -------

@@ -53,6 +53,11 @@ class SliceSource(Protocol):
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read slices from `start` to before `stop`.
 
+        Parameters
+        ----------
+        start, stop
+            First slice, and the one after the last.
+
         Returns
         -------
         ndarray
@@ -80,6 +85,11 @@ class ChunkedStack(Stack, Protocol):
 
     def read_box(self, box: Box) -> NDArray[Any]:
         """Read the voxels of a box.
+
+        Parameters
+        ----------
+        box
+            A box within the stack, in voxels.
 
         Returns
         -------

@@ -67,6 +67,11 @@ def open_tensor(driver: str, path: Path, *, allow_missing: bool, **spec: Any) ->
 def describe_tensorstore_error(error: Exception) -> str:
     """Describe why tensorstore failed, without its source location.
 
+    Parameters
+    ----------
+    error
+        What tensorstore raised.
+
     Returns
     -------
     str
@@ -140,6 +145,11 @@ class TensorStack:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read slices from `start` to before `stop`.
 
+        Parameters
+        ----------
+        start, stop
+            First slice, and the one after the last.
+
         Returns
         -------
         ndarray
@@ -154,6 +164,11 @@ class TensorStack:
 
     def read_box(self, box: Box) -> NDArray[Any]:
         """Read the voxels of a box.
+
+        Parameters
+        ----------
+        box
+            A box within the stack, in voxels.
 
         Returns
         -------

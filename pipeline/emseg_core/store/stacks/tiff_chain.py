@@ -14,6 +14,11 @@ def chain_length(path: Path) -> int:
     tifffile accepts the readable part of a broken chain as the whole, may mistake voxels for a directory, and follows some
     circular chains forever. The length must therefore be known before tifffile opens the file.
 
+    Parameters
+    ----------
+    path
+        Path of the file.
+
     Returns
     -------
     int

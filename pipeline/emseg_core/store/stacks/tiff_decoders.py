@@ -28,6 +28,11 @@ def limit_decoder(page: TiffPage | TiffFrame) -> None:
 
     A strip at the end may be as long as the others: some writers pad it.
 
+    Parameters
+    ----------
+    page
+        A page of an open file.
+
     Raises
     ------
     VolumeError

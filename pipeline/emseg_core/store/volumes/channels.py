@@ -33,7 +33,18 @@ class LeadingEntries:
 
 
 def axis_kind(name: str) -> Kind:
-    """Return what an axis in front of (z, y, x) counts, by its name."""
+    """Return what an axis in front of (z, y, x) counts, by its name.
+
+    Parameters
+    ----------
+    name
+        Name of the axis.
+
+    Returns
+    -------
+    Kind
+        What it counts.
+    """
     return "timepoint" if name in TIME_AXES else "channel"
 
 

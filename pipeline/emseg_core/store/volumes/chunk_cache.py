@@ -51,6 +51,11 @@ class ChunkCache:
     def read(self, box: Box) -> NDArray[Any]:
         """Read a box within the volume.
 
+        Parameters
+        ----------
+        box
+            A box within the volume.
+
         Returns
         -------
         ndarray

@@ -20,6 +20,11 @@ UNIT_NAMES = {"nm": "nanometer", "um": "micrometer", "µm": "micrometer", "μm":
 def spatial_names(names: Any) -> tuple[str, ...] | None:
     """Return names of axes in lower case.
 
+    Parameters
+    ----------
+    names
+        Any value of a JSON document.
+
     Returns
     -------
     tuple of str or None

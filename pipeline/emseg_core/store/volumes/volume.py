@@ -76,6 +76,11 @@ class ZarrVolume:
     def read(self, box: Box) -> NDArray[Any]:
         """Read a box.
 
+        Parameters
+        ----------
+        box
+            A box within the volume.
+
         Returns
         -------
         ndarray
@@ -141,6 +146,11 @@ def open_volume(
 def stored_volume(node: Node) -> StoredVolume:
     """Open the array of a node, or of the finest level of an image, with its axes and the names of its channels.
 
+    Parameters
+    ----------
+    node
+        An array or a group.
+
     Returns
     -------
     StoredVolume
@@ -156,6 +166,15 @@ def stored_volume(node: Node) -> StoredVolume:
 
 def open_volume_patiently(path: str | Path | Address, cache_bytes: int = 0, part: Selection | None = None) -> ZarrVolume:
     """Open a volume as `open_volume` does, but retry for a minute if its remote store does not answer.
+
+    Parameters
+    ----------
+    path
+        Folder or address of an array, or of a group that is an OME-Zarr image.
+    cache_bytes
+        Size of the cache of decompressed chunks, in bytes.
+    part
+        Channel and timepoint to read.
 
     Returns
     -------

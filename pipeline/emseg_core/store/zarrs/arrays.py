@@ -31,6 +31,15 @@ CHECKSUM_BYTES = 4
 def create_group(files: Files, name: str, attributes: dict[str, Any]) -> None:
     """Create the group `name` in the Zarr with these files; the empty name is the root itself.
 
+    Parameters
+    ----------
+    files
+        Files of the Zarr.
+    name
+        Path of the group.
+    attributes
+        Attributes of the group, as JSON values.
+
     Raises
     ------
     OSError
@@ -40,7 +49,18 @@ def create_group(files: Files, name: str, attributes: dict[str, Any]) -> None:
 
 
 def group_metadata(attributes: dict[str, Any]) -> bytes:
-    """Return the content of the metadata file of a group with these attributes."""
+    """Return the content of the metadata file of a group with these attributes.
+
+    Parameters
+    ----------
+    attributes
+        Attributes of the group, as JSON values.
+
+    Returns
+    -------
+    bytes
+        Content of ``zarr.json``.
+    """
     files: dict[str, Any] = {}
     zarr.create_group(store=MemoryStore(files), attributes=attributes, zarr_format=3)
     document: bytes = files[ZARR_JSON].to_bytes()
@@ -49,6 +69,15 @@ def group_metadata(attributes: dict[str, Any]) -> bytes:
 
 def describe_group(files: Files, name: str, attributes: dict[str, Any]) -> None:
     """Replace the attributes of a group atomically, unless they are the same; its metadata may be lost or damaged.
+
+    Parameters
+    ----------
+    files
+        Files of the Zarr.
+    name
+        Path of the group.
+    attributes
+        The new attributes, as JSON values.
 
     Raises
     ------
@@ -240,6 +269,11 @@ class Shards:
     def remove(self, index: Triple) -> None:
         """Remove a shard, as if it was never written.
 
+        Parameters
+        ----------
+        index
+            Index (z, y, x) of the shard in the grid.
+
         Raises
         ------
         OrphanError
@@ -255,6 +289,11 @@ class Shards:
 
     def indices(self, box: Box) -> list[Triple]:
         """Return the index of each shard in `box`.
+
+        Parameters
+        ----------
+        box
+            Whole shards, in voxels of the array.
 
         Returns
         -------
@@ -273,6 +312,11 @@ class Shards:
 
     def read(self, box: Box) -> NDArray[Any]:
         """Read a box.
+
+        Parameters
+        ----------
+        box
+            A box within the array, in voxels.
 
         Returns
         -------
@@ -332,7 +376,18 @@ class Shards:
             self._sent[index] = _short(tag.encode()), _short(document)
 
     def take_sent(self, index: Triple) -> tuple[int, int]:
-        """Return, once, 64 bits each of the tag and of the digest of the object last sent for a shard; zeros if none was."""
+        """Return, once, 64 bits each of the tag and of the digest of the object last sent for a shard; zeros if none was.
+
+        Parameters
+        ----------
+        index
+            Index (z, y, x) of the shard in the grid.
+
+        Returns
+        -------
+        tuple of int
+            Tag and digest.
+        """
         return self._sent.pop(index, (0, 0))
 
     def tags(self) -> NDArray[np.uint64]:
@@ -357,12 +412,34 @@ class Shards:
         return found.reshape(self.grid)
 
     def digest(self, index: Triple) -> int:
-        """Return 64 bits of the digest of a shard's stored bytes; 0 if there is no such shard."""
+        """Return 64 bits of the digest of a shard's stored bytes; 0 if there is no such shard.
+
+        Parameters
+        ----------
+        index
+            Index (z, y, x) of the shard in the grid.
+
+        Returns
+        -------
+        int
+            64 bits.
+        """
         document = self._files.read(self._file(index))
         return 0 if document is None else _short(document)
 
     def has(self, index: Triple) -> bool:
-        """Return whether a shard exists; a file that is not longer than its own index does not count."""
+        """Return whether a shard exists; a file that is not longer than its own index does not count.
+
+        Parameters
+        ----------
+        index
+            Index (z, y, x) of the shard in the grid.
+
+        Returns
+        -------
+        bool
+            True if it exists.
+        """
         return (self._files.size(self._file(index)) or 0) > self._index_bytes
 
     def stored(self, *, tidy: bool = False) -> NDArray[np.bool_]:

@@ -171,6 +171,11 @@ def use_bounded_codecs() -> None:
 def max_stored_bytes(array: zarr.Array[Any]) -> int:
     """Return an upper bound of the stored size of a chunk or a shard of an array.
 
+    Parameters
+    ----------
+    array
+        The array.
+
     Returns
     -------
     int

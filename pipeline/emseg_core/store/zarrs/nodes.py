@@ -116,6 +116,11 @@ def _read_remote(address: Address, names: Sequence[str], files: Files | None) ->
 def open_array(node: Node) -> zarr.Array[Any]:
     """Open the Zarr array of a node, read-only.
 
+    Parameters
+    ----------
+    node
+        A node of a Zarr hierarchy.
+
     Returns
     -------
     zarr.Array
@@ -166,6 +171,16 @@ def _parse(place: Place, files: Files, name: str, data: bytes) -> Node:
 
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object from a file.
+
+    Parameters
+    ----------
+    file
+        Path of the file.
+
+    Returns
+    -------
+    dict
+        The object.
 
     Raises
     ------

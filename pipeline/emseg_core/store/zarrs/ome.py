@@ -42,7 +42,18 @@ class Space:
     """Unit of each axis; None if it has none."""
 
     def last(self, count: int) -> Space:
-        """Return the last `count` axes alone."""
+        """Return the last `count` axes alone.
+
+        Parameters
+        ----------
+        count
+            Number of axes.
+
+        Returns
+        -------
+        Space
+            These axes.
+        """
         return Space(self.names[-count:], self.scale[-count:], self.translation[-count:], self.units[-count:])
 
     def coarser(self, step: Sequence[int]) -> Space:
@@ -65,12 +76,29 @@ class Space:
         return Space(self.names, scale, tuple(t + s for t, s in zip(self.translation, shifts, strict=True)), self.units)
 
     def with_channels(self) -> Space:
-        """Return the same axes with a channel axis in front."""
+        """Return the same axes with a channel axis in front.
+
+        Returns
+        -------
+        Space
+            One axis more.
+        """
         return Space(("c", *self.names), (1.0, *self.scale), (0.0, *self.translation), (None, *self.units))
 
 
 def multiscales_of(attributes: Mapping[str, Any]) -> Any:
-    """Return ``multiscales`` from the attributes of a group, unchecked; None if there is none."""
+    """Return ``multiscales`` from the attributes of a group, unchecked; None if there is none.
+
+    Parameters
+    ----------
+    attributes
+        Attributes of the group.
+
+    Returns
+    -------
+    Any
+        A JSON value.
+    """
     ome = attributes.get("ome")
     if isinstance(ome, Mapping) and "multiscales" in ome:
         return ome["multiscales"]
@@ -81,6 +109,11 @@ def channel_labels(attributes: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the channels from ``omero`` in the attributes of a group.
 
     These metadata are transitional and optional, so anything invalid is ignored.
+
+    Parameters
+    ----------
+    attributes
+        Attributes of the group.
 
     Returns
     -------
@@ -141,6 +174,11 @@ def level(multiscales: Any, number: int) -> tuple[str, Space]:
 
 def levels(multiscales: Any) -> Iterator[tuple[str, Space]]:
     """Iterate over the levels, the finest first.
+
+    Parameters
+    ----------
+    multiscales
+        The value of ``multiscales``, unchecked.
 
     Yields
     ------
@@ -258,7 +296,18 @@ def numbers(value: Any, count: int, what: str) -> tuple[float, ...]:
 
 
 def is_name(value: Any) -> TypeGuard[str]:
-    """Return whether a JSON value can name an axis, a unit or an array: short, printable text."""
+    """Return whether a JSON value can name an axis, a unit or an array: short, printable text.
+
+    Parameters
+    ----------
+    value
+        Any JSON value.
+
+    Returns
+    -------
+    bool
+        True for such a text.
+    """
     return isinstance(value, str) and len(value) <= MAX_NAME_LENGTH and value.isprintable()
 
 

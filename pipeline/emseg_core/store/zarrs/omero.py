@@ -14,6 +14,11 @@ GOLDEN = 0.6180339887498949
 def colour(index: int) -> tuple[int, int, int]:
     """Return the colour of a class, always the same and different from its neighbours'.
 
+    Parameters
+    ----------
+    index
+        Index of the class.
+
     Returns
     -------
     tuple of int
@@ -47,6 +52,13 @@ def image_label(classes: tuple[str, ...], image: str | None = None) -> dict[str,
 
 def omero(classes: tuple[str, ...]) -> dict[str, Any]:
     """Return OME-Zarr metadata ``omero`` for an image with one channel per class and stored probabilities as values.
+
+    Parameters
+    ----------
+    classes
+        Name of each class.
+    highest
+        Highest value of a voxel.
 
     Returns
     -------

@@ -89,7 +89,9 @@ def begin(path: Path, *, slabs: int, discard: bool = False, orphan: bool = False
         if discard:
             volume.discard()
         if orphan:
-            take_over(volume.token.files.place)
+            place = volume.token.files.place
+            assert isinstance(place, Path)
+            take_over(place)
         else:
             raise RuntimeError
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +285,9 @@ def test_only_the_newest_lease_counts(shelf: Shelf) -> None:
 
 def test_of_many_that_race_for_a_lease_one_wins(shelf: Shelf) -> None:
     for before in range(20):
-        together, won, lost = threading.Barrier(2), [], []
+        together = threading.Barrier(2)
+        won: list[Lease] = []
+        lost: list[str] = []
 
         def race(together: threading.Barrier = together, won: list[Lease] = won, lost: list[str] = lost) -> None:
             together.wait()
@@ -313,6 +316,10 @@ def test_a_race_lost_at_the_last_moment_is_said(shelf: Shelf, monkeypatch: pytes
         shelf.take()
 
 
+def has_beaten(shelf: Shelf, beats: int) -> bool:
+    return bool(read(shelf, 1)["beats"] >= beats)
+
+
 def test_the_heart_beats_until_the_end(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "HEARTBEAT_SECONDS", 0.01)
     before = set(threading.enumerate())
@@ -320,7 +327,7 @@ def test_the_heart_beats_until_the_end(shelf: Shelf, monkeypatch: pytest.MonkeyP
     shelf.pass_time(STALE_SECONDS)
     with lease.held():
         for beats in (1, 5):
-            wait_for(lambda beats=beats: read(shelf, 1)["beats"] >= beats)
+            wait_for(partial(has_beaten, shelf, beats))
         assert lease_state(shelf.records).age < STALE_SECONDS
         beats = read(shelf, 1)["beats"]
         assert read(shelf, 1) == {"holder": asdict(Holder.here()), "beats": beats, "released": False, "taking": lease.taking}
@@ -603,6 +610,7 @@ def test_a_disk_that_was_away_is_opened_anew_if_the_output_is_the_same(tmp_path:
     path = empty_output(tmp_path / "o")
     lease = lease_on(path)
     files, read = lease.token.files, HeldFiles.read
+    assert isinstance(files, LocalFiles)
     stale = str(files.root)
 
     def stale_read(self: HeldFiles, name: str) -> bytes | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from emseg_core.errors import OutputError
-from emseg_core.store.files import atomic_write
 from emseg_core.store.files.files import LocalFiles
 from emseg_core.store.files.records import Records
 
@@ -84,7 +83,7 @@ def test_a_put_that_fails_keeps_the_old(records: Records, tmp_path: Path, monkey
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(atomic_write.os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(OutputError, match=r"cannot be written \(no space left on device\): free some space"):
         records.put("a.json", b"new")
     with pytest.raises(OutputError, match="free some space"):

@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for version, zarr_format in IMAGES.items():
         found = multiscales(version)
         attributes = {"multiscales": found} if version == "0.4" else {"ome": {"version": version, "multiscales": found}}
-        group = zarr.create_group(folder / version, zarr_format=zarr_format, attributes=attributes)
+        group = zarr.create_group(folder / version, zarr_format=zarr_format, attributes=attributes)  # type: ignore[arg-type]
         for level in range(2):
             group.create_array(f"s{level}", data=VALUES[:, :: 2**level, :: 2**level], chunks=CHUNK)
     return folder

@@ -227,7 +227,12 @@ def test_a_stack_whose_chunks_may_be_missing(driver: str, tmp_path: Path, monkey
     folder = tmp_path / driver
     spec: dict[str, Any] = {"driver": driver, "kvstore": f"file://{folder}/", "create": True}
     if driver == "n5":
-        metadata = {"dimensions": SHAPE[::-1], "blockSize": CHUNK[::-1], "dataType": "uint8", "compression": {"type": "raw"}}
+        metadata: dict[str, Any] = {
+            "dimensions": SHAPE[::-1],
+            "blockSize": CHUNK[::-1],
+            "dataType": "uint8",
+            "compression": {"type": "raw"},
+        }
         voxels = tensorstore.open({**spec, "metadata": metadata}).result()
         voxels.write(VALUES.T).result()
     else:

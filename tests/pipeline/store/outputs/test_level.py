@@ -81,9 +81,9 @@ def test_what_stands_on_a_missing_unit_is_removed(tmp_path_factory: pytest.TempP
             level.remove(level.blocks.block(index).write)
     finest = remove_stale_units(output.levels)
     assert set(np.flatnonzero(~finest)) == gone[0]
-    lost = {tuple(np.unravel_index(index, output.levels[0].blocks.grid)) for index in gone[0]}
+    lost = {tuple(map(int, np.unravel_index(index, output.levels[0].blocks.grid))) for index in gone[0]}
     for number, level in enumerate(output.levels[1:], 1):
-        above = {tuple(int(i) // s for i, s in zip(place, level.step, strict=True)) for place in lost}
+        above = {tuple(i // s for i, s in zip(place, level.step, strict=True)) for place in lost}
         lost = above | {tuple(map(int, np.unravel_index(index, level.blocks.grid))) for index in gone[number]}
         assert {tuple(map(int, place)) for place in np.argwhere(~level.done())} == lost
     fill(output)

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -29,7 +29,6 @@ from ome_zarr_models.v05.labels import Labels
 from emseg_core.box import Box, Triple, triple
 from emseg_core.errors import BlockError, OutputError
 from emseg_core.specs.volume import VolumeSpec
-from emseg_core.store.files import atomic_write
 from emseg_core.store.files.files import LocalFiles
 from emseg_core.store.outputs.layout import OutputLayout
 from emseg_core.store.outputs.lifecycle import create_output, open_output, restart_output, tidy_output
@@ -99,19 +98,18 @@ def group(path: Path) -> zarr.Group:
 @pytest.mark.parametrize("probabilities", [True, False])
 @pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("unit", ["nanometer", None])
-def test_metadata_are_what_ome_zarr_says(tmp_path: Path, probabilities: bool, rank: int, unit: str | None) -> None:
+def test_metadata_are_what_ome_zarr_says(tmp_path: Path, probabilities: bool, rank: Literal[2, 3], unit: str | None) -> None:
     units = (None, unit, unit) if rank == 2 else (unit,) * 3
     volume = VolumeSpec(
         (1, 70, 90) if rank == 2 else (40, 70, 90), "uint8", (1, 32, 32), rank, VOLUME.scale, VOLUME.translation, units
-    )  # type: ignore[arg-type]
+    )
     region = Box((0 if rank == 2 else 5, 6, 7), (1 if rank == 2 else 30, 60, 88))
     make(tmp_path / "o", volume=volume, region=region, probabilities=probabilities, unit=(1, 32, 32), chunk=(1, 16, 16))
-    root = group(tmp_path / "o")
-    image = Image.from_zarr(root)
+    image = Image.from_zarr(group(tmp_path / "o"))
     labels = Labels.from_zarr(group(tmp_path / "o" / "labels"))
     classes = ImageLabel.from_zarr(group(tmp_path / "o" / "labels" / "classes"))
     assert labels.label_paths == ["classes"]
-    found = {"root": image, "classes": classes}
+    found: dict[str, Any] = {"root": image, "classes": classes}
     if probabilities:
         found["inside"] = Image.from_zarr(group(tmp_path / "o" / "probabilities"))
     for name, model in found.items():
@@ -126,22 +124,28 @@ def test_metadata_are_what_ome_zarr_says(tmp_path: Path, probabilities: bool, ra
         assert tuple(translation.translation) == (0.0,) * channels + place[-rank:]
     text = (tmp_path / "o" / "zarr.json").read_text()
     assert ('"unit"' in text) == (unit is not None)
-    assert multiscales_path(root) == ("probabilities/0" if probabilities else "labels/classes/0")
+    assert multiscales_path(tmp_path / "o") == ("probabilities/0" if probabilities else "labels/classes/0")
 
 
-def multiscales_path(root: zarr.Group) -> str:
-    return root.attrs["ome"]["multiscales"][0]["datasets"][0]["path"]  # type: ignore[index,call-overload,return-value]
+def ome(folder: Path) -> dict[str, Any]:
+    """The OME metadata of a group."""
+    found: Any = group(folder).attrs["ome"]
+    return dict(found)
+
+
+def multiscales_path(folder: Path) -> str:
+    return str(ome(folder)["multiscales"][0]["datasets"][0]["path"])
 
 
 def test_class_names_and_colours(tmp_path: Path) -> None:
     make(tmp_path / "o")
-    label = dict(group(tmp_path / "o" / "labels" / "classes").attrs)["ome"]["image-label"]  # type: ignore[index,call-overload]
+    label = ome(tmp_path / "o" / "labels" / "classes")["image-label"]
     model = Label.model_validate(label)
     assert [(p["label-value"], p["name"]) for p in label["properties"]] == list(enumerate(CLASSES))
     assert len({tuple(colour["rgba"]) for colour in label["colors"]}) == 3
     assert [colour.label_value for colour in model.colors or ()] == [0, 1, 2]
     assert (tmp_path / "o" / "labels" / "classes" / label["source"]["image"]).resolve() == tmp_path / "o"
-    omero = dict(group(tmp_path / "o").attrs)["ome"]["omero"]  # type: ignore[index,call-overload]
+    omero = ome(tmp_path / "o")["omero"]
     Omero.model_validate(omero)
     assert [channel["label"] for channel in omero["channels"]] == list(CLASSES)
 
@@ -154,7 +158,7 @@ def test_arrays_are_sharded_and_checked(tmp_path: Path) -> None:
     ):
         array = zarr.open_array(tmp_path / "o" / name, mode="r")
         assert (array.shape, array.shards, array.chunks) == (shape, shard, chunk)
-        assert (array.dtype, array.fill_value) == (np.uint8, 255)
+        assert (array.dtype, array.fill_value) == (np.dtype(np.uint8), 255)
         codecs = json.loads((tmp_path / "o" / name / "zarr.json").read_text())["codecs"][0]["configuration"]["codecs"]
         assert [codec["name"] for codec in codecs] == ["bytes", "zstd", "crc32c"]
 
@@ -330,7 +334,7 @@ def test_labels_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     output = make(tmp_path / "o")
     box = units()[0]
     replaced: list[Path] = []
-    replace = atomic_write.Path.replace
+    replace = Path.replace
 
     def refuse_labels(work: Path, file: Path) -> Path:
         if "labels" in file.parts:
@@ -338,7 +342,7 @@ def test_labels_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         replaced.append(file)
         return replace(work, file)
 
-    monkeypatch.setattr(atomic_write.Path, "replace", refuse_labels)
+    monkeypatch.setattr(Path, "replace", refuse_labels)
     with pytest.raises(BlockError, match=rf"the block {box} of .* cannot be written \(no space left\)"):
         output.write(box, *content(box))
     assert replaced == [tmp_path / "o" / "probabilities" / "0" / "c" / "0" / "0" / "0" / "0"]
@@ -386,6 +390,8 @@ def test_wrong_blocks_are_refused(tmp_path: Path) -> None:
     output, bare = make(tmp_path / "o"), make(tmp_path / "p", probabilities=False)
     box = units()[0]
     labels, probabilities = content(box)
+    bad: Any
+    other: Any
     for bad, other, message in (
         (labels.astype(np.int64), probabilities, "labels are int64"),
         (labels[:-1], probabilities, "labels are uint8"),
@@ -556,6 +562,7 @@ def test_places_that_do_not_do(tmp_path: Path) -> None:
 
 def test_a_long_name_that_fits(tmp_path: Path) -> None:
     make(tmp_path / ("n" * 255))
+    assert open_output(tmp_path / ("n" * 255)).region == REGION
 
 
 @pytest.mark.parametrize(
@@ -586,7 +593,7 @@ def test_a_truly_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_two_makers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_array = atomic_write.Path.mkdir
+    make_array = Path.mkdir
 
     def other_first(path: Path, *arguments: Any, **options: Any) -> None:
         if path.parent.name.startswith(".emseg-") and path.name.startswith("1-"):  # where it is made
@@ -594,7 +601,7 @@ def test_two_makers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             (tmp_path / "o" / "theirs").touch()
         make_array(path, *arguments, **options)
 
-    monkeypatch.setattr(atomic_write.Path, "mkdir", other_first)
+    monkeypatch.setattr(Path, "mkdir", other_first)
     with pytest.raises(OutputError, match="created by another process"):
         create_output(tmp_path / "o", form(probabilities=False))
     assert [path.name for path in tmp_path.rglob("*")] == ["o", "theirs"]
@@ -727,7 +734,7 @@ def test_an_output_begun_anew_has_new_arrays_only(tmp_path: Path) -> None:
         np.testing.assert_array_equal(output.read_labels(box), content(box, number)[0])
         np.testing.assert_array_equal(output.read_probabilities(box), content(box, number)[1])
         assert Labels.from_zarr(group(path / "labels")).label_paths == [f"classes-{number}"]
-        assert multiscales_path(group(path)) == names[1]
+        assert multiscales_path(path) == names[1]
         assert open_volume(path / "labels" / f"classes-{number}").spec.shape == REGION.shape
 
 

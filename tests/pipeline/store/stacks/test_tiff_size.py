@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tifffile
 
+from emseg_core.store.stacks.stack import StatedVoxelSize
 from emseg_core.store.stacks.tiff import open_tiff
-from emseg_core.store.stacks.tiff_size import StatedVoxelSize
 
 IMAGEJ = "the spacing and unit of its ImageJ header"
 OME = "the PhysicalSize of its OME-XML"
@@ -74,9 +74,10 @@ def test_resolution_for_printing_is_nothing(tmp_path: Path, options: dict[str, A
 
 
 def test_slices_of_a_folder_must_agree(tmp_path: Path) -> None:
-    options = [{"imagej": True, "resolution": (r, r), "metadata": {"spacing": 40.0, "unit": "nm"}} for r in (0.25, 0.25, 0.5)]
-    for number, option in enumerate(options):
-        tifffile.imwrite(tmp_path / f"{number}.tif", np.zeros((9, 9), np.uint8), **option)
+    told = {"spacing": 40.0, "unit": "nm"}
+    for number, r in enumerate((0.25, 0.25, 0.5)):
+        plane = np.zeros((9, 9), np.uint8)
+        tifffile.imwrite(tmp_path / f"{number}.tif", plane, imagej=True, resolution=(r, r), metadata=told)
     with open_tiff(tmp_path) as stack:
         assert stack.stated is None
     (tmp_path / "2.tif").unlink()

@@ -12,6 +12,7 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from object_store import object_store
 from ome_zarr_models.v04 import Image as Image04
 from ome_zarr_models.v05 import Image as Image05
@@ -95,7 +96,12 @@ def test_a_call_decompresses_no_more_because_channels_lie_together(tmp_path: Pat
     volume = open_volume(tmp_path / "v", CACHE_BYTES, part=Selection(5))
     loads: list[Box] = []
     load = volume._chunks._load
-    monkeypatch.setattr(volume._chunks, "_load", lambda box: loads.append(box) or load(box))
+
+    def noting(box: Box) -> NDArray[Any]:
+        loads.append(box)
+        return load(box)
+
+    monkeypatch.setattr(volume._chunks, "_load", noting)
     monkeypatch.setattr("emseg_core.store.volumes.chunk_cache.MAX_READ_BYTES", MAX_READ_BYTES // 128)
     assert (volume.read(volume.spec.box) == 3).all()
     assert len(loads) == 8
@@ -135,7 +141,7 @@ def test_names_of_channels(version: str, tmp_path: Path) -> None:
     zarr_format = 2 if version == "0.4" else 3
     attributes = labelled(version, ["DAPI", "EM", "0"])
     group = zarr.create_group(tmp_path / "v", zarr_format=zarr_format, attributes=attributes)  # type: ignore[arg-type]
-    names = {} if version == "0.4" else {"dimension_names": [*"tczyx"]}
+    names: dict[str, Any] = {} if version == "0.4" else {"dimension_names": [*"tczyx"]}
     group.create_array("s0", data=VALUES, chunks=(1, 1, *CHUNK), **names)
     (Image04 if version == "0.4" else Image05).from_zarr(group)
     for path in (tmp_path / "v", tmp_path / "v" / "s0"):

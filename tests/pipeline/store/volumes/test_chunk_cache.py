@@ -120,7 +120,7 @@ def places_voxels(place: Triple, spec: VolumeSpec) -> set[Triple]:
     """The voxels of a chunk."""
     starts = [i * length for i, length in zip(place, spec.chunk, strict=True)]
     stops = [min(a + length, n) for a, length, n in zip(starts, spec.chunk, spec.shape, strict=True)]
-    return set(itertools.product(*(range(a, b) for a, b in zip(starts, stops, strict=True))))
+    return set(map(triple, itertools.product(*map(range, starts, stops))))
 
 
 @given(st.sets(triples(st.integers(0, 4)), min_size=1), st.integers(1, 40))

@@ -21,7 +21,7 @@ from emseg_core.store.volumes.volume import open_volume
 from emseg_core.store.zarrs.ome import Space, levels, multiscales, multiscales_of
 
 SHAPE = (4, 20, 30)
-PLACED = {"voxel_size": [40, 4, 4.5], "offset": [80, 0, -9], "units": "nm"}
+PLACED: dict[str, Any] = {"voxel_size": [40, 4, 4.5], "offset": [80, 0, -9], "units": "nm"}
 SPACE = Space(("z", "y", "x"), (40.0, 4.0, 4.5), (80.0, 0.0, -9.0), ("nanometer",) * 3)
 
 
@@ -31,6 +31,7 @@ def copied(shown: ShownImage, folder: Path) -> zarr.Group:
     for name, content in shown.metadata.items():
         (folder / name).write_bytes(content)
     for number, array in enumerate(shown.arrays):
+        assert isinstance(array, Path)
         (folder / str(number)).symlink_to(array)
     return zarr.open_group(folder, mode="r")
 
@@ -165,7 +166,7 @@ def test_channels_and_timepoints_have_the_names_that_the_viewer_is_told(
 ) -> None:
     """And are counted, whatever their size was said to be."""
     size = [8, 4, 4.5][-sum(name in "zyx" for name in names) :]
-    attributes = {"axis_names": list(names), "voxel_size": size}
+    attributes: dict[str, Any] = {"axis_names": list(names), "voxel_size": size}
     zarr.create_array(tmp_path / "v.zarr", shape=shape, dtype="uint8", attributes=attributes)
     shown = shown_image(tmp_path / "v.zarr")
     (space,) = spaces(shown)

@@ -119,7 +119,7 @@ def test_types_in_either_byte_order(tmp_path: Path, dtype: str, zarr_format: int
         path = save(tmp_path / "v", data.astype(dtype), zarr_format=2)
     else:
         order = {"|": None, "<": "little", ">": "big"}[dtype[0]]
-        path = save(tmp_path / "v", data, zarr_format=3, serializer=BytesCodec(endian=order))  # type: ignore[arg-type]
+        path = save(tmp_path / "v", data, zarr_format=3, serializer=BytesCodec(endian=order))
     volume = open_volume(path)
     found = volume.read(volume.spec.box)
     assert volume.spec.dtype == native

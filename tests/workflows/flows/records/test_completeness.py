@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def flip(file: Path) -> None:
     file.write_bytes(data)
 
 
-HARMS = [flip, Path.unlink]
+HARMS: list[Callable[[Path], None]] = [flip, Path.unlink]
 KINDS = [
     "zarr.json",
     "emseg/zarr.json",
@@ -199,9 +199,9 @@ def test_a_root_that_is_lost_has_a_way_back(output: Path) -> None:
     for action in (status, preview):
         with pytest.raises(OutputError, match=REMEDY):
             action(output)
-    for action in (label, emseg.report):
+    for command in (label, emseg.report):
         with pytest.raises(OutputError, match=IN_PYTHON):
-            action(output)
+            command(output)
 
 
 LOST = ["labels/instances/0/c/", "labels/instances/1/c/", "labels/instances/0/zarr.json", "labels/instances/zarr.json"]

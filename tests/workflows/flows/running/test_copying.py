@@ -102,7 +102,7 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_same_bytes_as_in_one_process(tmp_path: Path, client: Client, name: str) -> None:
     source, told = tmp_path / name, list[Event]()
     SAVED[name](source, voxels())
-    options = {"allow_missing": name == "gaps", "voxel_size": (50, 4, 4)}
+    options: dict[str, Any] = {"allow_missing": name == "gaps", "voxel_size": (50, 4, 4)}
     one = ingest(source, tmp_path / "one.zarr", workers=0, **options)
     assert ingest(source, tmp_path / "many.zarr", client=client, on_event=told.append, **options) == one
     assert snapshot(tmp_path / "many.zarr") == snapshot(tmp_path / "one.zarr")

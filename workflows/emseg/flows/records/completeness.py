@@ -78,6 +78,11 @@ class Flaw:
     def hides(self, image: str) -> bool:
         """Check whether an image can no longer be shown, because more than its table is lost.
 
+        Parameters
+        ----------
+        image
+            Name of the image.
+
         Returns
         -------
         bool
@@ -232,6 +237,11 @@ def layout_of(recipe: Recipe, outside: NDArray[np.bool_] | None, attributes: dic
 def inventory(place: Place) -> Inventory:
     """List the contents of an output.
 
+    Parameters
+    ----------
+    place
+        Place of the output.
+
     Returns
     -------
     Inventory
@@ -262,6 +272,13 @@ def inventory(place: Place) -> Inventory:
 def matches_mask(outside: NDArray[np.bool_], recipe: Recipe) -> bool:
     """Check whether these are the blocks that the mask of a recipe excludes.
 
+    Parameters
+    ----------
+    outside
+        Whether each block is excluded, ``(z, y, x) bool``.
+    recipe
+        Recipe of the output.
+
     Returns
     -------
     bool
@@ -279,6 +296,11 @@ def find_flaws(stored: Output) -> tuple[Flaw, ...]:
     """Find missing or damaged parts of an output without reading its shards.
 
     Blocks and write units of coarser levels that are not written yet do not count.
+
+    Parameters
+    ----------
+    stored
+        The open output.
 
     Returns
     -------
@@ -301,6 +323,15 @@ def find_flaws(stored: Output) -> tuple[Flaw, ...]:
 def image_levels(stored: Output, found: Inventory, flaws: Sequence[Flaw]) -> dict[str, tuple[Level, ...]]:
     """Open the levels of each image of an output.
 
+    Parameters
+    ----------
+    stored
+        The open output.
+    found
+        Its contents.
+    flaws
+        What is missing or damaged.
+
     Returns
     -------
     dict
@@ -315,6 +346,15 @@ def image_levels(stored: Output, found: Inventory, flaws: Sequence[Flaw]) -> dic
 
 def why_damaged(stored: Output, name: str, stop: Stop) -> str:
     """Verify every byte of instance labels and their table, to decide whether they must be made again.
+
+    Parameters
+    ----------
+    stored
+        The open output.
+    name
+        Name of the instance labels.
+    stop
+        Request to end.
 
     Returns
     -------

@@ -35,7 +35,17 @@ class Speed:
     """Time of the end of the last block, in seconds."""
 
     def add(self, start: float, stop: float, voxels: int) -> None:
-        """Distribute voxels evenly over the time in which they were computed, in seconds from the beginning."""
+        """Distribute voxels evenly over the time in which they were computed, in seconds from the beginning.
+
+        Parameters
+        ----------
+        start
+            When the first voxel was computed, in seconds.
+        stop
+            When the last one was computed, in seconds.
+        voxels
+            Number of voxels.
+        """
         self.end = max(self.end, stop)
         while stop > MAX_BINS * self.width:
             pairs = [*self.voxels, 0.0]
@@ -117,6 +127,13 @@ class History:
 
 def read_history(stored: Output, blocks: Blocks) -> History:
     """Read the history of an output. Memory depends neither on the number of blocks nor on the time.
+
+    Parameters
+    ----------
+    stored
+        The open output.
+    blocks
+        Its blocks.
 
     Returns
     -------

@@ -96,7 +96,13 @@ class RunRecord:
         self._write()
 
     def add(self, event: Event) -> None:
-        """Add an event. It is written soon, at the latest after `MAX_DELAY_SECONDS` seconds."""
+        """Add an event. It is written soon, at the latest after `MAX_DELAY_SECONDS` seconds.
+
+        Parameters
+        ----------
+        event
+            An event of the run.
+        """
         match event:
             case RunStarted(stage=stage):
                 self._stage = stage
@@ -117,7 +123,13 @@ class RunRecord:
             self._write()
 
     def end(self, report: Report) -> None:
-        """Write how the run ended."""
+        """Write how the run ended.
+
+        Parameters
+        ----------
+        report
+            Report of the run.
+        """
         self._add("ended", report=report.to_json())
         self._write()
 
@@ -144,6 +156,13 @@ class RunRecord:
 def lines_of(output: Output, run: int) -> Iterator[dict[str, Any]]:
     """Read the lines of a run's record, skipping those that cannot be read.
 
+    Parameters
+    ----------
+    output
+        The open output.
+    run
+        Number of the run.
+
     Returns
     -------
     iterator of dict
@@ -154,6 +173,13 @@ def lines_of(output: Output, run: int) -> Iterator[dict[str, Any]]:
 
 def all_lines_of(output: Output, run: int) -> Iterator[dict[str, Any] | None]:
     """Read the lines of a run's record.
+
+    Parameters
+    ----------
+    output
+        The open output.
+    run
+        Number of the run.
 
     Yields
     ------
@@ -184,6 +210,11 @@ def _read(line: bytes) -> dict[str, Any] | None:
 def recorded_runs(output: Output) -> list[int]:
     """List the runs that have a record.
 
+    Parameters
+    ----------
+    output
+        The open output.
+
     Returns
     -------
     list of int
@@ -195,6 +226,11 @@ def recorded_runs(output: Output) -> list[int]:
 
 def runs_without_progress(output: Output) -> int:
     """Count the newest consecutive runs that completed neither a block nor a write unit of a coarser level.
+
+    Parameters
+    ----------
+    output
+        The open output.
 
     Returns
     -------
@@ -210,6 +246,11 @@ def runs_without_progress(output: Output) -> int:
 
 def recipe_of(output: Output) -> Recipe:
     """Read the recipe of an output.
+
+    Parameters
+    ----------
+    output
+        The open output.
 
     Returns
     -------
@@ -326,6 +367,11 @@ def _newest_start(output: Output) -> dict[str, Any]:
 
 def time_of(line: dict[str, Any]) -> datetime | None:
     """Return the time at which a line was written.
+
+    Parameters
+    ----------
+    line
+        A line of a record.
 
     Returns
     -------

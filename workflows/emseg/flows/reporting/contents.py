@@ -66,6 +66,11 @@ def count_classes(stored: Output) -> ClassShares:
     Coarser levels would be faster to read, but each of their voxels has the most frequent class of several voxels, so that thin
     structures are under-represented.
 
+    Parameters
+    ----------
+    stored
+        The open output.
+
     Returns
     -------
     ClassShares
@@ -94,6 +99,13 @@ def count_classes(stored: Output) -> ClassShares:
 def read_sizes(stored: Output, name: str) -> SegmentSizes | None:
     """Read the sizes of segments from their table, line by line.
 
+    Parameters
+    ----------
+    stored
+        The open output.
+    name
+        Name of the instance labels.
+
     Returns
     -------
     SegmentSizes or None
@@ -109,6 +121,11 @@ def read_sizes(stored: Output, name: str) -> SegmentSizes | None:
 
 def bin_start(number: int) -> float:
     """Return the smallest size of segments in a bin.
+
+    Parameters
+    ----------
+    number
+        Number of the bin, from 0.
 
     Returns
     -------

@@ -103,6 +103,13 @@ def panels_of(stored: Output, source: ZarrVolume | None, box: Box) -> list[Panel
 def overview_of(stored: Output, z: int) -> Panel | None:
     """Draw the labels of a whole slice that is too large to draw voxel by voxel, from a coarser level.
 
+    Parameters
+    ----------
+    stored
+        The open output.
+    z
+        Index of the slice, in the volume's coordinates.
+
     Returns
     -------
     Panel or None

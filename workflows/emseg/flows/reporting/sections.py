@@ -119,6 +119,13 @@ def _png(pixels: Pixels) -> bytes:
 def classes(stored: Output, counted: ClassShares) -> Iterator[Markup]:
     """Show the share of each class.
 
+    Parameters
+    ----------
+    stored
+        The open output.
+    counted
+        Voxels of each class.
+
     Yields
     ------
     Markup

@@ -23,6 +23,11 @@ MAX_TICKS = 8
 def speed_over_time(history: History) -> Iterator[Markup]:
     """Show voxels per second over time.
 
+    Parameters
+    ----------
+    history
+        History of the output.
+
     Yields
     ------
     Markup
@@ -50,6 +55,11 @@ def _time_ticks(bins: int, width: float) -> Iterator[tuple[float, str]]:
 
 def time_by_stage(history: History) -> Iterator[Markup]:
     """Show the time that blocks spent in each stage, and the slowest blocks.
+
+    Parameters
+    ----------
+    history
+        History of the output.
 
     Yields
     ------

@@ -24,6 +24,15 @@ MAX_LISTED = 200
 def what_was_run(stored: Output, recipe: Recipe, found: Status) -> Iterator[Markup]:
     """Show volume, model and settings of the output.
 
+    Parameters
+    ----------
+    stored
+        The open output.
+    recipe
+        Its recipe.
+    found
+        Its status.
+
     Yields
     ------
     Markup
@@ -86,6 +95,15 @@ def _normalisation(recipe: Recipe) -> str:
 def run_progress(stored: Output, found: Status, history: History) -> Iterator[Markup]:
     """Show the number of blocks that are done, failed and left, and list failed and retried blocks.
 
+    Parameters
+    ----------
+    stored
+        The open output.
+    found
+        Its status.
+    history
+        Its history.
+
     Yields
     ------
     Markup
@@ -131,6 +149,13 @@ def _more(count: int, where: str) -> Iterator[Markup]:
 
 def runs(found: Status, history: History) -> Iterator[Markup]:
     """Show when and where each run took place, how it ended, and its notices.
+
+    Parameters
+    ----------
+    found
+        Status of the output.
+    history
+        Its history.
 
     Yields
     ------
@@ -180,6 +205,11 @@ def _workers(run: RunFacts) -> str | int:
 
 def utc(time: datetime | None) -> str:
     """Format a time in UTC.
+
+    Parameters
+    ----------
+    time
+        A time with its zone; None if it is not known.
 
     Returns
     -------

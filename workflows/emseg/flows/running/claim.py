@@ -102,12 +102,19 @@ def prepare_output(
     overwrite
         Whether to start over if there is an output.
     token
-        The right to write; required if the output exists or is on an object store.
+        The right to write; None for a new output on a disk.
+
+    Raises
+    ------
+    OutputError
+        If another run has created the output since this one found none there.
     """
     form = layout_of(recipe, outside, {"recipe": recipe.to_json(), "fingerprint": recipe.fingerprint, "model": card})
     if not is_taken(place):
         create_output(place, form, token)
         return
+    if token is None:
+        raise OutputError(f"{place} was created by another run meanwhile: run again to resume it, or choose another with -o")
     if overwrite:
         restart_output(place, form, token)
     tidy_output(place, token)
@@ -155,6 +162,13 @@ class Claim:
 @contextmanager
 def claim_output(place: Place, notify: Observer) -> Iterator[Claim]:
     """Claim an output path; the claim is withdrawn at the end of the ``with`` unless a run has held it.
+
+    Parameters
+    ----------
+    place
+        Place of the output.
+    notify
+        Function that is given notices.
 
     Yields
     ------

@@ -89,7 +89,20 @@ class Draft:
         return replace(self, plan=plan, outside=outside_of(self.settings.mask, plan, self.volume))
 
     def recipe(self, numerics: Numerics, accuracy: Accuracy | None) -> Recipe:
-        """Return what decides the output's bytes, if predictors compute with these numerics."""
+        """Return what decides the output's bytes, if predictors compute with these numerics.
+
+        Parameters
+        ----------
+        numerics
+            How predictors compute.
+        accuracy
+            What a low precision was measured to cost; None in float32.
+
+        Returns
+        -------
+        Recipe
+            The recipe of the output.
+        """
         return Recipe(
             volume=self.volume,
             volume_digest=self.volume_digest,
@@ -310,12 +323,41 @@ def _chosen(choice: Choice) -> Iterator[str]:
 
 
 def levels_for(volume: VolumeSpec, region: Box, pyramid: bool | None = None) -> tuple[Triple, ...]:
-    """Return the step of each coarser level of a region's output; none if `pyramid` is False, or where it is small."""
+    """Return the step of each coarser level of a region's output; none if `pyramid` is False, or where it is small.
+
+    Parameters
+    ----------
+    volume
+        Description of the volume.
+    region
+        Region of the output, in voxels of the volume.
+    pyramid
+        Whether coarser levels are wanted; None to decide by the region's size.
+
+    Returns
+    -------
+    tuple of Triple
+        Number of finer voxels (z, y, x) along each edge of a coarser one, for each level.
+    """
     return () if pyramid is False else steps_of(region.shape, volume.proportions)
 
 
 def outside_of(mask: str | Path | None, plan: Plan, volume: VolumeSpec) -> NDArray[np.bool_] | None:
     """Return the blocks of a plan that a mask leaves out, ``(z, y, x) bool``; None without a mask.
+
+    Parameters
+    ----------
+    mask
+        Path of the mask.
+    plan
+        Plan of the run.
+    volume
+        Description of the volume.
+
+    Returns
+    -------
+    ndarray or None
+        True for each block that is left out.
 
     Raises
     ------

@@ -21,7 +21,13 @@ class SentObjects:
         self._sent = np.zeros((len(level.blocks), len(level.arrays), 2), np.uint64) if level.remote else None
 
     def record(self, outcome: Outcome) -> None:
-        """Record the objects that a block has sent, in place of those of an earlier attempt."""
+        """Record the objects that a block has sent, in place of those of an earlier attempt.
+
+        Parameters
+        ----------
+        outcome
+            Outcome of the block.
+        """
         if self._sent is not None and len(outcome.sent) == self._sent[outcome.block].size:
             self._sent[outcome.block].flat = outcome.sent
 

@@ -29,6 +29,13 @@ LEAST_OF_VOLUME = 0.01
 def check_space(output: Place, output_bytes: int) -> None:
     """Refuse a disk that cannot hold the output however well it is compressed; of an object store nobody knows.
 
+    Parameters
+    ----------
+    output
+        Place of the output.
+    output_bytes
+        Size of the output before compression, in bytes.
+
     Raises
     ------
     OutputError
@@ -163,6 +170,21 @@ def check_gpus(gpus: Mapping[str, Gpu], workers_per_gpu: int, cost: Cost, plan: 
 
 
 def limits_of(placement: Placement, threads: int, tta: bool) -> Limits:
-    """Return what bounds the layout of a run; with test-time augmentation a block takes as often as long."""
+    """Return what bounds the layout of a run; with test-time augmentation a block takes several times as long.
+
+    Parameters
+    ----------
+    placement
+        Where the blocks are to be computed.
+    threads
+        Number of threads of each worker.
+    tta
+        Whether the run uses test-time augmentation.
+
+    Returns
+    -------
+    Limits
+        Bounds on tiles and blocks.
+    """
     symmetries = len(SYMMETRIES) if tta else 1
     return Limits(tile_budget(placement, threads, placement.computes_on), MAX_BLOCK_FLOPS // symmetries)

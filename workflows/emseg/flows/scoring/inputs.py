@@ -137,6 +137,11 @@ class Truth:
     def check(self, classes: tuple[str, ...]) -> None:
         """Refuse a truth whose classes are not among those of an output.
 
+        Parameters
+        ----------
+        classes
+            Classes of the output.
+
         Raises
         ------
         InputError
@@ -230,6 +235,11 @@ def open_class_map(path: Place, truth: Truth, stack: ExitStack) -> ClassMap:
 
 def check_complete(output: Output) -> None:
     """Check that all blocks of an output are computed.
+
+    Parameters
+    ----------
+    output
+        The open output.
 
     Raises
     ------

@@ -38,6 +38,11 @@ class TrainingLog:
     def begin(self, *, resume: bool) -> None:
         """Start the log: with an empty table, unless a training is resumed.
 
+        Parameters
+        ----------
+        resume
+            Whether the training goes on from a checkpoint.
+
         Raises
         ------
         OutputError
@@ -51,7 +56,13 @@ class TrainingLog:
             raise OutputError(f"{self._table} cannot be written ({error.strerror}): choose another output") from error
 
     def progress(self, progress: Progress) -> None:
-        """Add a line every `LOG_STEPS` steps and after each validation, replacing lines of steps that are repeated."""
+        """Add a line every `LOG_STEPS` steps and after each validation, replacing lines of steps that are repeated.
+
+        Parameters
+        ----------
+        progress
+            What a step has reached.
+        """
         validated, self._due = self._due, False
         if progress.step % LOG_STEPS and not validated:
             return
@@ -77,7 +88,15 @@ class TrainingLog:
             self._warned = True
 
     def validated(self, step: int, logits: Sequence[NDArray[np.float32]]) -> None:
-        """Draw the middle slice of the first volume: grey values, truth, and the most likely classes."""
+        """Draw the middle slice of the first volume: grey values, truth, and the most likely classes.
+
+        Parameters
+        ----------
+        step
+            Number of the step.
+        logits
+            Logits of each validation volume, ``(class, z, y, x) float32``.
+        """
         self._due = True
         with self._errors_as_warning():
             self._draw(step, logits[0])

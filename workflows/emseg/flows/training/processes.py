@@ -53,6 +53,11 @@ def one_error_report() -> Iterator[None]:
 
     If all of them fail for the same reason, the first one reports it. An `EmsegError` is reported before errors that it causes,
     such as a lost connection. The other processes wait, and are ended silently meanwhile.
+
+    Yields
+    ------
+    None
+        While the training runs.
     """
     together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     waiting = False
