@@ -37,8 +37,8 @@ PICTURE_HEIGHT_PIXELS = 300
 PAGE_WIDTH_PIXELS = MAP_WIDTH_PIXELS + COLUMN_SPACE_PIXELS + SIDE_PIXELS
 PICTURE_SPACE_PIXELS = 8
 """Space between a slice's pictures."""
-INK = "#2a3138"
-FAINT = "#6b7680"
+INK, FAINT = "#2a3138", "#6b7680"
+"""Colours of text."""
 STAGE_WORDS = {
     "read": "reading",
     "wait": "waiting for the network",
@@ -160,25 +160,20 @@ class RunView:
         if newest is None or newest == self._drawn:
             return
         try:
-            box = self.board.block_box(newest)
-            raw, both, at = await asyncio.to_thread(draw_slice, self.board.description, box)
+            drawn = await asyncio.to_thread(draw_slice, self.board.description, self.board.block_box(newest))
         except (EmsegError, OSError, ValueError) as error:
             self._caption.text = joined(["No picture: ", " ".join(str(error).split())])
         else:
-            self._draw(raw, both, at)
+            self._draw(*drawn)
             self._drawn = newest
 
     def _draw(self, raw: Any, both: Any, box: Box) -> None:
         tall, wide = (n * size for n, size in zip(raw.shape, self.board.description.scale[1:], strict=True))
         scale = min((SIDE_PIXELS - PICTURE_SPACE_PIXELS) / 2 / wide, PICTURE_HEIGHT_PIXELS / tall)
         height, width = tall * scale, wide * scale
-        self._pictures.data = {
-            "image": [raw[::-1], both[::-1]],
-            "left": [0.0, width + PICTURE_SPACE_PIXELS],
-            "bottom": [PICTURE_HEIGHT_PIXELS - height] * 2,
-            "width": [width] * 2,
-            "height": [height] * 2,
-        }
+        corners = {"left": [0.0, width + PICTURE_SPACE_PIXELS], "bottom": [PICTURE_HEIGHT_PIXELS - height] * 2}
+        size = {"width": [width] * 2, "height": [height] * 2}
+        self._pictures.data = {"image": [raw[::-1], both[::-1]], **corners, **size}
         z, y, x = str(box).split(",")
         self._caption.text = joined([tag("b", "Newest slice"), f": z {z.partition(':')[0]}, y {y}, x {x}"])
 
@@ -206,8 +201,7 @@ def _new_speed(source: ColumnDataSource) -> Any:
     plot = figure(width=SIDE_PIXELS, height=190, title="Speed, Mvoxel/s", **options)
     plot.varea("at", 0, "speed", source=source, fill_color=COLOURS[State.DONE], fill_alpha=0.15)
     plot.line("at", "speed", source=source, line_color=COLOURS[State.DONE], line_width=2)
-    plot.y_range.start = 0
-    plot.x_range.range_padding = 0
+    plot.y_range.start = plot.x_range.range_padding = 0
     plot.xgrid.visible = False
     plot.axis.minor_tick_line_color = None
     plot.axis.axis_line_color = plot.axis.major_tick_line_color = FAINT

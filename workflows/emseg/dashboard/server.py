@@ -91,10 +91,9 @@ def update_board(run: str, update: RunUpdate, dask_scheduler: Scheduler) -> bool
     """
     boards: Boards | None = dask_scheduler.extensions.get(PAGE_NAME)
     board = boards.known.get(run) if boards else None
-    if board is None:
-        return False
-    board.update(update, monotonic())
-    return True
+    if board is not None:
+        board.update(update, monotonic())
+    return board is not None
 
 
 def _install(scheduler: Scheduler) -> Boards:

@@ -68,10 +68,8 @@ def document(title: str, lead: Iterable[Markup], sections: Mapping[str, Iterable
         The HTML document.
     """
     links = [tag("li", tag("a", heading, href=f"#s{number}")) for number, heading in enumerate(sections)]
-    body = [
-        tag("section", tag("h2", heading, id=f"s{number}"), *contents)
-        for number, (heading, contents) in enumerate(sections.items())
-    ]
+    headings = [tag("h2", heading, id=f"s{number}") for number, heading in enumerate(sections)]
+    body = [tag("section", heading, *contents) for heading, contents in zip(headings, sections.values(), strict=True)]
     head = tag(
         "head",
         tag("meta", charset="utf-8"),

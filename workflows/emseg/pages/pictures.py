@@ -21,16 +21,15 @@ def contrast(raw: NDArray[Any]) -> Pixels:
     Parameters
     ----------
     raw
-        Intensities ``(y, x)``; NaN becomes black.
+        Intensities ``(y, x)``; NaN and infinity become black.
 
     Returns
     -------
     ndarray
         ``(y, x, 3) uint8``.
     """
-    finite = np.isfinite(raw)
     low, high = contrast_range(raw)
-    scaled = (np.where(finite, raw, low).astype(np.float64) - low) / ((high - low) or 1)
+    scaled = np.nan_to_num((raw.astype(np.float64) - low) / ((high - low) or 1), posinf=0)
     grey = (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
 

@@ -137,18 +137,16 @@ class ViewServer:
             Content to serve at further names.
         """
         root = f"/{self._token}/"
-        self._app.add_handlers(
-            r".*",
-            [
-                (r"/favicon\.ico", _NoIcon),
-                (root, RedirectHandler, {"url": self.viewer(fragment), "permanent": False}),
-                (r"/([^/]+)", _Ticket, {"url": self.url, "valid": self._tickets}),
-                (rf"{root}events/{VIEWER_NAME}", _Events),
-                (rf"{root}v/{VIEWER_NAME}/(.*)", StaticFileHandler, {"path": self._client, "default_filename": "index.html"}),
-                *((rf"{root}data/{name}", _Document, {"content": content}) for name, content in files.items()),
-                *((rf"{root}data/{name}/(.*)", *_handler(place)) for name, place in places.items()),
-            ],
-        )
+        handlers: list[Any] = [
+            (r"/favicon\.ico", _NoIcon),
+            (root, RedirectHandler, {"url": self.viewer(fragment), "permanent": False}),
+            (r"/([^/]+)", _Ticket, {"url": self.url, "valid": self._tickets}),
+            (rf"{root}events/{VIEWER_NAME}", _Events),
+            (rf"{root}v/{VIEWER_NAME}/(.*)", StaticFileHandler, {"path": self._client, "default_filename": "index.html"}),
+            *((rf"{root}data/{name}", _Document, {"content": content}) for name, content in files.items()),
+            *((rf"{root}data/{name}/(.*)", *_handler(place)) for name, place in places.items()),
+        ]
+        self._app.add_handlers(r".*", handlers)
         self._thread.start()
         self._started.result()
 

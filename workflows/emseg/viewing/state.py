@@ -110,10 +110,8 @@ def class_names(classes: tuple[str, ...]) -> dict[str, Any]:
     """
     named = {**dict(enumerate(classes)), NOT_COMPUTED: "not computed"}
     labels = {"id": "label", "type": "label", "values": list(named.values())}
-    return {
-        "@type": "neuroglancer_segment_properties",
-        "inline": {"ids": [str(value) for value in named], "properties": [labels]},
-    }
+    inline = {"ids": [str(value) for value in named], "properties": [labels]}
+    return {"@type": "neuroglancer_segment_properties", "inline": inline}
 
 
 def _dimensions(volume: VolumeSpec) -> dict[str, list[Any]]:

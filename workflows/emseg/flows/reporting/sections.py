@@ -135,10 +135,8 @@ def classes(stored: Output, counted: ClassShares) -> Iterator[Markup]:
         yield paragraph("No block can be counted yet.", kind="note")
         return
     colours = {**class_colours(len(stored.classes)), 0: (34, 34, 34)}
-    rows = [
-        (label, name, f"{share:.2%}", small_bar(share, hex_colour(colours[label])))
-        for label, (name, share) in enumerate(zip(stored.classes, counted.shares, strict=True))
-    ]
+    shares = enumerate(zip(stored.classes, counted.shares, strict=True))
+    rows = [(n, name, f"{share:.2%}", small_bar(share, hex_colour(colours[n]))) for n, (name, share) in shares]
     yield table(["label", "class", "share", ""], rows, numbers={"label", "share"})
     which = "all that are computed" if counted.everything else "a random sample of the computed chunks"
     yield paragraph(f"Counted in {amount(counted.voxels)}, {which}.", kind="small")
