@@ -34,7 +34,7 @@ def test_what_runs_here_is_what_is_pinned(name: str) -> None:
 
 
 def test_the_releases_of_zarr_that_are_allowed() -> None:
-    """From the first whose local writes are atomic to the newest that the guard against outages was tried with, but no major."""
+    """From the first whose local writes are atomic to the newest that the guard against outages was tried with."""
     (line,) = (line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.strip().startswith('"zarr>'))
     allowed = Requirement(line.split('"')[1]).specifier
     assert PINS["zarr"] in allowed
