@@ -18,6 +18,7 @@ from runs import own_address
 from tornado.routing import RuleRouter
 
 from emseg.access import TOKEN_PARAMETER, new_token
+from emseg.clusters.guard import GuardedScheduler
 from emseg.clusters.local import LOOPBACK, GuardedCluster
 from emseg.dashboard.board import RunDescription
 from emseg.dashboard.server import open_board
@@ -40,7 +41,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedCluster
 
 
 async def show(cluster: GuardedCluster) -> None:
-    assert cluster.scheduler is not None
+    assert isinstance(cluster.scheduler, GuardedScheduler)
+    await cluster.scheduler.open_dashboard()
+    await register(cluster)
+
+
+async def register(cluster: GuardedCluster) -> None:
+    assert isinstance(cluster.scheduler, GuardedScheduler)
     open_board(replace(DESCRIPTION, states=zlib.compress(bytes(1))), dask_scheduler=cluster.scheduler)
 
 
@@ -97,6 +104,23 @@ def test_with_the_token_all_is_shown(door: Door) -> None:
     assert door.ask("/nothing/there", door.cookie).status == 404
     assert SECRET in door.text("/json/emseg.json")
     assert SECRET in door.text("/metrics")
+
+
+def test_the_dashboard_is_imported_when_its_first_page_is_asked_for(tmp_path: Path) -> None:
+    """By whoever has the token; JSON and metrics are there before."""
+    with GuardedCluster({}, LOOPBACK, Security(), tmp_path) as cluster:
+        scheduler, door = cluster.scheduler, Door.of(cluster.dashboard_link)
+        assert isinstance(scheduler, GuardedScheduler)
+        cluster.sync(register, cluster)
+        assert_refused(door.ask("/emseg"))
+        assert SECRET in door.text("/json/emseg.json")
+        assert SECRET in door.text("/metrics")
+        assert not scheduler.dashboard_is_open
+        assert door.ask("/emseg", door.cookie, method="POST").status in (403, 405)
+        assert "emseg" in door.text("/emseg?run=a%26b")
+        assert scheduler.dashboard_is_open
+        assert 'href="emseg' in door.text("/status")
+        assert door.ask("/nothing/there", door.cookie).status == 404
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,6 @@ class _Cluster(GuardedCluster, LocalCUDACluster):  # type: ignore[misc]
             for number in range(1, workers_per_gpu):
                 self.worker_spec[f"{gpu}-{number}"] = copy.deepcopy(self.worker_spec[gpu])
         self.sync(self._correct_state)  # type: ignore[no-untyped-call]
-        self.sync(self._wait_for_dashboard)  # type: ignore[no-untyped-call]
 
     def new_worker_spec(self) -> dict[Any, Any]:
         """Return the specification of a worker on the next GPU."""

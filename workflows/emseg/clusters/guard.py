@@ -10,7 +10,9 @@ import asyncio
 import hmac
 import re
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from importlib import import_module
 from ipaddress import ip_address
@@ -20,9 +22,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import psutil
 from distributed import Scheduler, Worker
 from distributed.utils import format_dashboard_link
-from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
+from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest
 from tornado.routing import Router
-from tornado.web import Application, RequestHandler
+from tornado.web import Application, ErrorHandler, RequestHandler
 
 from emseg.access import TOKEN_PARAMETER, new_token
 
@@ -42,7 +44,7 @@ class Guard(Router):
     - The token is in a cookie or in ``Authorization: Bearer``. A link with the token sets the cookie.
     """
 
-    def __init__(self, application: Application, proxy: str | None = None) -> None:
+    def __init__(self, application: Application, proxy: str | None = None, scheduler: GuardedScheduler | None = None) -> None:
         """Create a guard with a new token.
 
         Parameters
@@ -51,7 +53,10 @@ class Guard(Router):
             What it protects.
         proxy
             Host of a proxy, and its port if it has one, as browsers show it.
+        scheduler
+            Opens its dashboard when a page is asked for that is not there yet.
         """
+        self._scheduler = scheduler
         self.token = new_token()
         self._proxy = proxy
         self._application = application
@@ -82,7 +87,10 @@ class Guard(Router):
         if not self._has_token(*given):
             again = headers.get("Sec-Fetch-Site") == "cross-site" and headers.get("Sec-Fetch-Dest") == "document"
             return self._refuse(request, "open the link with the token that emseg has printed", again=again)
-        return self._application.find_handler(request, **more)
+        find = partial(self._application.find_handler, request, **more)
+        if self._scheduler is None or self._scheduler.dashboard_is_open or not _is_unknown(find()):
+            return find()
+        return _Opening(self._scheduler, find)
 
     def _is_friendly(self, page: str, host: str) -> bool:
         """Whether a page may send requests."""
@@ -131,20 +139,55 @@ class _Entrance(RequestHandler):
         self.redirect(f"./{page}" + (f"?{urlencode(rest)}" if rest else ""))  # relative, as a proxy may add a prefix
 
 
+class _Opening(HTTPMessageDelegate):
+    """Answers a request once the dashboard is open."""
+
+    def __init__(self, scheduler: GuardedScheduler, find: Callable[[], HTTPMessageDelegate]) -> None:
+        self._scheduler = scheduler
+        self._find = find
+        self._found = HTTPMessageDelegate()
+
+    async def headers_received(self, start_line: Any, headers: HTTPHeaders) -> None:
+        await self._scheduler.open_dashboard()
+        self._found = self._find()
+        self._found.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        return self._found.data_received(chunk)
+
+    def finish(self) -> None:
+        self._found.finish()
+
+    def on_connection_close(self) -> None:
+        self._found.on_connection_close()
+
+
 class GuardedScheduler(Scheduler):
-    """A scheduler whose HTTP server has a guard."""
+    """A scheduler whose HTTP server has a guard, and whose dashboard is imported when its first page is asked for."""
+
+    def __init__(self, **options: Any) -> None:
+        self.dashboard_is_open = False
+        self.on_dashboard: list[Callable[[], object]] = []
+        """Called when the dashboard opens, to add more pages."""
+        self._opening = asyncio.Lock()
+        super().__init__(**options | {"dashboard": False})
 
     def start_http_server(self, *arguments: Any, **more: Any) -> None:
         """Serve only what the guard lets through."""
         super().start_http_server(*arguments, **more)  # type: ignore[no-untyped-call]
         server: Any = self.http_server
-        self.guard = Guard(self.http_application, _named_proxy(server.address, server.port))
+        self.guard = Guard(self.http_application, _named_proxy(server.address, server.port), self)
         server.request_callback = self.guard
 
     async def open_dashboard(self) -> None:
-        """Add the pages of the dashboard, whose libraries are imported meanwhile: it is best called while workers start."""
-        pages = await asyncio.to_thread(import_module, "distributed.dashboard.scheduler")
-        pages.connect(self.http_application, self.http_server, self)
+        """Import the pages of the dashboard, which takes most of a second, and serve them."""
+        async with self._opening:
+            if not self.dashboard_is_open:
+                pages = await asyncio.to_thread(import_module, "distributed.dashboard.scheduler")
+                pages.connect(self.http_application, self.http_server, self)
+                for add_pages in self.on_dashboard:
+                    add_pages()
+                self.dashboard_is_open = True
 
 
 class SilentWorker(Worker):
@@ -160,6 +203,11 @@ def _named_proxy(host: str, port: int) -> str | None:
         named = urlsplit(format_dashboard_link(host, port).lower()).netloc
         return None if _is_ours(named) else named or None
     return None
+
+
+def _is_unknown(found: Any) -> bool:
+    """Return whether an application has nothing at an address."""
+    return found is None or issubclass(getattr(found, "handler_class", RequestHandler), ErrorHandler)
 
 
 def _cookie(host: str) -> str:

@@ -380,7 +380,6 @@ class GuardedCluster(SpecCluster):
             security=security,
             silence_logs=logging.CRITICAL,
         )
-        self.sync(self._wait_for_dashboard)  # type: ignore[no-untyped-call]
 
     @property
     def problem(self) -> str:
@@ -438,12 +437,7 @@ class GuardedCluster(SpecCluster):
         self.scheduler_spec["cls"] = GuardedScheduler
         self.scheduler_spec["options"] |= {"dashboard": False, "extensions": {**DEFAULT_EXTENSIONS, "spans": BriefSpans}}
         await super()._start()  # type: ignore[no-untyped-call]
-        scheduler: Any = self.scheduler
-        self._dashboard = asyncio.ensure_future(scheduler.open_dashboard())
         self._watch.start()
-
-    async def _wait_for_dashboard(self) -> None:
-        await self._dashboard
 
     async def _close(self) -> None:
         self._watch.stop()

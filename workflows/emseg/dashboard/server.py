@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 
 from distributed import Scheduler
-from distributed.dashboard.core import BokehApplication
-from distributed.dashboard.scheduler import template_variables
 from distributed.http.utils import RequestHandler
 from tornado.ioloop import IOLoop
 
 from emseg.dashboard.board import Board, RunDescription, RunUpdate
 from emseg.dashboard.metrics import collector
-from emseg.dashboard.page import show_run
 
 PAGE_NAME = "emseg"
 """Name of the page, and of the scheduler extension that holds the boards."""
@@ -97,10 +95,31 @@ def update_board(run: str, update: RunUpdate, dask_scheduler: Scheduler) -> bool
 
 
 def _install(scheduler: Scheduler) -> Boards:
+    """Serve boards as JSON and metrics at once, and their page as soon as the scheduler has a dashboard."""
+    boards = Boards()
+    known_later: list[Callable[[], object]] | None = getattr(scheduler, "on_dashboard", None)
+    prefix = "/"
+    if known_later is None or getattr(scheduler, "dashboard_is_open", False):
+        prefix = _add_page(scheduler, boards)
+    else:
+        known_later.append(partial(_add_page, scheduler, boards))
+    json_route = (rf"{prefix.rstrip('/')}/json/{PAGE_NAME}.json", _Json, {"dask_server": scheduler})
+    scheduler.http_application.add_handlers(r".*", [json_route])
+    collector.boards = boards.known
+    return boards
+
+
+def _add_page(scheduler: Scheduler, boards: Boards) -> str:
+    """Add the page of the boards to the dashboard, and return what the paths of the dashboard begin with."""
+    from distributed.dashboard.core import BokehApplication  # it takes most of a second to import, and few look at the page
+    from distributed.dashboard.scheduler import template_variables
+
+    from emseg.dashboard.page import show_run
+
     pages = [app for app in scheduler.http_application.applications if "/status" in getattr(app, "app_paths", ())]
     if not pages:
         raise RuntimeError("the scheduler has no dashboard")
-    boards, prefix = Boards(), pages[0].prefix
+    prefix: str = pages[0].prefix
     shared = template_variables(scheduler)
     if PAGE_NAME not in shared["pages"]:
         shared["pages"].insert(0, PAGE_NAME)  # adds a link to each page of the dashboard
@@ -109,7 +128,5 @@ def _install(scheduler: Scheduler) -> Boards:
     )
     scheduler.http_application.add_application(page)
     page.initialize(IOLoop.current())
-    page.add_handlers(r".*", [(rf"{prefix.rstrip('/')}/json/{PAGE_NAME}.json", _Json, {"dask_server": scheduler})])
     page.start()
-    collector.boards = boards.known
-    return boards
+    return prefix
