@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from emseg.cli.options import json_option
 from emseg.cli.saying import say, say_json
+
+if TYPE_CHECKING:
+    from emseg_core.specs.network import NetworkSpec
 
 
 @click.group(invoke_without_command=True)
@@ -19,8 +22,9 @@ def models(context: click.Context, as_json: bool) -> None:
     if context.invoked_subcommand is not None:
         return
     from emseg_core.model.bundled import bundled_models
+    from emseg_core.model.header import read_header  # imports less than what describes any model
 
-    _print_models(bundled_models(), as_json)
+    _print_models({name: read_header(path) for name, path in bundled_models().items()}, as_json)
 
 
 @models.command()
@@ -29,14 +33,12 @@ def models(context: click.Context, as_json: bool) -> None:
 def show(model: str, as_json: bool) -> None:
     """Describe a MODEL: what it expects, what it predicts and where it comes from."""
     from emseg_core.model.bundled import resolve_model
-
-    _print_models({model: resolve_model(model)}, as_json)
-
-
-def _print_models(paths: Mapping[str, Path], as_json: bool) -> None:
     from emseg_core.model.model_place import describe
 
-    known = {name: describe(path) for name, path in paths.items()}
+    _print_models({model: describe(resolve_model(model))}, as_json)
+
+
+def _print_models(known: Mapping[str, tuple[NetworkSpec, dict[str, str]]], as_json: bool) -> None:
     if as_json:
         document = {name: {"spec": spec.to_json(), "card": card} for name, (spec, card) in known.items()}
         say_json(document)
