@@ -159,16 +159,16 @@ def size(count: int) -> str:
     Returns
     -------
     str
-        Three significant digits and a binary unit.
+        At least three significant digits, and a binary unit.
 
     Examples
     --------
-    >>> size(1536), size(3 * 2**40)
-    ('1.5 KiB', '3 TiB')
+    >>> size(1000), size(1536), size(1023 * 2**10), size(3 * 2**40)
+    ('1000 B', '1.5 KiB', '1023 KiB', '3 TiB')
     """
     rest = float(count)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if rest < 1024:
-            return f"{rest:.3g} {unit}"
+            return f"{rest:.{max(3, len(str(int(rest))))}g} {unit}"
         rest /= 1024
     return f"{rest:.3g} PiB"
