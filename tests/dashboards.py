@@ -42,7 +42,7 @@ class Door:
     def ask(self, path: str, headers: dict[str, str] | None = None, method: str = "GET") -> Answer:
         """What is answered; a ``Host`` among the headers replaces the right one, and with an empty one there is none."""
         sent: dict[str, Any] = {"Host": f"127.0.0.1:{self.port}", **(headers or {})}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=200)
         try:
             connection.putrequest(method, path, skip_host=True)
             for name, value in sent.items():
