@@ -18,6 +18,9 @@ PLAIN = ("--disable-gpu",)
 DRAWING = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
 """WebGL without a GPU."""
 
+HUB = "hub.example.org"
+"""Name of this machine that only the browser knows."""
+
 HERE = ("data:", "file:", "blob:")
 """How addresses begin that need no network."""
 
@@ -28,20 +31,22 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="tests/browser/setu
 def started(*flags: str) -> Iterator[Browser]:
     """The browser."""
     with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", *flags, *ALONE]
+        arguments = ["--no-sandbox", f"--host-resolver-rules=MAP {HUB} {LOOPBACK}", *flags, *ALONE]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=arguments)
         yield browser
         browser.close()
 
 
 @contextmanager
-def watched_page(browser: Browser, expected: str | None = None) -> Iterator[Page]:
+def watched_page(browser: Browser, expected: str | None = None, home: str = LOOPBACK) -> Iterator[Page]:
     """A page of it.
 
     Parameters
     ----------
     expected
         End of an address whose absence is no error.
+    home
+        What is in the addresses of all that it may fetch.
     """
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     wrong: list[str] = []
@@ -53,7 +58,7 @@ def watched_page(browser: Browser, expected: str | None = None) -> Iterator[Page
 
     page.on("console", look)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda asked: None if LOOPBACK in asked.url or asked.url.startswith(HERE) else wrong.append(asked.url))
+    page.on("request", lambda asked: None if home in asked.url or asked.url.startswith(HERE) else wrong.append(asked.url))
     yield page
     page.close()
     assert wrong == []

@@ -7,19 +7,21 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
 import zarr
-from chromium import DRAWING, needs_chromium, started, watched_page
+from chromium import DRAWING, HUB, needs_chromium, started, watched_page
 from numpy.typing import NDArray
 from object_store import object_store
 from PIL import Image
 from playwright.sync_api import Browser, Page
+from proxy import PREFIX, proxy, tunnel
 from runs import PLANAR, save_random_model, texture
 
 from emseg import label, segment, view
+from emseg.clusters.local import LOOPBACK
 from emseg.flows.view import View
 from emseg.viewing.state import fragment
 from emseg_core.box import Box, triple
@@ -84,8 +86,11 @@ def settle(page: Page) -> None:
     assert problems == []
 
 
-def seen(page: Page, shown: View, layer: str, scale: float, **changed: Any) -> NDArray[np.uint8]:
-    """Pixels ``(y, x, 3) uint8`` of a panel that shows one layer alone; its middle is the middle of the view."""
+def seen(page: Page, shown: View, layer: str, scale: float, door: str = "", **changed: Any) -> NDArray[np.uint8]:
+    """Pixels ``(y, x, 3) uint8`` of a panel that shows one layer alone; its middle is the middle of the view.
+
+    The viewer is opened at the host and port of the door, if there is one.
+    """
     state = state_of(shown)
     state |= {"layout": "xy", "crossSectionScale": scale, "showAxisLines": False, "showScaleBar": False, "selectedLayer": {}}
     state["position"][2] = 90 / SIZE[0] + Z
@@ -93,7 +98,10 @@ def seen(page: Page, shown: View, layer: str, scale: float, **changed: Any) -> N
         one["visible"] = False
         if one["name"] == layer:
             one.update(visible=True, **changed)
-    page.goto(shown.server.viewer(fragment(state)), wait_until="domcontentloaded")
+    address = shown.server.viewer(fragment(state))
+    if door:
+        address = urlsplit(address)._replace(scheme="http", netloc=door).geturl()
+    page.goto(address, wait_until="domcontentloaded")
     settle(page)
     (panel,) = page.locator(".neuroglancer-rendered-data-panel").all()
     place = panel.bounding_box()
@@ -174,6 +182,53 @@ def test_each_voxel_is_where_it_is_in_its_colour(browser: Browser, output: Path)
         pairs = np.unique(np.column_stack([ids[ids > 0], found[ids > 0]]), axis=0)
         assert len(pairs) == len(np.unique(ids[ids > 0])), "an instance has more than one colour"
         assert len(np.unique(pairs[:, 1:], axis=0)) > len(pairs) / 2, "instances have the same colours"
+
+
+def assert_classes_are_shown(page: Page, shown: View, output: Path, door: str = "") -> None:
+    box = Box((Z, *REGION.start[1:]), (Z + 1, *REGION.stop[1:]))
+    found = seen(page, shown, "classes", 1 / ZOOM, door, selectedAlpha=1, segments=["0", "1"])
+    colours = np.array([colour(0), colour(1), *[BACKGROUND] * 254])
+    assert_close(at_voxels(found, state_of(shown), box), colours[open_output(output).read_labels(box)[0]])
+    page.get_by_text("membrane", exact=True).first.wait_for()
+
+
+def test_behind_a_proxy(browser: Browser, output: Path) -> None:
+    """That has another host and adds a prefix; nothing is fetched past it."""
+    with proxy() as port:
+        home = f"http://{HUB}:{port}{PREFIX}proxy/"
+        with (
+            view(output, public_url=f"{home}{{port}}/") as shown,
+            watched_page(browser, expected="/raw/.zarray", home=home) as page,
+        ):
+            page.goto(shown.url, wait_until="domcontentloaded")
+            settle(page)
+            assert page.url.startswith(f"{shown.url}v/emseg/#!")
+            assert_classes_are_shown(page, shown, output)
+
+
+def test_under_a_hub_that_does_not_state_its_address(browser: Browser, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is known here is the path: the addresses of the data are those of this machine until the page opens."""
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", PREFIX)
+    monkeypatch.delenv("JUPYTERHUB_PUBLIC_URL", raising=False)
+    with proxy() as port, view(output) as shown:
+        door = f"{HUB}:{port}"
+        with watched_page(browser, expected="/raw/.zarray", home=f"http://{door}{PREFIX}proxy/") as page:
+            page.goto(f"http://{door}{shown.url}", wait_until="domcontentloaded")
+            settle(page)
+            assert_classes_are_shown(page, shown, output, door)
+
+
+def test_a_tunnel_may_begin_at_another_port(browser: Browser, output: Path) -> None:
+    """Also for an address that was copied at the other end, and is pasted into the open page."""
+    with view(output) as shown, tunnel(shown.server.port) as port:
+        door = f"{LOOPBACK}:{port}"
+        with watched_page(browser, expected="/raw/.zarray", home=door) as page:
+            page.goto(shown.url.replace(str(shown.server.port), str(port)), wait_until="domcontentloaded")
+            settle(page)
+            assert_classes_are_shown(page, shown, output, door)
+            page.evaluate("pasted => { location.hash = pasted }", urlsplit(shown.link).fragment)
+            settle(page)
+            assert page.evaluate("viewer.layerManager.managedLayers.length") == len(state_of(shown)["layers"])
 
 
 def test_the_channel_is_shown_that_was_segmented(browser: Browser, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The token of a dashboard: the file that has it, and links in logs."""
+"""Addresses behind a proxy, and the token of a dashboard: the file that has it, and links in logs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from emseg.access import link_for_logs, link_with, token_file, token_file_kept
+from emseg.access import hub_address, link_for_logs, link_with, public_address, token_file, token_file_kept
+from emseg_core.errors import InputError
 from emseg_core.store.files.place import parse_place
 
 
@@ -59,3 +60,52 @@ def test_links() -> None:
     logged = link_for_logs(link, Path("/my data/.out.token"))
     assert logged == "http://127.0.0.1:8787/status?emseg-token=$(cat '/my data/.out.token')"
     assert link_for_logs("http://there:8787/status", Path("/f")) == "http://there:8787/status"
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("https://hub.example.org/user/me/proxy/{port}/", "https://hub.example.org/user/me/proxy/8000/"),
+        ("https://hub.example.org/user/a%40b/proxy/8000", "https://hub.example.org/user/a%40b/proxy/8000/"),
+        ("http://node7:9000", "http://node7:9000/"),
+        ("HTTPS://[2001:db8::1]:{port}/x//", "HTTPS://[2001:db8::1]:8000/x/"),
+    ],
+)
+def test_the_address_of_a_proxy(written: str, address: str) -> None:
+    assert public_address(written, 8000) == address
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *(
+            "",
+            "hub.example.org",
+            "/user/me/proxy/{port}/",
+            "//hub.example.org/",
+            "ftp://hub.example.org/",
+            "https://",
+            "https:///x",
+        ),
+        *("https://me:word@hub.example.org/", "https://hub.example.org/?a=b", "https://hub.example.org/#a", "https://a b/"),
+        *("https://hub.example.org/{PORT}/", "https://hub.example.org/a\nb/", "https://hub.example.org:port/", 'https://a/"/'),
+    ],
+)
+def test_what_is_no_address_of_a_proxy(written: str) -> None:
+    with pytest.raises(InputError, match=r"^--public-url is .*not the address of a proxy: write https://HOST/PATH/"):
+        public_address(written, 8000)
+
+
+def test_the_address_under_jupyterhub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With or without slashes at the end, and whatever the hub states besides."""
+    for name in ("JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_PUBLIC_URL"):
+        monkeypatch.delenv(name, raising=False)
+    assert hub_address(8000) is None
+    monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", "")
+    for prefix in ("/user/me/", "/user/me", "/base/user/a%40b/gpu/"):
+        monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", prefix)
+        assert hub_address(8000) == f"{prefix.rstrip('/')}/proxy/8000/"
+    monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", "https://hub.example.org/base/user/a%40b/gpu/")
+    assert hub_address(8000) == "https://hub.example.org/base/user/a%40b/gpu/proxy/8000/"
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "")
+    assert hub_address(8000) is None

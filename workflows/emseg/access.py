@@ -1,4 +1,4 @@
-"""Access to a dashboard: by the token of its cluster, in the printed link or in a file.
+"""Access to what this process serves: addresses behind a proxy, and the token of a dashboard, in its link or in a file.
 
 Only this user can read the file. It is for Prometheus and for scripts, and for links in logs, which others may read.
 """
@@ -15,10 +15,61 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from emseg_core.errors import InputError
 from emseg_core.store.files.place import Place, sibling
 
 TOKEN_PARAMETER = "emseg-token"
 """Query parameter of a link; proxies such as Jupyter's use a parameter ``token`` themselves."""
+
+PROXY_PATTERN = re.compile(r"https?://(?:\[[\da-f:.]+\]|[\w.-]+)(?::\d+)?(?:/[^\s?#{}\"'|\\]*)?", re.ASCII | re.IGNORECASE)
+"""Address of a folder of a web server."""
+
+
+def public_address(url: str, port: int) -> str:
+    """Return the address at which a proxy shows a port of this machine.
+
+    Parameters
+    ----------
+    url
+        The address as the user states it, with ``{port}`` for the port.
+    port
+        The port.
+
+    Returns
+    -------
+    str
+        URL that ends with a slash.
+
+    Raises
+    ------
+    InputError
+        If it is not the address of a folder of a web server.
+    """
+    address = url.replace("{port}", str(port))
+    if not PROXY_PATTERN.fullmatch(address):
+        raise InputError(
+            f"--public-url is {url!r}, not the address of a proxy: write https://HOST/PATH/, with {{port}} for the port"
+        )
+    return address.rstrip("/") + "/"
+
+
+def hub_address(port: int | str) -> str | None:
+    """Return the address at which jupyter-server-proxy shows a port of this machine, if this process is under JupyterHub.
+
+    Parameters
+    ----------
+    port
+        The port, or a placeholder for it.
+
+    Returns
+    -------
+    str or None
+        It ends with a slash, and is only a path if the hub does not state its own address.
+    """
+    server = os.environ.get("JUPYTERHUB_SERVICE_PREFIX") and (
+        os.environ.get("JUPYTERHUB_PUBLIC_URL") or os.environ["JUPYTERHUB_SERVICE_PREFIX"]
+    )
+    return f"{server.rstrip('/')}/proxy/{port}/" if server else None
 
 
 def new_token() -> str:

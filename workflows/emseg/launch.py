@@ -279,7 +279,7 @@ class NullWatch:
 
 
 def _new_client(launch: Launch, held: ExitStack) -> Client:
-    from emseg.clusters.local import is_remote, running_cluster, tunnel_command
+    from emseg.clusters.local import hub_advice, is_remote, running_cluster, tunnel_command
 
     placement = launch.placement
     if placement.scheduler is not None:
@@ -291,6 +291,8 @@ def _new_client(launch: Launch, held: ExitStack) -> Client:
     else:
         client = _local_client(launch, held)
     _keep_token(client, launch, held)
+    if advice := hub_advice(client):
+        launch.send(f"to see the dashboard through JupyterHub, state the address of your HUB before a run: {advice}")
     if placement.batch or placement.host is not None or is_remote():
         launch.send(f"to see the dashboard from another machine, run: {tunnel_command(client)}")
     return client

@@ -234,6 +234,7 @@ REFUSED = {
     "view out.zarr --volume missing": "nothing at missing",
     "view out.zarr --volume nan.zarr": "float32.*uint8.*--volume",
     "view out.zarr --port 70000": "70000 is not in the range",
+    "view out.zarr --public-url hub.example.org": "--public-url is 'hub.example.org', .*https://HOST/PATH/",
     "evaluate out.zarr": "nothing to compare with: give TRUTH, or look for seams with --seams",
     "evaluate missing good.zarr --ids": "nothing at missing",
     "evaluate spoilt1.zarr good.zarr --ids": "damaged",

@@ -18,11 +18,12 @@ from runs import own_address
 from tornado.routing import RuleRouter
 
 from emseg.access import TOKEN_PARAMETER, new_token
-from emseg.clusters.guard import GuardedScheduler
+from emseg.clusters.guard import GuardedScheduler, dashboard_address
 from emseg.clusters.local import LOOPBACK, GuardedCluster
 from emseg.dashboard.board import RunDescription
 from emseg.dashboard.server import open_board
 from emseg_core.box import Box
+from emseg_core.errors import InputError
 
 SECRET = "/secret/out.zarr"
 """What nobody is to read."""
@@ -275,6 +276,54 @@ def test_a_proxy_that_was_named(tmp_path: Path) -> None:
             assert_refused(door.ask("/status", {**seen, "Host": other}))
         assert_refused(door.ask("/status", {**named, **seen, "Origin": "https://hub.example.org:1"}))
         assert door.ask("/health", door.cookie).status == 200, "from this machine as well"
+
+
+@pytest.mark.parametrize(
+    ("configured", "link"),
+    [
+        ("{scheme}://{host}:{port}/status", "https://hub.example.org/user/me/proxy/{port}/status"),
+        ("{JUPYTERHUB_SERVICE_PREFIX}proxy/{port}/status", "https://hub.example.org/user/me/proxy/{port}/status"),
+        ("https://gate.example.org/{port}/status", "https://gate.example.org/{port}/status"),
+    ],
+)
+def test_under_jupyterhub(configured: str, link: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's host is accepted unasked where the hub states it, unless another is configured; and no second one."""
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me/")
+    monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", "https://hub.example.org/user/me/")
+    named = {"distributed.dashboard.link": configured}
+    with dask.config.set(named), GuardedCluster({}, LOOPBACK, Security(), tmp_path) as cluster:
+        port, token = cluster.scheduler_info["services"]["dashboard"], cluster.token
+        assert cluster.dashboard_link == link.format(port=port) + f"?{TOKEN_PARAMETER}={token}"
+        door, host = Door(port, token), link.split("/")[2]
+        for other in {"hub.example.org", "gate.example.org", "evil.example"} - {host}:
+            assert_refused(door.ask(f"/status?{TOKEN_PARAMETER}={token}", {"Host": other}))
+        entrance = door.ask(f"/status?{TOKEN_PARAMETER}={token}", {"Host": host})
+        cookie = entrance.headers["Set-Cookie"].partition(";")[0]
+        assert door.shake("/status/ws", {"Host": host, "Cookie": cookie, "Origin": f"https://{host}"}) == 101
+        assert_refused(door.ask("/status", {"Host": host, "Cookie": cookie, "Origin": "https://evil.example"}))
+        assert_refused(door.ask("/status", {"Host": host}))
+
+
+@pytest.mark.parametrize("configured", ["{scheme}://{host}:{port}/status", "{JUPYTERHUB_SERVICE_PREFIX}proxy/{port}/status"])
+def test_a_hub_that_does_not_state_its_address(configured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No host is accepted for it."""
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me/")
+    monkeypatch.delenv("JUPYTERHUB_PUBLIC_URL", raising=False)
+    named = {"distributed.dashboard.link": configured}
+    with dask.config.set(named), GuardedCluster({}, LOOPBACK, Security(), tmp_path) as cluster:
+        door = Door(cluster.scheduler_info["services"]["dashboard"], cluster.token)
+        assert cluster.proxy is None
+        assert_refused(door.ask(f"/status?{TOKEN_PARAMETER}={door.token}", {"Host": "hub.example.org"}))
+        assert door.ask("/health", door.cookie).status == 200
+
+
+@pytest.mark.parametrize("configured", ["https://hub/{NO_SUCH_VARIABLE}/status", "https://hub/{port", "https://[hub/status"])
+def test_a_link_that_is_no_address(configured: str) -> None:
+    refused = pytest.raises(
+        InputError, match=r"distributed\.dashboard\.link .* no address .*environment variables that are set"
+    )
+    with dask.config.set({"distributed.dashboard.link": configured}), refused:
+        dashboard_address(LOOPBACK, 8787)
 
 
 def test_each_token_is_another() -> None:

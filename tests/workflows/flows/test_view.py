@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -175,6 +176,34 @@ def test_no_browser_without_a_screen(folder: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.delenv(name, raising=False)
     with view(folder / "whole.zarr") as shown:
         assert not shown.open_browser()
+
+
+@pytest.mark.parametrize(
+    ("hub", "words", "shown", "said"),
+    [
+        (None, ["--public-url", "https://gate.example.org/{port}"], "https://gate.example.org/PORT/", ""),
+        ("https://hub.example.org/user/me/", [], "https://hub.example.org/user/me/proxy/PORT/", ""),
+        ("", [], "/user/me/proxy/PORT/", "note: open this path at the address of your JupyterHub; --public-url "),
+    ],
+)
+def test_behind_a_proxy_its_address_is_printed(hub: str | None, words: list[str], shown: str, said: str, folder: Path) -> None:
+    """The short one, and of the long one the start. The tunnel leads to this machine all the same."""
+    env = {} if hub is None else {"JUPYTERHUB_SERVICE_PREFIX": "/user/me/", "JUPYTERHUB_PUBLIC_URL": hub}
+    for more, end in (([], "/"), (["--link"], "%7D")):
+        port = free_port()
+        call = ("view", folder / "whole.zarr", "--no-browser", "--port", port, *words, *more)
+        with emseg_process(*call, env={**os.environ, **env}) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            address = process.stdout.readline().strip()
+            note = process.stderr.readline() if said else ""
+            tunnel = process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=20)
+        assert address.startswith(shown.replace("PORT", str(port)))
+        assert address.endswith(end)
+        assert note.startswith(said)
+        assert f"ssh -N -L {port}:127.0.0.1:{port} " in tunnel
 
 
 @pytest.mark.parametrize(("number", "code", "link"), [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True)])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import psutil
 import pytest
@@ -165,14 +166,35 @@ def test_nothing_is_written(method: str, path: str, server: ViewServer, folder: 
 
 def test_the_address_leads_to_the_viewer_with_its_state(server: ViewServer) -> None:
     status, headers, _ = ask(server, "")
-    assert (status, headers["location"]) == (302, server.viewer("state"))
+    assert (status, urljoin(server.url, headers["location"])) == (302, server.viewer("state"))
     assert ask(server, "v/emseg/")[2] == b"<html>"
+
+
+def test_redirects_stay_behind_the_prefix_of_a_proxy(server: ViewServer) -> None:
+    shown = f"https://hub.example.org/user/me/proxy/{server.port}"
+    for path in (urlsplit(server.url).path, urlsplit(server.ticket()).path):
+        status, headers, _ = ask(server, path)
+        assert status == 302
+        assert urljoin(shown + path, headers["location"]).startswith(shown + urlsplit(server.url).path)
+
+
+@pytest.mark.parametrize("page", ["v/emseg/", "v/emseg/index.html"])
+def test_the_page_has_a_script_before_those_of_the_client(page: str, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text('<head><script defer src="main.js"></script></head>')
+    with ViewServer(tmp_path) as server:
+        server.start("state", {}, {})
+        status, headers, body = ask(server, page)
+        assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert re.findall(r'src="(.*?)"', body.decode()) == ["addresses.js", "main.js"]
+        status, headers, body = ask(server, "v/emseg/addresses.js")
+        assert (status, headers["content-type"]) == (200, "text/javascript; charset=utf-8")
+        assert b"location" in body
 
 
 def test_a_ticket_is_good_once(server: ViewServer) -> None:
     path = urlsplit(server.ticket()).path
     status, headers, _ = ask(server, path)
-    assert (status, headers["location"]) == (302, server.url)
+    assert (status, urljoin(server.ticket(), headers["location"])) == (302, server.url)
     assert ask(server, path)[0] == 404
 
 
@@ -220,3 +242,44 @@ def test_each_server_has_a_token_of_its_own(folder: Path) -> None:
             tokens.add(urlsplit(server.url).path)
     assert len(tokens) == 3
     assert min(map(len, tokens)) >= 32
+
+
+def addresses(folder: Path, public_url: str | None = None) -> list[str]:
+    """Of the start, the viewer and the data, as they are given away, with PORT and TOKEN for what differs each time."""
+    with ViewServer(folder / "client", public_url=public_url) as server:
+        token = server.url.rstrip("/").rpartition("/")[2]
+        found = (server.url, server.viewer("state"), server.data("raw"))
+        return [address.replace(str(server.port), "PORT").replace(token, "TOKEN") for address in found]
+
+
+def below(start: str, data: str | None = None) -> list[str]:
+    return [f"{start}TOKEN/", f"{start}TOKEN/v/emseg/#!state", f"{data or start}TOKEN/data/raw/"]
+
+
+@pytest.mark.parametrize(
+    "written", ["https://hub.example.org/user/me/proxy/{port}/", "https://hub.example.org/user/me/proxy/{port}"]
+)
+def test_a_proxy_that_was_named(written: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts for more than JupyterHub's."""
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/other/")
+    assert addresses(folder, written) == below("https://hub.example.org/user/me/proxy/PORT/")
+
+
+def test_under_jupyterhub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that does not state its own address leaves a path, with which no data can be fetched from elsewhere."""
+    assert addresses(folder) == below("http://127.0.0.1:PORT/")
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me/")
+    assert addresses(folder) == below("/user/me/proxy/PORT/", "http://127.0.0.1:PORT/")
+    monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", "https://hub.example.org/user/me/")
+    assert addresses(folder) == below("https://hub.example.org/user/me/proxy/PORT/")
+    with ViewServer(folder / "client") as server:
+        assert server.ticket().startswith(f"http://127.0.0.1:{server.port}/"), "a browser here needs no proxy"
+
+
+def test_a_proxy_that_is_none_takes_no_port(folder: Path) -> None:
+    with ViewServer(folder / "client") as taken:
+        pass
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"--public-url is 'hub\.example\.org'.*https://HOST/PATH/"):
+            ViewServer(folder / "client", taken.port, "hub.example.org")
+    ViewServer(folder / "client", taken.port).stop()

@@ -17,7 +17,7 @@ from http import HTTPStatus
 from importlib import import_module
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
 import psutil
 from distributed import Scheduler, Worker
@@ -26,7 +26,8 @@ from tornado.httputil import HTTPHeaders, HTTPMessageDelegate, HTTPServerRequest
 from tornado.routing import Router
 from tornado.web import Application, ErrorHandler, RequestHandler
 
-from emseg.access import TOKEN_PARAMETER, new_token
+from emseg.access import TOKEN_PARAMETER, hub_address, new_token
+from emseg_core.errors import InputError
 
 HOST_PATTERN = re.compile(r"(?:\[([\da-f:.]+)\]|([\w.-]+))(?::(\d+))?", re.ASCII)
 """A ``Host`` header: an IPv6 address or another name, and a port."""
@@ -58,7 +59,8 @@ class Guard(Router):
         """
         self._scheduler = scheduler
         self.token = new_token()
-        self._proxy = proxy
+        self.proxy = proxy
+        """The proxy; None if only this machine is accepted."""
         self._application = application
         application.settings["log_function"] = _log_nothing  # addresses contain tokens
 
@@ -73,12 +75,12 @@ class Guard(Router):
         headers = request.headers
         host = headers.get("Host", "").lower()
         origin = headers.get("Origin", headers.get("Sec-WebSocket-Origin"))
-        if host != self._proxy and not _is_ours(host):
+        if host != self.proxy and not _is_ours(host):
             return self._refuse(request, "this machine has another name; set the name of a proxy in distributed.dashboard.link")
         if origin is not None and not self._is_friendly(origin.lower().partition("://")[2], host):
             return self._refuse(request, "pages of other sites have no access")
         if request.method == "GET" and self._has_token(*request.query_arguments.get(TOKEN_PARAMETER, ())):
-            cookie = {"name": _cookie(host), "value": self.token, "path": None if host == self._proxy else "/"}
+            cookie = {"name": _cookie(host), "value": self.token, "path": None if host == self.proxy else "/"}
             return self._application.get_handler_delegate(request, _Entrance, {"cookie": cookie})
         given = [morsel.value.encode() for name, morsel in request.cookies.items() if name == _cookie(host)]
         scheme, _, bearer = headers.get("Authorization", "").partition(" ")
@@ -94,7 +96,7 @@ class Guard(Router):
 
     def _is_friendly(self, page: str, host: str) -> bool:
         """Whether a page may send requests."""
-        return page == self._proxy or (_is_ours(page) and _port(page) == _port(host))
+        return page == self.proxy or (_is_ours(page) and _port(page) == _port(host))
 
     def _has_token(self, *given: bytes) -> bool:
         """Whether one of these is the token."""
@@ -197,10 +199,47 @@ class SilentWorker(Worker):
         """Serve nothing."""
 
 
+def dashboard_address(host: str, port: int) -> str:
+    """Return the address of the first page of the dashboard as browsers see it.
+
+    It is the one in Dask's configuration, ``distributed.dashboard.link``. Where nothing is configured, and JupyterHub states
+    its own address, it is that of JupyterHub's proxy; a configured path is taken as one of that hub.
+
+    Parameters
+    ----------
+    host
+        Host on which the dashboard listens.
+    port
+        Its port.
+
+    Returns
+    -------
+    str
+        URL, or only a path if no more is known.
+
+    Raises
+    ------
+    InputError
+        If the configuration has an undefined variable, or is not an address.
+    """
+    try:
+        named: str = format_dashboard_link(host, port)
+        netloc = urlsplit(named.lower()).netloc
+    except (LookupError, ValueError) as error:
+        raise InputError(
+            f"distributed.dashboard.link in Dask's configuration is no address ({type(error).__name__}: {error}): use "
+            "{scheme}, {host}, {port} and environment variables that are set"
+        ) from error
+    hub = hub_address(port) or ""
+    if not urlsplit(hub).netloc:
+        return named
+    return f"{hub}status" if _is_ours(netloc) else urljoin(hub, named)
+
+
 def _named_proxy(host: str, port: int) -> str | None:
-    """Return the proxy that shows the dashboard, from the address in Dask's configuration; None if that is this machine."""
-    with suppress(KeyError, ValueError):  # an undefined variable, or not an address
-        named = urlsplit(format_dashboard_link(host, port).lower()).netloc
+    """Return the proxy that shows the dashboard; None if that is this machine."""
+    with suppress(InputError):  # whoever asks for the link is told
+        named = urlsplit(dashboard_address(host, port).lower()).netloc
         return None if _is_ours(named) else named or None
     return None
 

@@ -23,12 +23,11 @@ from distributed import Client, Nanny, Security, SpecCluster, Status, nanny
 from distributed.process import AsyncProcess
 from distributed.scheduler import DEFAULT_EXTENSIONS
 from distributed.spans import SpansSchedulerExtension
-from distributed.utils import format_dashboard_link
 from tornado.ioloop import PeriodicCallback
 
-from emseg.access import link_with
+from emseg.access import hub_address, link_with
 from emseg.clusters.certificates import run_security
-from emseg.clusters.guard import GuardedScheduler, SilentWorker
+from emseg.clusters.guard import GuardedScheduler, SilentWorker, dashboard_address
 from emseg.clusters.lifeline import TyingName
 from emseg.clusters.lifetime import START_SECONDS, Notify, WorkerStartError, closing_safely, ignore_message, start_cluster
 from emseg.clusters.private_folder import private_folder
@@ -201,6 +200,26 @@ def tunnel_command(client: Client) -> str:
     """
     port = client.scheduler_info()["services"]["dashboard"]
     return shlex.join(["ssh", "-N", "-L", f"{port}:{LOOPBACK}:{port}", socket.gethostname()])
+
+
+def hub_advice(client: Client) -> str | None:
+    """Return what the user has to set before JupyterHub's proxy can show the dashboard of a `local_cluster`.
+
+    Parameters
+    ----------
+    client
+        Client of the cluster.
+
+    Returns
+    -------
+    str or None
+        A shell command; None if this process is not under JupyterHub, or the hub's address is known.
+    """
+    cluster: Any = client.cluster
+    path = hub_address("{port}")
+    if path is None or not path.startswith("/") or cluster.proxy is not None:
+        return None
+    return f"export DASK_DISTRIBUTED__DASHBOARD__LINK={shlex.quote(f'https://HUB{path}status')}"
 
 
 def is_remote() -> bool:
@@ -486,9 +505,16 @@ class GuardedCluster(SpecCluster):
         return str(scheduler.guard.token)
 
     @property
+    def proxy(self) -> str | None:
+        """Host of the proxy that shows the dashboard; None if only this machine does."""
+        scheduler: Any = self.scheduler
+        proxy: str | None = scheduler.guard.proxy
+        return proxy
+
+    @property
     def dashboard_link(self) -> str:
         """Link to the first page of the dashboard, with the token."""
-        return link_with(format_dashboard_link(LOOPBACK, self.scheduler_info["services"]["dashboard"]), self.token)
+        return link_with(dashboard_address(LOOPBACK, self.scheduler_info["services"]["dashboard"]), self.token)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class View:
     """An output that is served until it is closed or the ``with`` ends."""
 
     url: str
-    """The address that shows it."""
+    """The address that shows it; only a path if it is behind a JupyterHub that does not state its own address."""
     link: str
     """The long address, which spells out what is shown and from where."""
     notes: tuple[str, ...]
@@ -47,7 +47,7 @@ class View:
 
     @property
     def tunnel(self) -> str:
-        """Command line of an SSH tunnel that makes the address work on another machine."""
+        """Command line of an SSH tunnel that shows it on another machine, where it may begin at another port."""
         ports = f"{self.server.port}:{LOOPBACK}:{self.server.port}"
         return shlex.join(["ssh", "-N", "-L", ports, socket.gethostname()])
 
@@ -81,7 +81,7 @@ class View:
         self.close()
 
 
-def view(output: str | Place, *, volume: str | Place | None = None, port: int = 0) -> View:
+def view(output: str | Place, *, volume: str | Place | None = None, port: int = 0, public_url: str | None = None) -> View:
     """Serve an output to browsers on this machine that know its address.
 
     This process reads nothing into memory: the browser reads the chunks that it shows, at the level that it shows.
@@ -94,6 +94,9 @@ def view(output: str | Place, *, volume: str | Place | None = None, port: int = 
         Where the volume is, if it was moved since the run.
     port
         Port to serve at; 0 for any free one.
+    public_url
+        Address at which a proxy shows the port, which ``{port}`` stands for. Default: JupyterHub's, if this process is under
+        one.
 
     Returns
     -------
@@ -103,7 +106,8 @@ def view(output: str | Place, *, volume: str | Place | None = None, port: int = 
     Raises
     ------
     InputError
-        If the output or the given volume does not exist, the port is in use, or Neuroglancer is not installed.
+        If the output or the given volume does not exist, the port is in use, ``public_url`` is not an address, or Neuroglancer
+        is not installed.
     """
     stored = open_output(output)
     spec, flaws = recipe_of(stored).volume, find_flaws(stored)
@@ -122,7 +126,7 @@ def view(output: str | Place, *, volume: str | Place | None = None, port: int = 
             raise
         notes.append(f"the volume is not shown: {error}")
 
-    server = ViewServer(client, port)
+    server = ViewServer(client, port, public_url)
     try:
         sources = _sources(server, images, names)
         shown = fragment(viewer_state(spec, stored.region, stored.classes, sources, contrast))

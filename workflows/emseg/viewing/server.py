@@ -6,6 +6,9 @@
     http://127.0.0.1:PORT/TOKEN/data/NAME      files, or objects of a remote store
     http://127.0.0.1:PORT/TICKET               redirects to the first, once
 
+Redirects are relative, and the client's page turns the addresses of the data into its own, so all of this works at the other
+end of a tunnel or of a proxy that adds a prefix.
+
 Other users of the machine can reach loopback too, but without the token they get 404. Nothing can be written, no folder is
 listed, and targets of links outside their folder are not served.
 """
@@ -28,6 +31,8 @@ from tornado.httpserver import HTTPServer
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RedirectHandler, RequestHandler, StaticFileHandler
 
+from emseg.access import hub_address, public_address
+from emseg.viewing.page import SCRIPT, SCRIPT_NAME, with_script
 from emseg_core.errors import InputError
 from emseg_core.store.files.faults import StoreError
 from emseg_core.store.files.place import Address, Place
@@ -45,7 +50,7 @@ VIEWER_NAME = "emseg"
 class ViewServer:
     """Server that runs in its own thread from `start` until `stop`."""
 
-    def __init__(self, client: Path, port: int = 0) -> None:
+    def __init__(self, client: Path, port: int = 0, public_url: str | None = None) -> None:
         """Bind the port.
 
         Parameters
@@ -54,12 +59,17 @@ class ViewServer:
             Folder of the client's files.
         port
             Port to listen on; 0 for any free one.
+        public_url
+            Address at which a proxy shows the port, which ``{port}`` stands for; None for JupyterHub's if this process is
+            under one.
 
         Raises
         ------
         InputError
-            If the port is in use, or this user may not use it.
+            If the port is in use, this user may not use it, or ``public_url`` is not an address.
         """
+        if public_url is not None:
+            public_address(public_url, port)
         try:
             self._socket = socket.create_server((LOOPBACK, port))
         except OSError as error:
@@ -68,6 +78,9 @@ class ViewServer:
         self._socket.setblocking(False)
         self.port = int(self._socket.getsockname()[1])
         """Port on which the server listens."""
+        self._local = f"http://{LOOPBACK}:{self.port}/"
+        shown = hub_address(self.port) if public_url is None else public_address(public_url, self.port)
+        self._public = shown or self._local
         self._client = client
         self._token = secrets.token_urlsafe(24)
         self._tickets: set[str] = set()
@@ -78,8 +91,8 @@ class ViewServer:
 
     @property
     def url(self) -> str:
-        """Address that redirects to the viewer."""
-        return f"http://{LOOPBACK}:{self.port}/{self._token}/"
+        """Address that redirects to the viewer; only a path if the host of the proxy is not known."""
+        return f"{self._public}{self._token}/"
 
     def data(self, name: str) -> str:
         """Return the address of a folder of files.
@@ -94,7 +107,8 @@ class ViewServer:
         str
             URL that ends with a slash.
         """
-        return f"{self.url}data/{name}/"
+        root = self._local if self._public.startswith("/") else self._public
+        return f"{root}{self._token}/data/{name}/"
 
     def viewer(self, fragment: str) -> str:
         """Return the address of the viewer.
@@ -109,7 +123,7 @@ class ViewServer:
         str
             URL.
         """
-        return f"{self.url}v/{VIEWER_NAME}/#!{fragment}"
+        return f"{self.url}{_viewer(fragment)}"
 
     def ticket(self) -> str:
         """Return an address that redirects to the viewer once.
@@ -122,7 +136,7 @@ class ViewServer:
             URL.
         """
         self._tickets.add(number := secrets.token_urlsafe(24))
-        return f"http://{LOOPBACK}:{self.port}/{number}"
+        return f"{self._local}{number}"
 
     def start(self, fragment: str, places: Mapping[str, Place], files: Mapping[str, bytes]) -> None:
         """Start serving.
@@ -136,13 +150,15 @@ class ViewServer:
         files
             Content to serve at further names.
         """
-        root = f"/{self._token}/"
+        root, page = f"/{self._token}/", with_script((self._client / "index.html").read_text())
         handlers: list[Any] = [
             (r"/favicon\.ico", _NoIcon),
-            (root, RedirectHandler, {"url": self.viewer(fragment), "permanent": False}),
-            (r"/([^/]+)", _Ticket, {"url": self.url, "valid": self._tickets}),
+            (root, RedirectHandler, {"url": _viewer(fragment), "permanent": False}),
+            (r"/([^/]+)", _Ticket, {"url": f"{self._token}/", "valid": self._tickets}),
             (rf"{root}events/{VIEWER_NAME}", _Events),
-            (rf"{root}v/{VIEWER_NAME}/(.*)", StaticFileHandler, {"path": self._client, "default_filename": "index.html"}),
+            (rf"{root}v/{VIEWER_NAME}/(?:index\.html)?", _Page, {"content": page, "kind": "text/html"}),
+            (rf"{root}v/{VIEWER_NAME}/{SCRIPT_NAME}", _Page, {"content": SCRIPT, "kind": "text/javascript"}),
+            (rf"{root}v/{VIEWER_NAME}/(.*)", StaticFileHandler, {"path": self._client}),
             *((rf"{root}data/{name}", _Document, {"content": content}) for name, content in files.items()),
             *((rf"{root}data/{name}/(.*)", *_handler(place)) for name, place in places.items()),
         ]
@@ -179,6 +195,23 @@ class ViewServer:
         await http.close_all_connections()
 
 
+def _viewer(fragment: str) -> str:
+    """Return the address of the viewer relative to the start."""
+    return f"v/{VIEWER_NAME}/#!{fragment}"
+
+
+class _Page(RequestHandler):
+    """Handler for the client's page and for its script."""
+
+    def initialize(self, content: str, kind: str) -> None:
+        self._content, self._kind = content, kind
+
+    def get(self) -> None:
+        self.set_header("Content-Type", f"{self._kind}; charset=utf-8")
+        self.set_header("Cache-Control", "no-cache")
+        self.finish(self._content)
+
+
 class _NoIcon(RequestHandler):
     """Handler for the icon, which browsers request; they report an error if it is missing."""
 
@@ -206,6 +239,7 @@ class _Events(RequestHandler):
         self._over = asyncio.Event()
         self.set_header("Content-Type", "text/event-stream")
         with suppress(StreamClosedError):
+            self.write(":\n\n")  # a comment: some proxies pass the headers on only with the first bytes
             await self.flush()
             await self._over.wait()
 
