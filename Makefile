@@ -74,7 +74,7 @@ bench: .venv/test
 	touch $@
 
 .venv/test: .venv/demo
-	$(INSTALL) -e '.[bench,cuda,dev,docs,hdf5,mrc,openvino,remote,slurm,tensorstore,view]'
+	$(INSTALL) -e '.[aws,bench,cuda,dev,docs,hdf5,mrc,openvino,remote,slurm,tensorstore,view]'
 	touch $@
 
 clean:

@@ -24,6 +24,7 @@ ANYBODY = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, 
 """What makes an anonymous request one that moto takes: the bucket is public."""
 DENIED = "403 Forbidden"
 DENIAL = b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+EXPIRED = b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>ExpiredToken</Code><Message>It has expired.</Message></Error>"
 
 
 @dataclass(slots=True)
@@ -38,6 +39,10 @@ class ObjectStore:
     """Each request: its method, key and range."""
     refuse: Callable[[str, bool], str] = lambda key, signed: ""
     """The status with which a key is refused, asked with a signature or without; none if it is not."""
+    expired: Callable[[str], bool] = lambda token: False
+    """Whether a session token, which is empty where there is none, has expired."""
+    payers: set[str] = field(default_factory=set)
+    """Who is to pay, as requests said; empty where one did not."""
 
     @property
     def url(self) -> str:
@@ -108,6 +113,10 @@ class ObjectStore:
             body = DENIAL if status == DENIED else b""
             start(status, [("Content-Length", str(len(body)))])
             return [body]
+        self.payers.add(environment.get("HTTP_X_AMZ_REQUEST_PAYER", ""))
+        if self.expired(environment.get("HTTP_X_AMZ_SECURITY_TOKEN", "")):
+            start("400 Bad Request", [("Content-Length", str(len(EXPIRED)))])
+            return [EXPIRED]
         environment.setdefault("HTTP_AUTHORIZATION", ANYBODY)
         with self.turn if environment["REQUEST_METHOD"] == "PUT" else nullcontext():
             # moto looks whether an object exists, and stores it, in two steps: of two that must not exist both would be stored

@@ -53,11 +53,12 @@ def describe_error(error: BaseException) -> str:
     Returns
     -------
     str
-        The system's own words for an `OSError`, else type and message, cut to 300 characters and fit to print.
+        The cause of a `StoreError`, the system's own words for another `OSError`, else type and message, cut to 300
+        characters and fit to print.
     """
     error = leading_error(error)
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
+        return error.strerror if isinstance(error, StoreError) else error.strerror.lower()
     text = f"{type(error).__name__}: {error}"[:1000]
     return printable(" ".join(text.split()))[:300]
 

@@ -1,7 +1,8 @@
 """Files on object stores and web servers, through obstore, which is an extra.
 
-Reading a volume lists nothing. Requests are signed with the credentials in the environment. Without any they are anonymous:
-obstore would otherwise ask the machine for the credentials of its role, and hang where that service does not exist.
+Reading a volume lists nothing. Requests are signed with the credentials in the environment, else with those of an AWS
+profile. Without any they are anonymous: obstore would otherwise ask the machine for the credentials of its role, and hang
+where that service does not exist.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from zarr.buffer import default_buffer_prototype
 from zarr.storage import ObjectStore
 
 from emseg_core.errors import VolumeError
+from emseg_core.store.files.credentials import CredentialsError, profile_config
 from emseg_core.store.files.extras import load_extra
 from emseg_core.store.files.faults import StoreError, store_unavailable
 from emseg_core.store.files.ownership import OwnedFiles
@@ -614,9 +616,12 @@ def open_remote(address: Address, *, patient: bool = False, cached_indices: int 
     Raises
     ------
     VolumeError
-        If obstore is not installed, or does not accept a setting in the environment.
+        If obstore is not installed or does not accept a setting in the environment, or the AWS profile cannot be used.
     """
     store = load_extra("obstore.store", "remote", address)
+    access: Mapping[str, Any] = {}
+    if address.scheme in CREDENTIAL_VARIABLES and not any(map(os.environ.get, CREDENTIAL_VARIABLES[address.scheme])):
+        access = (profile_config(address) if address.scheme == "s3" else None) or {"skip_signature": True}
 
     def open_client(retries: RetryConfig) -> Any:
         if address.scheme in ("http", "https"):
@@ -624,9 +629,7 @@ def open_remote(address: Address, *, patient: bool = False, cached_indices: int 
             return store.HTTPStore.from_url(str(address), client_options=client, retry_config=retries)
         kind = store.S3Store if address.scheme == "s3" else store.GCSStore
         # passed as an option of its own: with `client_options`, obstore would ignore those in the environment
-        known = any(os.environ.get(name) for name in CREDENTIAL_VARIABLES[address.scheme])  # or anonymous access is asked for
-        options = {"timeout": REQUEST_TIMEOUT, **({} if known else {"skip_signature": True})}
-        return kind(address.host, prefix=address.key or None, retry_config=retries, **options)
+        return kind(address.host, prefix=address.key or None, retry_config=retries, timeout=REQUEST_TIMEOUT, **access)
 
     try:
         client = open_client(LONG_RETRIES if patient else SHORT_RETRIES)
@@ -658,9 +661,14 @@ def _store_error(error: Exception) -> StoreError:
     whole = str(error)
     if "NoSuchBucket" in whole:
         return StoreError("there is no such bucket", "check its spelling, and AWS_ENDPOINT_URL if that is set", permanent=True)
+    if unresolved := re.search(rf"{CredentialsError.__name__}: ([^\n]*)", whole):
+        cause, _, remedy = unresolved[1].partition(": ")
+        return StoreError(cause, remedy)
+    if re.search(r"<Code>(ExpiredToken|ExpiredTokenException|TokenRefreshRequired)</Code>", whole):
+        return StoreError("the credentials have expired", "sign in again; those in the environment are read at the start")
     denied = (obstore.exceptions.PermissionDeniedError, obstore.exceptions.UnauthenticatedError)
     if isinstance(error, denied) or _status(whole).startswith(("401", "403")):
-        remedy = "set credentials that permit it, such as AWS_ACCESS_KEY_ID or GOOGLE_APPLICATION_CREDENTIALS"
+        remedy = "set credentials that permit it, such as AWS_PROFILE, AWS_ACCESS_KEY_ID or GOOGLE_APPLICATION_CREDENTIALS"
         return StoreError(_status(whole) or "access denied", remedy, permanent=True)
     if "redirect without LOCATION" in whole:
         return StoreError("the bucket is in another region", "set AWS_REGION to that")

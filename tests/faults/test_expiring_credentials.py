@@ -1,0 +1,102 @@
+"""A run whose credentials expire: it outlives its first token, waits while nobody is signed in, and no byte is another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from object_store import ObjectStore, object_store
+from runs import bytes_of, emseg_process, run_emseg, save_volume, texture
+from sign_ins import PROFILE, SECRET, SignIn, use_profile
+
+from emseg_core.store.files.files import open_files
+from emseg_core.store.files.place import parse_place
+
+LIFETIME = 6.0
+"""Seconds that credentials are valid."""
+REQUEST_SECONDS = 0.15
+"""How long the store takes to write an object of the labels, so that a run takes long on however fast a machine."""
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture
+def store() -> Iterator[ObjectStore]:
+    with object_store() as store:
+        yield store
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> Path:
+    """The output of a run to a disk."""
+    save_volume(tmp_path / "volume.zarr", texture((32, 150, 150)), (32, 64, 64))
+    output = tmp_path / "undisturbed.zarr"
+    assert run_emseg("run", "volume.zarr", "-o", output, "--workers", "0", cwd=tmp_path).returncode == 0
+    return output
+
+
+@pytest.fixture
+def sign_in(store: ObjectStore, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SignIn:
+    """A profile, of which the store takes nothing but valid tokens."""
+    store.upload(tmp_path / "volume.zarr", "volume.zarr")
+    (tmp_path / "aws").mkdir()
+    sign_in = use_profile(tmp_path / "aws", monkeypatch)
+    store.expired = sign_in.expired
+
+    def slow(key: str, signed: bool) -> str:
+        time.sleep(REQUEST_SECONDS if "/labels/classes/0/c/" in key else 0)
+        return ""
+
+    store.refuse = slow
+    return sign_in
+
+
+def copied(output: str, into: Path) -> dict[str, str]:
+    """Digest of each object of an output, and a copy of it on the disk, which has nothing secret."""
+    files = open_files(parse_place(output))
+    for name in files.names():
+        content = files.read(name) or b""
+        assert SECRET.encode() not in content
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        (into / name).write_bytes(content)
+    return bytes_of(into)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_signed_out_for_a_while(workers: int, store: ObjectStore, undisturbed: Path, sign_in: SignIn, tmp_path: Path) -> None:
+    sign_in.begin(LIFETIME)
+    output = store.address("out.zarr")
+    command = ("run", store.address("volume.zarr"), "-o", output, "--workers", workers)
+    driver = emseg_process(*command, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not any(request.startswith("PUT out.zarr/labels/classes/0/c/") for request in list(store.asked)):
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline, "the run makes no progress"
+        time.sleep(0.05)
+    sign_in.end()
+    time.sleep(2 * LIFETIME + 6)
+    assert driver.poll() is None, driver.communicate()
+    sign_in.begin(LIFETIME)
+    out, err = driver.communicate(timeout=300)
+    assert driver.returncode == 0, out + err
+    assert "expired): sign in again" in out + err
+    assert "Traceback" not in out + err
+    assert not [token for token in (SECRET, *sign_in.tokens) if token and token in out + err]
+    assert len(sign_in.tokens) > 2
+    assert copied(output, tmp_path / "copy") == bytes_of(undisturbed)
+
+
+@pytest.mark.parametrize("volume", ["remote", "local"])
+def test_nobody_is_signed_in(volume: str, store: ObjectStore, sign_in: SignIn, tmp_path: Path) -> None:
+    """Refused within seconds, before anything is written."""
+    place = store.address("volume.zarr") if volume == "remote" else "volume.zarr"
+    began = time.monotonic()
+    done = run_emseg("run", place, "-o", store.address("out.zarr"), "--workers", "2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert time.monotonic() < began + 60
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert f"the AWS profile '{PROFILE}' has no valid credentials" in line
+    assert SECRET not in done.stdout + done.stderr
+    assert not [request for request in store.asked if "out.zarr" in request and request.startswith("PUT")]
