@@ -324,11 +324,11 @@ def _batch_client(launch: Launch, held: ExitStack) -> Client:
     except ImportError as error:
         raise PlanError(f"--cluster {placement.cluster} needs dask-jobqueue ({error}): pip install 'emseg[slurm]'") from error
     site, logs = placement.site or Site(), logs_of(launch.place)
-    site = site.replaced(cpus=site.cpus or launch.threads)
-    if placement.cluster == "slurm" and not site.memory:
+    site = replace(site, cpus=site.cpus or launch.threads)
+    if placement.cluster == "slurm" and not (site.memory or site.option("memory")):
         raise PlanError(
-            "--cluster slurm requests memory for each worker, but the site sets none: set memory = '16G' in a --site file, or "
-            "use `emseg submit`, which requests what the plan needs"
+            "--cluster slurm requests memory for each worker, but the site sets none: set memory = '16G' in a --site file "
+            "(or 'none', if the site takes no such option), or use `emseg submit`, which requests what the plan needs"
         )
     logs.mkdir(exist_ok=True)
     security = _security(launch.place, held)

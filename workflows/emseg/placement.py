@@ -105,7 +105,7 @@ class Placement:
         """What predictors compute on."""
         if self.device is not None:
             return self.device
-        on_gpus = self.cluster == "cuda" or (self.batch and self.site is not None and self.site.gres.startswith("gpu"))
+        on_gpus = self.cluster == "cuda" or (self.batch and self.site is not None and self.site.has_gpus)
         return "cuda" if on_gpus else "cpu"
 
     @property

@@ -34,9 +34,11 @@ NOT_SUBMITTED = {"as_json", "cluster", "gpus", "grace", "host", "requeue", "sche
 @click.option("--account", default="", help="Account.")
 @click.option("--qos", default="", help="Quality of service.")
 @click.option("--time", default="", metavar="H:M:S", help="Time limit of a job; it goes back into the queue until all is done.")
-@click.option("--gres", default="", metavar="gpu:1", help="Generic resources of each worker.")
+@click.option("--gres", default="", metavar="gpu:1", help="GPUs of each worker; other generic resources count per node.")
 @click.option("--cpus", type=click.IntRange(min=1), default=None, help="Cores of each worker. Default: one per thread.")
-@click.option("--memory", default="", metavar="16G", help="Memory of each worker. Default: what the plan needs.")
+@click.option(
+    "--memory", default="", metavar="16G", help="Memory of each worker; none: no option for it. Default: what the plan needs."
+)
 @click.option(
     "--elastic", is_flag=True, help="Run each worker as a job of its own; they are started, lost and replaced one by one."
 )
@@ -74,6 +76,8 @@ def submit(
     )
     if dry_run:
         say(*ready.script.removesuffix("\n").split("\n"))
+        if ready.site.notes:
+            say("", *(f"# note: {note}" for note in ready.site.notes))
         say("", f"# {ready.folder / 'settings.toml'}", *ready.settings.splitlines())
         return
     say(f"job        {flow(ready)}")

@@ -9,23 +9,29 @@ import asyncio
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from ipaddress import ip_address
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import dask
 from distributed import Client, Security, Status
 from distributed.deploy.spec import ProcessInterface
-from distributed.utils import get_ip, get_ip_interface
+from distributed.utils import get_ip
+from psutil import net_if_addrs
 
 from emseg.clusters.lifetime import Notify, closing_safely, ignore_message
 from emseg.clusters.local import DEATH_TIMEOUT_SECONDS, WORKER_CLASS, WORKER_MODULE, Elastic, GuardedCluster, worker_options
 from emseg.clusters.private_folder import private_folder
-from emseg.slurm.job import REPLY_TIMEOUT_SECONDS, SlurmJob, job_states
+from emseg.slurm.job import REPLY_TIMEOUT_SECONDS, SlurmJob, environment_for_jobs, job_states
+from emseg.slurm.options import Option, without_patterns
 from emseg.slurm.site import Site
 from emseg_core.errors import InputError
 
@@ -73,17 +79,15 @@ def step_cluster(
     """
     if SlurmJob.here() is None:
         raise InputError("--cluster srun starts workers within a SLURM job, but this process is not in one: use `emseg submit`")
-    options = [*worker_options(security, blocks_in_flight), *_interface(site), "--memory-limit", _dask_memory(site.memory)]
+    options = [*worker_options(security, blocks_in_flight), *_interface(site), "--memory-limit", _dask_memory(site)]
     options += ["--local-directory", os.path.expandvars(site.scratch)] if site.scratch else []
     spec = {}
     for name in (f"emseg-{number}" for number in range(workers)):
         srun = ["srun", "--nodes=1", "--ntasks=1", "--exact", "--input=none", "--export=ALL", f"--job-name={name}"]
-        srun.append(f"--cpus-per-task={max(1, site.cpus)}")
-        if site.memory:
-            srun.append(f"--mem={site.memory}")
-        srun += [*site.task_options, f"--output={logs / f'%j-{name}.log'}", "--open-mode=append"]
+        srun += [*site.step_options(), f"--output={without_patterns(logs)}/%j-{name}.log", "--open-mode=append"]
         spec[name] = {"cls": _Step, "options": {"srun": srun, "worker": options}}
-    yield from _client(_Steps, spec, site, security, None, notify)
+    one_node = os.environ.get("SLURM_JOB_NUM_NODES") == "1"
+    yield from _client(_Steps, spec, driver_address(site, one_node=one_node), security, None, notify)
 
 
 @contextmanager
@@ -129,26 +133,30 @@ def job_cluster(
     names = [f"emseg-{number}" for number in range(workers)]
     spec = {name: {"cls": _Job, "options": {**options, "name": name}} for name in names}
     with dask.config.set({"distributed.deploy.lost-worker-timeout": LOST_WORKER_TIMEOUT}):
-        yield from _client(_Jobs, spec, site, security, elastic, notify)
+        yield from _client(_Jobs, spec, driver_address(site), security, elastic, notify)
 
 
 def _job_options(blocks_in_flight: int, site: Site, security: Security, logs: Path) -> dict[str, Any]:
+    tls = security.get_tls_config_for_role("worker")
+    files = [
+        (f"--tls-{name.replace('_', '-')}", shlex.quote(tls[name])) for name in ("ca_file", "cert", "key") if tls.get(name)
+    ]
     return {
         "cores": blocks_in_flight,
-        "memory": _dask_memory(site.memory),
+        "memory": "1GiB",  # not used: see `_Job.worker_process_memory`
+        "memory_limit": _dask_memory(site),
         "processes": 1,
-        "job_cpu": max(1, site.cpus),
-        "job_mem": site.memory or None,
-        "job_name": "emseg-worker",
         "log_directory": str(logs),
-        "local_directory": site.scratch or None,
-        "security": security,
+        "local_directory": f'"{site.scratch}"' if site.scratch else None,  # variables are filled in on the node
         "death_timeout": DEATH_TIMEOUT_SECONDS,
         "python": shlex.quote(sys.executable),
         "worker_command": WORKER_MODULE,
-        "worker_extra_args": ["--no-dashboard", "--worker-class", WORKER_CLASS, *_interface(site)],
-        "job_directives_skip": [" -t "],  # dask-jobqueue's default is half an hour
-        "job_extra_directives": [*site.job_options, f"--gres={site.gres}"] if site.gres else [*site.job_options],
+        "worker_extra_args": ["--no-dashboard", "--worker-class", WORKER_CLASS, *chain(*files), *_interface(site)],
+        "job_extra_directives": site.job_options(
+            1,
+            Option("job-name", "emseg-worker"),
+            *(Option(name, f"{without_patterns(logs)}/emseg-worker-%J.{name[:3]}") for name in ("output", "error")),
+        ),
         "job_script_prologue": [*site.prologue, "export OMP_NUM_THREADS=1"],
     }
 
@@ -157,10 +165,51 @@ def _interface(site: Site) -> list[str]:
     return ["--interface", site.interface] if site.interface else []
 
 
+def driver_address(site: Site, *, one_node: bool = False) -> str:
+    """Return the address of this machine at which workers reach the driver.
+
+    Parameters
+    ----------
+    site
+        Values of the SLURM site.
+    one_node
+        Whether all workers are on this machine.
+
+    Returns
+    -------
+    str
+        An IP address.
+
+    Raises
+    ------
+    InputError
+        If this machine has no such interface, or workers on other nodes would be given an address of their own.
+    """
+    key = "driver_interface" if site.driver_interface else "interface"
+    name = getattr(site, key)
+    own = {
+        name: address.address for name, found in net_if_addrs().items() for address in found if address.family == socket.AF_INET
+    }
+    there = ", ".join(f"{name} ({address})" for name, address in own.items()) or "none with an IPv4 address"
+    if name and name not in own:
+        raise InputError(
+            f"{key} is {name!r}, but the interfaces of this machine, {socket.gethostname()}, are {there}: set one of them as "
+            "driver_interface in the site file"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns where no route leads outside, and returns what is checked below
+        address = str(own[name] if name else get_ip())
+    if ip_address(address).is_loopback and not one_node:
+        raise InputError(
+            f"workers on other nodes cannot reach the driver at {address}, which every machine calls itself; the interfaces of "
+            f"this machine, {socket.gethostname()}, are {there}: set one that leads to the nodes as interface in the site file"
+        )
+    return address
+
+
 def _client(
-    kind: type[GuardedCluster], spec: dict[Any, Any], site: Site, security: Security, elastic: Elastic | None, notify: Notify
+    kind: type[GuardedCluster], spec: dict[Any, Any], host: str, security: Security, elastic: Elastic | None, notify: Notify
 ) -> Iterator[Client]:
-    host = get_ip_interface(site.interface) if site.interface else get_ip()
     with private_folder() as folder, ExitStack() as held:
         try:
             cluster = held.enter_context(closing_safely(kind(spec, host, security, folder, elastic), notify))
@@ -171,10 +220,11 @@ def _client(
         yield held.enter_context(closing_safely(Client(cluster), notify))
 
 
-def _dask_memory(memory: str) -> str:
-    """Convert a memory size to Dask's notation: SLURM's ``16G`` is 16 GiB, and a number alone is in MiB."""
+def _dask_memory(site: Site) -> str:
+    """Return Dask's limit of a worker's memory: SLURM's ``16G`` is 16 GiB, and a number alone is in MiB; 0 is no limit."""
+    memory = site.worker_memory
     if not memory:
-        return "auto"
+        return "0" if site.memory or site.option("memory") else "auto"  # SLURM knows how much the job has
     return memory + "iB" if memory[-1].isalpha() else memory + "MiB"
 
 
@@ -219,6 +269,20 @@ class _Job(SLURMJob):
 
     left = ""
     """Name of the job if SLURM could not be asked to end it."""
+
+    def __init__(self, scheduler: str, *, memory_limit: str, job_extra_directives: tuple[str, ...], **options: Any) -> None:
+        self._memory_limit = memory_limit
+        super().__init__(scheduler, **options)  # type: ignore[no-untyped-call]
+        # dask-jobqueue's own lines cannot leave the memory out, and break at spaces and % in paths
+        self.job_header = "\n".join(f"#SBATCH {shlex.quote(option)}" for option in job_extra_directives)
+
+    @property
+    def worker_process_memory(self) -> str:
+        """Dask's limit of the worker's memory."""
+        return self._memory_limit
+
+    async def _submit_job(self, script_filename: str) -> str:
+        return str(await self._call(["sbatch", script_filename], env=environment_for_jobs()))  # type: ignore[no-untyped-call]
 
     @contextmanager
     def job_file(self) -> Iterator[str]:

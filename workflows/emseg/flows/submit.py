@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from emseg.placement import Placement
 from emseg.runs.stop import REPORT_SECONDS
 from emseg.settings.run import RunSettings
 from emseg.settings.toml import to_toml
-from emseg.slurm.job import REPLY_TIMEOUT_SECONDS
+from emseg.slurm.job import REPLY_TIMEOUT_SECONDS, environment_for_jobs
+from emseg.slurm.options import Option, without_patterns
 from emseg.slurm.site import JOB_NUMBERS_FILE, Site, logs_of
 from emseg_core.errors import InputError
 from emseg_core.store.files.place import Place, parse_place
@@ -95,7 +96,8 @@ def prepare_submission(
     if isinstance(output, Path) and not output.parent.is_dir():
         raise InputError(f"{output} cannot be made, as {output.parent} is not a folder: make that first")
     need = planned.cost.bytes_per_worker
-    site = site.replaced(cpus=site.cpus or settings.threads, memory=site.memory or _megabytes(WORKER_MEMORY_FACTOR * need))
+    memory = site.memory or _megabytes(WORKER_MEMORY_FACTOR * need)
+    site = replace(site, cpus=site.cpus or settings.threads, memory=memory)
     lead = _lead(site.seconds)
     table = {
         "volume": str(volume.absolute()),
@@ -136,7 +138,11 @@ def submit(submission: Submission) -> str:
     (folder / SITE).write_text(submission.site.to_toml())
     try:
         done = subprocess.run(
-            ["sbatch", "--parsable", script], capture_output=True, text=True, timeout=3 * REPLY_TIMEOUT_SECONDS
+            ["sbatch", "--parsable", script],
+            capture_output=True,
+            text=True,
+            timeout=3 * REPLY_TIMEOUT_SECONDS,
+            env=environment_for_jobs(),
         )
     except FileNotFoundError as error:
         raise InputError("there is no sbatch on this machine: submit where SLURM is, or use `emseg run`") from error
@@ -152,21 +158,19 @@ def submit(submission: Submission) -> str:
 
 def _script(output: Place, site: Site, placement: Placement, lead: int) -> str:
     """Return the script of the job."""
-    folder, workers = logs_of(output), placement.workers
+    folder = logs_of(output)
+    others = (
+        Option("job-name", f"emseg-{output.name}"),
+        Option("signal", f"B:TERM@{lead}"),
+        Option("requeue"),
+        Option("open-mode", "append"),
+        Option("chdir", str(Path.cwd())),
+        Option("output", f"{without_patterns(folder)}/%j.log"),
+    )
     if placement.cluster == "slurm":
-        size = ["--ntasks=1", "--cpus-per-task=1", f"--mem={_megabytes(DRIVER_BYTES)}"]
+        headers = site.driver_options(_megabytes(DRIVER_BYTES), *others)
     else:
-        size = [f"--ntasks={workers}", f"--cpus-per-task={site.cpus}", *site.task_options, *_memory_for(site)]
-    headers = [
-        f"--job-name=emseg-{output.name}",
-        *size,
-        *site.job_options,
-        f"--signal=B:TERM@{lead}",
-        "--requeue",
-        "--open-mode=append",
-        f"--chdir={Path.cwd()}",
-        f"--output={folder}/%j.log",
-    ]
+        headers = site.job_options(placement.workers or 1, *others)
     words = [sys.executable, "-m", "emseg", "run", "--settings", str(folder / SETTINGS)]
     return "\n".join(
         [
@@ -185,13 +189,6 @@ def _lead(seconds: float | None) -> int:
     """Return how many seconds before its end SLURM signals a job of this length."""
     least, most = LEAD_SECONDS
     return most if seconds is None else round(min(most, max(least, LEAD_SHARE * seconds)))
-
-
-def _memory_for(site: Site) -> list[str]:
-    """Return the option for the memory of a job whose tasks may lie on any nodes."""
-    number, unit = (site.memory[:-1], site.memory[-1]) if site.memory[-1].isalpha() else (site.memory, "M")
-    kilobytes = int(number) * {"K": 1, "M": 2**10, "G": 2**20, "T": 2**30}[unit]
-    return [f"--mem-per-cpu={math.ceil(kilobytes / 1024 / site.cpus)}M"]
 
 
 def _megabytes(size: float) -> str:
