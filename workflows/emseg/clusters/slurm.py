@@ -84,8 +84,8 @@ def step_cluster(
     spec = {}
     for name in (f"emseg-{number}" for number in range(workers)):
         srun = ["srun", "--nodes=1", "--ntasks=1", "--exact", "--input=none", "--export=ALL", f"--job-name={name}"]
-        srun += [*site.step_options(), f"--output={without_patterns(logs)}/%j-{name}.log", "--open-mode=append"]
-        spec[name] = {"cls": _Step, "options": {"srun": srun, "worker": options}}
+        srun += [*site.step_options(), f"--chdir={Path.cwd()}", f"--output=%j-{name}.log", "--open-mode=append"]
+        spec[name] = {"cls": _Step, "options": {"srun": srun, "worker": options, "logs": logs}}
     one_node = os.environ.get("SLURM_JOB_NUM_NODES") == "1"
     yield from _client(_Steps, spec, driver_address(site, one_node=one_node), security, None, notify)
 
@@ -234,14 +234,16 @@ class _Step(ProcessInterface):
     left = ""
     """Name of the step if it did not end in time."""
 
-    def __init__(self, scheduler: str, name: Any, srun: list[str], worker: list[str]) -> None:
+    def __init__(self, scheduler: str, name: Any, srun: list[str], worker: list[str], logs: Path) -> None:
         super().__init__(scheduler=scheduler, name=name)  # type: ignore[no-untyped-call]
+        self._logs = logs
         self._command = [*srun, sys.executable, "-m", WORKER_MODULE, scheduler, "--name", str(name), *worker]
         self._name = name
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(*self._command, start_new_session=True)
+        # `srun` replaces patterns such as %u in a folder's name even if the % is doubled: from there, it needs no folder
+        self._process = await asyncio.create_subprocess_exec(*self._command, start_new_session=True, cwd=self._logs)
         await super().start()  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
