@@ -215,7 +215,7 @@ def test_what_is_left_to_the_site_is_noted() -> None:
 def job_of(site: Site, logs: Path) -> Any:
     """A job of workers at this site."""
     options = _job_options(2, site, Security(), logs)
-    return _Job("tls://127.0.0.1:1", name="emseg-0", **options)  # type: ignore[no-untyped-call]
+    return _Job("tls://127.0.0.1:1", name="emseg-0", **options)
 
 
 @pytest.mark.parametrize("time", ["", "4:00:00"])
