@@ -223,25 +223,26 @@ def test_instances(site: Site) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        'gres = "gpu:1,lscratch:50"\noptions = ["-N1"]\n',
+        'memory = "1500M"\ngres = "gpu:1,lscratch:50"\noptions = ["-N1"]\n',
         'options = ["-N1", "--mem=3000M", "--gpus-per-node=2"]\n',
         'options = ["-N1", "--mem-per-gpu=1500", "--gpus-per-task=1"]\n',
     ],
     ids=["per-node", "whole-node", "per-gpu"],
 )
-def test_workers_share_a_node_and_their_logs_lie_beside_the_output(site: Site, values: str) -> None:
+def test_workers_share_a_node_and_their_logs_lie_beside_the_output(
+    site: Site, values: str, request: pytest.FixtureRequest
+) -> None:
     """What counts per node is asked for once, so that no step waits for another; % in a name stays as it is."""
-    output = "vol%j 2%uranyl.zarr"
+    output = f"{request.node.callspec.id} vol%j 2%uranyl.zarr"
     (site.folder / "shared.toml").write_text(values)
-    job = site.submit(output, "--workers", "2", "--site", "shared.toml", seconds=40)
+    words = ("submit", "volume.zarr", "-o", output, "--device", "cpu", "--workers", "2", "--site", "shared.toml")
+    job = site.emseg(*words, env=slowed(40 / site.tiles)).split()[1]
     site.slurm.wait_for(job, seconds=200)
     assert site.slurm.state(job) == "COMPLETED", site.log(output)
     logs = {path.name for path in (site.folder / f"{output}.slurm").glob("*.log")}
     assert logs == {f"{job}.log", f"{job}-emseg-0.log", f"{job}-emseg-1.log"}
     assert len({line["worker"] for line in site.events(output, "joined")}) == 2
     site.check(output)
-    for path in (output, f"{output}.slurm"):
-        shutil.rmtree(site.folder / path)
 
 
 @pytest.mark.parametrize("elastic", [(), ("--elastic",)])

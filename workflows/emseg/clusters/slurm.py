@@ -30,7 +30,7 @@ from psutil import net_if_addrs
 from emseg.clusters.lifetime import Notify, closing_safely, ignore_message
 from emseg.clusters.local import DEATH_TIMEOUT_SECONDS, WORKER_CLASS, WORKER_MODULE, Elastic, GuardedCluster, worker_options
 from emseg.clusters.private_folder import private_folder
-from emseg.slurm.job import REPLY_TIMEOUT_SECONDS, SlurmJob, environment_for_jobs, job_states
+from emseg.slurm.job import REPLY_TIMEOUT_SECONDS, SlurmJob, environment_for_jobs, environment_for_steps, job_states
 from emseg.slurm.options import Option, without_patterns
 from emseg.slurm.site import Site
 from emseg_core.errors import InputError
@@ -243,7 +243,9 @@ class _Step(ProcessInterface):
 
     async def start(self) -> None:
         # `srun` replaces patterns such as %u in a folder's name even if the % is doubled: from there, it needs no folder
-        self._process = await asyncio.create_subprocess_exec(*self._command, start_new_session=True, cwd=self._logs)
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, start_new_session=True, cwd=self._logs, env=environment_for_steps()
+        )
         await super().start()  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from time import time
 from typing import NoReturn, Self
 
+from emseg.slurm.options import EXCLUSIVE
 from emseg.slurm.site import parse_time
 
 REPLY_TIMEOUT_SECONDS = 20.0
@@ -89,6 +90,18 @@ def environment_for_jobs() -> dict[str, str]:
         for name, value in os.environ.items()
         if not within or not name.startswith("SLURM") or name in CLUSTER_VARIABLES
     }
+
+
+def environment_for_steps() -> dict[str, str]:
+    """Return the environment in which to start a step of this job that says itself which GPUs it gets.
+
+    Returns
+    -------
+    dict of str
+        This process's environment without the GPUs of the whole job, which `srun` would request for each step.
+    """
+    of_job = {f"SLURM_{name.replace('-', '_').upper()}" for name in EXCLUSIVE["gpus"]}
+    return {name: value for name, value in os.environ.items() if name not in of_job}
 
 
 def job_states() -> dict[str, str] | None:
