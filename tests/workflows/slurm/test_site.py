@@ -18,9 +18,10 @@ import pytest
 from distributed import Security
 from runs import run_emseg, save_volume, texture
 
-from emseg.clusters import slurm
+from emseg.clusters import jobs
+from emseg.clusters.jobs import dask_memory, driver_address
 from emseg.clusters.local import WORKER_MODULE
-from emseg.clusters.slurm import _dask_memory, _Job, _job_options, driver_address
+from emseg.clusters.slurm import _Job, _job_options
 from emseg.flows.running import requeue
 from emseg.placement import Placement
 from emseg.runs.stop import Stop
@@ -250,7 +251,7 @@ def test_paths_with_spaces_and_patterns_reach_slurm_and_the_worker(tmp_path: Pat
 
 @pytest.mark.parametrize("site", [Site(memory="none"), Site(memory="4G", options=("--mem-per-cpu=2G",))], ids=str)
 def test_memory_that_slurm_alone_knows_is_no_limit_for_dask(site: Site, tmp_path: Path) -> None:
-    assert _dask_memory(site) == "0"
+    assert dask_memory(site) == "0"
     assert " --memory-limit 0 " in job_of(site, tmp_path).job_script()
 
 
@@ -273,8 +274,8 @@ ADDRESSES = {"lo": "127.0.0.1", "ib0": "10.0.0.7", "eth1": "192.168.3.4"}
 def interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with some interfaces, whose name is that of loopback, as where no route leads outside."""
     found = {name: [SimpleNamespace(family=socket.AF_INET, address=address)] for name, address in ADDRESSES.items()}
-    monkeypatch.setattr(slurm, "net_if_addrs", lambda: found)
-    monkeypatch.setattr(slurm, "get_ip", lambda: "127.0.1.1")
+    monkeypatch.setattr(jobs, "net_if_addrs", lambda: found)
+    monkeypatch.setattr(jobs, "get_ip", lambda: "127.0.1.1")
 
 
 @pytest.mark.parametrize(
