@@ -62,7 +62,7 @@ SchedulerParameters=sched_interval=1,bf_interval=2,batch_sched_delay=0,sched_min
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=1000
-GresTypes=gpu
+GresTypes=gpu,lscratch
 ReturnToService=2
 MinJobAge=86400
 KillWait=5
@@ -81,7 +81,7 @@ Epilog={folder}/epilog
 PartitionName=normal Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
-NODE = "NodeName={node} NodeAddr={loopback} Port={port} CPUs=2 RealMemory=4000 Gres=gpu:{gpus} State=UNKNOWN\n"
+NODE = "NodeName={node} NodeAddr={loopback} Port={port} CPUs=2 RealMemory=4000 Gres=gpu:{gpus},lscratch:50 State=UNKNOWN\n"
 CGROUP_CONF = "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n"
 EPILOG = """\
 #!/bin/bash
@@ -234,6 +234,7 @@ class SlurmCluster:
         conf = SLURM_CONF.format(host=host, loopback=LOOPBACK, port=controller, folder=self.folder)
         gres = ""
         for node, port in zip(self.nodes, ports, strict=True):
+            gres += f"NodeName={node} Name=lscratch Count=50\n"
             conf += NODE.format(node=node, loopback=LOOPBACK, port=port, gpus=gpus)
             for gpu in range(gpus):
                 device = self.folder / "devices" / f"{node}-gpu{gpu}"

@@ -220,6 +220,45 @@ def test_instances(site: Site) -> None:
     assert snapshot(again) == snapshot(first)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        'memory = "1500M"\ngres = "gpu:1,lscratch:50"\noptions = ["-N1"]\n',
+        'options = ["-N1", "--mem=3000M", "--gpus-per-node=2"]\n',
+        'options = ["-N1", "--mem-per-gpu=1500", "--gpus-per-task=1"]\n',
+    ],
+    ids=["per-node", "whole-node", "per-gpu"],
+)
+def test_workers_share_a_node_and_their_logs_lie_beside_the_output(
+    site: Site, values: str, request: pytest.FixtureRequest
+) -> None:
+    """What counts per node is asked for once, so that no step waits for another; % in a name stays as it is."""
+    output = f"{request.node.callspec.id} vol%j 2%uranyl.zarr"
+    (site.folder / "shared.toml").write_text(values)
+    words = ("submit", "volume.zarr", "-o", output, "--device", "cpu", "--workers", "2", "--site", "shared.toml")
+    job = site.emseg(*words, env=slowed(40 / site.tiles)).split()[1]
+    site.slurm.wait_for(job, seconds=200)
+    assert site.slurm.state(job) == "COMPLETED", site.log(output)
+    logs = {path.name for path in (site.folder / f"{output}.slurm").glob("*.log")}
+    assert logs == {f"{job}.log", f"{job}-emseg-0.log", f"{job}-emseg-1.log"}
+    assert len({line["worker"] for line in site.events(output, "joined")}) == 2
+    site.check(output)
+
+
+@pytest.mark.parametrize("elastic", [(), ("--elastic",)])
+def test_memory_that_comes_with_cores_is_not_asked_for_also_from_within_a_job(site: Site, elastic: tuple[str, ...]) -> None:
+    """The job takes over nothing of the one that it was submitted from, whose memory would not fit in it."""
+    output = f"within{len(elastic)}.zarr"
+    words = ("submit", "volume.zarr", "-o", output, "--device", "cpu", *SMALL, "--memory", "none", "--workers", "2", *elastic)
+    emseg = (sys.executable, "-m", "emseg", *words)
+    said = site.slurm.run("salloc", "--mem=3900M", f"--chdir={site.folder}", *emseg, timeout=120)
+    job = re.findall(r"^job +(\d+)$", said, re.M)[0]
+    site.slurm.wait_for(job, seconds=200)
+    assert site.slurm.state(job) == "COMPLETED", site.log(output)
+    assert "--mem" not in (site.folder / f"{output}.slurm" / "job.sh").read_text()
+    site.check(output)
+
+
 def test_the_script_is_shown(site: Site) -> None:
     options = ("--workers", "3", "--gres", "gpu:a100:1", "--time", "2:00:00", "--partition", "normal", "--threads", "2")
     said = site.emseg("submit", "volume.zarr", "-o", "never.zarr", *options, "--dry-run")

@@ -322,21 +322,26 @@ def _cuda() -> Any:
 def _batch_client(launch: Launch, held: ExitStack) -> Client:
     placement = launch.placement
     try:
+        from emseg.clusters import lsf, pbs, sge
+        from emseg.clusters.jobs import adapted_cluster
         from emseg.clusters.slurm import job_cluster, step_cluster
     except ImportError as error:
         raise PlanError(f"--cluster {placement.cluster} needs dask-jobqueue ({error}): pip install 'emseg[slurm]'") from error
     site, logs = placement.site or Site(), logs_of(launch.place)
-    site = site.replaced(cpus=site.cpus or launch.threads)
-    if placement.cluster == "slurm" and not site.memory:
+    site = replace(site, cpus=site.cpus or launch.threads)
+    if placement.cluster != "srun" and not (site.memory or site.option("memory")):
         raise PlanError(
-            "--cluster slurm requests memory for each worker, but the site sets none: set memory = '16G' in a --site file, or "
-            "use `emseg submit`, which requests what the plan needs"
+            f"--cluster {placement.cluster} requests memory for each worker, but the site sets none: set memory = '16G' in a "
+            "--site file (or 'none', if the site takes no such option), or use `emseg submit`, which knows what is needed"
         )
     logs.mkdir(exist_ok=True)
     security = _security(launch.place, held)
     if placement.cluster == "srun":
         return held.enter_context(step_cluster(launch.workers, BLOCKS_IN_FLIGHT, site, security, logs, launch.send))
-    return held.enter_context(job_cluster(launch.workers, BLOCKS_IN_FLIGHT, site, security, logs, launch.elastic, launch.send))
+    how = (launch.workers, BLOCKS_IN_FLIGHT, site, security, logs, launch.elastic, launch.send)
+    if placement.cluster == "slurm":
+        return held.enter_context(job_cluster(*how))
+    return held.enter_context(adapted_cluster({"lsf": lsf, "pbs": pbs, "sge": sge}[placement.cluster], *how))
 
 
 def _keep_token(client: Client, launch: Launch, held: ExitStack) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from emseg.slurm.site import Site
     from emseg_core.model.device import Device
 
-ClusterKind = Literal["local", "cuda", "srun", "slurm"]
+ClusterKind = Literal["local", "cuda", "srun", "slurm", "lsf", "pbs", "sge"]
 """Who starts workers, and on what."""
 
 
@@ -80,7 +80,7 @@ class Placement:
     cluster: ClusterKind = setting(
         "local",
         "Where workers start: local, on the cores of this machine; cuda, on its GPUs, one on each; srun, as steps of this "
-        "SLURM job; slurm, as SLURM jobs of their own.",
+        "SLURM job; slurm, lsf, pbs, sge, as jobs of their own of that batch system.",
     )
     gpus: tuple[int, ...] | None = setting(
         None, "GPUs of the cluster cuda, numbered as nvidia-smi does. Default: all that are visible."
@@ -91,7 +91,7 @@ class Placement:
     tls: tuple[Path, Path, Path] | None = setting(
         None, "Files of the authority, the certificate and its key that a running scheduler asks for."
     )
-    site: Site | None = setting(None, "What SLURM is told for each worker of srun and slurm.")
+    site: Site | None = setting(None, "What the batch system is told for each worker.")
     performance_report: Path | None = setting(None, "HTML file for Dask's performance report of the run.")
     adapt: tuple[int, int] | None = setting(
         None, "Fewest and most workers; between them, as many as there are blocks for. Instead of a fixed number."
@@ -105,7 +105,8 @@ class Placement:
         """What predictors compute on."""
         if self.device is not None:
             return self.device
-        on_gpus = self.cluster == "cuda" or (self.batch and self.site is not None and self.site.gres.startswith("gpu"))
+        in_slurm = self.cluster in ("srun", "slurm")
+        on_gpus = self.cluster == "cuda" or (in_slurm and self.site is not None and self.site.has_gpus)
         return "cuda" if on_gpus else "cpu"
 
     @property
@@ -115,8 +116,8 @@ class Placement:
 
     @property
     def batch(self) -> bool:
-        """Whether SLURM starts the workers."""
-        return self.cluster in ("srun", "slurm")
+        """Whether a batch system starts the workers."""
+        return self.cluster not in ("local", "cuda")
 
     def __post_init__(self) -> None:
         for refusal in self._contradictions():
@@ -154,7 +155,7 @@ class Placement:
         if self.cluster == "cuda":
             yield from self._contradictions_of_cuda()
         if self.site is not None and not self.batch:
-            yield "--site is for --cluster srun and slurm, of which neither is given: add one, or leave out --site"
+            yield "--site is for a batch system, but --cluster names none: add --cluster slurm or another, or leave out --site"
         if self.batch:
             yield from self._contradictions_of_batch()
 
@@ -163,7 +164,7 @@ class Placement:
             yield f"--adapt {least}:{most} is no range of workers: give the least and the most, 1:{max(least, most, 1)}"
         if self.workers is not None:
             yield f"--adapt {least}:{most} and --workers {self.workers} both say how many workers there are: leave one out"
-        if self.cluster not in ("local", "slurm") or self.scheduler or self.client:
+        if self.cluster in ("cuda", "srun") or self.scheduler or self.client:
             whose = f"--cluster {self.cluster}" if self.cluster != "local" else "a running cluster"
             yield (
                 f"--adapt starts and ends workers one by one, but those of {whose} come and go together: use --cluster slurm "

@@ -37,17 +37,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """How each field of `RunSettings` is typed; a class of the user's own is named from Python alone."""
 NOT_TYPED = {"predictor"}
 """Fields of `RunSettings` without an option."""
+BATCH = ("srun", "slurm", "lsf", "pbs", "sge")
+"""Values of --cluster where a batch system starts the workers."""
 PLACEMENT: dict[str, dict[str, Any]] = {
     "workers": {"type": click.IntRange(min=0)},
     "adapt": {"type": pair("min:max")},
     "host": {"metavar": "ADDRESS"},
     "scheduler": {"metavar": "ADDRESS"},
-    "cluster": {"type": click.Choice(["local", "srun", "slurm"]), "default": "local", "show_default": True},
+    "cluster": {"type": click.Choice(["local", *BATCH]), "default": "local", "show_default": True},
     "site": {"type": click.Path(path_type=Path)},
 }
 """How fields of `Placement` are typed."""
 ON_GPUS: dict[str, dict[str, Any]] = {
-    "cluster": {"type": click.Choice(["local", "cuda", "srun", "slurm"]), "default": "local", "show_default": True},
+    "cluster": {"type": click.Choice(["local", "cuda", *BATCH]), "default": "local", "show_default": True},
     "device": {"type": click.Choice(["cpu", "cuda"])},
     "gpus": {"type": GPUS},
     "workers_per_gpu": {"type": click.IntRange(min=1)},

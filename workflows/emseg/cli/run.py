@@ -96,6 +96,8 @@ def run(
     **options: Any,
 ) -> None:
     """Segment VOLUME, or resume an earlier run."""
+    if requeue and (cluster := where.get("cluster")) in ("lsf", "pbs", "sge"):
+        raise click.UsageError(f"--requeue is for SLURM, not for --cluster {cluster}: leave it out, and run the command again")
     job = SlurmJob.here() if requeue else None
     stop = Stop(grace, job.seconds_left() if job else None)
     restarted = job is not None and job.restarts > 0  # what is started over is so once

@@ -8,34 +8,33 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import dask
-from distributed import Client, Security, Status
+from distributed import Client, Security
 from distributed.deploy.spec import ProcessInterface
-from distributed.utils import get_ip, get_ip_interface
 
-from emseg.clusters.lifetime import Notify, closing_safely, ignore_message
-from emseg.clusters.local import DEATH_TIMEOUT_SECONDS, WORKER_CLASS, WORKER_MODULE, Elastic, GuardedCluster, worker_options
-from emseg.clusters.private_folder import private_folder
-from emseg.slurm.job import REPLY_TIMEOUT_SECONDS, SlurmJob, job_states
+from emseg.clusters.jobs import (
+    JOB_NAME,
+    JobWorker,
+    dask_jobqueue,
+    dask_memory,
+    driver_address,
+    interface_options,
+    started_client,
+    worker_job_options,
+)
+from emseg.clusters.lifetime import Notify, ignore_message
+from emseg.clusters.local import WORKER_MODULE, Elastic, GuardedCluster, worker_options
+from emseg.slurm.job import REPLY_TIMEOUT_SECONDS, SlurmJob, environment_for_jobs, environment_for_steps, job_states
+from emseg.slurm.options import Option, without_patterns
 from emseg.slurm.site import Site
 from emseg_core.errors import InputError
 
-_on_interrupt = signal.getsignal(signal.SIGINT)
-from dask_jobqueue.slurm import SLURMJob  # noqa: E402
-
-signal.signal(signal.SIGINT, _on_interrupt)  # dask-jobqueue replaces the handler on import: Ctrl-C would end a run at once
-
-LOST_WORKER_TIMEOUT = "5s"
-"""Time that a worker has to come back before its job is replaced."""
 STEP_GRACE_SECONDS = 10.0
 """Time that a step has to end."""
 
@@ -73,17 +72,15 @@ def step_cluster(
     """
     if SlurmJob.here() is None:
         raise InputError("--cluster srun starts workers within a SLURM job, but this process is not in one: use `emseg submit`")
-    options = [*worker_options(security, blocks_in_flight), *_interface(site), "--memory-limit", _dask_memory(site.memory)]
+    options = [*worker_options(security, blocks_in_flight), *interface_options(site), "--memory-limit", dask_memory(site)]
     options += ["--local-directory", os.path.expandvars(site.scratch)] if site.scratch else []
     spec = {}
     for name in (f"emseg-{number}" for number in range(workers)):
         srun = ["srun", "--nodes=1", "--ntasks=1", "--exact", "--input=none", "--export=ALL", f"--job-name={name}"]
-        srun.append(f"--cpus-per-task={max(1, site.cpus)}")
-        if site.memory:
-            srun.append(f"--mem={site.memory}")
-        srun += [*site.task_options, f"--output={logs / f'%j-{name}.log'}", "--open-mode=append"]
-        spec[name] = {"cls": _Step, "options": {"srun": srun, "worker": options}}
-    yield from _client(_Steps, spec, site, security, None, notify)
+        srun += [*site.step_options(), f"--chdir={Path.cwd()}", f"--output=%j-{name}.log", "--open-mode=append"]
+        spec[name] = {"cls": _Step, "options": {"srun": srun, "worker": options, "logs": logs}}
+    one_node = os.environ.get("SLURM_JOB_NUM_NODES") == "1"
+    yield from started_client(_Steps, spec, driver_address(site, one_node=one_node), security, None, notify)
 
 
 @contextmanager
@@ -128,54 +125,20 @@ def job_cluster(
     options = _job_options(blocks_in_flight, site, security, logs)
     names = [f"emseg-{number}" for number in range(workers)]
     spec = {name: {"cls": _Job, "options": {**options, "name": name}} for name in names}
-    with dask.config.set({"distributed.deploy.lost-worker-timeout": LOST_WORKER_TIMEOUT}):
-        yield from _client(_Jobs, spec, site, security, elastic, notify)
+    yield from started_client(_Jobs, spec, driver_address(site), security, elastic, notify)
 
 
 def _job_options(blocks_in_flight: int, site: Site, security: Security, logs: Path) -> dict[str, Any]:
     return {
-        "cores": blocks_in_flight,
-        "memory": _dask_memory(site.memory),
-        "processes": 1,
-        "job_cpu": max(1, site.cpus),
-        "job_mem": site.memory or None,
-        "job_name": "emseg-worker",
-        "log_directory": str(logs),
-        "local_directory": site.scratch or None,
-        "security": security,
-        "death_timeout": DEATH_TIMEOUT_SECONDS,
-        "python": shlex.quote(sys.executable),
-        "worker_command": WORKER_MODULE,
-        "worker_extra_args": ["--no-dashboard", "--worker-class", WORKER_CLASS, *_interface(site)],
-        "job_directives_skip": [" -t "],  # dask-jobqueue's default is half an hour
-        "job_extra_directives": [*site.job_options, f"--gres={site.gres}"] if site.gres else [*site.job_options],
-        "job_script_prologue": [*site.prologue, "export OMP_NUM_THREADS=1"],
+        **worker_job_options(blocks_in_flight, site, security, logs),
+        "memory": "1GiB",  # not used: see `_Job.worker_process_memory`
+        "memory_limit": dask_memory(site),
+        "job_extra_directives": site.job_options(
+            1,
+            Option("job-name", JOB_NAME),
+            *(Option(name, f"{without_patterns(logs)}/{JOB_NAME}-%J.{name[:3]}") for name in ("output", "error")),
+        ),
     }
-
-
-def _interface(site: Site) -> list[str]:
-    return ["--interface", site.interface] if site.interface else []
-
-
-def _client(
-    kind: type[GuardedCluster], spec: dict[Any, Any], site: Site, security: Security, elastic: Elastic | None, notify: Notify
-) -> Iterator[Client]:
-    host = get_ip_interface(site.interface) if site.interface else get_ip()
-    with private_folder() as folder, ExitStack() as held:
-        try:
-            cluster = held.enter_context(closing_safely(kind(spec, host, security, folder, elastic), notify))
-        except RuntimeError as error:
-            raise InputError(
-                f"the cluster could not be started ({' '.join(str(error).split())}): check the values of the site file"
-            ) from error
-        yield held.enter_context(closing_safely(Client(cluster), notify))
-
-
-def _dask_memory(memory: str) -> str:
-    """Convert a memory size to Dask's notation: SLURM's ``16G`` is 16 GiB, and a number alone is in MiB."""
-    if not memory:
-        return "auto"
-    return memory + "iB" if memory[-1].isalpha() else memory + "MiB"
 
 
 class _Step(ProcessInterface):
@@ -184,14 +147,18 @@ class _Step(ProcessInterface):
     left = ""
     """Name of the step if it did not end in time."""
 
-    def __init__(self, scheduler: str, name: Any, srun: list[str], worker: list[str]) -> None:
+    def __init__(self, scheduler: str, name: Any, srun: list[str], worker: list[str], logs: Path | None = None) -> None:
         super().__init__(scheduler=scheduler, name=name)  # type: ignore[no-untyped-call]
+        self._logs = logs
         self._command = [*srun, sys.executable, "-m", WORKER_MODULE, scheduler, "--name", str(name), *worker]
         self._name = name
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(*self._command, start_new_session=True)
+        # `srun` replaces patterns such as %u in a folder's name even if the % is doubled: from there, it needs no folder
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, start_new_session=True, cwd=self._logs, env=environment_for_steps()
+        )
         await super().start()  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
@@ -214,30 +181,22 @@ class _Step(ProcessInterface):
         return self._process is not None and self._process.returncode is None
 
 
-class _Job(SLURMJob):
+class _Job(JobWorker, dask_jobqueue.slurm.SLURMJob):
     """A worker as a job of its own."""
 
-    left = ""
-    """Name of the job if SLURM could not be asked to end it."""
+    def __init__(self, scheduler: str, *, memory_limit: str, job_extra_directives: tuple[str, ...], **options: Any) -> None:
+        self._memory_limit = memory_limit
+        super().__init__(scheduler, **options)  # type: ignore[no-untyped-call]
+        # dask-jobqueue's own lines cannot leave the memory out, and break at spaces and % in paths
+        self.job_header = "\n".join(f"#SBATCH {shlex.quote(option)}" for option in job_extra_directives)
 
-    @contextmanager
-    def job_file(self) -> Iterator[str]:
-        """Write the job's script to a file that no other user can replace."""
-        with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
-            file.write(self.job_script())  # type: ignore[no-untyped-call]
-            file.flush()
-            yield file.name
+    @property
+    def worker_process_memory(self) -> str:
+        """Dask's limit of the worker's memory."""
+        return self._memory_limit
 
-    async def close(self) -> None:
-        try:
-            await super().close()  # type: ignore[no-untyped-call]
-        except Exception:  # `scancel` is missing or hangs: the worker ends on its own without a scheduler
-            self.abandon()
-        self.status = Status.closed
-
-    def abandon(self) -> None:
-        """Leave the job to SLURM."""
-        self.left = f"job {self.job_id}"
+    async def _submit_job(self, script_filename: str) -> str:
+        return str(await self._call(["sbatch", script_filename], env=environment_for_jobs()))  # type: ignore[no-untyped-call]
 
 
 class _Steps(GuardedCluster):

@@ -1,4 +1,4 @@
-"""`emseg submit`: a run as a SLURM job, which outlives the login shell and goes on until the volume is done.
+"""`emseg submit`: a command as a SLURM job, which outlives the login shell; a run goes on until the volume is done.
 
 Beside the output lie the script, the settings, the site and the logs: ``OUT.slurm/``.
 """
@@ -9,8 +9,8 @@ import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from emseg.placement import Placement
 from emseg.runs.stop import REPORT_SECONDS
 from emseg.settings.run import RunSettings
 from emseg.settings.toml import to_toml
-from emseg.slurm.job import REPLY_TIMEOUT_SECONDS
+from emseg.slurm.job import REPLY_TIMEOUT_SECONDS, environment_for_jobs
+from emseg.slurm.options import Option, without_patterns
 from emseg.slurm.site import JOB_NUMBERS_FILE, Site, logs_of
 from emseg_core.errors import InputError
 from emseg_core.store.files.place import Place, parse_place
@@ -39,19 +40,28 @@ WORKER_MEMORY_FACTOR = 1.25
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A run as a SLURM job, ready to be submitted."""
+    """A command as a SLURM job, ready to be submitted."""
 
     output: Place
     script: str
     settings: str
-    """The file of settings that the job reads, TOML."""
+    """The file of settings that the job reads, TOML; empty if it reads none."""
     site: Site
     """What each worker is given."""
+    command: str = "run"
+    """Name of the command."""
 
     @property
     def folder(self) -> Path:
         """Folder of the script, the settings, the site and the logs."""
         return logs_of(self.output)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Contents of the files in `folder` by their names; those of a run are not replaced by another command's."""
+        if self.command != "run":
+            return {f"{self.command}.sh": self.script, f"{self.command}-{SITE}": self.site.to_toml()}
+        return {"job.sh": self.script, SETTINGS: self.settings, SITE: self.site.to_toml()}
 
 
 def prepare_submission(
@@ -91,11 +101,10 @@ def prepare_submission(
     planned = plan(volume, settings, **where)
     output = parse_place(output) if output is not None else default_output(volume)
     check_output_place(output, volume)
-    output = output.absolute()
-    if isinstance(output, Path) and not output.parent.is_dir():
-        raise InputError(f"{output} cannot be made, as {output.parent} is not a folder: make that first")
+    output = _in_folder(output)
     need = planned.cost.bytes_per_worker
-    site = site.replaced(cpus=site.cpus or settings.threads, memory=site.memory or _megabytes(WORKER_MEMORY_FACTOR * need))
+    memory = site.memory or _megabytes(WORKER_MEMORY_FACTOR * need)
+    site = replace(site, cpus=site.cpus or settings.threads, memory=memory)
     lead = _lead(site.seconds)
     table = {
         "volume": str(volume.absolute()),
@@ -107,7 +116,49 @@ def prepare_submission(
         "requeue": True,
         "grace": lead - REPORT_SECONDS,
     }
-    return Submission(output, _script(output, site, placement, lead), to_toml(table), site)
+    words = ["run", "--settings", str(logs_of(output) / SETTINGS)]
+    return Submission(output, _script(output, site, placement, lead, words), to_toml(table), site)
+
+
+def prepare_command(command: str, words: Sequence[str], output: str | Place, *, site: Site, placement: Placement) -> Submission:
+    """Prepare another command than a run as a SLURM job, and write nothing.
+
+    Parameters
+    ----------
+    command
+        Its name, such as ``label``.
+    words
+        Its arguments and options, but for those that say where it runs.
+    output
+        What it writes.
+    site
+        What the SLURM site asks for.
+    placement
+        How many workers, as for `prepare_submission`.
+
+    Returns
+    -------
+    Submission
+
+    Raises
+    ------
+    InputError
+        If the memory of a worker is not known, or something does not fit together.
+    """
+    output = _in_folder(parse_place(output))
+    workers = placement.workers or (placement.adapt[1] if placement.adapt else 0)
+    if not workers:
+        raise InputError(f"`emseg submit {command}` does not know how many workers to start: give --workers")
+    if not (site.memory or site.option("memory")):
+        raise InputError(
+            f"`emseg submit {command}` does not know how much memory a worker needs: give --memory 16G, or none if the site "
+            "takes no such option"
+        )
+    where = ["--adapt", ":".join(map(str, placement.adapt))] if placement.adapt else ["--workers", str(workers)]
+    where += ["--cluster", placement.cluster, "--site", str(logs_of(output) / f"{command}-{SITE}")]
+    site = replace(site, cpus=site.cores)
+    script = _script(output, site, placement, _lead(site.seconds), [command, *words, *where])
+    return Submission(output, script, "", site, command)
 
 
 def submit(submission: Submission) -> str:
@@ -130,13 +181,16 @@ def submit(submission: Submission) -> str:
     """
     folder = submission.folder
     folder.mkdir(exist_ok=True)
-    script = folder / "job.sh"
-    script.write_text(submission.script)
-    (folder / SETTINGS).write_text(submission.settings)
-    (folder / SITE).write_text(submission.site.to_toml())
+    for name, content in submission.files.items():
+        (folder / name).write_text(content)
+    script = folder / next(iter(submission.files))
     try:
         done = subprocess.run(
-            ["sbatch", "--parsable", script], capture_output=True, text=True, timeout=3 * REPLY_TIMEOUT_SECONDS
+            ["sbatch", "--parsable", script],
+            capture_output=True,
+            text=True,
+            timeout=3 * REPLY_TIMEOUT_SECONDS,
+            env=environment_for_jobs(),
         )
     except FileNotFoundError as error:
         raise InputError("there is no sbatch on this machine: submit where SLURM is, or use `emseg run`") from error
@@ -150,24 +204,30 @@ def submit(submission: Submission) -> str:
     return number
 
 
-def _script(output: Place, site: Site, placement: Placement, lead: int) -> str:
-    """Return the script of the job."""
-    folder, workers = logs_of(output), placement.workers
+def _in_folder(output: Place) -> Place:
+    """Return the absolute place of an output, whose folder is there."""
+    output = output.absolute()
+    if isinstance(output, Path) and not output.parent.is_dir():
+        raise InputError(f"{output} cannot be made, as {output.parent} is not a folder: make that first")
+    return output
+
+
+def _script(output: Place, site: Site, placement: Placement, lead: int, command: list[str]) -> str:
+    """Return the script of the job that runs a command of emseg."""
+    folder = logs_of(output)
+    others = (
+        Option("job-name", f"emseg-{output.name}"),
+        Option("signal", f"B:TERM@{lead}"),
+        Option("requeue"),
+        Option("open-mode", "append"),
+        Option("chdir", str(Path.cwd())),
+        Option("output", f"{without_patterns(folder)}/%j.log"),
+    )
     if placement.cluster == "slurm":
-        size = ["--ntasks=1", "--cpus-per-task=1", f"--mem={_megabytes(DRIVER_BYTES)}"]
+        headers = site.driver_options(_megabytes(DRIVER_BYTES), *others)
     else:
-        size = [f"--ntasks={workers}", f"--cpus-per-task={site.cpus}", *site.task_options, *_memory_for(site)]
-    headers = [
-        f"--job-name=emseg-{output.name}",
-        *size,
-        *site.job_options,
-        f"--signal=B:TERM@{lead}",
-        "--requeue",
-        "--open-mode=append",
-        f"--chdir={Path.cwd()}",
-        f"--output={folder}/%j.log",
-    ]
-    words = [sys.executable, "-m", "emseg", "run", "--settings", str(folder / SETTINGS)]
+        headers = site.job_options(placement.workers or 1, *others)
+    words = [sys.executable, "-m", "emseg", *command]
     return "\n".join(
         [
             "#!/bin/bash",
@@ -185,13 +245,6 @@ def _lead(seconds: float | None) -> int:
     """Return how many seconds before its end SLURM signals a job of this length."""
     least, most = LEAD_SECONDS
     return most if seconds is None else round(min(most, max(least, LEAD_SHARE * seconds)))
-
-
-def _memory_for(site: Site) -> list[str]:
-    """Return the option for the memory of a job whose tasks may lie on any nodes."""
-    number, unit = (site.memory[:-1], site.memory[-1]) if site.memory[-1].isalpha() else (site.memory, "M")
-    kilobytes = int(number) * {"K": 1, "M": 2**10, "G": 2**20, "T": 2**30}[unit]
-    return [f"--mem-per-cpu={math.ceil(kilobytes / 1024 / site.cpus)}M"]
 
 
 def _megabytes(size: float) -> str:

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from time import time
 from typing import NoReturn, Self
 
+from emseg.slurm.options import EXCLUSIVE
 from emseg.slurm.site import parse_time
 
 REPLY_TIMEOUT_SECONDS = 20.0
 """Time that SLURM has to answer a query."""
+CLUSTER_VARIABLES = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"}
+"""Variables that say which cluster is meant, and not what a job was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,34 @@ class SlurmJob:
 
     def _ask(self, what: str) -> str:
         return _squeue(f"--jobs={self.number}", f"--format={what}") or ""
+
+
+def environment_for_jobs() -> dict[str, str]:
+    """Return the environment in which to submit a job, so that it inherits nothing of the job that this process runs in.
+
+    Returns
+    -------
+    dict of str
+        This process's environment; within a job, without the variables of that job.
+    """
+    within = "SLURM_JOB_ID" in os.environ
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not within or not name.startswith("SLURM") or name in CLUSTER_VARIABLES
+    }
+
+
+def environment_for_steps() -> dict[str, str]:
+    """Return the environment in which to start a step of this job that says itself which GPUs it gets.
+
+    Returns
+    -------
+    dict of str
+        This process's environment without the GPUs of the whole job, which `srun` would request for each step.
+    """
+    of_job = {f"SLURM_{name.replace('-', '_').upper()}" for name in EXCLUSIVE["gpus"]}
+    return {name: value for name, value in os.environ.items() if name not in of_job}
 
 
 def job_states() -> dict[str, str] | None:
