@@ -63,4 +63,4 @@ def watched_page(browser: Browser, expected: str | None = None, home: str = LOOP
     page.on("request", lambda asked: None if home in asked.url or asked.url.startswith(HERE) else wrong.append(asked.url))
     yield page
     page.close()
-    assert wrong == []
+    assert wrong == [], "\n".join(wrong)

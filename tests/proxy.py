@@ -14,7 +14,7 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders
 from tornado.iostream import StreamClosedError
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
-from tornado.web import Application
+from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketClientConnection, WebSocketHandler, websocket_connect
 
 from emseg.clusters.local import LOOPBACK
@@ -108,6 +108,13 @@ class _Forward(WebSocketHandler):
             client.close()
 
 
+class _OwnIcon(RequestHandler):
+    """Answers what browsers ask each host for."""
+
+    def get(self) -> None:
+        self.set_status(204)
+
+
 @contextmanager
 def _listening(serve: Callable[[socket.socket], AbstractAsyncContextManager[None]]) -> Iterator[int]:
     """The port of a server in a thread of its own."""
@@ -138,7 +145,8 @@ def proxy() -> Iterator[int]:
 
     @asynccontextmanager
     async def serve(listener: socket.socket) -> AsyncIterator[None]:
-        server = HTTPServer(Application([(rf"{PREFIX}proxy/(\d+)/.*", _Forward)], log_function=lambda _: None))
+        routes = [(r"/favicon\.ico", _OwnIcon), (rf"{PREFIX}proxy/(\d+)/.*", _Forward)]
+        server = HTTPServer(Application(routes, log_function=lambda _: None))
         server.add_socket(listener)
         yield
         server.stop()
