@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 
-from tornado.httpclient import HTTPRequest
+from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders
+from tornado.iostream import StreamClosedError
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
-from tornado.web import Application
+from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketClientConnection, WebSocketHandler, websocket_connect
 
 from emseg.clusters.local import LOOPBACK
@@ -27,7 +28,10 @@ PATIENCE = 100.0
 
 
 class _Forward(WebSocketHandler):
-    """Passes requests and websockets on with their headers, ``Host`` and ``Origin`` as well."""
+    """Passes requests and websockets on with their headers, ``Host`` and ``Origin`` as well.
+
+    Like its model, it says that what HEAD asks for has no length.
+    """
 
     async def get(self, port: str) -> None:
         if self.request.headers.get("Upgrade", "").lower() == "websocket":
@@ -96,13 +100,19 @@ class _Forward(WebSocketHandler):
         request.header_callback, request.streaming_callback = on_header, on_chunk
         client = SimpleAsyncHTTPClient(force_instance=True)
         try:
-            answer = await client.fetch(request, raise_error=False)
+            await client.fetch(request, raise_error=False)
+            await self.finish()
+        except (HTTPClientError, StreamClosedError):  # one of the two has gone
+            self.request.connection.finish()  # type: ignore[union-attr]
         finally:
             client.close()
-        if answer.code == 599 and not self._headers_written:
-            self.set_status(502)
-        if not self._finished:
-            await self.finish()
+
+
+class _OwnIcon(RequestHandler):
+    """Answers what browsers ask each host for."""
+
+    def get(self) -> None:
+        self.set_status(204)
 
 
 @contextmanager
@@ -135,7 +145,8 @@ def proxy() -> Iterator[int]:
 
     @asynccontextmanager
     async def serve(listener: socket.socket) -> AsyncIterator[None]:
-        server = HTTPServer(Application([(rf"{PREFIX}proxy/(\d+)/.*", _Forward)], log_function=lambda _: None))
+        routes = [(r"/favicon\.ico", _OwnIcon), (rf"{PREFIX}proxy/(\d+)/.*", _Forward)]
+        server = HTTPServer(Application(routes, log_function=lambda _: None))
         server.add_socket(listener)
         yield
         server.stop()
@@ -160,7 +171,8 @@ def tunnel(end: int) -> Iterator[int]:
 
     async def connect(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         far_source, far_sink = await asyncio.open_connection(LOOPBACK, end)
-        await asyncio.gather(pass_on(source, far_sink), pass_on(far_source, sink))
+        with suppress(asyncio.CancelledError):  # both ends are closed when the server ends
+            await asyncio.gather(pass_on(source, far_sink), pass_on(far_source, sink))
 
     @asynccontextmanager
     async def serve(listener: socket.socket) -> AsyncIterator[None]:

@@ -185,11 +185,12 @@ def test_each_voxel_is_where_it_is_in_its_colour(browser: Browser, output: Path)
 
 
 def assert_classes_are_shown(page: Page, shown: View, output: Path, door: str = "") -> None:
+    """By a page that shows all layers, and then alone."""
+    assert page.get_by_text("membrane", exact=True).count() > 0, "names have an address of their own"
     box = Box((Z, *REGION.start[1:]), (Z + 1, *REGION.stop[1:]))
     found = seen(page, shown, "classes", 1 / ZOOM, door, selectedAlpha=1, segments=["0", "1"])
     colours = np.array([colour(0), colour(1), *[BACKGROUND] * 254])
     assert_close(at_voxels(found, state_of(shown), box), colours[open_output(output).read_labels(box)[0]])
-    page.get_by_text("membrane", exact=True).first.wait_for()
 
 
 def test_behind_a_proxy(browser: Browser, output: Path) -> None:

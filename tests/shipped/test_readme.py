@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -35,6 +36,7 @@ BLOCKS = {
     f"{TUTORIALS}/your-own-network.md": ["classes =", "import numpy"],
     f"{TUTORIALS}/object-stores.md": ["emseg run"],
     f"{HOW_TO}/evaluate.md": ["emseg run"],
+    f"{HOW_TO}/proxy.md": ["export DASK_"],
     f"{HOW_TO}/watch.md": ["scrape_configs:"],
     "workflows/docs/results.md": ["EMSEG_DATA=", "emseg ingest", "EMSEG_DATA=", "emseg ingest"],  # in tests/tissue
 }
@@ -95,6 +97,14 @@ def test_what_prometheus_is_told() -> None:
     (job,) = yaml.safe_load(block(f"{HOW_TO}/watch.md", "scrape_configs:"))["scrape_configs"]
     assert job["static_configs"] == [{"targets": [f"{LOOPBACK}:{DASHBOARD_PORT}"]}]
     assert job["authorization"] == {"credentials_file": str(token_file(Path("/data/volume.emseg.zarr")))}
+
+
+def test_the_dashboard_is_told_of_a_hub() -> None:
+    """By the variable that Dask reads, with its own port."""
+    command = block(f"{HOW_TO}/proxy.md", "export DASK_").replace("HUB", "hub.example.org").replace("NAME", "me")
+    script = "from emseg.clusters.guard import dashboard_address; print(dashboard_address('127.0.0.1', 8787))"
+    done = run("bash", "-euc", f"{command}\n{sys.executable} -c {shlex.quote(script)}", folder=ROOT)
+    assert done.stdout.strip() == "https://hub.example.org/user/me/proxy/8787/status"
 
 
 def test_how_good_it_is(tmp_path: Path) -> None:

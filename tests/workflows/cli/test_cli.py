@@ -327,6 +327,11 @@ def test_a_plan_is_explained(folder: Path) -> None:
     assert "layouts" not in json.loads(run_emseg("plan", "good.zarr", "--json", cwd=folder).stdout)
 
 
+def test_a_submitted_run_is_not_behind_the_proxy_of_a_notebook(folder: Path) -> None:
+    script = run_emseg("submit", "good.zarr", "--workers", 2, "--dry-run", cwd=folder).stdout
+    assert re.search(r"^unset JUPYTERHUB_SERVICE_PREFIX$.*^exec ", script, re.MULTILINE | re.DOTALL)
+
+
 def test_a_submitted_run_keeps_its_word_for_test_time_augmentation(folder: Path) -> None:
     written = run_emseg("submit", "good.zarr", "--tta", "--workers", 2, "--dry-run", cwd=folder)
     _, script, settings = re.split(r"^(?=#!|# .*settings.toml$)", written.stdout, flags=re.MULTILINE)

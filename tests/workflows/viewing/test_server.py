@@ -276,6 +276,23 @@ def test_under_jupyterhub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert server.ticket().startswith(f"http://127.0.0.1:{server.port}/"), "a browser here needs no proxy"
 
 
+def test_no_proxy_can_lose_the_length_of_a_file(folder: Path) -> None:
+    """It is part of each answer with a range, which the client asks for where HEAD is refused."""
+    with ViewServer(folder / "client", public_url="https://hub.example.org/{port}/") as server:
+        server.start("state", {"image/0": folder / "image"}, {"image/zarr.json": b"[1]"})
+        server_path = f"/{server.url.rstrip('/').rpartition('/')[2]}/data/image"
+        connection = http.client.HTTPConnection(LOOPBACK, server.port, timeout=20)
+        for path in ("0/c/0", "zarr.json"):
+            connection.request("HEAD", f"{server_path}/{path}")
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (405, b"")
+        connection.request("GET", f"{server_path}/0/c/0", headers={"Range": "bytes=0-0"})
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (206, CONTENT[:1])
+        assert answer.headers["Content-Range"] == f"bytes 0-0/{len(CONTENT)}"
+        connection.close()
+
+
 def test_a_proxy_that_is_none_takes_no_port(folder: Path) -> None:
     with ViewServer(folder / "client") as taken:
         pass

@@ -234,6 +234,8 @@ def _script(output: Place, site: Site, placement: Placement, lead: int, command:
             *(f"#SBATCH {shlex.quote(header)}" for header in headers),
             *site.prologue,
             "export OMP_NUM_THREADS=1",
+            "# The proxy of the notebook that has submitted this leads to the machine of the notebook.",
+            "unset JUPYTERHUB_SERVICE_PREFIX",
             "# The driver takes the place of the shell, so that SLURM's signal reaches it.",
             f"exec {shlex.join(words)}",
             "",

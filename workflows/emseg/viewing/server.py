@@ -87,7 +87,7 @@ class ViewServer:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="emseg view", daemon=True)
         self._started: Future[Callable[[], object]] = Future()
         """Result: the function that stops the server. Set once it serves."""
-        self._app = Application(log_function=lambda _: None)
+        self._app = Application(log_function=lambda _: None, behind_proxy=shown is not None)
 
     @property
     def url(self) -> str:
@@ -255,6 +255,11 @@ class _Data(RequestHandler):
         self.set_header("Access-Control-Allow-Origin", "*")
         self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Content-Type-Options", "nosniff")
+
+    def prepare(self) -> None:
+        """Refuse HEAD behind a proxy: some lose the length, and the client takes it from the range of one byte instead."""
+        if self.request.method == "HEAD" and self.settings["behind_proxy"]:
+            raise HTTPError(405)
 
 
 class _Document(_Data):
