@@ -15,6 +15,10 @@ ROOT = Path(__file__).parents[2]
 
 IMPORTED = {
     "click.core.ParameterSource": "documented as the result of `get_parameter_source`, but exported from click.core alone",
+    "dask_jobqueue.core.Job": "what the jobs of all batch systems have in common",
+    "dask_jobqueue.lsf.LSFJob": "a job of LSF whose worker is ours",
+    "dask_jobqueue.pbs.PBSJob": "the same of PBS",
+    "dask_jobqueue.sge.SGEJob": "the same of SGE",
     "dask_jobqueue.slurm.SLURMJob": "a job whose script and options are ours",
     "distributed.cli.dask_worker.main": "what the command `dask worker` runs",
     "distributed.dashboard.components.scheduler.BOKEH_THEME": "our page looks like those beside it",
@@ -28,7 +32,6 @@ IMPORTED = {
     "distributed.spans.SpansSchedulerExtension": "that one, which keeps an entry for each task",
     "distributed.utils.format_dashboard_link": "the proxy that the user has configured",
     "distributed.utils.get_ip": "the address of this host",
-    "distributed.utils.get_ip_interface": "the same of one network",
     "zarr.codecs._v2.V2Codec": "filters and compressor of Zarr v2 are bounded",
     "zarr.core.array_spec.ArraySpec": "a type, for annotations alone",
     "zarr.core.codec_pipeline.BatchedCodecPipeline": "the pipeline whose codecs are bounded",
