@@ -15,6 +15,11 @@ ROOT = Path(__file__).parents[2]
 
 IMPORTED = {
     "click.core.ParameterSource": "documented as the result of `get_parameter_source`, but exported from click.core alone",
+    "dask_jobqueue.core.Job": "what the jobs of all batch systems have in common",
+    "dask_jobqueue.lsf.LSFJob": "a job of LSF whose worker is ours",
+    "dask_jobqueue.pbs.PBSJob": "the same of PBS",
+    "dask_jobqueue.sge.SGEJob": "the same of SGE",
+    "dask_jobqueue.slurm.SLURMJob": "a job whose script and options are ours",
     "distributed.cli.dask_worker.main": "what the command `dask worker` runs",
     "distributed.dashboard.components.scheduler.BOKEH_THEME": "our page looks like those beside it",
     "distributed.dashboard.components.scheduler.env": "the same",

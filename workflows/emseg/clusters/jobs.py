@@ -36,7 +36,11 @@ from emseg.slurm.site import Site
 from emseg_core.errors import InputError
 
 _on_interrupt = signal.getsignal(signal.SIGINT)
-import dask_jobqueue as dask_jobqueue  # noqa: E402, PLC0414  others import it from here
+from dask_jobqueue.core import Job  # noqa: E402
+from dask_jobqueue.lsf import LSFJob as LSFJob  # noqa: E402, PLC0414  each cluster imports its own from here
+from dask_jobqueue.pbs import PBSJob as PBSJob  # noqa: E402, PLC0414
+from dask_jobqueue.sge import SGEJob as SGEJob  # noqa: E402, PLC0414
+from dask_jobqueue.slurm import SLURMJob as SLURMJob  # noqa: E402, PLC0414
 
 signal.signal(signal.SIGINT, _on_interrupt)  # dask-jobqueue replaces the handler on import: Ctrl-C would end a run at once
 
@@ -246,7 +250,7 @@ def dask_memory(site: Site) -> str:
     return memory + "iB" if memory[-1].isalpha() else memory + "MiB"
 
 
-class JobWorker(dask_jobqueue.core.Job):
+class JobWorker(Job):
     """What is different from dask-jobqueue's jobs, which are the other base class."""
 
     left = ""

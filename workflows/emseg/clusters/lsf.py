@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from emseg.clusters.jobs import JobWorker, dask_jobqueue, memory_bytes, refuse
+from emseg.clusters.jobs import JobWorker, LSFJob, memory_bytes, refuse
 from emseg.slurm.site import Site
 
 
-class WorkerJob(JobWorker, dask_jobqueue.lsf.LSFJob):
+class WorkerJob(JobWorker, LSFJob):
     """A worker as a job of its own."""
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from emseg.clusters.jobs import JobWorker, dask_jobqueue, memory_bytes, refuse
+from emseg.clusters.jobs import JobWorker, PBSJob, memory_bytes, refuse
 from emseg.slurm.site import Site
 
 
-class WorkerJob(JobWorker, dask_jobqueue.pbs.PBSJob):
+class WorkerJob(JobWorker, PBSJob):
     """A worker as a job of its own."""
 
 

@@ -21,7 +21,7 @@ from distributed.deploy.spec import ProcessInterface
 from emseg.clusters.jobs import (
     JOB_NAME,
     JobWorker,
-    dask_jobqueue,
+    SLURMJob,
     dask_memory,
     driver_address,
     interface_options,
@@ -181,7 +181,7 @@ class _Step(ProcessInterface):
         return self._process is not None and self._process.returncode is None
 
 
-class _Job(JobWorker, dask_jobqueue.slurm.SLURMJob):
+class _Job(JobWorker, SLURMJob):
     """A worker as a job of its own."""
 
     def __init__(self, scheduler: str, *, memory_limit: str, job_extra_directives: tuple[str, ...], **options: Any) -> None:
