@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-# Read when torch starts, also in the processes that a test starts. Most layers are tested without torch, so it is not imported here.
+# Read when torch starts, also in the processes that a test starts; not imported here, as most layers are tested without it.
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 import numpy as np

@@ -21,6 +21,7 @@ from emseg.tasks.segmenting import SegmentWork
 from emseg_core.errors import DeviceError, PlanError
 from emseg_core.grid.cost import BLOCKS_IN_FLIGHT
 from emseg_core.grid.layout import DEFAULT_TILE_BYTES, SMALL_TILE_BYTES
+from emseg_core.installation import install_hint
 from emseg_core.machine import usable_cores, usable_memory
 from emseg_core.model.device import Device, smallest_gpu_memory
 from emseg_core.store.files.place import Place, sibling
@@ -313,7 +314,7 @@ def _cuda() -> Any:
     try:
         from emseg.clusters import cuda
     except ImportError as error:
-        raise DeviceError(f"--cluster cuda needs dask-cuda ({error}): pip install 'emseg[cuda]'") from error
+        raise DeviceError(f"--cluster cuda needs dask-cuda ({error}): {install_hint('cuda')}") from error
     return cuda
 
 
@@ -322,7 +323,7 @@ def _batch_client(launch: Launch, held: ExitStack) -> Client:
     try:
         from emseg.clusters.slurm import job_cluster, step_cluster
     except ImportError as error:
-        raise PlanError(f"--cluster {placement.cluster} needs dask-jobqueue ({error}): pip install 'emseg[slurm]'") from error
+        raise PlanError(f"--cluster {placement.cluster} needs dask-jobqueue ({error}): {install_hint('slurm')}") from error
     site, logs = placement.site or Site(), logs_of(launch.place)
     site = site.replaced(cpus=site.cpus or launch.threads)
     if placement.cluster == "slurm" and not site.memory:
