@@ -64,7 +64,7 @@ bench: .venv/test
 
 .venv/demo: pyproject.toml deploy/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emseg needs Python 3.11 or newer: make demo PYTHON=python3.12")'
-	@echo 'Installing emseg and what it needs into .venv. Of what is downloaded torch is the largest: some hundred MB for CPUs, 3 GB with CUDA.'
+	@echo 'Downloads what emseg needs into .venv: some hundred MB, or up to 3 GB where pip offers torch with CUDA.'
 	$(PYTHON) -m venv .venv
 	$(INSTALL) -e '.[openvino]'
 	touch $@
