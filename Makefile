@@ -1,7 +1,7 @@
 # Two commands do everything on a machine with Python 3.11 or newer: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/pip install --quiet -c deploy/constraints.txt
+INSTALL := $(BIN)/pip install -c deploy/constraints.txt
 
 .PHONY: demo test lint docs slurm browser hosts faults fuzz tissue bench clean
 
@@ -65,6 +65,7 @@ bench: .venv/test
 
 .venv/demo: pyproject.toml deploy/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emseg needs Python 3.11 or newer: make demo PYTHON=python3.12")'
+	@echo 'Downloads what emseg needs into .venv: some hundred MB, or up to 3 GB where pip offers torch with CUDA.'
 	$(PYTHON) -m venv .venv
 	$(INSTALL) -e '.[openvino]'
 	touch $@

@@ -1,27 +1,34 @@
-"""Small real networks, and one pass of them over a whole volume: the truth that tiling must give."""
+"""Small real networks, and one pass of them over a whole volume: the truth that tiling must give.
+
+Can be imported where torch is not installed: there, the tests that make a network are skipped.
+"""
 
 from __future__ import annotations
 
 import itertools
-import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+import pytest
 from numpy.typing import NDArray
 from oracles import mirror
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from emseg_core.box import Box, Triple, triple
+from emseg_core.box import Box, triple
 from emseg_core.grid.stitch import softmax
-from emseg_core.model.predictor import TorchPredictor
-from emseg_core.model.unet import UNet
 from emseg_core.specs.model import ModelSpec
 
+if TYPE_CHECKING:
+    import torch
 
-def random_network(spec: ModelSpec, seed: int = 0, dtype: torch.dtype = torch.float64) -> UNet:
-    """A network with all weights and biases drawn from the seed, few of its units dead, in evaluation mode."""
+    from emseg_core.model.predictor import TorchPredictor
+    from emseg_core.model.unet import UNet
+
+
+def random_network(spec: ModelSpec, seed: int = 0, dtype: torch.dtype | None = None) -> UNet:
+    """A network of float64 with all weights and biases drawn from the seed, few of its units dead, in evaluation mode."""
+    torch = pytest.importorskip("torch")
+    from emseg_core.model.unet import UNet
+
     generator = torch.Generator().manual_seed(seed)
     network = UNet(spec)
     with torch.no_grad():
@@ -29,11 +36,20 @@ def random_network(spec: ModelSpec, seed: int = 0, dtype: torch.dtype = torch.fl
             fan_in = max(1, parameter[0].numel())
             drawn = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(drawn * (2 / fan_in) ** 0.5 if parameter.ndim > 1 else drawn.abs())
-    return network.to(dtype).eval()
+    return network.to(dtype or torch.float64).eval()
+
+
+def torch_predictor(network: UNet) -> TorchPredictor:
+    """The predictor of a network, on one thread."""
+    from emseg_core.model.predictor import TorchPredictor
+
+    return TorchPredictor(network, threads=1)
 
 
 def run(network: UNet, tile: NDArray[Any]) -> NDArray[Any]:
     """Logits ``(class, z, y, x)`` of one tile ``(z, y, x)``, in the network's own type."""
+    import torch
+
     with torch.inference_mode():
         source = torch.from_numpy(tile.copy()).to(next(network.parameters()).dtype)
         logits: NDArray[Any] = network(source[None, None])[0].numpy()
@@ -63,50 +79,3 @@ def mean_in_one_pass(network: UNet, values: NDArray[Any]) -> NDArray[Any]:
         found.append(softmax(logits.swapaxes(-2, -1) if swapped else logits))
     mean: NDArray[Any] = np.mean(found, axis=0)
     return mean[(slice(None), *Box.of_shape(shape).slices())]
-
-
-class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Most bytes of tensors alive at once inside the ``with``, those of the tensors that come in included."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = self._alive = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, split into those that it is made of, and count the storages that it takes and makes."""
-        kwargs = kwargs or {}
-        for tensor in tree_leaves((args, kwargs)):
-            self._count(tensor)
-        with self:
-            made = func.decompose(*args, **kwargs)
-        if made is NotImplemented:
-            made = func(*args, **kwargs)
-        for tensor in tree_leaves(made):
-            self._count(tensor)
-        return made
-
-    def _count(self, tensor: Any) -> None:
-        if not isinstance(tensor, torch.Tensor) or isinstance(tensor, torch.nn.Parameter):
-            return
-        storage = tensor.untyped_storage()
-        key = id(storage)
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        self._alive += storage.nbytes()
-        self.peak = max(self.peak, self._alive)
-        weakref.finalize(storage, self._free, key, storage.nbytes())
-
-    def _free(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self._alive -= size
-
-
-def live_bytes(network: UNet, tile: Triple) -> int:
-    """Most bytes of tensors alive at once while a predictor takes one tile, by watching it."""
-    predictor, zeros = TorchPredictor(network, threads=1), np.zeros((1, *tile), np.float32)
-    watch = LiveBytes()
-    with watch:
-        predictor.predict(zeros)
-    return watch.peak

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-import torch
+import pytest
 import zarr
 from networks import mean_in_one_pass, probabilities_in_one_pass, random_network
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ TIE = 1e-4
 
 def save_random_model(path: Path, spec: ModelSpec, seed: int = 3, card: dict[str, str] | None = None) -> Path:
     """A model file with weights drawn from the seed."""
+    torch = pytest.importorskip("torch")
     save_model(path, random_network(spec, seed, torch.float32), card or {})
     return path
 

@@ -1,9 +1,10 @@
-"""How many cores and how much memory this process may use: what the machine, its cgroups and its SLURM job leave it."""
+"""What this process may use: cores and memory, as the machine, its cgroups and its SLURM job leave it; and open files."""
 
 from __future__ import annotations
 
 import math
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +15,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 """Where Linux lists the groups of this process, of version 1 and 2."""
 MEBIBYTE = 2**20
+MOST_OPEN_FILES = 2**16
+"""The soft limit is not raised further: some programs close every number below it when they start."""
 
 
 def usable_cores() -> int:
@@ -43,6 +46,23 @@ def usable_memory() -> int:
     if node:
         limits.append(node * MEBIBYTE)
     return min(limits)
+
+
+def raise_file_limit() -> int:
+    """Let this process and those that it starts have as many files open as the system lets them, within reason.
+
+    Returns
+    -------
+    int
+        How many they may have open.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MOST_OPEN_FILES
+    allowed = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_OPEN_FILES)
+    if allowed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return max(soft, allowed)
 
 
 def _affinity() -> int:

@@ -16,7 +16,7 @@ each axis up to a side of 1152, and four from there to 1536. The cost of their o
 All must give the same labels, or the script fails; voxels near the faces, where Dask mirrors differently, are not compared.
 Start-up is excluded: models are loaded, and each variant has predicted some slices before.
 By default there are eight slices, three rounds, float32 and all variants. ``--picture`` draws the speeds as SVG. The benchmark
-needs MONAI: ``pip install 'emseg[bench]'``.
+needs MONAI: ``pip install -e '.[bench]'``.
 """
 
 from __future__ import annotations

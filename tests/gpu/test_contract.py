@@ -18,6 +18,7 @@ from emseg.flows.segment import segment
 from emseg.placement import Placement
 from emseg_core.errors import DeviceError, PlanError
 from emseg_core.grid.cost import BLOCKS_IN_FLIGHT
+from emseg_core.installation import install_hint
 from emseg_core.machine import usable_memory
 from emseg_core.model.device import process_gpu
 
@@ -122,7 +123,7 @@ def test_dask_cuda_is_not_installed(inputs: tuple[Path, Path], tmp_path: Path, m
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
     monkeypatch.delitem(sys.modules, "emseg.clusters.cuda", raising=False)
     monkeypatch.delattr(clusters, "cuda", raising=False)
-    with pytest.raises(DeviceError, match=r"needs dask-cuda \(.*\): pip install 'emseg\[cuda\]'"):
+    with pytest.raises(DeviceError, match=r"needs dask-cuda \(.*\): " + re.escape(install_hint("cuda"))):
         segment(volume, tmp_path / "out.zarr", model=model, cluster="cuda")
     assert not snapshot(tmp_path)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from fakes import ArrayVolume, LocalMean, MeanClassifier, MemoryLabels, SmallPredictor, context_of, plan_by_hand
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import mean_in_one_pass, one_pass, random_network
+from networks import mean_in_one_pass, one_pass, random_network, torch_predictor
 from numpy.typing import NDArray
 from oracles import hull, mirror
 from strategies import boxes_in, model_specs, shapes, triples, valid_tiles
@@ -27,12 +26,13 @@ from emseg_core.grid.plan import Plan
 from emseg_core.grid.stitch import QUANTA, Canvas, softmax
 from emseg_core.grid.symmetry import SymmetricPredictor
 from emseg_core.grid.tiles import Tile, tiles_of
-from emseg_core.model.predictor import TorchPredictor
-from emseg_core.model.unet import UNet
 from emseg_core.normalise import Normalisation, Scope
 from emseg_core.ports import Predictor
 from emseg_core.specs.model import ModelSpec
 from emseg_core.specs.volume import VolumeSpec
+
+if TYPE_CHECKING:
+    from emseg_core.model.unet import UNet
 
 EXACT = 1e-10
 """Largest difference between two float64 computations of one probability."""
@@ -121,7 +121,7 @@ def test_tiled_is_untiled(data: st.DataObject, scene: tuple[UNet, Triple, Triple
     volume = ArrayVolume(values)
     region = data.draw(st.just(volume.spec.box) | boxes_in(shape))
     truth = one_pass(network, normalised(values, table))[(slice(None), *region.slices())]
-    plan, predictor = plan_by_hand(network.spec, shape, unit, tile, region), TorchPredictor(network, threads=1)
+    plan, predictor = plan_by_hand(network.spec, shape, unit, tile, region), torch_predictor(network)
 
     logits = stitched(volume, predictor, plan, table)
     np.testing.assert_allclose(softmax(logits), softmax(truth), rtol=0, atol=EXACT)
@@ -139,7 +139,7 @@ def test_tiled_is_untiled_with_test_time_augmentation(
     volume = ArrayVolume(values)
     region = data.draw(st.just(volume.spec.box) | boxes_in(shape))
     truth = mean_in_one_pass(network, normalised(values, table))[(slice(None), *region.slices())]
-    plan, predictor = plan_by_hand(network.spec, shape, unit, tile, region), TorchPredictor(network, threads=1)
+    plan, predictor = plan_by_hand(network.spec, shape, unit, tile, region), torch_predictor(network)
     found = softmax(stitched(volume, SymmetricPredictor(predictor), plan, table))
     np.testing.assert_allclose(found, truth, rtol=0, atol=EXACT)
 
@@ -150,7 +150,7 @@ def test_the_mean_over_symmetries_is_not_what_one_of_them_gives(model: ModelSpec
     values, network = noise((5, 60, 44)), random_network(model)
     table = Normalisation("volume", (120.0,), (70.0,))
     plan = plan_by_hand(model, (5, 60, 44), (3, 33, 40), model.tile_for((2, 16, 32)))
-    found = softmax(stitched(ArrayVolume(values), SymmetricPredictor(TorchPredictor(network, threads=1)), plan, table))
+    found = softmax(stitched(ArrayVolume(values), SymmetricPredictor(torch_predictor(network)), plan, table))
     np.testing.assert_allclose(found, mean_in_one_pass(network, normalised(values, table)), rtol=0, atol=EXACT)
     assert np.abs(found - softmax(one_pass(network, normalised(values, table)))).max() > 1e-3
 
@@ -162,7 +162,7 @@ def test_what_is_written_is_untiled(scene: tuple[UNet, Triple, Triple, Triple, N
     values = noise(shape)
     plan = plan_by_hand(network.spec, shape, unit, tile)
     labels = MemoryLabels(plan, probabilities=True)
-    context = context_of(ArrayVolume(values), TorchPredictor(network, threads=1), plan, normalisation=table, labels=labels)
+    context = context_of(ArrayVolume(values), torch_predictor(network), plan, normalisation=table, labels=labels)
     for block in reversed(list(plan)):
         assert not labels.is_done(block.write)
         outcome = segment_block(context, block)
@@ -180,7 +180,7 @@ def test_a_box_by_itself_with_any_lead_is_untiled(
     values = noise(shape)
     box = data.draw(boxes_in(shape))
     z, y, x = (data.draw(st.integers(0, step - 1)) for step in network.spec.step(tile))
-    found = predict_box(ArrayVolume(values), TorchPredictor(network, threads=1), table, box, tile, (z, y, x))
+    found = predict_box(ArrayVolume(values), torch_predictor(network), table, box, tile, (z, y, x))
     truth = softmax(one_pass(network, normalised(values, table)))[(slice(None), *box.slices())]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, truth, rtol=0, atol=1e-7)
@@ -197,7 +197,7 @@ def test_plans_as_they_are_made_are_untiled(shape: Triple, model: ModelSpec, reg
     plan = plan_volume(volume, model, region)
     table = Normalisation("volume", (120.0,), (70.0,))
     truth = one_pass(network, normalised(values, table))[(slice(None), *plan.region.slices())]
-    logits = stitched(ArrayVolume(values), TorchPredictor(network, threads=1), plan, table)
+    logits = stitched(ArrayVolume(values), torch_predictor(network), plan, table)
     np.testing.assert_allclose(logits, truth, rtol=EXACT, atol=EXACT)
 
 
@@ -292,7 +292,7 @@ def test_tiles_off_the_lattice_are_wrong(model: ModelSpec, axis: int, monkeypatc
         monkeypatch.setattr(
             emseg_core.grid.plan, "hull_of", lambda *case, made=shifted: hull([part.source for part in made(*case)])
         )
-        logits = stitched(ArrayVolume(values), TorchPredictor(network, threads=1), plan, table)
+        logits = stitched(ArrayVolume(values), torch_predictor(network), plan, table)
         difference = np.abs(logits - truth).max()
         if by % model.lattice[axis]:
             assert difference > 1e-3, f"{by} of {model.lattice[axis]} voxels off"
@@ -305,7 +305,7 @@ def test_normalising_tile_by_tile_would_be_wrong() -> None:
     values, network = noise((5, 30, 30)), random_network(PLANAR)
     rising = Normalisation("slice", tuple(range(100, 105)), (60.0,) * 5)
     plan = plan_by_hand(PLANAR, (5, 30, 30), (2, 16, 16), PLANAR.tile_for((1, 8, 8)), Box((2, 0, 0), (5, 30, 30)))
-    predictor = TorchPredictor(network, threads=1)
+    predictor = torch_predictor(network)
     right = stitched(ArrayVolume(values), predictor, plan, rising)
     np.testing.assert_allclose(right, one_pass(network, normalised(values, rising))[:, 2:], rtol=EXACT, atol=EXACT)
     falling = Normalisation("slice", rising.mean[::-1], rising.deviation)
@@ -321,7 +321,8 @@ def test_a_region_has_the_bytes_of_the_whole(model: ModelSpec) -> None:
     shape: Triple = (10, 120, 130)
     values = noise(shape)
     table = Normalisation("volume", (120.0,), (70.0,))
-    predictor = TorchPredictor(random_network(model, dtype=torch.float32), threads=1)
+    torch = pytest.importorskip("torch")
+    predictor = torch_predictor(random_network(model, dtype=torch.float32))
     volume = ArrayVolume(values)
     whole = stitched(volume, predictor, plan_volume(volume.spec, model), table).astype(np.float32)
     for region in (Box((3, 41, 57), (8, 102, 119)), Box((0, 60, 0), (10, 61, 130))):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 from fakes import LocalMean
-from networks import random_network
+from networks import random_network, torch_predictor
 from numpy.typing import NDArray
 
 from emseg_core.box import Triple, triple
 from emseg_core.canary import MAX_OUTPUT_LENGTH, batch_is_free, canary_of
-from emseg_core.model.predictor import TorchPredictor
 from emseg_core.specs.model import ModelSpec
+
+if TYPE_CHECKING:
+    from emseg_core.model.predictor import TorchPredictor
 
 PLANAR = ModelSpec.unet(width=2, depth=2)
 SOLID = ModelSpec.unet(width=2, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
@@ -47,7 +49,8 @@ class Crowded(LocalMean):
 
 
 def predictor(spec: ModelSpec, seed: int = 0) -> TorchPredictor:
-    return TorchPredictor(random_network(spec, seed, torch.float32), threads=1)
+    torch = pytest.importorskip("torch")
+    return torch_predictor(random_network(spec, seed, torch.float32))
 
 
 @pytest.mark.parametrize("spec", [PLANAR, SOLID])
@@ -65,11 +68,12 @@ def test_the_same_network_sings_the_same(spec: ModelSpec) -> None:
 def test_other_weights_sing_otherwise(spec: ModelSpec) -> None:
     tile = spec.tile_for((4, 20, 20))
     assert canary_of(predictor(spec, 0), tile) != canary_of(predictor(spec, 1), tile)
+    torch = pytest.importorskip("torch")
     network = random_network(spec, 0, torch.float32)
     with torch.no_grad():
         *_, last = network.parameters()
         last.view(-1)[0] *= 1 + 1e-5
-    assert canary_of(TorchPredictor(network, threads=1), tile) != canary_of(predictor(spec, 0), tile)
+    assert canary_of(torch_predictor(network), tile) != canary_of(predictor(spec, 0), tile)
 
 
 def test_it_is_the_digest_of_the_logits() -> None:

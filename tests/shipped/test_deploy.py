@@ -11,7 +11,10 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-PINS = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "deploy" / "constraints.txt").read_text(), re.MULTILINE))
+LINES = [
+    Requirement(line) for line in (ROOT / "deploy" / "constraints.txt").read_text().splitlines() if not line.startswith("#")
+]
+PINS = {line.name: str(line.specifier).removeprefix("==") for line in LINES if line.marker is None or line.marker.evaluate()}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ONLY_ON_LINUX = {"cuda-bindings", "dask-cuda", "nvidia-ml-py"}
 
@@ -24,6 +27,12 @@ def name_of(requirement: str) -> str:
 def test_each_dependency_is_pinned() -> None:
     wanted = PROJECT["dependencies"] + [name for extra in PROJECT["optional-dependencies"].values() for name in extra]
     assert {name_of(requirement) for requirement in wanted} <= set(PINS)
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
+def test_each_python_has_one_pin_of_each_package(python: str) -> None:
+    names = [line.name for line in LINES if line.marker is None or line.marker.evaluate({"python_version": python})]
+    assert sorted(names) == sorted(PINS)
 
 
 @pytest.mark.parametrize("name", sorted(PINS))

@@ -21,7 +21,8 @@ from emseg.tasks.segmenting import SegmentWork
 from emseg_core.errors import DeviceError, PlanError
 from emseg_core.grid.cost import BLOCKS_IN_FLIGHT
 from emseg_core.grid.layout import DEFAULT_TILE_BYTES, SMALL_TILE_BYTES
-from emseg_core.machine import usable_cores, usable_memory
+from emseg_core.installation import install_hint
+from emseg_core.machine import raise_file_limit, usable_cores, usable_memory
 from emseg_core.model.device import Device, smallest_gpu_memory
 from emseg_core.store.files.place import Place, sibling
 
@@ -38,6 +39,10 @@ MAX_CPU_TILE_BYTES = 2**32
 GPU_MEMORY_DIVISOR = 16
 """Activations are planned for this part of a GPU's memory; a predictor may take four, as convolutions need several times it."""
 MAX_GPU_TILE_BYTES = 2**33
+OPEN_FILES = 64
+"""A run without workers has at most this many files open."""
+OPEN_FILES_PER_WORKER = 16
+"""Twelve were counted: pipes and connections of a worker and of the process that starts it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,32 @@ def check_main(placement: Placement) -> None:
         from emseg.clusters.lifeline import end_if_being_started
 
         end_if_being_started()
+
+
+def check_open_files(placement: Placement) -> None:
+    """Refuse a run whose workers need more open files than this process may have: connections are files, too.
+
+    It is called before anything is read or written, and raises the soft limit to the hard one first.
+
+    Parameters
+    ----------
+    placement
+        Where the blocks are to be computed.
+
+    Raises
+    ------
+    PlanError
+        If the hard limit is too low.
+    """
+    workers = placement.adapt[1] if placement.adapt is not None else placement.workers
+    if workers is None:
+        workers = 0 if placement.scheduler or placement.client else default_workers(1)
+    needed, allowed = OPEN_FILES + workers * OPEN_FILES_PER_WORKER, raise_file_limit()
+    if allowed < needed:
+        remedy = "raise the limit (ulimit -n), or start fewer with --workers" if workers > 1 else "raise the limit (ulimit -n)"
+        raise PlanError(
+            f"a run with {workers} workers needs {needed} open files, but this process may have only {allowed}: {remedy}"
+        )
 
 
 def with_shared_gpus(placement: Placement) -> Placement:
@@ -315,7 +346,7 @@ def _cuda() -> Any:
     try:
         from emseg.clusters import cuda
     except ImportError as error:
-        raise DeviceError(f"--cluster cuda needs dask-cuda ({error}): pip install 'emseg[cuda]'") from error
+        raise DeviceError(f"--cluster cuda needs dask-cuda ({error}): {install_hint('cuda')}") from error
     return cuda
 
 
@@ -326,7 +357,7 @@ def _batch_client(launch: Launch, held: ExitStack) -> Client:
         from emseg.clusters.jobs import adapted_cluster
         from emseg.clusters.slurm import job_cluster, step_cluster
     except ImportError as error:
-        raise PlanError(f"--cluster {placement.cluster} needs dask-jobqueue ({error}): pip install 'emseg[slurm]'") from error
+        raise PlanError(f"--cluster {placement.cluster} needs dask-jobqueue ({error}): {install_hint('slurm')}") from error
     site, logs = placement.site or Site(), logs_of(launch.place)
     site = replace(site, cpus=site.cpus or launch.threads)
     if placement.cluster != "srun" and not (site.memory or site.option("memory")):

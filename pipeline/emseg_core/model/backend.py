@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emseg_core.errors import DeviceError
+from emseg_core.installation import install_hint
 from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.cpu import has_fast_bfloat16
 from emseg_core.model.device import Device, check_device
@@ -144,7 +145,7 @@ def open_predictor(
         from emseg_core.model.openvino_predictor import OpenVinoPredictor
     except ImportError as error:
         raise DeviceError(
-            f"the run uses OpenVINO, which is not installed here ({error}): pip install 'emseg[openvino]', or start another "
+            f"the run uses OpenVINO, which is not installed here ({error}): {install_hint('openvino')}; or start another "
             "output with --backend torch"
         ) from error
     return OpenVinoPredictor(model, threads, precision)

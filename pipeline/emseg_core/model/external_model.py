@@ -26,6 +26,7 @@ from typing import Any, Literal, cast
 from emseg_core.box import Triple, triple
 from emseg_core.documents import read_document
 from emseg_core.errors import ModelError
+from emseg_core.installation import install_hint
 from emseg_core.model.package import DESCRIPTIONS, MAX_MODEL_BYTES, read_package
 from emseg_core.specs.contract import Activation, Contract
 
@@ -227,9 +228,7 @@ def open_onnx(model: ExternalModel, threads: int) -> Any:
     try:
         from emseg_core.model.onnx import OnnxNetwork
     except ImportError as error:
-        raise ModelError(
-            f"{model.path} is an ONNX file, which needs OpenVINO ({error}): pip install 'emseg[openvino]'"
-        ) from error
+        raise ModelError(f"{model.path} is an ONNX file, which needs OpenVINO ({error}): {install_hint('openvino')}") from error
     return OnnxNetwork(model.data, model.path, threads)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import AS_IS, ArrayVolume, LocalMean, SayingPredictor
-from networks import mean_in_one_pass, random_network
+from networks import mean_in_one_pass, random_network, torch_predictor
 from numpy.typing import NDArray
 
 from emseg_core.block import predict_tiles, read_seen
@@ -17,7 +17,6 @@ from emseg_core.errors import BlockError, MemoryShortageError, PlanError
 from emseg_core.grid.stitch import classify, quantise, softmax
 from emseg_core.grid.symmetry import SYMMETRIES, SymmetricPredictor, check_symmetric
 from emseg_core.grid.tiles import tiles_of
-from emseg_core.model.predictor import TorchPredictor
 from emseg_core.specs.model import ModelSpec
 
 POINT = ModelSpec.unet(width=1, depth=0, kernel=(1, 1, 1))
@@ -86,7 +85,7 @@ def test_a_tile_alone_has_the_bytes_that_it_has_in_a_batch() -> None:
 def test_twice_is_the_same_bytes(spec: ModelSpec) -> None:
     network = random_network(spec)
     tiles = ramp((2, *spec.tile_for((2, 9, 20))))
-    first, second = (SymmetricPredictor(TorchPredictor(network, threads=1)).predict(tiles).tobytes() for _ in range(2))
+    first, second = (SymmetricPredictor(torch_predictor(network)).predict(tiles).tobytes() for _ in range(2))
     assert first == second
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import get_args
@@ -18,6 +19,7 @@ from strategies import model_specs, valid_tiles
 from emseg_core.box import Triple
 from emseg_core.canary import batch_is_free, canary_of
 from emseg_core.errors import DeviceError, MemoryShortageError
+from emseg_core.installation import install_hint
 from emseg_core.model import backend
 from emseg_core.model.file import ModelFile, load_model, save_model, weights_of
 from emseg_core.model.predictor import TorchPredictor
@@ -175,7 +177,7 @@ def test_which_library_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceError, match="OpenVINO runs on CPUs, not on cuda: use --backend torch"):
         backend.open_predictor(model, "openvino", "float32", 1, "cuda")
     monkeypatch.setitem(sys.modules, "emseg_core.model.openvino_predictor", None)
-    with pytest.raises(DeviceError, match=r"OpenVINO, which is not installed here.*pip install 'emseg\[openvino\]'"):
+    with pytest.raises(DeviceError, match="OpenVINO, which is not installed here.*" + re.escape(install_hint("openvino"))):
         backend.open_predictor(model, "openvino", "float32", 1, "cpu")
     monkeypatch.setattr(backend, "find_spec", lambda _: None)
     assert backend.default_backend("cpu") == "torch"

@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import live_bytes, random_network, run
+from live_bytes import live_bytes
+from networks import random_network, run
 from strategies import model_specs, valid_tiles
 from torch import Tensor
 from torch.nn import functional

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import re
 import resource
 import shutil
 import sys
@@ -27,6 +28,7 @@ from emseg.flows.ingest import ingest
 from emseg.flows.segment import segment
 from emseg_core.box import Triple
 from emseg_core.errors import InputError, OutputError, VolumeError
+from emseg_core.installation import install_hint
 from emseg_core.store.exports import new_volume
 from emseg_core.store.volumes.volume import open_volume
 
@@ -215,7 +217,7 @@ def test_a_full_disk_leaves_nothing(output: Path, tmp_path: Path) -> None:
 
 def test_without_the_library(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorstore", None)
-    with pytest.raises(VolumeError, match=r"made is written with tensorstore, .* pip install 'emseg\[tensorstore\]'"):
+    with pytest.raises(VolumeError, match="made is written with tensorstore, .* " + re.escape(install_hint("tensorstore"))):
         export(output, tmp_path / "made", file_format="precomputed")
     with pytest.raises(InputError, match="choose one with --format"):
         export(output, tmp_path / "made")

@@ -15,6 +15,7 @@ from stacks import save_hdf5, save_mrc, save_png
 
 from emseg.flows.ingest import ingest
 from emseg_core.errors import VolumeError
+from emseg_core.installation import install_hint
 from emseg_core.store.exports import new_volume
 from emseg_core.store.volumes.volume import open_volume
 
@@ -166,4 +167,4 @@ def test_png_that_cannot_be_read(tmp_path: Path) -> None:
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, library: str, extra: str) -> None:
     source = save_hdf5(tmp_path / "s.h5", voxels()) if suffix == "h5" else save_mrc(tmp_path / "s.mrc", voxels("uint16"))
     monkeypatch.setitem(sys.modules, library, None)
-    assert refused(tmp_path, source).endswith(f"is read with {library}, which is not installed: pip install 'emseg[{extra}]'")
+    assert refused(tmp_path, source).endswith(f"is read with {library}, which is not installed: {install_hint(extra)}")

@@ -21,6 +21,7 @@ from stacks import BLOCK, save_n5, save_precomputed
 from emseg.flows.ingest import ingest
 from emseg_core.box import Box, Triple
 from emseg_core.errors import VolumeError
+from emseg_core.installation import install_hint
 from emseg_core.store.stacks.formats import open_stack
 from emseg_core.store.stacks.tensor import TensorStack
 from emseg_core.store.volumes.volume import open_volume
@@ -261,7 +262,7 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ki
     source = (save_n5 if kind == "n5" else save_precomputed)(tmp_path / "s", voxels())
     monkeypatch.setitem(sys.modules, "tensorstore", None)
     assert refused(tmp_path, source).endswith(
-        "is read with tensorstore, which is not installed: pip install 'emseg[tensorstore]'"
+        f"is read with tensorstore, which is not installed: {install_hint('tensorstore')}"
     )
 
 

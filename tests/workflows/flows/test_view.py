@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -22,6 +23,7 @@ from emseg.flows.label import label
 from emseg.flows.segment import segment
 from emseg.flows.view import View, view
 from emseg_core.errors import InputError
+from emseg_core.installation import install_hint
 from emseg_core.store.zarrs.ome import levels, multiscales_of
 
 SHAPE = (6, 90, 300)
@@ -166,7 +168,7 @@ def test_an_image(folder: Path, tmp_path: Path) -> None:
 
 def test_without_the_viewer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "neuroglancer", None)
-    with pytest.raises(InputError, match=r"shown with neuroglancer, which is not installed: pip install 'emseg\[view\]'"):
+    with pytest.raises(InputError, match=re.escape(f"shown with neuroglancer, which is not installed: {install_hint('view')}")):
         view(folder / "whole.zarr")
 
 

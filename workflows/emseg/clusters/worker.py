@@ -14,6 +14,7 @@ from distributed.cli.dask_worker import main as dask_worker
 
 from emseg.clusters.private_folder import private_folder
 from emseg_core.errors import InputError
+from emseg_core.machine import raise_file_limit
 
 
 def main(words: Sequence[str]) -> None:
@@ -27,6 +28,7 @@ def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--local-directory", type=Path)
     own, others = parser.parse_known_args(words)
+    raise_file_limit()
     try:
         with private_folder(own.local_directory) as folder:
             dask_worker([*others, "--local-directory", str(folder)])

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from emseg_core.errors import VolumeError
+from emseg_core.installation import install_hint
 from emseg_core.store.files.place import Place
 
 
@@ -36,4 +37,4 @@ def load_extra(library: str, extra: str, path: Place, use: str = "read") -> Any:
     try:
         return import_module(library)
     except ImportError as error:
-        raise VolumeError(f"{path} is {use} with {library}, which is not installed: pip install 'emseg[{extra}]'") from error
+        raise VolumeError(f"{path} is {use} with {library}, which is not installed: {install_hint(extra)}") from error

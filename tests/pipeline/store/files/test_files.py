@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from moto.core.models import DEFAULT_ACCOUNT_ID
 from object_store import BUCKET, ObjectStore, object_store
 
 from emseg_core.errors import OutputError, VolumeError
+from emseg_core.installation import install_hint
 from emseg_core.store.files import remote
 from emseg_core.store.files.faults import StoreError
 from emseg_core.store.files.files import Files, LocalFiles, open_files
@@ -254,5 +256,5 @@ def test_no_bucket(store: ObjectStore) -> None:
 
 def test_without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "obstore.store", None)
-    with pytest.raises(VolumeError, match=r"pip install 'emseg\[remote\]'"):
+    with pytest.raises(VolumeError, match=re.escape(install_hint("remote"))):
         open_files(parse_place("s3://bucket/a"))

@@ -20,6 +20,7 @@ from runs import free_port, texture
 
 from emseg_core.box import Box
 from emseg_core.errors import BlockError, VolumeError
+from emseg_core.installation import install_hint
 from emseg_core.normalise import survey
 from emseg_core.store.files import remote
 from emseg_core.store.files.place import Address
@@ -303,4 +304,4 @@ def test_a_web_server_that_gives_no_parts_of_files(folder: Path) -> None:
 
 def test_obstore_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore.store", None)
-    assert "pip install 'emseg[remote]'" in error("s3://bucket/v.zarr")
+    assert install_hint("remote") in error("s3://bucket/v.zarr")
