@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -19,7 +20,7 @@ from tornado.routing import RuleRouter
 
 from emseg.access import TOKEN_PARAMETER, new_token
 from emseg.clusters.guard import GuardedScheduler, dashboard_address
-from emseg.clusters.local import LOOPBACK, GuardedCluster
+from emseg.clusters.local import LOOPBACK, GuardedCluster, hub_advice
 from emseg.dashboard.board import RunDescription
 from emseg.dashboard.server import open_board
 from emseg_core.box import Box
@@ -306,13 +307,17 @@ def test_under_jupyterhub(configured: str, link: str, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("configured", ["{scheme}://{host}:{port}/status", "{JUPYTERHUB_SERVICE_PREFIX}proxy/{port}/status"])
 def test_a_hub_that_does_not_state_its_address(configured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No host is accepted for it."""
+    """No host is accepted for it, and the user is told how to state it."""
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me/")
     monkeypatch.delenv("JUPYTERHUB_PUBLIC_URL", raising=False)
     named = {"distributed.dashboard.link": configured}
     with dask.config.set(named), GuardedCluster({}, LOOPBACK, Security(), tmp_path) as cluster:
         door = Door(cluster.scheduler_info["services"]["dashboard"], cluster.token)
         assert cluster.proxy is None
+        client: Any = SimpleNamespace(cluster=cluster)
+        assert hub_advice(client) == "export DASK_DISTRIBUTED__DASHBOARD__LINK='https://HUB/user/me/proxy/{port}/status'"
+        monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", "https://hub.example.org/user/me/")
+        assert hub_advice(client) is None
         assert_refused(door.ask(f"/status?{TOKEN_PARAMETER}={door.token}", {"Host": "hub.example.org"}))
         assert door.ask("/health", door.cookie).status == 200
 
