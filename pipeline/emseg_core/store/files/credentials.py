@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from emseg_core.errors import VolumeError
+from emseg_core.installation import install_hint
 from emseg_core.store.files.place import Address
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def profile_config(address: Address) -> dict[str, Any] | None:
         if named is None:
             return None
         what = f"{address} cannot be opened (the AWS profile {name!r} is read with botocore, which is not installed)"
-        raise VolumeError(f"{what}: pip install 'emseg[aws]', {anonymously}")
+        raise VolumeError(f"{what}: {install_hint('aws')}, {anonymously}")
     chain = _profile_chain(name)
     if not any(CREDENTIAL_SETTINGS & set(profile) for profile in chain):
         if named is None:

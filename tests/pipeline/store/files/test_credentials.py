@@ -17,6 +17,7 @@ from runs import save_volume, texture
 from sign_ins import PROFILE, SECRET, SignIn, use_profile, write_config
 
 from emseg_core.errors import BlockError, VolumeError
+from emseg_core.installation import install_hint
 from emseg_core.store.files import credentials
 from emseg_core.store.volumes.volume import open_volume
 
@@ -202,7 +203,7 @@ def test_region_and_endpoint_of_a_profile(
 
 def test_botocore_is_named_where_it_is_missing(store: ObjectStore, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(credentials, "find_spec", lambda name: None)
-    assert f"the AWS profile '{PROFILE}' is read with botocore, which is not installed): pip install 'emseg[aws]'" in refusal(
+    assert f"the AWS profile '{PROFILE}' is read with botocore, which is not installed): {install_hint('aws')}" in refusal(
         store.address("v.zarr")
     )
 
