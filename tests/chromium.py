@@ -1,4 +1,4 @@
-"""A browser without a screen, whose pages must log no error and ask for nothing from elsewhere."""
+"""A headless browser whose pages must log no error and request nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="tests/browser/setu
 
 @contextmanager
 def started(*flags: str) -> Iterator[Browser]:
-    """The browser."""
+    """Start the browser."""
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", f"--host-resolver-rules=MAP {HUB} {LOOPBACK}", *flags, *ALONE]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=arguments)
@@ -39,14 +39,14 @@ def started(*flags: str) -> Iterator[Browser]:
 
 @contextmanager
 def watched_page(browser: Browser, expected: str | None = None, home: str = LOOPBACK) -> Iterator[Page]:
-    """A page of it.
+    """Open a page.
 
     Parameters
     ----------
     expected
-        End of an address whose absence is no error; behind a proxy, no server answers HEAD.
+        End of an address whose absence is not an error. Behind a proxy, no server answers HEAD.
     home
-        What is in the addresses of all that it may fetch.
+        Text that must be in every address the page requests.
     """
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     wrong: list[str] = []

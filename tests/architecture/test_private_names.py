@@ -1,4 +1,4 @@
-"""What is used of other libraries beside their documented names: little, listed here, and held by this contract."""
+"""Test that the package uses only the listed undocumented names of other libraries."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ OVERRIDDEN = {
 
 
 def imported() -> Iterator[str]:
-    """Names that the package imports from other libraries."""
+    """Return the names that the package imports from other libraries."""
     for file in (*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "workflows" / "emseg").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -72,7 +72,7 @@ def imported() -> Iterator[str]:
 
 
 def is_private(name: str) -> bool:
-    """Whether a name is none that its library documents."""
+    """Return whether a library does not document this name."""
     library, *rest = name.split(".")
     if library in ("emseg", "emseg_core", "__future__"):
         return False
@@ -100,6 +100,6 @@ def test_methods_are_as_we_replace_them(name: str) -> None:
 
 
 def found(name: str) -> Any:
-    """The object of this name."""
+    """Return the object of this name."""
     module, _, attribute = name.rpartition(".")
     return getattr(import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""A browser opens the page of a report from the disk, and asks for no other file."""
+"""Test that a browser opens a report from disk and requests no other file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLUE = (43, 123, 186)
 
 
 def pixels(page: Page, picture: Path) -> np.ndarray:
-    """The whole page, ``(y, x, 3)``."""
+    """Return the pixels of the whole page, ``(y, x, 3)``."""
     page.screenshot(path=picture, full_page=True)
     return np.asarray(Image.open(picture).convert("RGB"))
 

@@ -1,4 +1,4 @@
-"""A driver is killed, its volume changed, and the same command called again: nothing of two volumes is mixed."""
+"""Test that a resume after the volume has changed never mixes two volumes."""
 
 from __future__ import annotations
 

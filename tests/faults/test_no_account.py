@@ -1,4 +1,4 @@
-"""Without a home directory, a user name and an environment, every command does what it does elsewhere."""
+"""Test that every command works without a home directory, a user name and environment variables."""
 
 from __future__ import annotations
 
