@@ -50,7 +50,7 @@ def test_without_the_link_there_is_nothing(browser: Browser, cluster: GuardedClu
     """The page does not ask again and again either."""
     clean = cluster.dashboard_link.partition("?")[0]
     asked: list[str] = []
-    page = browser.new_page()  # A page that is watched treats each refusal as an error
+    page = browser.new_page()  # a watched page treats each refusal as an error
     page.on("request", lambda request: asked.append(request.url))
     page.goto(f"data:text/html,<a href='{clean}'>a page that guesses</a>")
     page.click("a")

@@ -135,7 +135,7 @@ def headers(data: st.DataObject, folder: Path) -> Attempt:
 
 @fuzz(cases=500)
 def stored(data: st.DataObject, folder: Path) -> Attempt:
-    """Draw a file with bytes truncated, changed, inserted or removed: anywhere, in the header alone, or in the stated length."""
+    """Draw a file with bytes truncated, changed, inserted or removed: anywhere, in the header only, or in the stated length."""
     content = models()[name := data.draw(NAMES)]
     header, weights = parts(name)
     match data.draw(st.sampled_from(["file", "header", "length"])):

@@ -74,7 +74,7 @@ def stacks() -> dict[str, dict[str, bytes]]:
             found[name] = {"stack.tif": written(slices, **options)}
     first = found["imagej-first"]
     raw = bytearray(first["stack.tif"])
-    raw[slice(*pointers(bytes(raw))[1])] = bytes(4)  # For large stacks, ImageJ states only where the first slice is
+    raw[slice(*pointers(bytes(raw))[1])] = bytes(4)  # for large stacks, ImageJ states only where the first slice is
     first["stack.tif"] = bytes(raw)
     return found
 
