@@ -99,7 +99,7 @@ def test_output_shape(data: st.DataObject) -> None:
 @given(st.data())
 @settings(max_examples=15)
 def test_valid_sizes_are_those_that_pass_without_loss(data: st.DataObject) -> None:
-    """Each length is checked: it is valid if each pooling divides it and each convolution of the real network leaves a voxel."""
+    """Each length is checked: it is valid if each pooling divides it and each convolution of the network leaves a voxel."""
     spec = data.draw(model_specs(widths=st.just(1), most_flops=10**6))
     axis = data.draw(st.integers(0, 2))
     network, least = UNet(spec), spec.tile_for((1, 1, 1))

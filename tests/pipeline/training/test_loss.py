@@ -1,4 +1,4 @@
-"""The losses against their definitions, and their gradients against differences."""
+"""Test losses against their definitions, and gradients against differences."""
 
 from __future__ import annotations
 

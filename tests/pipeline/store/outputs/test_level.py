@@ -70,7 +70,7 @@ def test_levels_are_those_of_the_whole(tmp_path: Path, unit: Triple, probabiliti
 @settings(max_examples=6)
 @given(st.data())
 def test_what_stands_on_a_missing_unit_is_removed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """Whichever units are removed, the units that remain are unchanged and have all their sources, and a rebuild restores the rest."""
+    """Whichever units are removed, the others are unchanged and have all their sources, and a rebuild restores the rest."""
     output = make(tmp_path_factory.mktemp("o") / "o", (4, 16, 16), probabilities=False)
     fill(output)
     build(output)
