@@ -20,7 +20,7 @@ def keys(distance: float) -> float:
 
 
 def weights(length: int, points: int) -> NDArray[np.float64]:
-    """Return the weight of each point at each pixel of an axis, ``(length, points)``; beyond the edges, the outermost points repeat."""
+    """Return the weight of each point at each pixel of an axis, ``(length, points)``. Beyond the edges, the outer points repeat."""
     table = np.zeros((length, points))
     for pixel in range(length):
         place = pixel * (points - 1) / (length - 1) if length > 1 else 0.0
@@ -65,7 +65,7 @@ def test_points_axes_and_draws_do_not_depend_on_one_another() -> None:
 
 
 def test_smooth_between_the_points() -> None:
-    """Points are 193 pixels apart, which bounds slopes and curvature. Nearest points would jump, and lines would have corners."""
+    """Points are 193 pixels apart, which bounds slopes and curvature. Nearest points would jump; lines would have corners."""
     for seed in range(20):
         field = displacements((388, 388), np.random.default_rng(seed), 10.0)
         drawn = np.random.default_rng(seed).normal(0, 10.0, (2, 3, 3))
