@@ -32,4 +32,4 @@ PACKED = {
     "blosc": Blosc().encode(BLOATED),
     "lz4": LZ4().encode(BLOATED),
 }
-"""By what has compressed them."""
+"""Compressed bytes by compressor."""

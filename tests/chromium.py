@@ -13,16 +13,16 @@ from emseg.clusters.local import LOOPBACK
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ALONE = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic", "--no-first-run")
-"""A browser that asks nobody anything of its own accord."""
+"""Options of a browser that makes no connection of its own."""
 PLAIN = ("--disable-gpu",)
 DRAWING = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
-"""WebGL without a GPU."""
+"""Options for WebGL without a GPU."""
 
 HUB = "hub.example.org"
-"""Name of this machine that only the browser knows."""
+"""A name of this machine that only the browser knows."""
 
 HERE = ("data:", "file:", "blob:")
-"""How addresses begin that need no network."""
+"""Prefixes of addresses that need no network."""
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="tests/browser/setup was not run: no Chromium")
 

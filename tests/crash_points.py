@@ -31,10 +31,10 @@ from emseg_core.errors import OutputError
 from emseg_core.store.files.ownership import IDENTITY
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
-"""Audit events of Python, besides that of an opened file."""
+"""Python's audit events of changes, besides that of an opened file."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 SHAPE = (4, 300, 40)
-"""Of many blocks, and with a coarser level."""
+"""A shape with many blocks and a coarser level."""
 SIZE = (30.0, 8.0, 8.0)
 
 
@@ -43,15 +43,15 @@ class Command:
     """A command that a user runs."""
 
     name: str
-    """Of what it makes."""
+    """The name of what the command makes."""
     before: Callable[[Path], Any] | None
-    """What the user has done there before, given the place."""
+    """What the user has done there before; called with the path."""
     act: Callable[[Path], Any]
-    """Given the place, in a folder of its own, beside the inputs."""
+    """The command; called with a path in a separate folder beside the inputs."""
     again: Callable[[Path], Any] | None = None
-    """What the user does after a death; None for the same."""
+    """What the user does after a crash; None for the same command."""
     once: bool = False
-    """Whether it is refused where all is done."""
+    """Whether the command is refused if everything is done."""
 
 
 def exported(place: Path, file_format: Any, **settings: Any) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from emseg_core.store.files.atomic_write import PARTIAL_SUFFIX
 
 ONCE = Path(os.environ["EMSEG_TEST_ONCE"])
-"""A file that is made by who dies."""
+"""File that the dying process creates."""
 
 
 def dying(fsync: Callable[[int], None]) -> Callable[[int], None]:

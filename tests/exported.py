@@ -18,13 +18,13 @@ from emseg_core.store.outputs.lifecycle import open_output
 
 SIZE, FIRST, REGION = (30.0, 4.5, 4.0), (90.0, 0.0, -8.0), (1, 0, 8)
 STEPS = [(1, 1, 1), (1, 2, 2), (1, 4, 4)]
-"""Voxels of the finest level in one of each level, where voxels are thick."""
+"""Voxels of the finest level per voxel of each level, for thick voxels."""
 WHAT: dict[str, dict[str, Any]] = {
     "classes": {},
     "instances": {"instances": "instances"},
     "inside": {"probability": "inside"},
 }
-"""Options of an export, by what it is of."""
+"""Options of an export, by its content."""
 
 
 def make_output(folder: Path) -> Path:

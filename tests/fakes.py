@@ -25,9 +25,9 @@ from emseg_core.specs.numerics import Numerics
 from emseg_core.specs.volume import VolumeSpec
 
 AS_IS = Normalisation("volume", (0.0,), (1.0,))
-"""Leaves intensities as they are."""
+"""Normalisation that leaves intensities unchanged."""
 NUMERICS = Numerics("none 0", "none", "float32", 1, "2" * 64)
-"""Made up."""
+"""Made-up numerics."""
 
 
 class ArrayVolume:

@@ -37,16 +37,16 @@ from emseg_core.errors import EmsegError
 
 FACTOR = int(os.environ.get("EMSEG_FUZZ", "1"))
 SEED = int(os.environ.get("EMSEG_FUZZ_SEED", random.SystemRandom().randrange(2**32))) if "EMSEG_FUZZ" in os.environ else None
-"""Seed of the cases; None for the same cases each time."""
+"""Seed of the cases; None repeats the same cases each time."""
 
 MOST_BYTES = 256 * 2**20
-"""Most memory that all cases of a property may take above what the process had before them."""
+"""Maximum memory of all cases of a property, above that of the process before."""
 MOST_ADDRESSES = 4 * 2**30
-"""Addresses above that; what asks for more gets a `MemoryError`, so that a bug here does not end other processes."""
+"""Address space above that. Larger requests raise `MemoryError`, so that a bug here does not end other processes."""
 MOST_SECONDS = 10
-"""Longest that a processor may compute on a single case, however many others it serves meanwhile."""
+"""Maximum processor seconds of a case, however many other processes share the processor."""
 LONGEST = 2000
-"""Longest message, in characters."""
+"""Maximum length of a message, in characters."""
 
 FINISHED = "no error"
 Attempt = Callable[[], None]
@@ -74,10 +74,10 @@ class Tally:
     name: str
     cases: int
     seen: dict[str, int]
-    """Number of cases by how they ended: an exception's name, with that of its cause, or `FINISHED`."""
+    """Number of cases by outcome: an exception's name, with that of its cause, or `FINISHED`."""
     seconds: float
     slowest: float
-    """Seconds of the longest case."""
+    """Seconds of the slowest case."""
     bytes_before: int
     bytes_peak: int
 
@@ -89,7 +89,7 @@ class Tally:
 
 
 TALLIES: list[Tally] = []
-"""What the properties of this session counted."""
+"""Counts of the properties in this test session."""
 
 
 def fuzz(cases: int, allowed: tuple[type[Exception], ...] = (EmsegError,)) -> Callable[[Prepare], Property]:
@@ -138,7 +138,7 @@ TEXTS += [
     "z" * 300,
 ]
 DEPTHS = (30, 800, *range(880, 1000, 7), 5000, 100_000)
-"""Python's parser gives up at about 1000, and what handles its result may give up a little before."""
+"""Python's parser gives up at about 1000, and the code that uses its result may give up slightly earlier."""
 ODD = st.one_of(
     st.sampled_from([None, True, False, [], {}, [[]], [0] * 5000, [None], {"": {}}, {"id": "pickle"}]),
     st.sampled_from(NUMBERS),
@@ -147,7 +147,7 @@ ODD = st.one_of(
     st.sampled_from(TEXTS),
     st.sampled_from(DEPTHS).map(lambda depth: f"<deep {depth}>"),
 ).map(deepcopy)
-"""Values that a JSON document should not hold there."""
+"""Values that do not belong in a JSON document at that place."""
 
 
 class Twin(str):

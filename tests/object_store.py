@@ -21,7 +21,7 @@ from emseg.clusters.local import LOOPBACK
 
 BUCKET = "volumes"
 ANYBODY = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
-"""What makes an anonymous request one that moto takes: the bucket is public."""
+"""Policy that makes the bucket public, so that moto accepts anonymous requests."""
 DENIED = "403 Forbidden"
 DENIAL = b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 EXPIRED = b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>ExpiredToken</Code><Message>It has expired.</Message></Error>"
@@ -34,15 +34,15 @@ class ObjectStore:
     app: Any
     server: BaseWSGIServer
     turn: threading.Lock = field(default_factory=threading.Lock)
-    """Of requests to write."""
+    """Lock for write requests."""
     asked: list[str] = field(default_factory=list)
     """Each request: its method, key and range."""
     refuse: Callable[[str, bool], str] = lambda key, signed: ""
-    """The status with which a key is refused, asked with a signature or without; none if it is not."""
+    """Function of a key and whether the request is signed. Returns the error status, or nothing to accept."""
     expired: Callable[[str], bool] = lambda token: False
-    """Whether a session token, which is empty where there is none, has expired."""
+    """Function of a session token, empty if there is none. Returns whether it has expired."""
     payers: set[str] = field(default_factory=set)
-    """Who is to pay, as requests said; empty where one did not."""
+    """The payers stated in requests; empty for a request that states none."""
 
     @property
     def url(self) -> str:

@@ -20,11 +20,11 @@ from tornado.websocket import WebSocketClientConnection, WebSocketHandler, webso
 from emseg.clusters.local import LOOPBACK
 
 PREFIX = "/user/me%40example.org/"
-"""Of a server under JupyterHub; ``proxy/PORT/PATH`` below it leads to ``PATH`` at that port of loopback."""
+"""Prefix of a server under JupyterHub. ``proxy/PORT/PATH`` below it leads to ``PATH`` at that loopback port."""
 CONNECTION = ("Connection", "Content-Length", "Keep-Alive", "Transfer-Encoding", "Upgrade")
-"""Headers that are not passed on, like those of the websocket's handshake."""
+"""Headers that are not forwarded, like those of the websocket's handshake."""
 PATIENCE = 100.0
-"""Seconds that an answer may take."""
+"""Maximum seconds to wait for an answer."""
 
 
 class _Forward(WebSocketHandler):

@@ -35,7 +35,7 @@ PLANAR = ModelSpec.unet(width=3, depth=1)
 CUBIC = ModelSpec(3, 1, ("inside", "membrane", "other"), ((3, 3, 3), (1, 1, 1)), ((2, 2, 2),))
 CHUNK = (5, 16, 16)
 TIE = 1e-4
-"""Probabilities closer than this may be told apart by rounding."""
+"""Rounding may decide between probabilities closer than this."""
 
 
 def save_random_model(path: Path, spec: ModelSpec, seed: int = 3, card: dict[str, str] | None = None) -> Path:

@@ -11,7 +11,7 @@ import pytest
 
 PROFILE = "lab"
 SECRET = "kept-to-the-process"
-"""The secret key, which nothing may show."""
+"""The secret key, which must never be shown."""
 PROCESS = """
 import json, sys, time
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ class SignIn:
 
     folder: Path
     tokens: set[str] = field(default_factory=set)
-    """What requests were signed with."""
+    """The tokens that requests were signed with."""
 
     def begin(self, seconds: float) -> None:
         """Give credentials with this lifetime from now on."""

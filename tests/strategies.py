@@ -8,7 +8,7 @@ from emseg_core.box import Box, Triple
 from emseg_core.specs.model import ModelSpec
 
 TINY_FLOPS = 3 * 10**7
-"""Largest arithmetic of the smallest tile of a network that a property test may run."""
+"""Maximum arithmetic of the smallest tile of a network in a property test."""
 
 
 def triples(values: st.SearchStrategy[int]) -> st.SearchStrategy[Triple]:

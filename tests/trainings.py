@@ -18,7 +18,7 @@ CLASSES = ("inside", "membrane")
 AS_IT_IS = Normalisation("volume", (0.0,), (1.0,))
 IDS = InstanceIds(planar=False)
 VALUES = ClassValues({"inside": (0,), "membrane": (1,)}, CLASSES, (255,), planar=False)
-"""Truth that is stored as the network's own labels."""
+"""Truth stored as the network's own labels."""
 TOGETHER = """
 name = "tiny"
 output = "tiny.safetensors"
@@ -43,7 +43,7 @@ output = [8, 8, 8]
 validate_every = 3
 precision = "float32"
 """
-"""A training that several processes can share, and give the same weights as one."""
+"""A training that gives the same weights in several processes as in one."""
 
 
 def source(raw: NDArray[Any], truth: NDArray[Any], kind: TruthKind = VALUES, weight: float = 1.0) -> TrainingVolume:

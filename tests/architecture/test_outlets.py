@@ -21,7 +21,7 @@ ALLOWED = {
     ("store/files/credentials.py", "logging.getLogger"),  # silences a library
     ("cli/command.py", "error.show"),  # click's help, which shows only our own text
 }
-"""Files, and the outlets that they have: all escape."""
+"""Files and their outlets. All of these escape what they show."""
 
 
 def outlets(tree: ast.AST) -> Iterator[str]:

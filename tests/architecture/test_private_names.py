@@ -37,7 +37,7 @@ IMPORTED = {
     "zarr.core.codec_pipeline.BatchedCodecPipeline": "the pipeline whose codecs are bounded",
     "zarr.core.sync.sync": "runs on Zarr's event loop, to end it",
 }
-"""Names that are imported from where a library keeps what it may change at any time, and what for."""
+"""Names from modules that a library may change at any time, with the reason for each import."""
 OVERRIDDEN = {
     "distributed.Nanny": {
         "instantiate": ["self"],
@@ -58,7 +58,7 @@ OVERRIDDEN = {
         "_encode_single": ["self", "chunk_data", "chunk_spec"],
     },
 }
-"""Methods that classes of ours replace or call, and their parameters."""
+"""Methods that emseg's classes override or call, and their parameters."""
 
 
 def imported() -> Iterator[str]:

@@ -21,9 +21,9 @@ from emseg.clusters.local import LOOPBACK
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "fib25-sample" / "raw.tif"
 PAUSE = 1.5
-"""Seconds that each prediction takes longer."""
+"""Extra seconds per prediction."""
 IN_FLIGHT = 8
-"""Blocks that may be written while the page does not know yet."""
+"""Number of blocks that may be written before the page knows."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ NUMBERS = """() => {
     })(document);
     return shown;
 }"""
-"""Blocks by state as the page shows them at one moment, in whichever shadow tree of Bokeh they are."""
+"""Numbers of blocks by state, as the page shows them at one moment, in any shadow tree of Bokeh."""
 
 
 def told(output: Path) -> dict[str, int]:

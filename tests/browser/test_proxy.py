@@ -20,7 +20,7 @@ from emseg_core.box import Box
 RUN = RunDescription(
     "run", "/v.zarr", "/o.zarr", 2, Box((0, 0, 0), (1, 1, 2)), (1, 1, 2), (1, 1, 1), (1, 1, 1), zlib.compress(bytes(2))
 )
-"""Two blocks that wait."""
+"""A run with two waiting blocks."""
 
 pytestmark = needs_chromium
 

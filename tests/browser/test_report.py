@@ -15,7 +15,7 @@ from emseg import label, segment
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "fib25-sample" / "raw.tif"
 BLUE = (43, 123, 186)
-"""Blocks that are done, and columns of charts."""
+"""The colour of finished blocks and of chart columns."""
 
 
 def pixels(page: Page, picture: Path) -> np.ndarray:

@@ -34,12 +34,12 @@ SHAPE = (8, 110, 330)
 SIZE = (30.0, 8.0, 4.0)
 REGION = Box((2, 10, 20), (7, 100, 320))
 Z = 4
-"""The slice that is looked at, in the volume's coordinates."""
+"""The slice that is shown, in the volume's coordinates."""
 ZOOM = 3
-"""Pixels along x in a voxel, and half of those along y."""
+"""Pixels per voxel along x, which is half of those along y."""
 BACKGROUND = (128, 128, 128)
 CLOSE = 3
-"""Steps of 255 by which a colour may be rounded."""
+"""Maximum rounding error of a colour, in steps of 255."""
 
 pytestmark = needs_chromium
 

@@ -32,11 +32,11 @@ OUTAGES = 100 if LONG else 2
 FULL_DISKS = 10 if LONG else 1
 CORRUPT_CHUNKS = 5 if LONG else 1
 PAUSE = 0.5
-"""Seconds that each tile takes longer, so that the blows are struck while there is work."""
+"""Extra seconds per tile, so that kills happen during work."""
 RUN = ("run", "volume.zarr", "--tile", "56,72,104")
-"""With tiles as they are planned for a small volume: those of a large one would be few blocks."""
+"""A run with the tiles of a small volume: a large volume's tiles would give few blocks."""
 IN_HAND = 8
-"""Two workers of two threads, each with as many blocks to come."""
+"""Maximum number of blocks in progress or assigned: two workers of two threads, each with as many blocks to come."""
 
 pytestmark = pytest.mark.timeout(3600 if LONG else 900)
 

@@ -15,9 +15,9 @@ from emseg_core.store.files.files import open_files
 from emseg_core.store.files.place import parse_place
 
 LIFETIME = 6.0
-"""Seconds that credentials are valid."""
+"""Lifetime of credentials in seconds."""
 REQUEST_SECONDS = 0.15
-"""How long the store takes to write an object of the labels, so that a run takes long on however fast a machine."""
+"""Seconds that the store takes to write an object of the labels, so that a run is slow on any machine."""
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -26,7 +26,7 @@ STAGES = ("creation", "prediction", "levels", "labelling")
 VICTIMS = ("driver", "one worker", "all", "driver and one worker")
 KILLS = 60 if LONG else 2
 EACH = 10 if LONG else 0
-"""Kills in each stage at least."""
+"""Minimum number of kills in each stage."""
 RUN = ("run", "volume.zarr", "--probabilities", "--instances", "--workers", "2", "--model", "model.safetensors")
 
 pytestmark = pytest.mark.timeout(7200 if LONG else 900)

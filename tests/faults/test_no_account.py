@@ -14,7 +14,7 @@ from runs import texture
 from trainings import TOGETHER
 
 UNKNOWN = 54321
-"""The number of no user of this machine."""
+"""A user number that this machine does not have."""
 
 COMMANDS = """
 import getpass, os, sys

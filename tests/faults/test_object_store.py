@@ -20,7 +20,7 @@ from emseg_core.store.files.place import parse_place
 
 SHAPE = (32, 150, 150)
 AWAY = 20.0
-"""Seconds in which the store takes no connection."""
+"""Seconds in which the store refuses connections."""
 
 pytestmark = pytest.mark.timeout(900)
 

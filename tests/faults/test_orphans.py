@@ -19,7 +19,7 @@ from emseg.clusters.local import local_cluster
 
 Start = Callable[..., subprocess.Popen[str]]
 PATIENCE = 120
-"""Seconds after which a process that is still there is taken for one that stays."""
+"""Seconds after which a process that still runs counts as left behind."""
 
 CLUSTER = """
 import sys, time

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 OTHER = 65534
-"""The user who tries."""
+"""The other user."""
 STRANGER = """
 import asyncio, json, os, socket, ssl, sys
 from urllib.parse import urlsplit

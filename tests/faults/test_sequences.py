@@ -81,7 +81,7 @@ def _unreleased(self: lease.Lease) -> Iterator[lease.Lease]:
 KINDS = ["run", "kill", "run otherwise", "overwrite", "kill overwriting", "orphan", "run among orphans"]
 STEPS = st.lists(st.tuples(st.sampled_from(KINDS), st.sampled_from(MODELS), st.integers(0, 9)), min_size=1, max_size=7)
 OTHERWISE = (1, 52, 48)
-"""Shape of tiles that the planner does not choose."""
+"""A tile shape that the planner does not choose."""
 
 
 def perform(world: World, output: Path, kind: str, model: int, number: int, orphans: list[tuple[Output, Labels]]) -> None:

@@ -33,7 +33,7 @@ def watch(event, args):
 
 sys.addaudithook(watch)
 """
-"""Runs at the start of each Python process, and is inherited by those that it forks."""
+"""Code that runs at the start of each Python process. Forked processes inherit it."""
 ALONE = """\
 import fcntl, json, socket, struct, subprocess, sys
 
@@ -54,7 +54,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
 json.dump([*counts, nowhere()], open(sys.argv[1], "w"))
 sys.exit(done.returncode)
 """
-"""Runs a command in a network of loopback alone; the kernel counts what was meant for elsewhere, whoever sent it, also C++."""
+"""Code that runs a command in a network with only loopback. The kernel counts packets to other hosts, also those of C++."""
 OURS = {"127.0.0.1", "localhost", "::1", "None", ""}
 
 

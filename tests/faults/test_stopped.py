@@ -14,7 +14,7 @@ import pytest
 from runs import bytes_of, emseg_process, run_emseg, save_volume, shards, slowed, texture
 
 PATIENCE = 60
-"""Seconds that a run may take to stop: those that it grants its blocks, and as many again on a busy machine."""
+"""Seconds that a run may take to stop: the grace period of its blocks, and as long again for a busy machine."""
 
 
 class Undisturbed:

@@ -168,10 +168,10 @@ def stored(data: st.DataObject, folder: Path) -> Attempt:
 
 WIDTH, LENGTH, DEPTH, ROWS, TILE_WIDTH, TILE_LENGTH = 256, 257, 32997, 278, 322, 323
 SEGMENTS = (273, 279, 324, 325)
-"""Tags that say where strips and tiles are, and how long."""
+"""Tags for the offsets and lengths of strips and tiles."""
 CODES = [WIDTH, LENGTH, DEPTH, ROWS, TILE_WIDTH, TILE_LENGTH, *SEGMENTS, 254, 258, 259, 262, 266, 269, 270, 277, 282, 284]
 CODES += [296, 317, 320, 330, 338, 339, 347, 513, 700, 32995, 32996, 32998, 33628, 33629, 34361, 34412, 42113, 50838, 50839]
-"""Tags that mean something to readers of TIFF, and of formats that are built on it."""
+"""Tags that readers of TIFF, and of formats based on it, interpret."""
 
 
 def order(raw: bytes | bytearray) -> str:

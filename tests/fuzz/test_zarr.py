@@ -26,7 +26,7 @@ from emseg_core.store.volumes.volume import open_volume
 
 SHAPE = (9, 12, 10)
 PLANNED = 2**21
-"""Longest axis of volumes that are planned: planning takes memory by the length of an axis, 200 MiB for this one."""
+"""Longest axis of planned volumes. The memory of planning grows with the length of an axis, to 200 MiB for this one."""
 
 OLD = {"zarr_format": 2}
 NEW = {"zarr_format": 3}

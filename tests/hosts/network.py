@@ -29,7 +29,7 @@ ip link set lo up
 echo ready
 exec sleep infinity
 """
-"""What the first process of a host does. The host lives as long as it does."""
+"""The program of a host's first process. The host lives as long as it does."""
 
 
 class Host:

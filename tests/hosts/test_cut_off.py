@@ -54,7 +54,7 @@ for place in places:
     attempt(f"nameless at {place}", hears, place)
     attempt(f"heard at {place}", hears, place, certificate, key)
 """
-"""What someone on another host tries who knows all addresses, and who says which tries were of use."""
+"""Program of a stranger on another host that knows all addresses, tries to connect, and prints which attempts succeeded."""
 
 
 class Hosts(NamedTuple):

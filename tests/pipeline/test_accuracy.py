@@ -16,7 +16,7 @@ from emseg_core.grid.stitch import softmax
 from emseg_core.specs.model import ModelSpec
 
 POINTWISE = ModelSpec.unet(width=1, depth=0, kernel=(1, 1, 1))
-"""Looks at nothing but the voxel itself."""
+"""A network without context."""
 
 
 class Threshold:

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from emseg_core.model.unet import UNet
 
 EXACT = 1e-10
-"""Largest difference between two float64 computations of one probability."""
+"""Maximum difference between two float64 computations of one probability."""
 FLOPS = 2 * 10**7
-"""About the arithmetic of one example."""
+"""Approximate arithmetic of one example."""
 
 PLAIN = ModelSpec.unet(width=1, depth=0)
 PLANAR = ModelSpec.unet(width=4, depth=2)
@@ -53,7 +53,7 @@ def alike(model: ModelSpec) -> ModelSpec:
 
 MODELS = model_specs(depths=st.integers(0, 3), widths=st.integers(1, 2), most_flops=FLOPS // 10)
 ALIKE = model_specs(depths=st.integers(0, 2), widths=st.integers(1, 2), most_flops=FLOPS // 100).map(alike)
-"""Networks that treat y and x alike, also where z differs."""
+"""Networks that are the same along y and x, even if z differs."""
 
 
 @st.composite

@@ -31,7 +31,7 @@ from emseg_core.normalise import (
 from emseg_core.specs.volume import DTYPES, VolumeSpec
 
 LARGE: Triple = (150, 1500, 1400)
-"""Too large to be measured whole, in either scope."""
+"""A shape too large to be measured whole, in either scope."""
 
 
 class Hills:

@@ -89,7 +89,7 @@ CHANGES = {
     "probabilities": replace(RECIPE, probabilities=False),
     "tta": replace(RECIPE, tta=True),
 }
-"""Each single item of the recipe, changed; by how little does not matter."""
+"""A change to each single item of the recipe, however small."""
 
 
 def test_json_round_trip() -> None:

@@ -35,7 +35,7 @@ EVERYWHERE = "\n".join(page.read_text() for page in [ROOT / "README.md", *sorted
 EMSEG_OPTIONS = re.findall(r"`(--[\w-]+)(?: [^`]*)?`", EVERYWHERE)
 EMSEG_IN_TEXT = re.findall(r"`emseg ([^`]*)`", EVERYWHERE)
 ELSEWHERE = {"--network", "--build-arg", "--time", "--lifetime", "--help"}
-"""Options in the text that are not emseg's."""
+"""Options in the text that belong to other programs."""
 SBATCH_OPTIONS = {"--gres", "--cpus-per-task", "--time", "--nodes", "--ntasks-per-node"}
 DOCKERFILE = (DEPLOY / "container" / "Dockerfile").read_text()
 

@@ -50,7 +50,7 @@ DASK_JOB = closed(
         "spec": closed({"job": closed({"spec": SPEC}, metadata=META), "cluster": closed({"spec": CLUSTER}, metadata=META)}),
     }
 )
-"""After `operator/customresources/` (`daskjob.yaml`, `templates.yaml`) of dask-kubernetes 2026.3.0, BSD licence."""
+"""Schema after `operator/customresources/` (`daskjob.yaml`, `templates.yaml`) of dask-kubernetes 2026.3.0, BSD licence."""
 
 
 def documents(name: str) -> list[dict[str, Any]]:

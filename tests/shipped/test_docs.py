@@ -18,7 +18,7 @@ DECISIONS = sorted((DOCS / "decisions").glob("[0-9]*.md"))
 SECTIONS = ["Context", "Decision", "Consequences", "Held by"]
 PATH = re.compile(r"`((?:pipeline|workflows|tests|examples|deploy)/[\w./-]+)(?:::(\w+))?`")
 ELSEWHERE = {"tests/example-data"}
-"""Paths in the repositories of others."""
+"""Paths in other repositories."""
 SOURCES = [*ROOT.glob("pipeline/emseg_core/**/*.py"), *ROOT.glob("workflows/emseg/**/*.py")]
 
 

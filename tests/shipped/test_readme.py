@@ -25,7 +25,7 @@ from emseg_core.model.external_model import SETTINGS, read_external
 SAMPLE = ROOT / "examples" / "fib25-sample" / "raw.tif"
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 BAR = 0.85
-"""Membrane F1 that five annotated slices must lead to."""
+"""Minimum membrane F1 after training on five annotated slices."""
 READMES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("**/README.md") if ".venv" not in path.parts)
 TUTORIALS = "workflows/docs/tutorials"
 HOW_TO = "workflows/docs/how-to"
@@ -40,7 +40,7 @@ BLOCKS = {
     f"{HOW_TO}/watch.md": ["scrape_configs:"],
     "workflows/docs/results.md": ["EMSEG_DATA=", "emseg ingest", "EMSEG_DATA=", "emseg ingest"],  # in tests/tissue
 }
-"""How the blocks of each page start; those of pages that `test_deploy_docs.py` checks are not listed."""
+"""First words of the blocks of each page, except pages that `test_deploy_docs.py` checks."""
 CHECKED_ELSEWHERE = ("workflows/docs/deploy/", f"{TUTORIALS}/slurm.md")
 MAX_README_LINES = 150
 

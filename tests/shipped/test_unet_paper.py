@@ -38,7 +38,7 @@ FIGURE_1 = [
     ([200, 198, 196], [256, 128, 128]),
     ([392, 390, 388, 388], [128, 64, 64, 2]),
 ]
-"""Pixels along an edge and channels, read off Fig. 1 of the paper."""
+"""Pixels along an edge and channels, from Fig. 1 of the paper."""
 
 
 @pytest.fixture(scope="module")

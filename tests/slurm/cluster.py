@@ -28,14 +28,15 @@ from programs import PATH, lacking, path_of
 
 LOOPBACK = "127.0.0.1"
 PRIVATE = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
-"""Folders that each node has for itself, empty but for `SOFTWARE`."""
+"""Folders that each node has for itself, empty except for `SOFTWARE`."""
 SOFTWARE = {Path(__file__).resolve().parents[2], Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()}
-"""Seen by all nodes, wherever it is."""
+"""Folders with software, which all nodes see wherever they are."""
 START = 30.0
 """Seconds within which the nodes must be ready."""
 TICK = 30.0
-"""Seconds between two looks of SLURM at the time limits. So a signal that is asked for S seconds before a job's end comes
-S to S + 30 seconds before it, and a job is ended up to 30 seconds late."""
+"""Seconds between SLURM's checks of time limits. A signal requested for S seconds before a job's end therefore arrives
+S to S + 30 seconds before it, and a job ends up to 30 seconds late.
+"""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv", "unshare")
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 
@@ -91,7 +92,7 @@ for place in /proc/[0-9]*; do
 done
 exit 0
 """
-"""Kills what is left of a job on a node at its end, as control groups do."""
+"""Script that kills what is left of a job on a node at its end, as control groups do."""
 INSIDE = """\
 set -e
 node=$1 folder=$2 private=$3
@@ -104,18 +105,18 @@ echo "$node" > /proc/sys/kernel/hostname
 slurmd -D -N "$node"
 exit
 """
-"""What the first process of a node does. It stays, as the parent of all that loses its own."""
+"""The program of a node's first process. It stays as the parent of orphaned processes."""
 
 
 class Job(TypedDict):
     """A job, as SLURM reports it."""
 
     id: str
-    """Also of an array's task: its own number."""
+    """The job's id; a task of an array has its own."""
     name: str
     state: str
     node: str
-    """Or nodes, as ``n[1-2]``; empty while it waits."""
+    """The node, or nodes as ``n[1-2]``; empty while the job waits."""
     restarts: int
     reason: str
 
@@ -126,10 +127,10 @@ class SlurmCluster:
     def __init__(self, folder: Path, nodes: int, gpus: int) -> None:
         self.folder = folder
         self.scratch = folder / "scratch"
-        """Shared: the same on all nodes and here."""
+        """Folder shared by all nodes and this machine."""
         self.nodes = tuple(f"n{number}" for number in range(1, nodes + 1))
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
-        """The environment of a process that submits; all that matters is ``SLURM_CONF``."""
+        """Environment of a process that submits. It needs only ``SLURM_CONF``."""
         self.env["SLURM_CONF"] = str(folder / "slurm.conf")
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._configure(gpus)

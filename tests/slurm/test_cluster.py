@@ -32,7 +32,7 @@ print("ready", os.environ.get("SLURM_RESTART_COUNT", 0), flush=True)
 while True:
     time.sleep(0.1)
 """
-"""Tells of each SIGTERM, and leaves at the first one if asked to."""
+"""Program that reports each SIGTERM, and exits at the first one if asked to."""
 
 
 @pytest.fixture(autouse=True)

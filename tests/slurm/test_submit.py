@@ -43,7 +43,7 @@ try:
 except PermissionError as error:
     print("kept out:", error)
 """
-"""What another user of the cluster tries, who knows all that can be known."""
+"""Program of another user of the cluster who knows everything that is public."""
 
 
 class Site:

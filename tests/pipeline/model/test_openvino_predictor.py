@@ -34,7 +34,7 @@ PLANAR = ModelSpec.unet(width=3, depth=2)
 SOLID = ModelSpec.unet(width=3, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
 BOTH = pytest.mark.parametrize("spec", [PLANAR, SOLID])
 HERE = pytest.mark.parametrize("precision", ["float32", *backend.low_precisions("cpu")])
-"""The precisions that this machine computes in."""
+"""Precisions that this machine supports."""
 
 
 def in_memory(spec: ModelSpec, seed: int = 0) -> ModelFile:

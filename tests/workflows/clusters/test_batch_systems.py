@@ -92,7 +92,7 @@ import os, signal, sys
 open(__file__ + ".log", "a").write(sys.argv[1] + "\\n")
 os.killpg(int(sys.argv[1]), signal.SIGTERM)
 """
-"""Stand-ins that run each job at once, as a process of this machine whose number is that of the job."""
+"""Stand-ins that run each job at once, as a process of this machine with the job's number as its process number."""
 
 
 @pytest.mark.parametrize(

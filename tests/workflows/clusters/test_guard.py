@@ -27,7 +27,7 @@ from emseg_core.box import Box
 from emseg_core.errors import InputError
 
 SECRET = "/secret/out.zarr"
-"""What nobody is to read."""
+"""Text that must not be shown."""
 DESCRIPTION = RunDescription(
     "run", "/secret/volume.zarr", SECRET, 2, Box((0, 0, 0), (1, 1, 1)), (1, 1, 1), (1, 1, 1), (1, 1, 1), b""
 )

@@ -98,7 +98,7 @@ def opened(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, tell: Calla
 
 @pytest.mark.parametrize("kind", ["local", "cuda", "srun", "slurm"])
 def test_no_cluster_raises_at_its_end(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A client fails to close in time; its cluster is closed all the same."""
+    """First the client and then the cluster fails to close in time. The cluster is closed all the same."""
     told: list[str] = []
     close: Callable[[SpecCluster], Awaitable[None]] = SpecCluster._close
     close_client = Client._close

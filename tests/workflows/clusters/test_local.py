@@ -38,7 +38,7 @@ from emseg.clusters.local import (
 from emseg_core.machine import usable_memory
 
 PATIENCE = 120
-"""Seconds, for a busy machine."""
+"""Maximum seconds to wait on a busy machine."""
 
 
 OWN = own_address()
@@ -155,7 +155,7 @@ def test_strangers_are_refused(client: Client, abroad: Client, tmp_path: Path) -
 
 
 def test_the_key_is_in_a_file_of_its_user_alone(client: Client) -> None:
-    """It is not among the things that others can learn about a process, not even its own user."""
+    """The command lines and environments of processes do not contain it."""
     key = Path(client.security.tls_worker_key)
     (line,) = key.read_text().splitlines()[1:-1][:1]
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:

@@ -22,7 +22,7 @@ from emseg.clusters.private_folder import private_folder
 from emseg_core.errors import InputError
 
 OTHER = 65534
-"""A user who is not this one."""
+"""Another user."""
 HOLDER = """
 import sys
 from pathlib import Path

@@ -37,11 +37,11 @@ from emseg_core.store.outputs.lifecycle import open_output
 from emseg_core.store.volumes.volume import ZarrVolume, open_volume
 
 SHAPE = (4, 2100, 2100)
-"""So large that the sample which every run takes of its volume leaves most of it out."""
+"""A shape so large that the sample of every run leaves out most of the volume."""
 REGION = Box((0, 1000, 1000), (4, 1060, 1060))
 TILE = (1, 52, 48)
 FAR = Box((0, 960, 960), (4, 1100, 1100))
-"""Holds all that blocks of the region see."""
+"""A box with everything that blocks of the region read."""
 
 
 class Case:

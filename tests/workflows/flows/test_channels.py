@@ -30,7 +30,7 @@ from emseg_core.store.volumes.volume import open_volume
 
 SHAPE = (6, 50, 58)
 VALUES = np.stack([[texture(SHAPE, seed=3 * time + channel) for channel in range(3)] for time in range(2)])
-"""``(t, c, z, y, x)``"""
+"""Voxels ``(t, c, z, y, x)``."""
 CHUNK = (4, 16, 16)
 LABELS = ["DAPI", "EM", ""]
 

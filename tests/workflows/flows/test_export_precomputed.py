@@ -33,7 +33,7 @@ from emseg_core.store.exports import new_volume
 from emseg_core.store.volumes.volume import open_volume
 
 FIRST = (120.0, 0.0, 24.0)
-"""Place of the output's first voxel, in nanometres."""
+"""Position of the output's first voxel, in nanometres."""
 
 
 @pytest.fixture(scope="module")

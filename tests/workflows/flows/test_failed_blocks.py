@@ -24,7 +24,7 @@ from emseg_core.specs.volume import VolumeSpec
 from emseg_core.store.outputs.lifecycle import open_output
 
 SHAPE = (64, 600, 600)
-"""More voxels than are sampled."""
+"""A shape with more voxels than are sampled."""
 CHUNK = (32, 32, 32)
 
 

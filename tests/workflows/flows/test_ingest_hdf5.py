@@ -117,7 +117,7 @@ def test_parts_that_leave_a_gap(tmp_path: Path) -> None:
 
 
 def test_parts_of_any_regular_kind(tmp_path: Path) -> None:
-    """The parts are images of a stack, every other slice, parts of a source, the file itself, an absolute path, and big-endian."""
+    """The parts are images of a stack, every other slice, parts of a source, the file itself, absolute paths, big-endian."""
     image, odd, large = voxels((10, 12), ">u2"), voxels((2, 10, 12), "u2", 1), voxels((9, 14, 30), "u2", 2)
     save(tmp_path / "image.h5", image)
     save(tmp_path / "v.h5", odd, "odd", chunks=(1, 3, 5), compression="lzf", shuffle=True)

@@ -10,7 +10,7 @@ from runs import bytes_of, run_emseg, save_volume, texture
 
 THREADS = {"OMP_NUM_THREADS": "64", "MKL_NUM_THREADS": "64", "KMP_AFFINITY": "compact", "OMP_PROC_BIND": "close"}
 NOBODY = "http://127.0.0.1:9"
-"""No proxy answers there."""
+"""Address without a proxy."""
 PROXIES = {f"{name}_PROXY": NOBODY for name in ("HTTP", "HTTPS", "ALL")}
 PROXIES |= {name.lower(): url for name, url in PROXIES.items()}
 NO_FOLDER = {"TMPDIR": "/no/such/folder"}

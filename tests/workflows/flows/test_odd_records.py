@@ -38,7 +38,7 @@ ODD = [
     *("", CONTROLS, "x" * 5000, "\0", "/dev/null/x", "s3://", "0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59-12:00"),
     *("1969-12-31T23:59:59+00:00", "0001-01-01", "2024-05-01T12:00:00", "done", "failed", "started", "block", "ended"),
 ]
-"""What stands where something else should."""
+"""Values of the wrong type or range."""
 
 
 @pytest.fixture(scope="module")

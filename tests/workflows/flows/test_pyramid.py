@@ -32,10 +32,10 @@ from emseg_core.store.outputs.level import Level
 from emseg_core.store.outputs.lifecycle import open_output
 
 SMALL = 32
-"""Instead of what viewers can show at once."""
+"""Maximum level length, in place of what viewers can show at once."""
 SHAPE = (6, 50, 90)
 STEPS = ((1, 2, 2), (1, 2, 2))
-"""Voxels are 30 nm thick and 4 nm wide."""
+"""Steps for voxels that are 30 nm thick and 4 nm wide."""
 SIZES = {"scale": (30.0, 4.0, 4.0), "translation": (90.0, 0.0, -8.0)}
 
 

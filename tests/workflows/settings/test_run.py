@@ -60,7 +60,7 @@ OTHERS: dict[str, Any] = {
     "backend": "torch",
     "precision": "bfloat16",
 }
-"""For each setting that has an option, a value that is not the default."""
+"""A non-default value for each setting that has an option."""
 
 
 def names(kind: Any) -> set[str]:

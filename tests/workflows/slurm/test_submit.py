@@ -17,7 +17,7 @@ told = {{"words": sys.argv[1:], "environment": dict(os.environ)}}
 Path(__file__).with_name("told.json").write_text(json.dumps(told))
 print("41;cluster")
 """
-"""A stand-in that takes every job, and keeps what it was told."""
+"""A stand-in that accepts every job and records its arguments."""
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from emseg_core.store.files.place import parse_place
 
 CONTENT = bytes(range(256)) * 8
 PARTS = {"0-0": (0, 1), "100-299": (100, 300), "-20": (len(CONTENT) - 20, len(CONTENT)), "2000-": (2000, len(CONTENT))}
-"""What is asked for, and the first byte that is given and the one after the last."""
+"""Requested ranges, with the first byte of the answer and the one after the last."""
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def test_classes_have_the_colours_and_names_of_the_metadata() -> None:
 
 @pytest.mark.parametrize(("classes", "seen"), [(CLASSES, ["1", "2"]), (("all",), ["0"])])
 def test_what_is_not_computed_is_not_seen_as_a_class(classes: tuple[str, ...], seen: list[str]) -> None:
-    """Voxels of the first class, which would cover all others, are not shown either."""
+    """The first class is not shown either: it would cover everything that the others leave free."""
     layer = viewer_state(VOLUME, REGION, classes, SOURCES, None)["layers"][-1]
     assert layer["segments"] == seen
     red, green, blue = bytes.fromhex(layer["segmentColors"]["255"][1:])

@@ -31,7 +31,7 @@ from emseg_core.store.files.decompress import TooLargeError, decompress, unpack_
 from emseg_core.store.volumes.volume import open_volume
 
 SHAPE = (16, 64, 64)
-"""Of a chunk, 64 KiB."""
+"""Shape of a chunk of 64 KiB."""
 CODECS: dict[str, Any] = {
     "gzip": GZip(),
     "zlib": Zlib(),
@@ -52,7 +52,7 @@ V3: dict[str, Any] = {
     "blosc": BloscCodec(),
     "lz4": extra.LZ4,
 }
-"""The same of Zarr v3; those that only zarr-python has warn when they are made."""
+"""The same codecs in Zarr v3. Those that only zarr-python has give a warning when created."""
 UNNAMED = pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
 
 

@@ -123,7 +123,7 @@ class Shelf:
     def __init__(self, opened: Callable[[], Any], pass_time: Callable[[float], None]) -> None:
         self._opened = opened
         self.records = Records(opened())
-        """As somebody sees them who does not own them."""
+        """The records as seen by a process that does not own them."""
         self.pass_time = pass_time
 
     def take(self) -> Lease:

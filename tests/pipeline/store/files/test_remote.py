@@ -117,7 +117,7 @@ def test_a_remote_volume_is_its_local_copy(
 
 
 OPENED = {"v2": 7, "v3": 4, "sharded": 4, "0.4": 8, "0.5": 3, "0.4/s1": 7, "0.5/s1": 3}
-"""Requests that opening takes, of a volume whose folder lies in the root of a bucket."""
+"""Number of requests to open a volume whose folder is in the root of a bucket."""
 
 
 @pytest.mark.parametrize("name", OPENED)

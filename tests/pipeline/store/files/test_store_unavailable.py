@@ -32,7 +32,7 @@ from emseg_core.store.zarrs.arrays import Shards, create_array, create_group, op
 
 SHAPE, CHUNK = (4, 24, 16), (4, 8, 8)
 VALUES = texture(SHAPE) | 1
-"""Without a 0, which is what missing voxels would be."""
+"""Values without 0, the value of missing voxels."""
 
 
 KINDS: list[dict[str, Any]] = [{"zarr_format": 3}, {"zarr_format": 2}, {"shards": (4, 24, 16)}]

@@ -25,7 +25,7 @@ from emseg_core.store.volumes.volume import ZarrVolume, open_volume
 
 SHAPE, CHUNK, SHARD = (6, 32, 32), (3, 8, 8), (6, 16, 16)
 VALUES = texture(SHAPE) | 1
-"""Without a 0, which is what missing voxels would be."""
+"""Values without 0, the value of missing voxels."""
 LAYOUTS: dict[str, dict[str, Any]] = {
     "v2": {"zarr_format": 2, "chunks": CHUNK},
     "v3": {"zarr_format": 3, "chunks": CHUNK},

@@ -53,7 +53,7 @@ FORM: dict[str, Any] = {
 
 
 INDEX = 16 + 4
-"""Bytes of the index of a shard with one chunk: offset, length and a checksum."""
+"""Size in bytes of the index of a shard with one chunk: offset, length and a checksum."""
 
 
 def make(path: Path, **changes: Any) -> Output:

@@ -109,7 +109,7 @@ KINDS = [
     "probabilities/0/c/",
     "probabilities/1/c/",
 ]
-"""What an output consists of; of shards, where they are."""
+"""The parts of an output; for shards, their folders."""
 
 
 def one_of(output: Path, kind: str) -> Path:
