@@ -32,7 +32,7 @@ class InputError(EmsegError, ValueError):
 
 
 class VolumeError(InputError):
-    """The input volume, or what was said about it, cannot be used."""
+    """The input volume, or what was stated about it, cannot be used."""
 
 
 class ModelError(InputError):

@@ -57,7 +57,7 @@ def printable_lines(lines: Iterable[object]) -> str:
 
 
 class PrintableStream:
-    """A text stream that escapes whatever is not printable, except line breaks and tabs."""
+    """A text stream that escapes unprintable characters, except line breaks and tabs."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

@@ -47,7 +47,7 @@ OPEN_FILES_PER_WORKER = 16
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to start for a run.
+    """A request to start the executor of a run.
 
     Raises
     ------

@@ -163,7 +163,7 @@ def _options() -> tuple[set[str], dict[str, set[str]]]:
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a function, with a parameter for each keyword that its last one stands for."""
+    """Return the signature of a function, with all keywords of its last parameter listed."""
     signature = inspect.signature(function)
     parameters: list[inspect.Parameter] = []
     for entry in signature.parameters.values():

@@ -1,4 +1,4 @@
-"""How much a run reads and decompresses, depending on the order of blocks.
+"""Estimate how much a run reads and decompresses, depending on the order of blocks.
 
 A block reads whole chunks and a context around its own voxels, so neighbours read many of the same chunks. A worker caches
 the chunks that it used last. Therefore blocks are processed in *sequences*: a few blocks along z and y, then the same ones a
@@ -62,7 +62,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How much a run decompresses, and in which sequences."""
+    """The amount that a run decompresses, and the cross-section of its sequences."""
 
     section: tuple[int, int]
     """Length (z, y) of a sequence's cross-section, in voxels; that of a block if nothing can be shared."""

@@ -1,4 +1,4 @@
-"""What the CPU of this machine can compute, found out without loading torch."""
+"""Find the instruction sets of this machine's CPU without loading torch."""
 
 from __future__ import annotations
 

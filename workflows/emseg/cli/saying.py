@@ -11,7 +11,7 @@ from emseg_core.printable import printable_lines
 
 
 class Result(Protocol):
-    """What a command has found: a text for people, and JSON for programs."""
+    """The result of a command: text for people, and JSON for programs."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""

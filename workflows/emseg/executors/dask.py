@@ -140,7 +140,7 @@ class WorkerSupply(Protocol):
 
     @property
     def problem(self) -> str:
-        """Why no more workers can be expected; empty while they can."""
+        """Reason why no more workers can be expected; empty while they can."""
 
     def stop_growing(self) -> None:
         """Start no more workers."""
@@ -391,7 +391,7 @@ class Session:
         yield self._blocks_in_progress()
 
     def abandon(self) -> None:
-        """Give all blocks in progress back, without blame."""
+        """Return all blocks in progress to the queue, without counting the loss against them."""
         for worker in self._dispatch.workers:
             self._dispatch.leave(worker, monotonic(), blame=False)
         self._attempts.clear()
@@ -462,7 +462,7 @@ class Session:
         return BlocksInProgress(blocks, oldest.worker if oldest else "", monotonic() - since)
 
     def _worker_lost(self, worker: str, cause: str) -> Iterator[Progressed]:
-        """Handle a worker that has gone."""
+        """Handle the loss of a worker."""
         events = self._dispatch.leave(worker, monotonic())
         self._forget(worker)
         yield WorkerLeft(worker, cause)

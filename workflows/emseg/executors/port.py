@@ -1,4 +1,4 @@
-"""Interfaces of executors and of observers that show a run: all that flows know of Dask."""
+"""Interfaces of executors, and of observers that show a run. Flows know nothing else of Dask."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from emseg_core.store.volumes.volume import open_volume
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What a run would do: to be looked at, and to be run."""
+    """The plan of a run, to inspect or to run."""
 
     place: Place
     """Of the volume."""
@@ -40,7 +40,7 @@ class RunPlan:
     outside: int
     """Blocks that the mask leaves out."""
     start: Callable[..., Report] = field(default=segment, repr=False)
-    """Runs it: `emseg.segment`, with messages for whoever has planned."""
+    """Function that runs it: `emseg.segment`, with messages for the caller that planned it."""
 
     def started_by(self, wrap: Callable[[Callable[..., Report]], Callable[..., Report]]) -> Self:
         """Return the same plan, with what it starts wrapped."""
@@ -70,7 +70,7 @@ class RunPlan:
         return self.start(self.place, output, self.settings, **{**where, **more})
 
     def facts(self) -> Iterator[tuple[str, str]]:
-        """Yield name and value of all that is told of the plan.
+        """Yield the name and value of each fact about the plan.
 
         Yields
         ------

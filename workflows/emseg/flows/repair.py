@@ -54,7 +54,7 @@ Look = Mapping[str, Sequence[LevelCondition]]
 
 @dataclass(frozen=True, slots=True)
 class ChecksumReport:
-    """How much of an output can be read back."""
+    """The result of reading an output back, and of its repair."""
 
     blocks: int
     """Blocks of the plan."""
@@ -224,7 +224,7 @@ def repair(
 
 
 def _readable(flaws: Sequence[Flaw]) -> bool:
-    """Whether classes and probabilities can be opened as they were written."""
+    """Return whether classes and probabilities can be opened as they were written."""
     return not any(flaw.image == CLASSES or flaw.name == ZARR_JSON for flaw in flaws)
 
 
@@ -276,7 +276,7 @@ def _put(found: Inventory, names: set[str], token: Token) -> None:
 
 
 def _left_out(found: Inventory, mask: Path | None) -> NDArray[np.bool_]:
-    """Return the masked blocks, ``(z, y, x) bool``: by the mask, or else all blocks that are not there."""
+    """Return the masked blocks, ``(z, y, x) bool``: those of the mask, or else all missing blocks."""
     recipe, place = found.recipe, found.files.place
     if (given := outside_of(mask, recipe.plan, recipe.volume)) is not None:
         if not matches_mask(given, recipe):
@@ -297,7 +297,7 @@ def _left_out(found: Inventory, mask: Path | None) -> NDArray[np.bool_]:
 
 
 def _on_gpus(where: WhereOnGpus) -> WhereOnGpus:
-    """Return where predictors compute: on the GPUs here if GPUs are asked for, and nothing else."""
+    """Add the cluster of this machine's GPUs if predictors are to compute on GPUs and no other cluster is chosen."""
     anywhere = all(value in (None, "local") for name, value in where.items() if name != "device")
     return {**where, "cluster": "cuda"} if where.get("device") == "cuda" and anywhere else where
 

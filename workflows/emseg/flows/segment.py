@@ -217,7 +217,7 @@ def _segment_blocks(
                 watch(event)
         if stages.lease is not None and stages.lease.loss:
             break
-        # written, but deleted or replaced since; unless the run is stopped, nobody writes any more
+        # written, but deleted or replaced since; unless the run is stopped, no worker writes any more
         left = done & ~(output.done_units(tidy=not stop.asked) & ~sent.replaced()).ravel()
         tally.take_back(int(left.sum()))
         watch.take_back(map(int, np.flatnonzero(left)))

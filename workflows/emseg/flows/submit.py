@@ -1,4 +1,4 @@
-"""`emseg submit`: a command as a SLURM job, which outlives the login shell; a run goes on until the volume is done.
+"""`emseg submit`: run a command as a SLURM job, which outlives the login shell. A run continues until the volume is done.
 
 Beside the output lie the script, the settings, the site and the logs: ``OUT.slurm/``.
 """

@@ -118,7 +118,7 @@ def _failure_in(error: BaseException) -> OSError | None:
 
 @contextmanager
 def translate_errors(what: str, remedy: str, transient_remedy: str | None = None) -> Iterator[None]:
-    """Turn whatever a disk, Zarr or a codec raises within the ``with`` into a `BlockError`.
+    """Turn any error of a disk, of Zarr or of a codec within the ``with`` block into a `BlockError`.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def translate_errors(what: str, remedy: str, transient_remedy: str | None = None
 
 @contextmanager
 def translate_damage(what: str, remedy: str | Callable[[Exception], str] = "copy it again") -> Iterator[None]:
-    """Turn whatever damaged files make a library raise within the ``with`` into a `VolumeError`.
+    """Turn any error that damaged files cause in a library within the ``with`` block into a `VolumeError`.
 
     Parameters
     ----------

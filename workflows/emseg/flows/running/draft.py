@@ -72,7 +72,7 @@ class Draft:
 
     @property
     def cost(self) -> Cost:
-        """What the plan takes."""
+        """Cost of the plan."""
         return cost_of(self.plan, self.volume, self.settings.probabilities, self.settings.tta, self.steps)
 
     @property
@@ -239,7 +239,7 @@ def settle(draft: Draft, executor: Executor, device: Device) -> tuple[Draft, Rec
 
 
 def _part(settings: RunSettings, started: Recipe | None) -> Selection:
-    """Return the channel and timepoint asked for, else those that the output was started with."""
+    """Return the requested channel and timepoint, else those that the output was started with."""
     there = started.volume.selection if started is not None else None
     if there is None:
         return Selection(settings.channel, settings.timepoint)
@@ -275,7 +275,7 @@ def _told(card: Mapping[str, str]) -> Normalisation | None:
 def _plan(
     volume: VolumeSpec, model: NetworkSpec, box: Box | None, tile: Triple | None, started: Recipe | None, limits: Limits
 ) -> Plan:
-    """Return the stored plan of the output, where it answers what is asked for; else a new one."""
+    """Return the stored plan of the output if it fits the request, else a new one."""
     if started is not None:
         plan = started.plan
         asked = (volume.shape, model, box or volume.box, tile or plan.tile)
