@@ -229,7 +229,7 @@ def open_executor(launch: Launch, stop: Stop) -> Iterator[Executor]:
     Parameters
     ----------
     launch
-        What was asked for, and who is to be told.
+        The request.
     stop
         Request to end the run.
 

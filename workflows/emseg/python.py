@@ -1,7 +1,7 @@
 """The functions of the package as a Python caller sees them.
 
-Below, messages name options of the command line. Here their text is turned into keywords and functions, and a keyword that is
-wrong is told with the nearest right one.
+Below, messages name options of the command line. Here their text is turned into keywords and functions, and a message about a
+wrong keyword names the nearest right one.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def keys(distance: float) -> float:
 
 
 def weights(length: int, points: int) -> NDArray[np.float64]:
-    """Return the weight of each point at each pixel of an axis, ``(length, points)``. The end points repeat beyond the edges."""
+    """Return the weight of each point at each pixel of an axis, ``(length, points)``. End points repeat beyond the edges."""
     table = np.zeros((length, points))
     for pixel in range(length):
         place = pixel * (points - 1) / (length - 1) if length > 1 else 0.0

@@ -1,6 +1,6 @@
 """Access control for the HTTP server of our clusters: only requests with the token are served, and no page of another site.
 
-The scheduler has one guard before all that it serves: pages, files, JSON, metrics and websockets, also those that are
+One guard protects everything that the scheduler serves: pages, files, JSON, metrics and websockets, including those that are
 added later. Workers serve nothing.
 """
 

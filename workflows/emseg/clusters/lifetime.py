@@ -53,7 +53,7 @@ def ignore_message(message: str) -> None:
 def closing_safely(what: Closing, notify: Notify) -> Iterator[Closing]:
     """Close at the end of the ``with``, without changing how it ends: errors while closing are reported, not raised.
 
-    By then all work is done, or has failed for a reason of its own.
+    By then all work is done, or has already failed.
 
     Parameters
     ----------

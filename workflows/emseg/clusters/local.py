@@ -76,9 +76,9 @@ def local_cluster(
     """Start a cluster with this many worker processes on this machine.
 
     Scheduler and workers listen on the address ``host`` only, with TLS that needs the certificate of ``security`` to join;
-    without one, only this user's processes here can join. The dashboard always listens on loopback, and is visible to
-    whoever has its link. Each worker has an equal share of this machine's memory, and is restarted when it takes more.
-    SIGINT and SIGTERM do not reach the workers: the caller handles them.
+    without one, only this user's processes here can join. The dashboard always listens on loopback, and is visible to anyone
+    who has its link. Each worker has an equal share of this machine's memory, and is restarted when it takes more. SIGINT and
+    SIGTERM do not reach the workers: the caller handles them.
 
     Parameters
     ----------

@@ -52,7 +52,7 @@ class Stop:
 
     @property
     def asked(self) -> bool:
-        """Whether assignment of blocks has to stop."""
+        """Whether the run is asked to assign no more blocks."""
         return self._deadline is not None
 
     @property

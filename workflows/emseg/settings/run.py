@@ -184,7 +184,7 @@ def settings_from(settings: RunSettings | None, given: Mapping[str, Any]) -> tup
     Returns
     -------
     tuple
-        The settings, and the keywords that are none.
+        The settings, and the remaining keywords.
 
     Raises
     ------

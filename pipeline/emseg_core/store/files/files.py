@@ -222,7 +222,7 @@ class LocalFiles(OwnedFiles, LocalStore):
         Returns
         -------
         bool
-            Whether this caller, and nobody else, has created it.
+            Whether this caller has created it.
 
         Raises
         ------
@@ -540,9 +540,9 @@ class ArrayFiles(Store):
     """The files of an array for Zarr's reads: a chunk counts as missing only if the array's own metadata exist.
 
     Zarr treats a missing chunk as one that was never written, and returns the fill value, even while a disk or a store is
-    unavailable. So all reads go through `get`, whatever Zarr calls: what `zarr.abc.store.Store` offers beside stands on `get`
-    there, and nothing is passed on to the store below. That is why this is no `zarr.storage.WrapperStore`, which passes on
-    each way of reading that Zarr invents.
+    unavailable. So every read that Zarr makes goes through `get`: the other methods of `zarr.abc.store.Store` call `get`, and
+    none is forwarded to the store below. For this reason it is not a `zarr.storage.WrapperStore`, which forwards every method
+    of reading that Zarr adds.
     """
 
     supports_writes = False

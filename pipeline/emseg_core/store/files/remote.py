@@ -255,7 +255,7 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
     def put(self, name: str, document: bytes | memoryview, permit: Callable[[], None] | None = None) -> str:
         """Write an object atomically.
 
-        The owner is checked and `permit` called before each request, so none begins once somebody else has taken over.
+        The owner is checked and `permit` called before each request, so none starts after another run has taken over.
 
         Parameters
         ----------
@@ -330,7 +330,7 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         Returns
         -------
         bool
-            Whether this caller, and nobody else, has created it.
+            Whether this caller has created it.
 
         Raises
         ------
@@ -604,7 +604,7 @@ def open_remote(address: Address, *, patient: bool = False, cached_indices: int 
     patient
         Retry for a minute, not only for seconds, if the store does not answer.
     cached_indices
-        Most shards whose index is kept in memory; 0 for objects that somebody may write in the meantime.
+        Most shards whose index is kept in memory; 0 for objects that may be rewritten in the meantime.
     owner
         Content that the identity file must have before anything is changed; None to skip the check.
 

@@ -57,7 +57,7 @@ class RecordedDigests:
 
 @dataclass(frozen=True, slots=True)
 class FinishedBlocks:
-    """What is known about the finished blocks of a resumed run."""
+    """The finished blocks of a resumed run, compared with the volume."""
 
     recompute: NDArray[np.bool_] | None
     """Stored blocks without a digest, which are recomputed, ``(z, y, x) bool``; None if there are none.

@@ -96,7 +96,7 @@ class Draft:
         numerics
             How predictors compute.
         accuracy
-            What a low precision was measured to cost; None in float32.
+            Measured accuracy of a low precision; None in float32.
 
         Returns
         -------
