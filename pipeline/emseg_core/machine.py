@@ -118,7 +118,7 @@ def _folders(controller: str) -> Iterator[Path]:
 
 
 def _text(file: Path) -> str:
-    """Return what a file holds, without spaces around; nothing if it cannot be read."""
+    """Return the content of a file without surrounding spaces, or nothing if it cannot be read."""
     try:
         return file.read_text().strip()
     except OSError:

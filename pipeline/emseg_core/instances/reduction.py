@@ -174,7 +174,7 @@ class _Grouping:
         return matches.where(~same, ~contacts)
 
     def within(self, block: int, matches: FaceMatches, segments: BlockSegments) -> Iterator[FaceMatches]:
-        """Yield what a block knows about segments of its own group."""
+        """Yield the data of a block about segments of its own group."""
         contacts, offset = segments.contacts, self.offsets[block]
         yield matches.where(*self._alike(matches))
         yield FaceMatches.of(replace(contacts, one=contacts.one + offset, other=contacts.other + offset))
@@ -226,7 +226,7 @@ class _Mapping:
 
 
 def _merged(known: FaceMatches, open_: Indices, threshold: float) -> tuple[_Mapping, FaceMatches]:
-    """Merge segments by all that is known about them, and return the contacts that remain undecided.
+    """Merge segments as far as their contacts decide, and return the undecided contacts.
 
     Parameters
     ----------

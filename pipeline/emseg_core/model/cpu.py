@@ -17,7 +17,7 @@ CAPABILITIES = {
 def vector_instructions() -> str:
     """Return the widest vector instruction set of the CPU, by the name that torch uses.
 
-    Kernels differ between these sets, and so may the last bits of what they compute.
+    Kernels differ between these sets, and so may the last bits of their results.
 
     Returns
     -------

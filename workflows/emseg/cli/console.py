@@ -173,7 +173,7 @@ class RunConsole:
 
 
 def _finishing(event: StopRequested) -> str:
-    """Describe what a run does before it stops."""
+    """Describe the work of a run before it stops."""
     if not event.blocks:
         return "no block is in progress"
     blocks = "block" if event.blocks == 1 else f"{event.blocks} blocks"

@@ -23,7 +23,7 @@ def say(*lines: object, err: bool = False, redraw: int = 0) -> None:
     Parameters
     ----------
     lines
-        What to print, one object per line.
+        The objects to print, one per line.
     err
         Print on the standard error stream, which is for everything but results.
     redraw

@@ -51,7 +51,7 @@ class Guard(Router):
         Parameters
         ----------
         application
-            What it protects.
+            The part of the server that it protects.
         proxy
             Host of a proxy, and its port if it has one, as browsers show it.
         scheduler

@@ -203,7 +203,7 @@ def tunnel_command(client: Client) -> str:
 
 
 def hub_advice(client: Client) -> str | None:
-    """Return what the user has to set before JupyterHub's proxy can show the dashboard of a `local_cluster`.
+    """Return the command that lets JupyterHub's proxy show the dashboard of a `local_cluster`.
 
     Parameters
     ----------

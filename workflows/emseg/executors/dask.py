@@ -77,7 +77,7 @@ def prepare_worker(run: str, work: Work) -> PreparedWorker:
     run
         Name of the run.
     work
-        What is done with each block.
+        The work on each block.
 
     Returns
     -------
@@ -239,7 +239,7 @@ class DaskExecutor:
         Parameters
         ----------
         trial
-            What is to be tried.
+            The trial.
 
         Returns
         -------
@@ -268,7 +268,7 @@ class DaskExecutor:
         Parameters
         ----------
         work
-            What to do to each block.
+            The work to do on each block.
         sequences
             Sequences of blocks that read the same chunks; each holds at least one block.
         policy
@@ -279,7 +279,7 @@ class DaskExecutor:
         Yields
         ------
         Progressed
-            What happens.
+            The event.
 
         Raises
         ------
@@ -357,7 +357,7 @@ class Session:
 
     @property
     def without_workers(self) -> bool:
-        """Whether there is no worker, and none can be expected."""
+        """Whether there are no workers and none can be expected."""
         if self._supply is not None:
             return bool(self._supply.problem) and not self._client.nthreads()
         return monotonic() > self._seen + MAX_SECONDS_WITHOUT_WORKERS
@@ -368,7 +368,7 @@ class Session:
         Yields
         ------
         Progressed
-            What happened.
+            The event.
 
         Raises
         ------

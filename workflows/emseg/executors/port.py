@@ -56,7 +56,7 @@ class Executor(Protocol):
         Parameters
         ----------
         trial
-            What is to be tried.
+            The trial.
 
         Returns
         -------
@@ -70,7 +70,7 @@ class Executor(Protocol):
         Parameters
         ----------
         work
-            What to do to each block.
+            The work to do on each block.
         sequences
             Sequences of blocks that read the same chunks; each holds at least one block.
         policy
@@ -81,7 +81,7 @@ class Executor(Protocol):
         Yields
         ------
         Progressed
-            What happens.
+            The event.
         """
 
 

@@ -134,7 +134,7 @@ def label(
     policy, stop, on_event
         As for `emseg.segment`.
     **where
-        Who computes, and where: see `emseg.placement.Where`.
+        Workers, and where they run: see `emseg.placement.Where`.
 
     Returns
     -------

@@ -43,7 +43,7 @@ class RunPlan:
     """Function that runs it: `emseg.segment`, with messages for the caller that planned it."""
 
     def started_by(self, wrap: Callable[[Callable[..., Report]], Callable[..., Report]]) -> Self:
-        """Return the same plan, with what it starts wrapped."""
+        """Return the same plan, with a wrapper around the function that it starts."""
         return replace(self, start=wrap(self.start))
 
     def run(self, output: str | Place | None = None, **more: Any) -> Report:
@@ -112,7 +112,7 @@ def plan(volume: str | Path | Address, settings: RunSettings | None = None, **gi
     volume
         A Zarr array or OME-Zarr image, by its path or address.
     settings
-        What decides the bytes of the output; or its fields as keywords.
+        Settings that decide the bytes of the output, or its fields as keywords.
     **given
         Fields of `RunSettings` and `Placement`.
 

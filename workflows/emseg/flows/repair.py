@@ -117,7 +117,7 @@ class ChecksumReport:
         )
 
     def _lines(self, what: str, where: str, name: str) -> Iterator[str]:
-        """Yield what was found of the units that the fields of a name count, if there are any."""
+        """Yield the results for the units that the fields with a name count, if there are any."""
         units, damaged, missing, repaired = (getattr(self, f"{name}{of}") for of in ("", "_damaged", "_missing", "_repaired"))
         if units:
             yield f"{what:<11}{units} units of {where}, {len(damaged)} damaged, {missing} missing, {repaired} repaired"
@@ -132,7 +132,7 @@ def verify_checksums(output: str | Place) -> ChecksumReport:
     Parameters
     ----------
     output
-        What a run has written.
+        The output of a run.
 
     Returns
     -------
@@ -171,7 +171,7 @@ def repair(
     Parameters
     ----------
     output
-        What a run has written.
+        The output of a run.
     volume, model
         Paths of the volume and the model, if they were moved since the run; needed if blocks are damaged.
     predictor
@@ -249,7 +249,7 @@ def _lasting(part: LevelCondition) -> list[int]:
 
 
 def _remove(stored: Output, found: Sequence[LevelCondition]) -> None:
-    """Remove what is damaged, the coarsest level first: it is *not computed* then."""
+    """Remove damaged units, the coarsest level first. They are *not computed* afterwards."""
     for level, part in reversed(list(zip(stored.levels, found, strict=True))):
         for index in _lasting(part):
             level.remove(level.blocks.block(index).write)

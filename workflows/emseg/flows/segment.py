@@ -68,7 +68,7 @@ def segment(
     output
         The OME-Zarr group to write, on a local path or at an address on ``s3://`` or ``gs://``; by default beside the volume.
     settings
-        What decides the bytes of the output; or its fields as keywords.
+        Settings that decide the bytes of the output, or its fields as keywords.
     voxel_size
         Of an array: size (z, y, x) of a voxel in nanometres; None if it is not known.
     overwrite

@@ -70,7 +70,7 @@ def try_out(trial: Trial) -> Choice:
     Parameters
     ----------
     trial
-        What is to be tried.
+        The trial.
 
     Returns
     -------

@@ -127,7 +127,7 @@ class SlabWriter:
     def done(self, blocks: Blocks) -> NDArray[np.bool_]:
         """Find the blocks whose shards are all stored; a block that contains only 0 never is.
 
-        Partial files that killed writers have left are removed, so nobody may be writing.
+        Partial files that killed writers have left are removed, so no writer may be active.
 
         Parameters
         ----------

@@ -78,7 +78,7 @@ def lease_folder(folder: Path, path: Path) -> Lease:
     Parameters
     ----------
     path
-        What messages name.
+        Name in messages.
 
     Returns
     -------

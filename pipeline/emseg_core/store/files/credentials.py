@@ -66,7 +66,7 @@ class _Resolved:
 class ProfileCredentials:
     """The credentials of an AWS profile, renewed before they expire: a credential provider for obstore.
 
-    They stay in the memory of this process. Each renewal reads the files of AWS anew, and so finds what a sign-in changed.
+    They stay in the memory of this process. Each renewal reads the files of AWS again, and so finds the changes of a sign-in.
     """
 
     def __init__(self, name: str) -> None:
@@ -141,7 +141,7 @@ def profile_config(address: Address) -> dict[str, Any] | None:
     Parameters
     ----------
     address
-        What is to be opened, for messages.
+        Place to be opened, for messages.
 
     Returns
     -------
@@ -185,7 +185,7 @@ def profile_config(address: Address) -> dict[str, Any] | None:
 
 @cache
 def _shared_credentials(name: str, files: tuple[str, ...]) -> ProfileCredentials:  # noqa: ARG001  part of the key
-    """Return the credentials of a profile, which are the same for all that a process opens."""
+    """Return the credentials of a profile, which a process shares among everything that it opens."""
     logging.getLogger("botocore").addHandler(logging.NullHandler())  # otherwise its warnings are printed with tracebacks
     return ProfileCredentials(name)
 

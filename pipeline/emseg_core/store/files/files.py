@@ -308,7 +308,7 @@ class LocalFiles(OwnedFiles, LocalStore):
         Parameters
         ----------
         prefix
-            How the paths begin.
+            Prefix of the paths.
 
         Returns
         -------
@@ -387,7 +387,7 @@ class LocalFiles(OwnedFiles, LocalStore):
             (self.root / name).unlink(missing_ok=True)
 
     def remove_all(self, folder: str) -> None:
-        """Remove a folder and all that is in it, if it exists.
+        """Remove a folder with its content, if it exists.
 
         Parameters
         ----------
@@ -413,7 +413,7 @@ class LocalFiles(OwnedFiles, LocalStore):
         (self.root / name).replace(self.root / to)
 
     def rename_all(self, folder: str, to: str) -> None:
-        """Rename a Zarr node with all that is in it; the new name must not exist.
+        """Rename a Zarr node with its content. The new name must not exist.
 
         Parameters
         ----------
@@ -604,7 +604,7 @@ class ArrayFiles(Store):
         raise NotImplementedError
 
     def list(self) -> AsyncIterator[str]:
-        """Refuse to list: what a list lacks would count as never written."""
+        """Refuse to list: files missing from a list would count as never written."""
         raise NotImplementedError
 
     def list_prefix(self, prefix: str) -> AsyncIterator[str]:

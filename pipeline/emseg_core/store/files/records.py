@@ -160,7 +160,7 @@ class Records:
         Parameters
         ----------
         prefix
-            How the names begin.
+            Prefix of the names.
 
         Returns
         -------

@@ -150,7 +150,7 @@ def check_gpus(gpus: Mapping[str, Gpu], workers_per_gpu: int, cost: Cost, plan: 
     Raises
     ------
     DeviceError
-        If workers share a GPU unasked.
+        If workers share a GPU without permission.
     PlanError
         If weights and activations of one batch are more than is free.
     """
