@@ -1,4 +1,4 @@
-"""Test a run whose credentials expire: it renews them, waits while nobody is signed in, and writes the same bytes."""
+"""Test a run whose credentials expire: it renews them, waits while no user is signed in, and writes the same bytes."""
 
 from __future__ import annotations
 

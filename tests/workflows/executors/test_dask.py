@@ -111,7 +111,7 @@ def test_no_scheduler() -> None:
 
 
 def test_a_worker_that_hangs_before_it_is_ready(tmp_path: Path) -> None:
-    """The others do its share, and the end does not wait for it, nor for the half hour until it would be restarted."""
+    """The others do its share, and the end of the run waits neither for it nor for its restart after half an hour."""
     save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
     model = save_random_model(tmp_path / "model.safetensors", PLANAR)
     with local_cluster(2, 1) as client:

@@ -203,7 +203,7 @@ def test_a_killed_holder_on_this_host_is_followed_at_once(tmp_path: Path) -> Non
         with pytest.raises(OutputError, match=f"in use by run 1, process {holder.pid} on "):
             take_lease(records, tmp_path)
         holder.kill()
-        while lease_state(records).state == "held":  # until the kernel has ended it; nobody has collected its exit code yet
+        while lease_state(records).state == "held":  # until the kernel has ended it; no process has collected its exit code yet
             time.sleep(0.01)
         assert holder.returncode is None
         assert lease_state(records).state == "dead"
