@@ -108,8 +108,8 @@ def reading_of(volume: VolumeSpec, region: Box, model: NetworkSpec, unit: Triple
 def _between(deep: Grouping, high: Grouping, y: Axis, x: Axis) -> int:
     """Return the most voxels that a sequence reads between two uses of a chunk, which a cache of that size keeps.
 
-    In the worst case, a chunk is used in one step along x and again in the next. In between come the rest of the one step and
-    the beginning of the other: the cross-section once, and twice where the chunk is.
+    In the worst case, a chunk is used in one step along x and again in the next. The rest of the one step and the start of the
+    other lie in between: the cross-section once, and twice where the chunk is.
     """
     return deep.widest * (high.widest * x.single + min(high.widest, y.single) * x.unshared)
 

@@ -1,8 +1,8 @@
 """The one step that sees the whole volume: merge segments across faces, and number all segments.
 
-Blocks are merged in groups, as far as a group alone can decide, and then the groups are merged. What it takes to merge a
-segment, some two thousand bytes, is in memory for one group and for the contacts between groups. A segment is open if it
-touches a face between blocks or might merge with one that does; only its position and size are kept.
+Blocks are merged in groups, as far as a group alone can decide, and then the groups are merged. Merging takes about two
+thousand bytes per segment, for one group at a time and for the contacts between groups. A segment is open if it touches a face
+between blocks or might merge with one that does; only its position and size are kept.
 """
 
 from __future__ import annotations

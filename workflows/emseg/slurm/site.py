@@ -191,7 +191,7 @@ class Site:
     def step_options(self) -> tuple[str, ...]:
         """Return the options of a step that is one worker, within a job with `job_options`.
 
-        What the user gives for a whole node or job, such as ``--mem=0`` or ``--gpus=8``, is shared by its steps.
+        Options for a whole node or job, such as ``--mem=0`` or ``--gpus=8``, are shared by its steps.
 
         Returns
         -------

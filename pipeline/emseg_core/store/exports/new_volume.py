@@ -208,8 +208,8 @@ def new_volume(
 ) -> Iterator[NewVolume]:
     """Create a volume to be filled by slabs; it gets its name when the ``with`` block ends.
 
-    If the block fails, and in any case after `NewVolume.discard`, the volume is removed. Only with a `source` is what is stored
-    kept: the next writer of the same volume from the same source resumes it.
+    If the block fails, and in any case after `NewVolume.discard`, the volume is removed. Stored slabs are kept only with a
+    `source`: the next writer of the same volume from the same source resumes it.
 
     Parameters
     ----------

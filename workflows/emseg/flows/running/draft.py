@@ -195,7 +195,7 @@ def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Rec
 def settle(draft: Draft, executor: Executor, device: Device) -> tuple[Draft, Recipe, tuple[str, ...]]:
     """Settle the recipe of a run, once a worker has tried how predictors compute there.
 
-    Where an output was started, it is the recipe of what these workers would compute, to be compared.
+    For an output that was already started, it is the recipe of these workers, to compare with the stored one.
 
     Returns
     -------
@@ -287,7 +287,7 @@ def _plan(
 def _in_time(cost: Cost, choice: Choice, limits: Limits) -> Limits:
     """Return smaller limits if a predictor is so slow that blocks would not end in time; else the same ones.
 
-    It is a power of two, so that it hardly ever depends on how fast the same hardware was this time.
+    The limit is a power of two, so that it hardly ever depends on fluctuations in the speed of the same hardware.
     """
     most = LONGEST_BLOCK_SECONDS * choice.flops_per_second
     if cost.flops <= most * cost.blocks:
