@@ -1,4 +1,4 @@
-"""Small files that decompress to much more than they should: to 16 MiB, which no machine minds."""
+"""Small files that decompress to far more than they should. They expand to 16 MiB, which every machine can hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOATED = bytes(2**24)
 
 
 def endless_zstd(length: int) -> bytes:
-    """A frame of so many zeros that does not say how long it is."""
+    """Return a Zstandard frame of many zeros that does not state its decompressed size."""
     frame, left = bytearray(b"\x28\xb5\x2f\xfd\x00\x50"), length
     while left:
         part = min(left, 2**17 - 1)
@@ -32,4 +32,4 @@ PACKED = {
     "blosc": Blosc().encode(BLOATED),
     "lz4": LZ4().encode(BLOATED),
 }
-"""By what has compressed them."""
+"""Compressed bytes by compressor."""

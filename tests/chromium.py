@@ -1,4 +1,4 @@
-"""A browser without a screen, whose pages must log no error and ask for nothing from elsewhere."""
+"""A headless browser whose pages must log no error and request nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from emseg.clusters.local import LOOPBACK
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ALONE = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic", "--no-first-run")
-"""A browser that asks nobody anything of its own accord."""
+"""Options of a browser that makes no connection of its own."""
 PLAIN = ("--disable-gpu",)
 DRAWING = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
-"""WebGL without a GPU."""
+"""Options for WebGL without a GPU."""
 
 HUB = "hub.example.org"
-"""Name of this machine that only the browser knows."""
+"""A name of this machine that only the browser knows."""
 
 HERE = ("data:", "file:", "blob:")
-"""How addresses begin that need no network."""
+"""Prefixes of addresses that need no network."""
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="tests/browser/setup was not run: no Chromium")
 
 
 @contextmanager
 def started(*flags: str) -> Iterator[Browser]:
-    """The browser."""
+    """Start the browser."""
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", f"--host-resolver-rules=MAP {HUB} {LOOPBACK}", *flags, *ALONE]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=arguments)
@@ -39,14 +39,14 @@ def started(*flags: str) -> Iterator[Browser]:
 
 @contextmanager
 def watched_page(browser: Browser, expected: str | None = None, home: str = LOOPBACK) -> Iterator[Page]:
-    """A page of it.
+    """Open a page.
 
     Parameters
     ----------
     expected
-        End of an address whose absence is no error; behind a proxy, no server answers HEAD.
+        End of an address whose absence is not an error. Behind a proxy, no server answers HEAD.
     home
-        What is in the addresses of all that it may fetch.
+        Text that must be in every address the page requests.
     """
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     wrong: list[str] = []

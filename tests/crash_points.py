@@ -1,10 +1,11 @@
-"""Killing a command at each moment at which it changes something on the disk, and asking for the same again.
+"""Kill a command before each change that it makes on disk, then run the same command again.
 
     python tests/crash_points.py COMMAND FOLDER MOMENTS SEED
 
-Each try is a process of its own, forked from this one, which has imported all and started no thread. It dies, as by SIGKILL,
-right before its n-th change: a file opened to be written, renamed or removed, a folder made or removed. Then another does the
-same to the end. MOMENTS are tried, drawn by SEED; 0 for all. What differs from an undisturbed run is printed, a line each.
+Each attempt is a process forked from this one, which has imported everything and started no thread. It dies, as by SIGKILL,
+right before its n-th change: a file is opened for writing, renamed or removed, or a folder is created or removed. A second
+process then runs the command to its end. MOMENTS changes are drawn at random from SEED; 0 tries all. Each difference from an
+undisturbed run is printed on a line.
 """
 
 from __future__ import annotations
@@ -30,41 +31,41 @@ from emseg_core.errors import OutputError
 from emseg_core.store.files.ownership import IDENTITY
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
-"""Audit events of Python, besides that of an opened file."""
+"""Python's audit events of changes, besides that of an opened file."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 SHAPE = (4, 300, 40)
-"""Of many blocks, and with a coarser level."""
+"""A shape with many blocks and a coarser level."""
 SIZE = (30.0, 8.0, 8.0)
 
 
 @dataclass(frozen=True)
 class Command:
-    """Something that a user does."""
+    """A command that a user runs."""
 
     name: str
-    """Of what it makes."""
+    """The name of what the command makes."""
     before: Callable[[Path], Any] | None
-    """What the user has done there before, given the place."""
+    """What the user has done there before; called with the path."""
     act: Callable[[Path], Any]
-    """Given the place, in a folder of its own, beside the inputs."""
+    """The command; called with a path in a separate folder beside the inputs."""
     again: Callable[[Path], Any] | None = None
-    """What the user does after a death; None for the same."""
+    """What the user does after a crash; None for the same command."""
     once: bool = False
-    """Whether it is refused where all is done."""
+    """Whether the command is refused if everything is done."""
 
 
 def exported(place: Path, file_format: Any, **settings: Any) -> None:
-    """An export of what lies beside it."""
+    """Export the output in this folder."""
     export(place.parents[1] / "labelled.zarr", place, file_format=file_format, workers=0, **settings)
 
 
 def labelled(place: Path) -> None:
-    """A labelled output."""
+    """Label an output."""
     shutil.copytree(place.parents[1] / "labelled.zarr", place)
 
 
 def run_again(place: Path) -> None:
-    """Goes on with the run of the second model, or begins it, if the first one's output is there still."""
+    """Resume the run of the second model, or start it if the first model's output is still there."""
     try:
         segmented(place, "other")
     except OutputError:
@@ -72,14 +73,14 @@ def run_again(place: Path) -> None:
 
 
 def segmented(place: Path, model: str = "model", **settings: Any) -> None:
-    """A run."""
+    """Segment a volume."""
     inputs = place.parents[1]
     asked = {"model": inputs / f"{model}.safetensors", "probabilities": True, "workers": 0, **settings}
     assert segment(inputs / "volume.zarr", place, **asked).exit_code == 0
 
 
 def ingested(place: Path, **settings: Any) -> None:
-    """A volume."""
+    """Ingest a volume."""
     ingest(place.parents[1] / "stack.tif", place, voxel_size=SIZE, workers=0, **settings)
 
 
@@ -107,7 +108,7 @@ COMMANDS = {
 
 
 def main(command: Command, folder: Path, moments: int, seed: int) -> None:
-    """Print the number of moments at which something changes, and what differs after a death at some of them."""
+    """Print the number of changes, and the differences after a crash at some of them."""
     place, before = folder / "made" / command.name, folder / "before"
     in_a_fork(lambda: make_inputs(folder))
     before.mkdir()
@@ -140,7 +141,7 @@ def main(command: Command, folder: Path, moments: int, seed: int) -> None:
 
 
 def make_inputs(folder: Path) -> None:
-    """A volume, as Zarr and as TIFF, two models, and an output with instance labels."""
+    """Make a volume, as Zarr and as TIFF, two models, and an output with instance labels."""
     for number, model in enumerate(("model", "other")):
         save_random_model(folder / f"{model}.safetensors", PLANAR, number)
     save_volume(folder / "volume.zarr", texture(SHAPE))
@@ -152,9 +153,10 @@ def make_inputs(folder: Path) -> None:
 
 
 def left_in(folder: Path) -> dict[str, str]:
-    """All that is there but the records of runs, what names the owner, and the folder of a lease with nothing else in it.
+    """Return all files except run records, the owner's identity, and a lease folder with nothing else in it.
 
-    Who dies once all is in its place, and before the lease is removed, leaves that folder; the next process removes it.
+    A process that dies with everything in place, but before it removes its lease, leaves that folder behind. The next process
+    removes it.
     """
     own = ("emseg/run-", IDENTITY)
     found = {name: what for name, what in snapshot(folder).items() if not any(o in name for o in own)}
@@ -167,13 +169,13 @@ def left_in(folder: Path) -> dict[str, str]:
 
 
 def by_name(path: str) -> str:
-    """A path that leads through an open folder, by the folder's name."""
+    """Return a path through an open folder, with the folder's name in place of its descriptor."""
     found = re.match(r"/proc/self/fd/\d+", path)
     return path if found is None else str(Path(found[0]).readlink()) + path[found.end() :]
 
 
 def in_a_fork(act: Callable[[], Any], counted: Path | None = None, dies_at: int = 0) -> Any:
-    """What a process does: the number of its changes below a folder, or before which one it died."""
+    """Run a function in a fork. Return the number of changes below a folder, or the change before which it died."""
     readable, writable = os.pipe()
     process = os.fork()
     if process == 0:

@@ -1,4 +1,4 @@
-"""Asking a dashboard in raw HTTP, with whatever headers."""
+"""Raw HTTP requests to a dashboard, with any headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Door:
-    """A dashboard at a port of loopback, and the token of its link."""
+    """A dashboard at a loopback port, with the token of its link."""
 
     port: int
     token: str
@@ -32,7 +32,7 @@ class Door:
 
     @property
     def cookie(self) -> dict[str, str]:
-        """What a browser sends that has opened the link."""
+        """Return the cookie header of a browser that has opened the link."""
         return {"Cookie": f"emseg-{self.port}={self.token}"}
 
     @property
@@ -40,7 +40,7 @@ class Door:
         return {"Authorization": f"Bearer {self.token}"}
 
     def ask(self, path: str, headers: dict[str, str] | None = None, method: str = "GET") -> Answer:
-        """What is answered; a ``Host`` among the headers replaces the right one, and with an empty one there is none."""
+        """Return the answer to a request. A ``Host`` header replaces the right one; an empty one sends none."""
         sent: dict[str, Any] = {"Host": f"127.0.0.1:{self.port}", **(headers or {})}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=200)
         try:
@@ -56,13 +56,13 @@ class Door:
             connection.close()
 
     def text(self, path: str) -> str:
-        """What whoever has the token is shown."""
+        """Return the text shown to a user who has the token."""
         answer = self.ask(path, self.bearer)
         assert answer.status == 200, path
         return answer.body.decode()
 
     def shake(self, path: str, headers: dict[str, str]) -> int:
-        """How the opening of a websocket is answered; 101 is a yes."""
+        """Return the status of a websocket handshake; 101 means accepted."""
         upgrade = {
             "Upgrade": "websocket",
             "Connection": "Upgrade",

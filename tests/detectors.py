@@ -1,4 +1,4 @@
-"""Predictors of a user's own, as `segment(predictor="detectors:...")` imports them."""
+"""User-defined predictors, imported as by `segment(predictor="detectors:...")`."""
 
 from __future__ import annotations
 
@@ -11,58 +11,58 @@ from emseg_core.specs.contract import Contract
 
 
 class Dark:
-    """Looks at each voxel alone."""
+    """Predictor that looks at each voxel alone."""
 
     version = "1"
     classes: tuple[str, ...] = ("inside", "membrane")
     planar = True
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of tiles."""
+        """Return the logits of tiles."""
         return np.stack([tiles, -tiles], axis=1)
 
 
 class DarkAgain(Dark):
-    """The same by another name, in another version."""
+    """The same predictor with another name and version."""
 
     version = "2"
 
 
 class Mean:
-    """The mean of 3 x 5 x 5 voxels, as a valid convolution."""
+    """Predictor that averages 3 x 5 x 5 voxels, as a valid convolution does."""
 
     version = "1"
     classes = ("low", "middle", "high")
     planar = False
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of tiles."""
+        """Return the logits of tiles."""
         mean = sliding_window_view(tiles, (3, 5, 5), axis=(1, 2, 3)).mean(axis=(-3, -2, -1))
         return np.stack([-mean, np.full_like(mean, 0.1), mean], axis=1).astype(np.float32)
 
 
 class Padded:
-    """A Gaussian that fills up tiles at their ends, as filters of SciPy do."""
+    """Gaussian filter that pads tiles at their ends, as SciPy's filters do."""
 
     version = "1"
     classes = ("inside", "membrane")
     planar = True
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of tiles, of their whole shape."""
+        """Return logits in the full shape of the tiles."""
         blurred = ndimage.gaussian_filter(tiles, (0, 0, 2, 2), mode="constant", radius=(0, 0, 6, 6))
         return np.stack([blurred, -blurred], axis=1)
 
 
 class Halved:
-    """The mean of cells of 2 x 4 pixels, for each pixel of them."""
+    """Predictor that gives every pixel the mean of its cell of 2 x 4 pixels."""
 
     version = "1"
     classes = ("inside", "membrane")
     planar = True
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of tiles; of others than whole cells there are none."""
+        """Return the logits of tiles, which must consist of whole cells."""
         n, z, y, x = tiles.shape
         cells = tiles.reshape(n, z, y // 2, 2, x // 4, 4).mean(axis=(3, 5))
         whole = cells.repeat(2, axis=2).repeat(4, axis=3)
@@ -70,7 +70,7 @@ class Halved:
 
 
 class Stated:
-    """Says itself how it behaves."""
+    """Predictor that states its own contract."""
 
     version = "1"
     spec = Contract(
@@ -88,76 +88,76 @@ class Stated:
     )
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of tiles: one too few along x where the first voxel is negative."""
+        """Return the logits of tiles; one too few along x if the first voxel is negative."""
         short = int(tiles.flat[0] < -100)
         inner = tiles[:, :, 1:-1, 1 : -1 - short]
         return np.stack([inner, -inner], axis=1)
 
 
 class Hungry(Stated):
-    """Has no memory for any tile."""
+    """Predictor without memory for any tile."""
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Nothing."""
+        """Raise an error."""
         raise MemoryError
 
 
 class Probabilities(Stated):
-    """Says that it gives what is not wanted."""
+    """Predictor that states an unsupported kind of result."""
 
     spec = Contract(**{name: getattr(Stated.spec, name) for name in Stated.spec.__slots__} | {"activation": "softmax"})
 
 
 class Nameless(Dark):
-    """Has too few classes for what it gives."""
+    """Predictor that names too few classes."""
 
     classes = ("inside", "membrane", "other")
 
 
 class NoVersion:
-    """Does not say which version it is."""
+    """Predictor that does not state its version."""
 
     classes, planar = ("inside", "membrane"), True
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of tiles."""
+        """Return the logits of tiles."""
         return tiles[:, None]
 
 
 class NumberedVersion(NoVersion):
-    """Says it in another way."""
+    """Predictor that states its version as a number."""
 
     version = 1
 
 
 class NoClasses:
-    """Does not say what it tells apart."""
+    """Predictor that does not name its classes."""
 
     version, planar = "1", True
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of tiles."""
+        """Return the logits of tiles."""
         return tiles[:, None]
 
 
 class NoPlane(NoVersion):
-    """Does not say whether it looks along z."""
+    """Predictor that does not state whether it uses context along z."""
 
     version, planar = "1", None  # type: ignore[assignment]
 
 
 class WrongSpec(Dark):
-    """Has something else as its contract."""
+    """Predictor whose contract has the wrong type."""
 
     spec = ("context", (0, 0, 0))
 
 
 class NoPredict:
-    """Does not predict."""
+    """Class that cannot predict."""
 
     version, classes, planar = "1", ("inside", "membrane"), True
 
 
 def function(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-    """No class."""
+    """Not a class."""
     return tiles[:, None]

@@ -1,6 +1,6 @@
-"""A preload of Dask's workers: once, one dies while it writes its `EMSEG_TEST_FILE`-th file.
+"""Preload module of Dask workers: one worker dies, once, while it writes its `EMSEG_TEST_FILE`-th file.
 
-Where `EMSEG_TEST_DEATH` is ``all``, the whole group of processes dies with it.
+If `EMSEG_TEST_DEATH` is ``all``, its whole process group dies with it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from emseg_core.store.files.atomic_write import PARTIAL_SUFFIX
 
 ONCE = Path(os.environ["EMSEG_TEST_ONCE"])
-"""A file that is made by who dies."""
+"""File that the dying process creates."""
 
 
 def dying(fsync: Callable[[int], None]) -> Callable[[int], None]:
-    """What writes to the disk, but not the last time."""
+    """Wrap `os.fsync` so that the process dies at one of its calls."""
     files = count(1)
 
     def dying(handle: int) -> None:

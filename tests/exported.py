@@ -1,4 +1,4 @@
-"""An output to be exported, with levels, at a place of its own, and what is in it."""
+"""Make an output to export, with levels and an offset, and return its content."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from emseg_core.store.outputs.lifecycle import open_output
 
 SIZE, FIRST, REGION = (30.0, 4.5, 4.0), (90.0, 0.0, -8.0), (1, 0, 8)
 STEPS = [(1, 1, 1), (1, 2, 2), (1, 4, 4)]
-"""Voxels of the finest level in one of each level, where voxels are thick."""
+"""Voxels of the finest level per voxel of each level, for thick voxels."""
 WHAT: dict[str, dict[str, Any]] = {
     "classes": {},
     "instances": {"instances": "instances"},
     "inside": {"probability": "inside"},
 }
-"""Options of an export, by what it is of."""
+"""Options of an export, by its content."""
 
 
 def make_output(folder: Path) -> Path:
-    """An output with probabilities and instances, of a part of a volume, with two coarser levels."""
+    """Make an output of part of a volume, with probabilities, instances and two coarser levels."""
     model = save_random_model(folder / "m.safetensors", PLANAR)
     axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
     steps = [{"type": "scale", "scale": list(SIZE)}, {"type": "translation", "translation": list(FIRST)}]
@@ -45,7 +45,7 @@ def make_output(folder: Path) -> Path:
 
 
 def in_unit(output: Path, place: Path, unit: str | None) -> Path:
-    """The output as if its volume's unit were another one, or not stated."""
+    """Describe the output as if its volume had another unit, or none."""
     shutil.copytree(output, place)
     for file in place.rglob("*.json"):
         file.write_text(file.read_text().replace('"nanometer"', json.dumps(unit)))
@@ -54,14 +54,14 @@ def in_unit(output: Path, place: Path, unit: str | None) -> Path:
 
 
 def levels_in(output: Path, what: str) -> list[NDArray[Any]]:
-    """The voxels ``(z, y, x)`` of each level of what is exported."""
+    """Return the exported voxels ``(z, y, x)`` of each level."""
     path = {"classes": "labels/classes", "instances": "labels/instances", "inside": "probabilities"}[what]
     found = [np.asarray(zarr.open_array(output / path / str(level), mode="r")) for level in range(len(STEPS))]
     return [level[open_output(output).classes.index("inside")] for level in found] if what == "inside" else found
 
 
 def place_of(factor: tuple[int, ...]) -> tuple[list[float], list[float]]:
-    """Size, and place of the first voxel's centre, of a level of the output."""
+    """Return the voxel size of a level of the output, and the position of the centre of its first voxel."""
     first = [t + s * o for t, s, o in zip(FIRST, SIZE, REGION, strict=True)]
     return [s * f for s, f in zip(SIZE, factor, strict=True)], [
         t + s * (f - 1) / 2 for t, s, f in zip(first, SIZE, factor, strict=True)

@@ -1,4 +1,4 @@
-"""What a block needs from outside, in memory: readers, writers and predictors that fulfil `emseg_core.ports`."""
+"""In-memory readers, writers and predictors that implement `emseg_core.ports`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from emseg_core.specs.numerics import Numerics
 from emseg_core.specs.volume import VolumeSpec
 
 AS_IS = Normalisation("volume", (0.0,), (1.0,))
-"""Leaves intensities as they are."""
+"""Normalisation that leaves intensities unchanged."""
 NUMERICS = Numerics("none 0", "none", "float32", 1, "2" * 64)
-"""Made up."""
+"""Made-up numerics."""
 
 
 class ArrayVolume:
-    """A volume in memory that remembers what was read; a `broken` box of it cannot be."""
+    """A volume in memory that records what was read. Reading its `broken` box fails."""
 
     def __init__(self, values: NDArray[Any], chunk: Triple = (8, 8, 8), broken: Box | None = None) -> None:
         self.values = values
@@ -40,7 +40,7 @@ class ArrayVolume:
         self._broken = broken
 
     def read(self, box: Box) -> NDArray[Any]:
-        """A copy of the voxels of `box`, which must lie inside the volume."""
+        """Return a copy of the voxels of `box`, which must lie inside the volume."""
         assert self.spec.box.contains(box), f"a read of {box} reaches beyond {self.spec.box}"
         self.reads.append(box)
         if self._broken is not None and voxels_shared(box, self._broken):
@@ -49,7 +49,7 @@ class ArrayVolume:
 
 
 class MemoryLabels:
-    """An output in memory that refuses what a real one must never be asked: part of a unit, or a unit twice."""
+    """An output in memory that rejects invalid writes: part of a unit, or a unit twice."""
 
     def __init__(self, plan: Plan, probabilities: bool) -> None:
         self._plan = plan
@@ -58,7 +58,7 @@ class MemoryLabels:
         self.probabilities = np.full((count, *plan.region.shape), NOT_COMPUTED, np.uint8) if probabilities else None
 
     def write(self, box: Box, labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None) -> None:
-        """Store whole write units, once."""
+        """Store whole write units, each at most once."""
         region = self._plan.region
         assert region.contains(box)
         for start, stop, corner, end, unit in zip(box.start, box.stop, region.start, region.stop, self._plan.unit, strict=True):
@@ -78,33 +78,33 @@ class MemoryLabels:
         self.labels[where] = labels
 
     def is_done(self, box: Box) -> bool:
-        """Whether all of `box` is written."""
+        """Return whether all of `box` is written."""
         return bool((self.labels[box.relative_to(self._plan.region.start).slices()] != NOT_COMPUTED).all())
 
 
 class FullDisk(MemoryLabels):
-    """An output that fails for one block."""
+    """An output that cannot store one block."""
 
     def __init__(self, plan: Plan, probabilities: bool, full_at: Box) -> None:
         super().__init__(plan, probabilities)
         self._full_at = full_at
 
     def write(self, box: Box, labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None) -> None:
-        """Store whole write units, but for one."""
+        """Store whole write units, except those of one block."""
         if box == self._full_at:
             raise OSError(28, "No space left on device")
         super().write(box, labels, probabilities)
 
 
 class LocalMean:
-    """Class i has the mean around a voxel, times i: right for every tiling, since it has no lattice."""
+    """Predictor whose logit of class i is i times the local mean. It has no lattice, so every tiling is correct."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.batches: list[int] = []
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits; the mean is over the box that reaches as far as the network's context."""
+        """Return logits. The mean covers the context of the network."""
         assert tiles.dtype == np.float32
         self.batches.append(len(tiles))
         window = tuple(2 * c + 1 for c in self.spec.context)
@@ -114,12 +114,12 @@ class LocalMean:
 
 
 class MeanClassifier(LocalMean):
-    """Makes bytes of its logits itself, and is a batch ahead of whoever takes them, as a GPU is."""
+    """Predictor that turns its logits into bytes, and is one batch ahead of its caller, as a GPU is."""
 
     def classify(
         self, batches: Iterable[Batch], probabilities: bool
     ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
-        """Labels and stored probabilities of each batch."""
+        """Yield the labels and stored probabilities of each batch."""
         ahead = deque[NDArray[np.float32]]()
         for batch in batches:
             ahead.append(self.predict(normalised(*batch)))
@@ -134,27 +134,27 @@ class MeanClassifier(LocalMean):
 
 
 class SayingPredictor:
-    """Predicts the same logit everywhere for each class, however odd."""
+    """Predictor with a constant logit per class, which may be any number."""
 
     def __init__(self, spec: NetworkSpec, logits: tuple[float, ...]) -> None:
         self.spec = spec
         self._logits = np.array(logits, np.float32)[None, :, None, None, None]
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The logits given at the start, at each voxel."""
+        """Return the given logits for each voxel."""
         shape = self.spec.output_shape(triple(tiles.shape[1:]))
         return np.broadcast_to(self._logits, (len(tiles), len(self.spec.classes), *shape)).copy()
 
 
 class FailingPredictor(LocalMean):
-    """Breaks down at one of its calls, counted from 0."""
+    """Predictor that fails at one of its calls, counted from 0."""
 
     def __init__(self, spec: ModelSpec, at: int, error: BaseException) -> None:
         super().__init__(spec)
         self._at, self._error = at, error
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits, or the error."""
+        """Return logits, or raise the error."""
         if len(self.batches) == self._at:
             self.batches.append(0)
             raise self._error
@@ -162,7 +162,7 @@ class FailingPredictor(LocalMean):
 
 
 class SmallPredictor(LocalMean):
-    """Has memory for `room` voxels at once; says something else of tiles that are not alone if it is `swayed`."""
+    """Predictor with memory for `room` voxels. If `swayed`, its result depends on the other tiles of a batch."""
 
     def __init__(self, spec: ModelSpec, room: int, *, swayed: bool = False) -> None:
         super().__init__(spec)
@@ -171,7 +171,7 @@ class SmallPredictor(LocalMean):
         self._room, self._swayed = room, swayed
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits, or `MemoryShortageError`."""
+        """Return logits, or raise `MemoryShortageError`."""
         if tiles.size > self._room:
             self.refused.append(len(tiles))
             raise MemoryShortageError(f"{tiles.size} voxels")
@@ -181,7 +181,7 @@ class SmallPredictor(LocalMean):
 
 
 def recipe_of(volume: VolumeSpec, plan: Plan, normalisation: Normalisation = AS_IS, probabilities: bool = True) -> Recipe:
-    """A recipe with made-up digests and numerics."""
+    """Return a recipe with made-up digests and numerics."""
     return Recipe(volume, "0" * 64, "1" * 64, normalisation, plan, NUMERICS, probabilities)
 
 
@@ -194,7 +194,7 @@ def context_of(
     probabilities: bool = True,
     labels: LabelWriter | None = None,
 ) -> BlockContext:
-    """A block context in memory; without `labels`, with `MemoryLabels` for the plan."""
+    """Return a block context in memory. Without `labels`, it has `MemoryLabels` for the plan."""
     recipe = recipe_of(volume.spec, plan, normalisation, probabilities)
     return BlockContext(recipe, volume, predictor, labels or MemoryLabels(plan, probabilities), threading.Lock())
 
@@ -202,10 +202,10 @@ def context_of(
 def plan_by_hand(
     model: ModelSpec, shape: Triple, unit: Triple, tile: Triple, region: Box | None = None, batch: int = 1
 ) -> Plan:
-    """A plan of any write units, also such as `plan_volume` would not choose."""
+    """Return a plan with any write units, including ones that `plan_volume` would not choose."""
     return Plan(region or Box.of_shape(shape), unit, shape, model, tile, batch, unit)
 
 
 def voxels_shared(one: Box, other: Box) -> bool:
-    """Whether two boxes overlap."""
+    """Return whether two boxes overlap."""
     return all(a < d and c < b for a, b, c, d in zip(one.start, one.stop, other.start, other.stop, strict=True))

@@ -1,4 +1,4 @@
-"""Networks as others would bring them: exported by torch, in ONNX, or in a package of BioImage.IO."""
+"""Networks from other tools: exported by torch, in ONNX, or as a BioImage.IO package."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from emseg_core.specs.model import ModelSpec
 
 
 class Bare(nn.Module):
-    """A U-Net as a network of images ``(1, 1, y, x)`` or ``(1, 1, z, y, x)``, with something behind it."""
+    """A U-Net for images ``(1, 1, y, x)`` or ``(1, 1, z, y, x)``, followed by another module."""
 
     def __init__(self, spec: ModelSpec, last: Callable[[Tensor], Tensor] = nn.Identity(), seed: int = 3) -> None:
         super().__init__()
         self.network, self.last, self.planar = random_network(spec, seed, torch.float32), last, spec.planar
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the network gives."""
+        """Return the network's output."""
         return self.last(self.network(x[:, :, None])[:, :, 0] if self.planar else self.network(x))
 
 
 class Padded(nn.Module):
-    """A U-Net that pads, with a pooling by two, and batch normalisation whose statistics are known."""
+    """A U-Net with padding, pooling by two, and batch normalisation with known statistics."""
 
     def __init__(self, channels: int = 2) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Padded(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, as long as the image."""
+        """Return logits in the shape of the image."""
         fine = torch.relu(self.first(x))
         coarse = torch.relu_(self.norm(self.second(torch.max_pool2d(fine, 2))))
         given: Tensor = self.last(torch.cat([fine, self.up(coarse)], 1))
@@ -50,7 +50,7 @@ class Padded(nn.Module):
 
 
 def save_exported(path: Path, network: nn.Module, shape: tuple[int, ...], *, fixed: bool = False) -> Path:
-    """The program of a network for images of any shape, or of this alone."""
+    """Export a network for images of any shape, or of this one only."""
     any_length = dict.fromkeys(range(2, len(shape)), torch.export.Dim.AUTO)
     program = torch.export.export(network.eval(), (torch.randn(shape),), dynamic_shapes=None if fixed else (any_length,))
     torch.export.save(program, path)
@@ -58,10 +58,10 @@ def save_exported(path: Path, network: nn.Module, shape: tuple[int, ...], *, fix
 
 
 def save_onnx(path: Path, network: nn.Module, shape: tuple[int, ...]) -> Path:
-    """A network for images of any shape in ONNX."""
+    """Save a network for images of any shape as ONNX."""
     lengths = {"x": {axis: f"axis{axis}" for axis in range(2, len(shape))}}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # this way of exporting needs one package less, and is on its way out
+        warnings.simplefilter("ignore")  # this exporter needs one package less, but is deprecated
         torch.onnx.export(
             network.eval(),
             (torch.randn(shape),),
@@ -75,7 +75,7 @@ def save_onnx(path: Path, network: nn.Module, shape: tuple[int, ...]) -> Path:
 
 
 def save_package(path: Path, files: dict[str, bytes], **described: Any) -> Path:
-    """A package of BioImage.IO, format 0.5, with these files."""
+    """Save a BioImage.IO package, format 0.5, with these files."""
     text = {
         "type": "model",
         "format_version": "0.5.3",
@@ -101,13 +101,13 @@ def save_package(path: Path, files: dict[str, bytes], **described: Any) -> Path:
 
 
 def tile_of(spec: ModelSpec) -> tuple[int, ...]:
-    """Shape of a tile as an image of one channel."""
+    """Return the shape of a tile as an image of one channel."""
     shape: Triple = spec.tile_for((1, 24, 24) if spec.planar else (9, 9, 9))
     return (1, 1, *shape[spec.planar :])
 
 
 def rewritten(path: Path, change: Callable[[str, bytes], bytes | None], **added: bytes) -> Path:
-    """A copy of an exported program with its files changed, left out, or others added."""
+    """Return a copy of an exported program with some of its files changed, removed or added."""
     copy = path.with_name(f"changed-{path.name}")
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as other:
         for name in archive.namelist():
@@ -120,7 +120,7 @@ def rewritten(path: Path, change: Callable[[str, bytes], bytes | None], **added:
 
 
 def with_program(path: Path, change: Callable[[Any], None]) -> Path:
-    """A copy of an exported program whose document is changed."""
+    """Return a copy of an exported program with a changed document."""
 
     def act(name: str, data: bytes) -> bytes:
         if not name.endswith("models/model.json"):

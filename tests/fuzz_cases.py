@@ -1,12 +1,12 @@
-"""Damaged files by the thousand: how they are made, tried in a process of their own, watched and counted.
+"""Generate damaged files, try each in a separate process, and count the outcomes.
 
-A property is a function of Hypothesis data and a folder. It puts a damaged file there and returns what to try with it.
-Trying may fail with an error that emseg raises on purpose, whose message is one line, and must write nothing.
-`try_in_child` runs one property in a child, whose memory nothing else takes:
+A property is a function of Hypothesis data and a folder. It writes a damaged file into the folder and returns the call to
+try. The call may fail with one of emseg's own errors, whose message is one line, and must write nothing. `try_in_child` runs
+one property in a child process, so that its memory can be measured:
 
     python tests/fuzz_cases.py FILE PROPERTY
 
-EMSEG_FUZZ multiplies the number of cases and draws new ones each time; EMSEG_FUZZ_SEED draws those of a seed again.
+EMSEG_FUZZ multiplies the number of cases and draws new ones each time. EMSEG_FUZZ_SEED repeats the cases of a seed.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from emseg_core.errors import EmsegError
 
 FACTOR = int(os.environ.get("EMSEG_FUZZ", "1"))
 SEED = int(os.environ.get("EMSEG_FUZZ_SEED", random.SystemRandom().randrange(2**32))) if "EMSEG_FUZZ" in os.environ else None
-"""Seed of the cases; None for the same cases each time."""
+"""Seed of the cases; None repeats the same cases each time."""
 
 MOST_BYTES = 256 * 2**20
-"""Most memory that all cases of a property may take above what the process had before them."""
+"""Maximum memory of all cases of a property, above that of the process before."""
 MOST_ADDRESSES = 4 * 2**30
-"""Addresses above that; what asks for more gets a `MemoryError`, so that a bug here does not end other processes."""
+"""Address space above that. Larger requests raise `MemoryError`, so that a bug here does not end other processes."""
 MOST_SECONDS = 10
-"""Longest that a processor may compute on a single case, however many others it serves meanwhile."""
+"""Maximum processor seconds of a case, however many other processes share the processor."""
 LONGEST = 2000
-"""Longest message, in characters."""
+"""Maximum length of a message, in characters."""
 
 FINISHED = "no error"
 Attempt = Callable[[], None]
@@ -55,7 +55,7 @@ Prepare = Callable[[st.DataObject, Path], Attempt]
 
 @dataclass(frozen=True)
 class Property:
-    """How a kind of damage is tried."""
+    """A kind of damage, and how to try it."""
 
     prepare: Prepare
     cases: int
@@ -63,21 +63,21 @@ class Property:
 
     @property
     def wanted(self) -> int:
-        """Number of cases to run."""
+        """Return the number of cases to run."""
         return self.cases * FACTOR
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What a child counted."""
+    """Counts of a child process."""
 
     name: str
     cases: int
     seen: dict[str, int]
-    """Number of cases by how they ended: an exception's name, with that of its cause, or `FINISHED`."""
+    """Number of cases by outcome: an exception's name, with that of its cause, or `FINISHED`."""
     seconds: float
     slowest: float
-    """Seconds of the longest case."""
+    """Seconds of the slowest case."""
     bytes_before: int
     bytes_peak: int
 
@@ -89,16 +89,16 @@ class Tally:
 
 
 TALLIES: list[Tally] = []
-"""What the properties of this session counted."""
+"""Counts of the properties in this test session."""
 
 
 def fuzz(cases: int, allowed: tuple[type[Exception], ...] = (EmsegError,)) -> Callable[[Prepare], Property]:
-    """Makes a `Property` of a function."""
+    """Make a `Property` of a function."""
     return lambda prepare: Property(prepare, cases, allowed)
 
 
 def try_in_child(file: str, name: str) -> Tally:
-    """Runs a property of a test file in a child; fails with the child's words, the smallest failing case among them."""
+    """Run a property of a test file in a child. If it fails, show the child's output, including the smallest failing case."""
     environment = {**os.environ} | ({} if SEED is None else {"EMSEG_FUZZ_SEED": str(SEED)})
     child = subprocess.run(
         [sys.executable, __file__, file, name], env=environment, capture_output=True, text=True, timeout=240 * FACTOR
@@ -111,7 +111,7 @@ def try_in_child(file: str, name: str) -> Tally:
 
 
 def check(tally: Tally, wanted: int) -> None:
-    """Whether all cases were run within the memory that they may take, some with success and some with an error."""
+    """Check that all cases were run within the memory limit, and that some passed and some ended in an error."""
     assert tally.cases >= wanted
     assert sum(tally.seen.values()) == tally.cases
     assert tally.bytes_peak - tally.bytes_before <= MOST_BYTES, str(tally)
@@ -138,7 +138,7 @@ TEXTS += [
     "z" * 300,
 ]
 DEPTHS = (30, 800, *range(880, 1000, 7), 5000, 100_000)
-"""Python's parser gives up at about 1000, and what handles its result may give up a little before."""
+"""Python's parser gives up at about 1000, and the code that uses its result may give up slightly earlier."""
 ODD = st.one_of(
     st.sampled_from([None, True, False, [], {}, [[]], [0] * 5000, [None], {"": {}}, {"id": "pickle"}]),
     st.sampled_from(NUMBERS),
@@ -147,11 +147,11 @@ ODD = st.one_of(
     st.sampled_from(TEXTS),
     st.sampled_from(DEPTHS).map(lambda depth: f"<deep {depth}>"),
 ).map(deepcopy)
-"""Values that a JSON document should not hold there."""
+"""Values that do not belong in a JSON document at that place."""
 
 
 class Twin(str):
-    """A key that a JSON object can hold a second time."""
+    """A key that occurs twice in a JSON object."""
 
     __hash__ = object.__hash__
 
@@ -160,7 +160,7 @@ class Twin(str):
 
 
 def places(document: Any) -> Iterator[tuple[Any, Any]]:
-    """Each container in a JSON document, with each of its keys."""
+    """Yield each container of a JSON document with each of its keys."""
     for key in list(document) if isinstance(document, dict) else range(len(document)):
         yield document, key
         if isinstance(document[key], dict | list):
@@ -168,7 +168,7 @@ def places(document: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def damaged_json(data: st.DataObject, text: str | bytes) -> bytes:
-    """A JSON document with values replaced, keys deleted or duplicated and entries inserted, at one to three places."""
+    """Draw a JSON document with values replaced, keys deleted or duplicated, or entries inserted, at one to three places."""
     document = json.loads(text)
     for _ in range(data.draw(st.integers(1, 3))):
         if not (found := list(places(document))):
@@ -183,7 +183,7 @@ def damaged_json(data: st.DataObject, text: str | bytes) -> bytes:
                 container[Twin(key)] = data.draw(ODD)
             case "insert":
                 container.insert(key, data.draw(ODD))
-            case "move":  # a value that is right elsewhere
+            case "move":  # a value that is valid elsewhere
                 other, place = found[data.draw(st.integers(0, len(found) - 1))]
                 container[key] = json.loads(json.dumps(other[place]))
     parts = json.dumps(document).split('"<deep ')
@@ -194,7 +194,7 @@ def damaged_json(data: st.DataObject, text: str | bytes) -> bytes:
 
 
 def damaged_bytes(data: st.DataObject, raw: bytes, most: int = 3) -> bytes:
-    """Bytes cut short, or changed, inserted or left out at one to `most` places; those at either end come up often."""
+    """Draw bytes truncated, or changed, inserted or removed at one to `most` places, often near either end."""
     if data.draw(st.integers(0, 4)) == 0:
         return raw[: data.draw(place_in(raw))]
     damaged = bytearray(raw)
@@ -209,7 +209,7 @@ def damaged_bytes(data: st.DataObject, raw: bytes, most: int = 3) -> bytes:
 
 
 def place_in(raw: bytes | bytearray) -> st.SearchStrategy[int]:
-    """Places in a file of these bytes, its end included."""
+    """Draw an offset in a file of these bytes, including its end."""
     return st.one_of(*(st.integers(max(0, low), len(raw)) for low in (0, len(raw) - 64))) | st.integers(0, min(len(raw), 256))
 
 
@@ -217,12 +217,12 @@ def place_in(raw: bytes | bytearray) -> st.SearchStrategy[int]:
 
 
 class TookTooLong(BaseException):
-    """A case goes on and on; no ``except Exception`` stops it."""
+    """A case takes too long. It is no subclass of `Exception`, so code under test does not catch it."""
 
 
 @contextmanager
 def time_limit() -> Iterator[None]:
-    """Ends what takes longer than `MOST_SECONDS`; what waits for ever is ended by the time limit of the child."""
+    """End a call that takes longer than `MOST_SECONDS`. The child's own time limit ends one that waits for ever."""
 
     def stop(*_: object) -> None:
         raise TookTooLong
@@ -236,18 +236,18 @@ def time_limit() -> Iterator[None]:
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Everything in a folder, itself included: its size and when it was last changed, in nanoseconds; nobody can fake that."""
+    """Return the size and change time in nanoseconds of a folder and all its content. Programs cannot fake change times."""
     entries = (Path(root, name) for root, folders, files in os.walk(folder) for name in (".", *folders, *files))
     return {str(entry): (found.st_size, found.st_ctime_ns) for entry in entries if (found := entry.lstat())}
 
 
 def memory(name: str) -> int:
-    """An item of ``/proc/self/status`` in bytes."""
+    """Return an entry of ``/proc/self/status`` in bytes."""
     return 1024 * int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
 
 
 def judge(attempt: Attempt, allowed: tuple[type[Exception], ...], folder: Path) -> str:
-    """How an attempt ended, in a word or two; fails if that is not how it may end."""
+    """Return how an attempt ended, in a word or two. Fail if that outcome is not allowed."""
     before = snapshot(folder)
     outcome = FINISHED
     try:
@@ -265,7 +265,7 @@ def judge(attempt: Attempt, allowed: tuple[type[Exception], ...], folder: Path) 
 
 
 def main(file: str, name: str) -> None:
-    """Run a property and print its tally, one line of JSON."""
+    """Run a property and print its tally as one line of JSON."""
     warnings.simplefilter("ignore")
     tried: Property = runpy.run_path(file)[name]
     seen: Counter[str] = Counter()
@@ -292,7 +292,7 @@ def main(file: str, name: str) -> None:
         drawn = chosen(given(st.data())(case))
         (drawn if SEED is None else seed(SEED)(drawn))()
 
-    run(10)  # so that modules imported late are there
+    run(10)  # so that lazily imported modules are loaded
     seen.clear()
     resource.setrlimit(resource.RLIMIT_AS, (memory("VmSize") + MOST_ADDRESSES,) * 2)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here

@@ -1,4 +1,4 @@
-"""Instance labels of arrays in memory, block by block, and what they must be, slowly."""
+"""Label arrays in memory, block by block and by slow reference algorithms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = [step for step in itertools.product((-1, 0, 1), repeat=3) if any(step)]
 
 
 def by_blocks(stored: NDArray[np.uint8], unit: Triple, labelling: Labelling, side: int = 2) -> tuple[Ids, Segments]:
-    """The segment of each voxel and the table of segments, as blocks of a shape find them, in groups."""
+    """Label an array in blocks of a shape, in groups. Return the segment of each voxel and the table of segments."""
     shape, whole = triple(stored.shape), Box.of_shape(triple(stored.shape))
     grid = [range(-(-length // edge)) for length, edge in zip(shape, unit, strict=True)]
     boxes = [
@@ -58,7 +58,7 @@ def by_blocks(stored: NDArray[np.uint8], unit: Triple, labelling: Labelling, sid
 
 
 def flooded(joined: dict[Triple, set[Triple]], shape: Triple) -> Ids:
-    """What hangs together, by a search from each voxel in the order z, y, x; voxels without an entry get 0."""
+    """Return connected components, by a search from each voxel in the order z, y, x. Voxels without an entry get 0."""
     ids, count = np.zeros(shape, np.uint64), 0
     for start in np.ndindex(shape):
         if start not in joined or ids[start]:
@@ -75,7 +75,7 @@ def flooded(joined: dict[Triple, set[Triple]], shape: Triple) -> Ids:
 
 
 def slow_components(inside: NDArray[np.bool_], connectivity: int) -> Ids:
-    """Components by a search over neighbours."""
+    """Return components by a search over neighbours."""
     steps = [step for step in STEPS if sum(map(abs, step)) <= {6: 1, 18: 2, 26: 3}[connectivity]]
     joined: dict[Triple, set[Triple]] = {}
     for place in map(triple, np.argwhere(inside).tolist()):
@@ -85,7 +85,7 @@ def slow_components(inside: NDArray[np.bool_], connectivity: int) -> Ids:
 
 
 def slow_watershed(boundary: NDArray[np.uint8], labelling: Labelling) -> Ids:
-    """Fragments by the rule, voxel by voxel; then, again and again, the pair of the lowest mean is merged."""
+    """Compute fragments voxel by voxel, then repeatedly merge the pair with the lowest mean."""
     ids = slow_fragments(boundary, labelling)
     while True:
         contacts: dict[tuple[int, int], list[int]] = {}
@@ -108,7 +108,7 @@ def slow_watershed(boundary: NDArray[np.uint8], labelling: Labelling) -> Ids:
 
 
 def slow_fragments(boundary: NDArray[np.uint8], labelling: Labelling) -> Ids:
-    """Where water runs to, from each voxel."""
+    """Return the watershed basins: follow the steepest descent from each voxel."""
     heights = boundary.astype(object)
     for _ in range(labelling.smoothing):
         for axis in labelling.axes:
@@ -137,7 +137,7 @@ def slow_fragments(boundary: NDArray[np.uint8], labelling: Labelling) -> Ids:
 
 
 def in_order(ids: Ids) -> Ids:
-    """The same segments, numbered in the order of their first voxels."""
+    """Return the same segments, numbered in the order of their first voxels."""
     names = {0: 0}
     return np.array([names.setdefault(int(one), len(names)) for one in ids.ravel()], np.uint64).reshape(ids.shape)
 

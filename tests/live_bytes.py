@@ -1,4 +1,4 @@
-"""How many bytes of tensors a network has alive at once, by watching it."""
+"""Measure the peak size of the tensors that a network has alive at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from emseg_core.model.unet import UNet
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Most bytes of tensors alive at once inside the ``with``, those of the tensors that come in included."""
+    """Peak bytes of tensors alive at once inside the ``with`` block, including the tensors that come in."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -24,7 +24,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, split into those that it is made of, and count the storages that it takes and makes."""
+        """Run an operation, split into its parts, and count the storages that it takes and makes."""
         kwargs = kwargs or {}
         for tensor in tree_leaves((args, kwargs)):
             self._count(tensor)
@@ -54,7 +54,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def live_bytes(network: UNet, tile: Triple) -> int:
-    """Most bytes of tensors alive at once while a predictor takes one tile, by watching it."""
+    """Measure the peak bytes of tensors alive at once while a predictor computes one tile."""
     predictor, zeros = TorchPredictor(network, threads=1), np.zeros((1, *tile), np.float32)
     watch = LiveBytes()
     with watch:

@@ -1,6 +1,6 @@
-"""Small real networks, and one pass of them over a whole volume: the truth that tiling must give.
+"""Small real networks, and one pass of them over a whole volume: the truth for tiled results.
 
-Can be imported where torch is not installed: there, the tests that make a network are skipped.
+This module can be imported without torch; tests that make a network are then skipped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def random_network(spec: ModelSpec, seed: int = 0, dtype: torch.dtype | None = None) -> UNet:
-    """A network of float64 with all weights and biases drawn from the seed, few of its units dead, in evaluation mode."""
+    """Return a float64 network in evaluation mode, with weights and biases drawn from the seed and few dead units."""
     torch = pytest.importorskip("torch")
     from emseg_core.model.unet import UNet
 
@@ -40,14 +40,14 @@ def random_network(spec: ModelSpec, seed: int = 0, dtype: torch.dtype | None = N
 
 
 def torch_predictor(network: UNet) -> TorchPredictor:
-    """The predictor of a network, on one thread."""
+    """Return the predictor of a network, on one thread."""
     from emseg_core.model.predictor import TorchPredictor
 
     return TorchPredictor(network, threads=1)
 
 
 def run(network: UNet, tile: NDArray[Any]) -> NDArray[Any]:
-    """Logits ``(class, z, y, x)`` of one tile ``(z, y, x)``, in the network's own type."""
+    """Return logits ``(class, z, y, x)`` of one tile ``(z, y, x)``, in the network's own type."""
     import torch
 
     with torch.inference_mode():
@@ -57,7 +57,7 @@ def run(network: UNet, tile: NDArray[Any]) -> NDArray[Any]:
 
 
 def one_pass(network: UNet, values: NDArray[Any]) -> NDArray[Any]:
-    """Logits ``(class, z, y, x)`` of a whole volume ``(z, y, x)``: mirrored by NumPy, one tile, nothing stitched."""
+    """Return logits ``(class, z, y, x)`` of a whole volume ``(z, y, x)``: mirrored by NumPy, one tile, nothing stitched."""
     spec, shape = network.spec, triple(values.shape)
     source = Box.of_shape(spec.tile_for(shape)).relative_to(spec.context)
     logits = run(network, mirror(values, source))
@@ -65,12 +65,12 @@ def one_pass(network: UNet, values: NDArray[Any]) -> NDArray[Any]:
 
 
 def probabilities_in_one_pass(network: UNet, values: NDArray[Any]) -> NDArray[Any]:
-    """Probabilities ``(class, z, y, x)`` of a whole volume, as `one_pass`."""
+    """Return probabilities ``(class, z, y, x)`` of a whole volume, computed as in `one_pass`."""
     return softmax(one_pass(network, values))
 
 
 def mean_in_one_pass(network: UNet, values: NDArray[Any]) -> NDArray[Any]:
-    """Mean probabilities ``(class, z, y, x)`` of a whole volume over its turns and flips: one tile, nothing stitched."""
+    """Return mean probabilities ``(class, z, y, x)`` of a whole volume over its turns and flips: one tile, nothing stitched."""
     spec, shape = network.spec, triple(values.shape)
     whole = mirror(values, Box.of_shape(spec.tile_for(shape)).relative_to(spec.context))
     found = []

@@ -1,4 +1,4 @@
-"""An object store on loopback: moto's S3, which can be told to fail, and remembers what it was asked for."""
+"""An object store on loopback: moto's S3, which can be made to fail and which records requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from emseg.clusters.local import LOOPBACK
 
 BUCKET = "volumes"
 ANYBODY = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
-"""What makes an anonymous request one that moto takes: the bucket is public."""
+"""Policy that makes the bucket public, so that moto accepts anonymous requests."""
 DENIED = "403 Forbidden"
 DENIAL = b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 EXPIRED = b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>ExpiredToken</Code><Message>It has expired.</Message></Error>"
@@ -29,37 +29,37 @@ EXPIRED = b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>ExpiredToken</Cod
 
 @dataclass(slots=True)
 class ObjectStore:
-    """A bucket; without a signature, its objects are also those of a web server."""
+    """A bucket. Without a signature, its objects are served as by a web server."""
 
     app: Any
     server: BaseWSGIServer
     turn: threading.Lock = field(default_factory=threading.Lock)
-    """Of requests to write."""
+    """Lock for write requests."""
     asked: list[str] = field(default_factory=list)
     """Each request: its method, key and range."""
     refuse: Callable[[str, bool], str] = lambda key, signed: ""
-    """The status with which a key is refused, asked with a signature or without; none if it is not."""
+    """Function of a key and whether the request is signed. Returns the error status, or nothing to accept."""
     expired: Callable[[str], bool] = lambda token: False
-    """Whether a session token, which is empty where there is none, has expired."""
+    """Function of a session token, empty if there is none. Returns whether it has expired."""
     payers: set[str] = field(default_factory=set)
-    """Who is to pay, as requests said; empty where one did not."""
+    """The payers stated in requests; empty for a request that states none."""
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """Address of the server."""
         return f"http://{LOOPBACK}:{self.server.server_port}"
 
     def address(self, key: str, scheme: str = "s3") -> str:
-        """The address of what has this key."""
+        """Return the address of a key."""
         return f"{self.url}/{BUCKET}/{key}" if scheme == "http" else f"{scheme}://{BUCKET}/{key}"
 
     def willing(self) -> None:
-        """Refuse nothing from now on."""
+        """Serve all requests from now on."""
         self.refuse = lambda key, signed: ""
 
     @property
     def bucket(self) -> S3Store:
-        """Its objects."""
+        """Return the bucket's client."""
         return S3Store(BUCKET)
 
     def put(self, key: str, data: bytes) -> None:
@@ -67,7 +67,7 @@ class ObjectStore:
         self.bucket.put(key, data)
 
     def get(self, key: str) -> bytes:
-        """An object."""
+        """Return an object."""
         return bytes(self.bucket.get(key).bytes())
 
     def remove(self, key: str) -> None:
@@ -75,7 +75,7 @@ class ObjectStore:
         self.bucket.delete(key)
 
     def upload(self, folder: Path, key: str) -> str:
-        """The address of a copy of a folder."""
+        """Upload a folder and return the address of the copy."""
         for file in folder.rglob("*"):
             if file.is_file():
                 self.put(f"{key}/{file.relative_to(folder).as_posix()}", file.read_bytes())
@@ -84,16 +84,16 @@ class ObjectStore:
 
     @contextmanager
     def counting(self) -> Iterator[list[str]]:
-        """What is asked for within the ``with``."""
+        """Count the requests within the ``with`` block."""
         self.asked.clear()
         yield self.asked
 
     def start(self) -> None:
-        """Answer from now on."""
+        """Serve requests from now on."""
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def stop(self) -> Callable[[], None]:
-        """Refuse connections from now on; the function that is returned ends that."""
+        """Refuse connections until the returned function is called."""
         port = self.server.server_port
         self.server.shutdown()
         self.server.server_close()
@@ -119,14 +119,14 @@ class ObjectStore:
             return [EXPIRED]
         environment.setdefault("HTTP_AUTHORIZATION", ANYBODY)
         with self.turn if environment["REQUEST_METHOD"] == "PUT" else nullcontext():
-            # moto looks whether an object exists, and stores it, in two steps: of two that must not exist both would be stored
+            # moto tests for an object and stores it in two steps: two conditional creations at once would both succeed
             answer: Iterable[bytes] = self.app(environment, start)
         return answer
 
 
 @contextmanager
 def object_store() -> Iterator[ObjectStore]:
-    """The store, for as long as the ``with`` lasts; the environment has credentials for it."""
+    """Run the store during the ``with`` block, with its credentials in the environment."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     store = ObjectStore(DomainDispatcherApplication(create_backend_app), None)  # type: ignore[arg-type]
     store.server = make_server(LOOPBACK, 0, store, threaded=True)

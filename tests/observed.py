@@ -1,4 +1,4 @@
-"""What a browser's parser makes of a page."""
+"""Parse a page as a browser does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 
 class Observed(HTMLParser):
-    """The elements of a page, with their attributes, and all of its text."""
+    """The elements of a page with their attributes, and all of its text."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -16,9 +16,9 @@ class Observed(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """An element begins."""
+        """Record an element."""
         self.elements.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        """Some text."""
+        """Record some text."""
         self.text += data

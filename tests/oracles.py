@@ -1,4 +1,4 @@
-"""Slow and obvious references, in NumPy alone."""
+"""Slow and obvious reference implementations, in NumPy alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from emseg_core.box import Box, Triple
 
 
 def mirror(values: NDArray[Any], box: Box) -> NDArray[Any]:
-    """The voxels of a box that may reach beyond the volume: the whole volume mirrored by `numpy.pad`, then cut."""
+    """Return the voxels of a box that may reach beyond the volume: mirror the whole volume with `numpy.pad`, then slice it."""
     before = [max(0, -start) for start in box.start]
     after = [max(0, stop - length) for stop, length in zip(box.stop, values.shape, strict=True)]
     padded = np.pad(values, list(zip(before, after, strict=True)), mode="reflect")
@@ -20,13 +20,13 @@ def mirror(values: NDArray[Any], box: Box) -> NDArray[Any]:
 
 
 def voxels(box: Box) -> set[Triple]:
-    """Each voxel of a box."""
+    """Yield each voxel of a box."""
     z, y, x = map(range, box.start, box.stop)
     return set(itertools.product(z, y, x))
 
 
 def painted(within: Box, parts: list[Box]) -> NDArray[np.int64]:
-    """How often each voxel of `within` lies in a part; a part that reaches outside fails."""
+    """Count how often each voxel of `within` lies in a part. A part that reaches outside is an error."""
     count = np.zeros(within.shape, np.int64)
     for part in parts:
         assert within.contains(part), f"{part} is not inside {within}"
@@ -35,7 +35,7 @@ def painted(within: Box, parts: list[Box]) -> NDArray[np.int64]:
 
 
 def hull(parts: list[Box]) -> Box:
-    """The smallest box around all parts."""
+    """Return the smallest box around all parts."""
     starts, stops = np.array([part.start for part in parts]), np.array([part.stop for part in parts])
     z, y, x = (int(v) for v in starts.min(axis=0))
     last_z, last_y, last_x = (int(v) for v in stops.max(axis=0))
@@ -43,7 +43,7 @@ def hull(parts: list[Box]) -> Box:
 
 
 def chunk_voxels(box: Box, shape: Triple, chunk: Triple) -> int:
-    """Voxels of all the chunks that a box inside a volume touches, listed chunk by chunk."""
+    """Return the number of voxels in all chunks that a box inside a volume touches, listed chunk by chunk."""
     total = 0
     grid = (range(-(-length // size)) for length, size in zip(shape, chunk, strict=True))
     for place in itertools.product(*grid):

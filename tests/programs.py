@@ -1,4 +1,4 @@
-"""Programs of the system that tests start, also those that only root has on its path."""
+"""System programs that tests start, including those that only root has on its path."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 
 
 def path_of(program: str) -> str:
-    """Where a program is; it must be installed."""
+    """Return the path of a program. It must be installed."""
     found = shutil.which(program, path=PATH)
     assert found, f"{program} is not installed"
     return found
 
 
 def lacking(programs: Iterable[str]) -> str:
-    """Those that are not installed, separated by commas."""
+    """Return the programs that are not installed, separated by commas."""
     return ", ".join(program for program in programs if not shutil.which(program, path=PATH))

@@ -1,4 +1,4 @@
-"""A reverse proxy that shows the ports of this machine below a prefix, as jupyter-server-proxy does, and a tunnel."""
+"""A reverse proxy that serves the ports of this machine below a prefix, as jupyter-server-proxy does, and a tunnel."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tornado.websocket import WebSocketClientConnection, WebSocketHandler, webso
 from emseg.clusters.local import LOOPBACK
 
 PREFIX = "/user/me%40example.org/"
-"""Of a server under JupyterHub; ``proxy/PORT/PATH`` below it leads to ``PATH`` at that port of loopback."""
+"""Prefix of a server under JupyterHub. ``proxy/PORT/PATH`` below it leads to ``PATH`` at that loopback port."""
 CONNECTION = ("Connection", "Content-Length", "Keep-Alive", "Transfer-Encoding", "Upgrade")
-"""Headers that are not passed on, like those of the websocket's handshake."""
+"""Headers that are not forwarded, like those of the websocket's handshake."""
 PATIENCE = 100.0
-"""Seconds that an answer may take."""
+"""Maximum seconds to wait for an answer."""
 
 
 class _Forward(WebSocketHandler):
-    """Passes requests and websockets on with their headers, ``Host`` and ``Origin`` as well.
+    """Forwards requests and websockets with their headers, including ``Host`` and ``Origin``.
 
-    Like its model, it says that what HEAD asks for has no length.
+    Like jupyter-server-proxy, it omits the content length from answers to HEAD.
     """
 
     async def get(self, port: str) -> None:
@@ -43,7 +43,7 @@ class _Forward(WebSocketHandler):
         await self._answer(port)
 
     def check_origin(self, origin: str) -> bool:
-        """The server behind decides."""
+        """Accept the origin; the server behind the proxy decides."""
         return True
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
@@ -102,14 +102,14 @@ class _Forward(WebSocketHandler):
         try:
             await client.fetch(request, raise_error=False)
             await self.finish()
-        except (HTTPClientError, StreamClosedError):  # one of the two has gone
+        except (HTTPClientError, StreamClosedError):  # one of the two has closed
             self.request.connection.finish()  # type: ignore[union-attr]
         finally:
             client.close()
 
 
 class _OwnIcon(RequestHandler):
-    """Answers what browsers ask each host for."""
+    """Serves the icon that browsers request from each host."""
 
     def get(self) -> None:
         self.set_status(204)
@@ -117,7 +117,7 @@ class _OwnIcon(RequestHandler):
 
 @contextmanager
 def _listening(serve: Callable[[socket.socket], AbstractAsyncContextManager[None]]) -> Iterator[int]:
-    """The port of a server in a thread of its own."""
+    """Run a server in a thread, and return its port."""
     listener = socket.create_server((LOOPBACK, 0))
     listener.setblocking(False)
     started: Future[Callable[[], object]] = Future()
@@ -141,7 +141,7 @@ def _listening(serve: Callable[[socket.socket], AbstractAsyncContextManager[None
 
 @contextmanager
 def proxy() -> Iterator[int]:
-    """The port of a reverse proxy."""
+    """Run a reverse proxy, and return its port."""
 
     @asynccontextmanager
     async def serve(listener: socket.socket) -> AsyncIterator[None]:
@@ -158,7 +158,7 @@ def proxy() -> Iterator[int]:
 
 @contextmanager
 def tunnel(end: int) -> Iterator[int]:
-    """The port at which a tunnel begins that leads to another port."""
+    """Run a tunnel to another port, and return the port where it starts."""
 
     async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         try:

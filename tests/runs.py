@@ -1,4 +1,4 @@
-"""Whole runs on small volumes: making their inputs, the truth for their outputs, and comparing folders."""
+"""Whole runs on small volumes: make inputs, compute the expected outputs, and compare folders."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ PLANAR = ModelSpec.unet(width=3, depth=1)
 CUBIC = ModelSpec(3, 1, ("inside", "membrane", "other"), ((3, 3, 3), (1, 1, 1)), ((2, 2, 2),))
 CHUNK = (5, 16, 16)
 TIE = 1e-4
-"""Probabilities closer than this may be told apart by rounding."""
+"""Rounding may decide between probabilities closer than this."""
 
 
 def save_random_model(path: Path, spec: ModelSpec, seed: int = 3, card: dict[str, str] | None = None) -> Path:
-    """A model file with weights drawn from the seed."""
+    """Save a model file with weights drawn from the seed."""
     torch = pytest.importorskip("torch")
     save_model(path, random_network(spec, seed, torch.float32), card or {})
     return path
 
 
 def texture(shape: Triple, seed: int = 0) -> NDArray[np.uint8]:
-    """Blobs with noise ``(z, y, x) uint8``: a random network gives them every one of its classes."""
+    """Return blobs with noise ``(z, y, x) uint8``. A random network assigns all of its classes to them."""
     rng = np.random.default_rng(seed)
     z, y, x = (np.arange(length) for length in shape)
     waves = np.sin(z / 3)[:, None, None] + np.sin(y / 4)[:, None] + np.sin(x / 5)
@@ -54,7 +54,7 @@ def texture(shape: Triple, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def save_volume(path: Path, values: NDArray[Any], chunk: tuple[int, ...] | None = None, **attributes: Any) -> Path:
-    """A plain Zarr array with these voxels."""
+    """Save a plain Zarr array with these voxels."""
     chunk = chunk or CHUNK[-values.ndim :]
     chunk = tuple(min(c, max(1, length)) for c, length in zip(chunk, values.shape, strict=True))
     array = zarr.create_array(path, shape=values.shape, chunks=chunk, dtype=values.dtype, attributes=attributes)
@@ -64,7 +64,7 @@ def save_volume(path: Path, values: NDArray[Any], chunk: tuple[int, ...] | None 
 
 
 def shape_of_many_blocks(spec: ModelSpec) -> Triple:
-    """An odd shape whose plan has 24 blocks or more, and several along each axis."""
+    """Return an odd shape whose plan has 24 blocks or more, with several along each axis."""
     for shape in itertools.product((7, 17, 25, 33, 41, 49), (29, 37, 45, 53, 61, 77), (31, 39, 47, 55, 63, 79)):
         plan = plan_of(shape, spec)
         if min(plan.grid) > 1 and len(plan) >= 24:
@@ -73,13 +73,13 @@ def shape_of_many_blocks(spec: ModelSpec) -> Triple:
 
 
 def plan_of(shape: Triple, spec: ModelSpec, dtype: str = "uint8") -> Plan:
-    """The plan for a volume that `save_volume` makes."""
+    """Return the plan for a volume saved by `save_volume`."""
     chunk = triple(min(c, length) for c, length in zip(CHUNK, shape, strict=True))
     return plan_volume(VolumeSpec(shape, dtype, chunk), spec)
 
 
 def one_pass(values: NDArray[Any], model: Path, *, per_slice: bool = False, tta: bool = False) -> NDArray[np.float32]:
-    """Probabilities ``(class, z, y, x)`` of a whole volume in one tile; it must have no padding."""
+    """Return probabilities ``(class, z, y, x)`` of a whole volume in one tile. It must have no padding."""
     axes = (1, 2) if per_slice else None
     numbers = values.astype(np.float64)
     mean, deviation = (part(axis=axes, keepdims=True).astype(np.float32) for part in (numbers.mean, numbers.std))
@@ -89,7 +89,7 @@ def one_pass(values: NDArray[Any], model: Path, *, per_slice: bool = False, tta:
 
 
 def assert_same_labels(labels: NDArray[np.uint8], truth: NDArray[np.float32]) -> None:
-    """Each label is the most probable class, but for ties."""
+    """Check that each label is the most probable class, except for ties."""
     best = np.sort(truth, axis=0)
     clear = best[-1] - best[-2] > TIE
     assert clear.mean() > 0.99
@@ -98,18 +98,18 @@ def assert_same_labels(labels: NDArray[np.uint8], truth: NDArray[np.float32]) ->
 
 
 def assert_same_probabilities(stored: NDArray[np.uint8], truth: NDArray[np.float32]) -> None:
-    """Stored probabilities are those of the truth, within the rounding to whole quanta."""
+    """Check that stored probabilities are those of the truth, rounded to whole quanta."""
     assert np.abs(stored / QUANTA - truth).max() <= 0.5 / QUANTA + TIE
     assert len(np.unique(stored)) > (20 if stored.size > 10_000 else 2), "hardly any value: nothing is tested"
 
 
 def bytes_of(output: Path) -> dict[str, str]:
-    """Digest of each file of an output, but for the records of its runs, and for what names the owner."""
+    """Return the digest of each file of an output, except for its run records and the owner's identity."""
     return {name: digest for name, digest in snapshot(output).items() if not name.startswith("emseg/run-") and name != IDENTITY}
 
 
 def rewrite_description(output: Path, change: Callable[[str], str]) -> None:
-    """Have an output describe itself otherwise, as an emseg that was told so would have written it: with its digest."""
+    """Change how an output describes itself, with a matching digest, as if emseg had written it so."""
     file = output / "zarr.json"
     document = json.loads(change(file.read_text()))
     document["attributes"]["emseg"] = with_digest(document["attributes"]["emseg"])
@@ -117,7 +117,7 @@ def rewrite_description(output: Path, change: Callable[[str], str]) -> None:
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """What is at each path below a folder: the digest of a file, the target of a link, or ``folder``."""
+    """Return the content of each path below a folder: the digest of a file, the target of a link, or ``folder``."""
     found = {}
     for root, folders, files in os.walk(folder):
         for name in folders + files:
@@ -131,41 +131,41 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 def shards(output: Path, array: str = "labels/classes/0") -> list[Path]:
-    """The file of each write unit of an array of an output, in the order of the plan's blocks."""
+    """Return the file of each write unit of an output's array, in the order of the plan's blocks."""
     folder = output / array / "c"
     files = (path for path in folder.rglob("*") if path.is_file())
     return sorted(files, key=lambda path: [int(part) if part.isdecimal() else -1 for part in path.relative_to(folder).parts])
 
 
 def slowed(pause: float) -> dict[str, str]:
-    """The environment of a run whose workers take so many seconds longer for each tile, on however fast a machine."""
+    """Return the environment of a run whose workers take this many seconds longer per tile on any machine."""
     preload = Path(__file__).with_name("slow_predictor.py")
     return {**os.environ, "DASK_DISTRIBUTED__WORKER__PRELOAD": str(preload), "EMSEG_TEST_PAUSE": str(pause)}
 
 
 def emseg_process(*arguments: object, **more: Any) -> subprocess.Popen[str]:
-    """The command line, running in a process group of its own."""
+    """Start the command line in a new process group."""
     command = [sys.executable, "-m", "emseg", *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, **more)
 
 
 def run_emseg(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
-    """How the command line ended."""
+    """Run the command line, and return how it ended."""
     with emseg_process(*arguments, **more) as process:
         out, err = process.communicate(timeout=240)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def own_address() -> str:
-    """An address of this machine that others reach, or loopback if it has none."""
+    """Return an address of this machine that others can reach, or loopback if it has none."""
     addresses = [address for addresses in psutil.net_if_addrs().values() for address in addresses]
     found = (address.address for address in addresses if address.family == socket.AF_INET)
     return next((address for address in found if not address.startswith("127.")), LOOPBACK)
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
+    """Return a free loopback port."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

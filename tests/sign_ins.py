@@ -1,4 +1,4 @@
-"""An AWS profile whose credential process gives short-lived credentials, for as long as somebody is signed in."""
+"""An AWS profile whose credential process returns short-lived credentials while a user is signed in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 PROFILE = "lab"
 SECRET = "kept-to-the-process"
-"""The secret key, which nothing may show."""
+"""The secret key, which must never be shown."""
 PROCESS = """
 import json, sys, time
 from datetime import UTC, datetime
@@ -30,33 +30,33 @@ print(json.dumps(dict(Version=1, AccessKeyId="test", SecretAccessKey="{secret}",
 
 @dataclass(slots=True)
 class SignIn:
-    """A sign-in, whose tokens say when they expire."""
+    """A sign-in, whose tokens state when they expire."""
 
     folder: Path
     tokens: set[str] = field(default_factory=set)
-    """What requests were signed with."""
+    """The tokens that requests were signed with."""
 
     def begin(self, seconds: float) -> None:
-        """Give credentials of this lifetime from now on."""
+        """Give credentials with this lifetime from now on."""
         (self.folder / "signed-in").write_text(str(seconds))
 
     def end(self) -> None:
-        """Give none from now on."""
+        """Give no credentials from now on."""
         (self.folder / "signed-in").unlink()
 
     @property
     def calls(self) -> int:
-        """How often the process was started."""
+        """Return how often the process was started."""
         return len((self.folder / "calls").read_text().splitlines()) if (self.folder / "calls").exists() else 0
 
     def expired(self, token: str) -> bool:
-        """Whether a token has expired, or is none of this sign-in."""
+        """Return whether a token has expired or is not from this sign-in."""
         self.tokens.add(token)
         return not token or float(token) < time.time()
 
 
 def use_profile(folder: Path, patch: pytest.MonkeyPatch, *more: str) -> SignIn:
-    """Name the profile in the environment, in place of keys; `more` are lines of its configuration."""
+    """Select the profile in the environment, in place of keys. `more` are lines of its configuration."""
     (folder / "process.py").write_text(PROCESS.replace("{secret}", SECRET))
     process = f"credential_process = '{sys.executable}' '{folder / 'process.py'}' '{folder}'"
     write_config(folder, patch, f"[profile {PROFILE}]", process, *more)
@@ -65,7 +65,7 @@ def use_profile(folder: Path, patch: pytest.MonkeyPatch, *more: str) -> SignIn:
 
 
 def write_config(folder: Path, patch: pytest.MonkeyPatch, *lines: str) -> None:
-    """Make these lines all that is configured; the environment has no keys."""
+    """Write these lines as the whole configuration. The environment has no keys."""
     (folder / "config").write_text("\n".join((*lines, "")))
     patch.setenv("AWS_CONFIG_FILE", str(folder / "config"))
     patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "credentials"))

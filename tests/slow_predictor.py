@@ -1,4 +1,4 @@
-"""A preload of Dask's workers: each prediction takes `EMSEG_TEST_PAUSE` seconds longer, and stays what it is."""
+"""Preload module of Dask workers: each prediction takes `EMSEG_TEST_PAUSE` seconds longer, with the same result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emseg_core.model.predictor import TorchPredictor
 
 
 def slow(predict: Callable[..., NDArray[np.float32]]) -> Callable[..., NDArray[np.float32]]:
-    """Predictions that take longer."""
+    """Delay a function that predicts."""
 
     def slow(self: Any, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         time.sleep(len(tiles) * float(os.environ["EMSEG_TEST_PAUSE"]))

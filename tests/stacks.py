@@ -41,7 +41,7 @@ def save_png(folder: Path, data: NDArray[Any], first: int = 8) -> Path:
 
 
 def save_n5(folder: Path, data: NDArray[Any], **attributes: Any) -> Path:
-    """A dataset that tensorstore writes; `data` has the axes reversed, as x is the first of N5."""
+    """Write a dataset with tensorstore. `data` has the axes reversed, since x is the first of N5."""
     stored = {
         "dimensions": data.shape[::-1],
         "blockSize": BLOCK[::-1][: data.ndim] + (1,) * (data.ndim - 3),
@@ -56,7 +56,7 @@ def save_n5(folder: Path, data: NDArray[Any], **attributes: Any) -> Path:
 
 
 def save_precomputed(folder: Path, data: NDArray[Any], kind: str = "image", encoding: str = "raw", **more: Any) -> Path:
-    """A volume that tensorstore writes, of (z, y, x) or (channel, z, y, x)."""
+    """Write a volume with tensorstore, from (z, y, x) or (channel, z, y, x)."""
     scale = {"size": data.shape[:-4:-1], "resolution": [4.5, 8, 30], "voxel_offset": [-7, 100, 3], "encoding": encoding}
     if encoding == "compressed_segmentation":
         scale["compressed_segmentation_block_size"] = [8, 8, 8]

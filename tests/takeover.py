@@ -1,4 +1,4 @@
-"""Another run that takes over what is being made, though the one before lives."""
+"""Another run takes over a folder in progress, although the previous run is still active."""
 
 from __future__ import annotations
 

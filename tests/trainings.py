@@ -18,7 +18,7 @@ CLASSES = ("inside", "membrane")
 AS_IT_IS = Normalisation("volume", (0.0,), (1.0,))
 IDS = InstanceIds(planar=False)
 VALUES = ClassValues({"inside": (0,), "membrane": (1,)}, CLASSES, (255,), planar=False)
-"""Truth that is stored as the network's own labels."""
+"""Truth stored as the network's own labels."""
 TOGETHER = """
 name = "tiny"
 output = "tiny.safetensors"
@@ -43,16 +43,16 @@ output = [8, 8, 8]
 validate_every = 3
 precision = "float32"
 """
-"""A training that several processes can share, and give the same weights as one."""
+"""A training that gives the same weights in several processes as in one."""
 
 
 def source(raw: NDArray[Any], truth: NDArray[Any], kind: TruthKind = VALUES, weight: float = 1.0) -> TrainingVolume:
-    """A source whose grey values are those of `raw`."""
+    """Return a source with the grey values of `raw`."""
     return TrainingVolume(LoadedVolume(raw.astype(np.float32)), LoadedVolume(truth), kind, AS_IT_IS, weight)
 
 
 def cells(seed: int = 0) -> TrainingVolume:
-    """Dark walls between bright cells, of 24 voxels along each axis."""
+    """Return dark walls between bright cells of 24 voxels along each axis."""
     places = np.indices((24, 24, 24)) // 12
     ids = (places[0] * 4 + places[1] * 2 + places[2] + 1).astype(np.uint8)
     raw = 1.0 - 2.0 * (IDS.classes(IDS.numbers(ids)) == 1) + np.random.default_rng(seed).normal(0, 0.3, ids.shape)
@@ -60,7 +60,7 @@ def cells(seed: int = 0) -> TrainingVolume:
 
 
 def save_training(config: str, depth: int) -> Path:
-    """The configuration ``tiny.toml``, saved in the working directory with ``raw.tif`` and ``ids.tif``, of `depth` slices."""
+    """Save the configuration ``tiny.toml`` in the working directory, with ``raw.tif`` and ``ids.tif`` of `depth` slices."""
     ids = 1 + np.indices((depth, 20, 20)).sum(axis=0) // 9
     tifffile.imwrite("raw.tif", np.random.default_rng(0).integers(0, 256, ids.shape).astype(np.uint8))
     tifffile.imwrite("ids.tif", ids.astype(np.uint16))
@@ -70,5 +70,5 @@ def save_training(config: str, depth: int) -> Path:
 
 
 def weights_of(model: Path) -> NDArray[np.float32]:
-    """All weights of a model, one after another."""
+    """Return all weights of a model as one array."""
     return np.concatenate([array.ravel() for _, array in sorted(load_model(model).weights.items())])

@@ -135,7 +135,7 @@ class Box:
         Returns
         -------
         Box
-            The larger box, which may begin below zero.
+            The larger box, which may start below zero.
         """
         return Box(self.relative_to(margin).start, self.shift(margin).stop)
 

@@ -2,7 +2,7 @@
 
     EmsegError
     |-- InputError            a request cannot be met; nothing was written                exit code 2
-    |   |-- VolumeError       the input volume, or what was said about it, cannot be used
+    |   |-- VolumeError       the input volume, or what was stated about it, cannot be used
     |   |-- ModelError        the model file or its description cannot be used
     |   |-- PlanError         volume, model, region and limits do not fit together
     |   |-- NumericsError     the last bits of a worker's results differ from those of the run
@@ -32,7 +32,7 @@ class InputError(EmsegError, ValueError):
 
 
 class VolumeError(InputError):
-    """The input volume, or what was said about it, cannot be used."""
+    """The input volume, or what was stated about it, cannot be used."""
 
 
 class ModelError(InputError):

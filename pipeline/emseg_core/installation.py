@@ -1,4 +1,4 @@
-"""How this emseg was installed, and the line that installs more of it."""
+"""Find out how emseg was installed, and build the command that installs an extra in the same way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this process may use: cores and memory, as the machine, its cgroups and its SLURM job leave it; and open files."""
+"""Resources of this process: cores and memory, as limited by machine, cgroups and SLURM job, and open files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def usable_memory() -> int:
 
 
 def raise_file_limit() -> int:
-    """Let this process and those that it starts have as many files open as the system lets them, within reason.
+    """Raise the limit on open files for this process and its children, as far as the system allows, up to a bound.
 
     Returns
     -------
@@ -118,7 +118,7 @@ def _folders(controller: str) -> Iterator[Path]:
 
 
 def _text(file: Path) -> str:
-    """Return what a file holds, without spaces around; nothing if it cannot be read."""
+    """Return the content of a file without surrounding spaces, or nothing if it cannot be read."""
     try:
         return file.read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""Interfaces of what a block needs from outside: a volume to read, a network, and an output to write.
+"""Interfaces that a block needs: a volume to read, a network, and an output to write.
 
 The adapters in `emseg_core.store` and `emseg_core.model` implement them, and so may a user's own class. A class that predicts
 in whole runs need not even describe its network, see `emseg_core.model.python_predictor`.
@@ -83,7 +83,7 @@ StoredValues: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
 
 @runtime_checkable
 class Classifier(Predictor, Protocol):
-    """A predictor that normalises tiles and turns logits into what is stored on its own device: bytes in, bytes out."""
+    """A predictor that normalises tiles and computes the stored values on its own device: bytes in, bytes out."""
 
     def classify(self, batches: Iterable[Batch], probabilities: bool) -> Iterator[StoredValues]:
         """Label batches of tiles.

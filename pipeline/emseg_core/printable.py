@@ -1,6 +1,6 @@
 """Escape text from outside, so that a terminal, a log or a web page does not interpret it as a command.
 
-Names of classes, units, files and hosts, and messages of libraries, may come from files that somebody else made. Each outlet
+Names of classes, units, files and hosts, and messages of libraries, may come from files that others made. Each outlet
 escapes its own text: lines on a terminal, elements of a page, and everything written to standard error.
 """
 
@@ -57,7 +57,7 @@ def printable_lines(lines: Iterable[object]) -> str:
 
 
 class PrintableStream:
-    """A text stream that escapes whatever is not printable, except line breaks and tabs."""
+    """A text stream that escapes unprintable characters, except line breaks and tabs."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

@@ -1,4 +1,4 @@
-"""What an import costs, and which names are public. The layers themselves are checked by import-linter (`make lint`)."""
+"""Test the cost of imports and the list of public names. Import-linter checks the layers themselves (`make lint`)."""
 
 import json
 import re
@@ -19,7 +19,7 @@ DOCS = ROOT / "workflows" / "docs"
 
 
 def loaded_by(code: str) -> set[str]:
-    """Top-level modules that are loaded after running some code in a new interpreter."""
+    """Return the top-level modules that are loaded after running some code in a new interpreter."""
     probe = f"{code}\nimport json, sys\nprint(json.dumps([name.split('.')[0] for name in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout.splitlines()[-1]))
@@ -40,7 +40,7 @@ def test_imports_are_light(code: str, unwanted: set[str]) -> None:
 
 
 def test_public_names() -> None:
-    """Commands as functions, and every type that they take, return or raise."""
+    """The public names are the commands as functions, and every type that they take, return or raise."""
     assert sorted(emseg.FUNCTIONS) == [
         "evaluate",
         "evaluate_instances",
@@ -78,7 +78,7 @@ def test_public_names() -> None:
 
 
 def test_the_picture_of_the_layers_is_the_linters_list() -> None:
-    """In pipeline/README.md: the same modules, none above one that the linter has it below."""
+    """pipeline/README.md shows the same modules, and none above a module that the linter places above it."""
     picture = (ROOT / "pipeline" / "README.md").read_text().partition("## Layers")[2].partition("Layers 1 to 6")[0]
     cells = [re.split(r"  +", line[18:])[0] for line in picture.splitlines() if line.startswith("    ") and "====" not in line]
     drawn = [name.rstrip("/") for cell in cells for name in cell.replace("<", " ").split()]
@@ -91,7 +91,7 @@ def test_the_picture_of_the_layers_is_the_linters_list() -> None:
 
 
 def test_each_command_has_its_functions() -> None:
-    """In the documentation: all commands, all public functions, and nothing that is not there."""
+    """The documentation lists all commands and all public functions, and nothing else."""
     table = (DOCS / "how-to" / "python.md").read_text()
     rows = re.findall(r"^\| (`emseg .*) \| (.*) \|$", table, re.MULTILINE)
     commands = {name for said, _ in rows for name in re.findall(r"`emseg (\w+)", said)}
@@ -103,6 +103,6 @@ def test_each_command_has_its_functions() -> None:
 
 
 def test_each_configuration_is_listed() -> None:
-    """In workflows/README.md."""
+    """workflows/README.md lists them."""
     listed = re.findall(r"`([\w-]+\.toml)`", (ROOT / "workflows" / "README.md").read_text())
     assert sorted(listed) == sorted(path.name for path in (ROOT / "workflows").glob("*.toml"))

@@ -1,4 +1,4 @@
-"""Nothing is shown past the places that escape it: who prints, logs or warns is found in the source."""
+"""Test that text is shown only by code that escapes it. The source is searched for calls that print, log or warn."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ SOURCES = [*(ROOT / "pipeline" / "emseg_core").rglob("*.py"), *(ROOT / "workflow
 ALLOWED = {
     ("cli/saying.py", "click.echo"),
     ("cli/console.py", "rich"),
-    ("cli/console.py", "sys.stderr"),  # draws on it, and guards it again
+    ("cli/console.py", "sys.stderr"),  # draws on the terminal, and guards it again
     ("printable.py", "sys.stderr"),
     ("printable.py", "sys.stdout"),
     ("pages/markup.py", "html"),
     ("runs/notices.py", "logging.getLogger"),
-    ("store/files/credentials.py", "logging.getLogger"),  # has a library say nothing
-    ("cli/command.py", "error.show"),  # the help that click makes of our own words
+    ("store/files/credentials.py", "logging.getLogger"),  # silences a library
+    ("cli/command.py", "error.show"),  # click's help, which shows only our own text
 }
-"""Files, and the outlets that they have: all escape."""
+"""Files and their outlets. All of these escape what they show."""
 
 
 def outlets(tree: ast.AST) -> Iterator[str]:
-    """What in a module shows text to somebody."""
+    """Return the expressions of a module that show text to a user."""
     harmless = {id(part) for node in ast.walk(tree) for part in harmless_parts(node)}
     for node in ast.walk(tree):
         if id(node) in harmless:
@@ -53,7 +53,7 @@ def outlets(tree: ast.AST) -> Iterator[str]:
 
 
 def harmless_parts(node: ast.AST) -> Iterator[ast.AST]:
-    """A call that prints what is escaped, and the stream that it names; a stream that is asked whether it is a terminal."""
+    """Yield the harmless parts: a call that prints escaped text, with the stream it names, and a check for a terminal."""
     match node:
         case ast.Call(func=ast.Name("print"), args=[ast.Call(func=ast.Name("printable" | "printable_lines"))]):
             yield node
@@ -63,7 +63,7 @@ def harmless_parts(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def found_in(path: Path) -> set[tuple[str, str]]:
-    """The outlets of a file, by its place in the package."""
+    """Return the outlets of a file, given by its path in the package."""
     place = path.relative_to(ROOT).as_posix().split("/", 2)[2]
     return {(place, name) for name in outlets(ast.parse(path.read_text()))}
 

@@ -1,4 +1,4 @@
-"""What is used of other libraries beside their documented names: little, listed here, and held by this contract."""
+"""Test that the package uses only the listed undocumented names of other libraries."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ IMPORTED = {
     "zarr.core.codec_pipeline.BatchedCodecPipeline": "the pipeline whose codecs are bounded",
     "zarr.core.sync.sync": "runs on Zarr's event loop, to end it",
 }
-"""Names that are imported from where a library keeps what it may change at any time, and what for."""
+"""Names from modules that a library may change at any time, with the reason for each import."""
 OVERRIDDEN = {
     "distributed.Nanny": {
         "instantiate": ["self"],
@@ -58,11 +58,11 @@ OVERRIDDEN = {
         "_encode_single": ["self", "chunk_data", "chunk_spec"],
     },
 }
-"""Methods that classes of ours replace or call, and their parameters."""
+"""Methods that emseg's classes override or call, and their parameters."""
 
 
 def imported() -> Iterator[str]:
-    """Names that the package imports from other libraries."""
+    """Return the names that the package imports from other libraries."""
     for file in (*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "workflows" / "emseg").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -72,7 +72,7 @@ def imported() -> Iterator[str]:
 
 
 def is_private(name: str) -> bool:
-    """Whether a name is none that its library documents."""
+    """Return whether a library does not document this name."""
     library, *rest = name.split(".")
     if library in ("emseg", "emseg_core", "__future__"):
         return False
@@ -100,6 +100,6 @@ def test_methods_are_as_we_replace_them(name: str) -> None:
 
 
 def found(name: str) -> Any:
-    """The object of this name."""
+    """Return the object of this name."""
     module, _, attribute = name.rpartition(".")
     return getattr(import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""The layers below model/, and store/, are tested where torch is not installed."""
+"""Test the layers below model/, and store/, without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODULES = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("tests/pipeli
 
 
 def without_torch(*arguments: str) -> str:
-    """What pytest prints in a Python that finds no torch."""
+    """Return the output of pytest in a Python that cannot import torch."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", BLOCKED, "-q", "-p", "no:cacheprovider", *arguments]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -43,7 +43,7 @@ def count(part: str, owner: Any, *names: str) -> None:
 
 
 def counted(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function so that its CPU seconds are added up."""
+    """Wrap a function so that its CPU seconds are counted."""
 
     @functools.wraps(function)
     def run(*arguments: Any, **more: Any) -> Any:

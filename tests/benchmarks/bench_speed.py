@@ -185,7 +185,7 @@ def run(
     place = folder / "out.zarr"
     model = folder / "model.safetensors"
     if precision is None:
-        precision = (*low_precisions("cpu"), "float32")[0]  # the choice for a trained network
+        precision = (*low_precisions("cpu"), "float32")[0]  # the default for a trained network
     asked = {"model": model, "backend": backend, "precision": precision, "overwrite": True}
     region = ",".join(f"0:{length}" for length in values.shape)
     report = segment(folder / "volume.zarr", place, roi=region, client=client, **asked)  # type: ignore[arg-type]

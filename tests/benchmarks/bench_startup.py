@@ -1,4 +1,4 @@
-"""Measure how long commands take where there is next to nothing to compute, and where a run's start goes.
+"""Measure the time of commands with almost nothing to compute, and the steps at the start of a run.
 
     python tests/benchmarks/bench_startup.py [OTHER_PYTHON]
 
@@ -70,14 +70,14 @@ def main(folder: Path, pythons: list[str]) -> None:
 
 
 def emseg(python: str, command: str) -> float:
-    """Run a command with one of the builds, and return how long it took, in seconds."""
+    """Run a command with one of the builds, and return the seconds it took."""
     began = perf_counter()
     subprocess.run([python, "-m", "emseg", *command.split()], check=True, capture_output=True)
     return perf_counter() - began
 
 
 def timeline(began: float, volume: str, output: str, workers: int) -> None:
-    """Segment, and print when each step of it starts and ends, in seconds since `began`."""
+    """Segment, and print when each step starts and ends, in seconds since `began`."""
 
     def say(moment: str) -> None:
         print(f"{time() - began:8.2f}  {moment}", flush=True)

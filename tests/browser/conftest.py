@@ -1,4 +1,4 @@
-"""A browser without a screen, and a page in it that must log no error."""
+"""Fixtures: a headless browser, and a page that must log no error."""
 
 from __future__ import annotations
 

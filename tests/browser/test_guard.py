@@ -1,4 +1,4 @@
-"""A browser follows the link of a dashboard of ours, from a page of another site, and keeps no token."""
+"""Test that a browser can follow a dashboard link from a page of another site, and that it keeps no token."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_the_link_is_followed(browser: Browser, cluster: GuardedCluster) -> None
 
 
 def test_without_the_link_there_is_nothing(browser: Browser, cluster: GuardedCluster) -> None:
-    """Nor is there an end of asking anew."""
+    """The page does not ask again and again either."""
     clean = cluster.dashboard_link.partition("?")[0]
     asked: list[str] = []
-    page = browser.new_page()  # each refusal is an error for a page that is watched
+    page = browser.new_page()  # a watched page treats each refusal as an error
     page.on("request", lambda request: asked.append(request.url))
     page.goto(f"data:text/html,<a href='{clean}'>a page that guesses</a>")
     page.click("a")
@@ -63,7 +63,7 @@ def test_without_the_link_there_is_nothing(browser: Browser, cluster: GuardedClu
 
 
 def test_another_site_sees_nothing(browser: Browser, cluster: GuardedCluster) -> None:
-    """Though the browser has the cookie."""
+    """It sees nothing even if the browser has the cookie."""
     link = cluster.dashboard_link
     clean = link.partition("?")[0]
     context = browser.new_context()

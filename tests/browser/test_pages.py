@@ -1,4 +1,4 @@
-"""A browser looks at the dashboard while a run works, and when it has ended."""
+"""Test the dashboard in a browser during a run and after its end."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from emseg.clusters.local import LOOPBACK
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "fib25-sample" / "raw.tif"
 PAUSE = 1.5
-"""Seconds that each prediction takes longer."""
+"""Extra seconds per prediction."""
 IN_FLIGHT = 8
-"""Blocks that may be written while the page does not know yet."""
+"""Number of blocks that may be written before the page knows."""
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A scheduler in a process of its own, which outlives runs, with one worker that gives the browser time to look."""
+    """Start a scheduler in a separate process that outlives runs, with one worker slow enough for the browser to watch."""
     folder = tmp_path_factory.mktemp("scheduler")
     dask, place = (sys.executable, "-m", "dask"), ("--scheduler-file", str(folder / "scheduler.json"))
     commands = (
@@ -57,17 +57,17 @@ NUMBERS = """() => {
     })(document);
     return shown;
 }"""
-"""Blocks by state as the page shows them at one moment, in whichever shadow tree of Bokeh they are."""
+"""Numbers of blocks by state, as the page shows them at one moment, in any shadow tree of Bokeh."""
 
 
 def told(output: Path) -> dict[str, int]:
-    """The same, as `emseg status --json` tells them."""
+    """Return the same numbers from `emseg status --json`."""
     found = json.loads(run_emseg("status", output, "--json").stdout)
     return {"done": found["done"], "failed": len(found["failed"]), "left": found["left"], "blocks": found["blocks"]}
 
 
 def colours(picture: Path) -> set[tuple[int, int, int]]:
-    """The colours of at least a thousandth of a screenshot."""
+    """Return the colours that cover at least a thousandth of a screenshot."""
     pixels, counts = np.unique(np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3), axis=0, return_counts=True)
     return {tuple(pixel) for pixel in pixels[counts > counts.sum() / 1000].tolist()}
 
@@ -83,7 +83,7 @@ def test_a_run_is_watched(page: Page, address: str, tmp_path: Path) -> None:
 
 
 def watch(page: Page, run: subprocess.Popen[str], output: Path, tmp_path: Path) -> None:
-    """Look at the pages of a run that has just been started, until after its end."""
+    """Watch the pages of a run from its start until after its end."""
     said = ""
     assert run.stderr is not None
     while "map " not in said:

@@ -1,4 +1,4 @@
-"""A browser sees the page of a run through a proxy that has another host and adds a prefix."""
+"""Test the page of a run in a browser behind a proxy that has another host and adds a prefix."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from emseg_core.box import Box
 RUN = RunDescription(
     "run", "/v.zarr", "/o.zarr", 2, Box((0, 0, 0), (1, 1, 2)), (1, 1, 2), (1, 1, 1), (1, 1, 1), zlib.compress(bytes(2))
 )
-"""Two blocks that wait."""
+"""A run with two waiting blocks."""
 
 pytestmark = needs_chromium
 
@@ -36,7 +36,7 @@ async def advance(cluster: GuardedCluster) -> None:
 
 
 def test_the_page_of_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The link is right unasked, all that is fetched comes through the proxy, and the websocket brings what is new."""
+    """The link needs no option, every request passes the proxy, and the websocket delivers updates."""
     with proxy() as port, started(*PLAIN) as browser:
         door = f"http://{HUB}:{port}{PREFIX}"
         monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", PREFIX)

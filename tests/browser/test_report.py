@@ -1,4 +1,4 @@
-"""A browser opens the page of a report from the disk, and asks for no other file."""
+"""Test that a browser opens a report from disk and requests no other file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from emseg import label, segment
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "fib25-sample" / "raw.tif"
 BLUE = (43, 123, 186)
-"""Blocks that are done, and columns of charts."""
+"""The colour of finished blocks and of chart columns."""
 
 
 def pixels(page: Page, picture: Path) -> np.ndarray:
-    """The whole page, ``(y, x, 3)``."""
+    """Return the pixels of the whole page, ``(y, x, 3)``."""
     page.screenshot(path=picture, full_page=True)
     return np.asarray(Image.open(picture).convert("RGB"))
 

@@ -1,4 +1,4 @@
-"""A browser shows each voxel of an output where it is, in the colour that it should have."""
+"""Test that a browser shows each voxel of an output at its place and in its colour."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ SHAPE = (8, 110, 330)
 SIZE = (30.0, 8.0, 4.0)
 REGION = Box((2, 10, 20), (7, 100, 320))
 Z = 4
-"""The slice that is looked at, in the volume's coordinates."""
+"""The slice that is shown, in the volume's coordinates."""
 ZOOM = 3
-"""Pixels along x in a voxel, and half of those along y."""
+"""Pixels per voxel along x, which is half of those along y."""
 BACKGROUND = (128, 128, 128)
 CLOSE = 3
-"""Steps of 255 by which a colour may be rounded."""
+"""Maximum rounding error of a colour, in steps of 255."""
 
 pytestmark = needs_chromium
 
@@ -52,7 +52,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a part of a volume as users have them, with all that there can be, and one block missing."""
+    """Make an output of part of a realistic volume, with every optional array and one missing block."""
     folder = tmp_path_factory.mktemp("seen")
     placed: dict[str, Any] = {"voxel_size": SIZE, "offset": (90, 800, -40), "units": "nm"}
     zarr.create_array(folder / "v.zarr", data=texture(SHAPE), chunks=(3, 64, 64), zarr_format=2, order="F", attributes=placed)
@@ -73,7 +73,7 @@ def state_of(shown: View) -> dict[str, Any]:
 
 
 def settle(page: Page) -> None:
-    """Wait until all is drawn, and nothing was in the way of it."""
+    """Wait until everything is drawn, and fail if anything prevented it."""
     page.wait_for_function("() => window.viewer && viewer.isReady()", timeout=60_000)
     page.wait_for_timeout(500)
     page.wait_for_function("() => viewer.isReady()", timeout=60_000)
@@ -87,9 +87,9 @@ def settle(page: Page) -> None:
 
 
 def seen(page: Page, shown: View, layer: str, scale: float, door: str = "", **changed: Any) -> NDArray[np.uint8]:
-    """Pixels ``(y, x, 3) uint8`` of a panel that shows one layer alone; its middle is the middle of the view.
+    """Return the pixels ``(y, x, 3) uint8`` of a panel that shows a single layer. Its centre is the centre of the view.
 
-    The viewer is opened at the host and port of the door, if there is one.
+    If a door is given, the viewer is opened at its host and port.
     """
     state = state_of(shown)
     state |= {"layout": "xy", "crossSectionScale": scale, "showAxisLines": False, "showScaleBar": False, "selectedLayer": {}}
@@ -112,7 +112,7 @@ def seen(page: Page, shown: View, layer: str, scale: float, door: str = "", **ch
 
 
 def at_voxels(pixels: NDArray[np.uint8], state: dict[str, Any], box: Box) -> NDArray[np.uint8]:
-    """The colour in the middle of each voxel of a slice, ``(y, x, 3) uint8``."""
+    """Return the colour at the centre of each voxel of a slice, ``(y, x, 3) uint8``."""
     x, y, *_ = state["position"]
     rows = pixels.shape[0] / 2 + (800 / SIZE[1] + np.arange(box.start[1], box.stop[1]) - y) * 2 * ZOOM
     columns = pixels.shape[1] / 2 + (-40 / SIZE[2] + np.arange(box.start[2], box.stop[2]) - x) * ZOOM
@@ -126,13 +126,13 @@ def assert_close(found: NDArray[np.uint8], wanted: NDArray[Any]) -> None:
 
 @pytest.fixture
 def remote(output: Path) -> Iterator[tuple[str, str]]:
-    """Addresses of a copy of the output on an object store, and of its volume."""
+    """Return the addresses of copies of the output and its volume on an object store."""
     with object_store() as store:
         yield store.upload(output, "o.zarr"), store.upload(output.with_name("v.zarr"), "v.zarr")
 
 
 def test_what_is_on_an_object_store_is_shown_as_well(browser: Browser, output: Path, remote: tuple[str, str]) -> None:
-    """The browser asks this machine, not the store."""
+    """The browser sends its requests to this machine, not to the store."""
     copy, volume = remote
     box = Box((Z, *REGION.start[1:]), (Z + 1, *REGION.stop[1:]))
     labels = open_output(output).read_labels(box)[0]
@@ -185,7 +185,7 @@ def test_each_voxel_is_where_it_is_in_its_colour(browser: Browser, output: Path)
 
 
 def assert_classes_are_shown(page: Page, shown: View, output: Path, door: str = "") -> None:
-    """By a page that shows all layers, and then alone."""
+    """Check the classes on a page that shows all layers, and then on their own."""
     assert page.get_by_text("membrane", exact=True).count() > 0, "names have an address of their own"
     box = Box((Z, *REGION.start[1:]), (Z + 1, *REGION.stop[1:]))
     found = seen(page, shown, "classes", 1 / ZOOM, door, selectedAlpha=1, segments=["0", "1"])
@@ -194,7 +194,7 @@ def assert_classes_are_shown(page: Page, shown: View, output: Path, door: str = 
 
 
 def test_behind_a_proxy(browser: Browser, output: Path) -> None:
-    """That has another host and adds a prefix; nothing is fetched past it."""
+    """The proxy has another host and adds a prefix. No request bypasses it."""
     with proxy() as port:
         home = f"http://{HUB}:{port}{PREFIX}proxy/"
         with (
@@ -208,7 +208,7 @@ def test_behind_a_proxy(browser: Browser, output: Path) -> None:
 
 
 def test_under_a_hub_that_does_not_state_its_address(browser: Browser, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that is known here is the path: the addresses of the data are those of this machine until the page opens."""
+    """Only the path is known here, so the data have addresses of this machine until the page opens."""
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", PREFIX)
     monkeypatch.delenv("JUPYTERHUB_PUBLIC_URL", raising=False)
     with proxy() as port, view(output) as shown:
@@ -220,7 +220,7 @@ def test_under_a_hub_that_does_not_state_its_address(browser: Browser, output: P
 
 
 def test_a_tunnel_may_begin_at_another_port(browser: Browser, output: Path) -> None:
-    """Also for an address that was copied at the other end, and is pasted into the open page."""
+    """This also holds for an address that was copied at the other end and pasted into the open page."""
     with view(output) as shown, tunnel(shown.server.port) as port:
         door = f"{LOOPBACK}:{port}"
         with watched_page(browser, expected="/raw/.zarray", home=door) as page:
@@ -233,7 +233,7 @@ def test_a_tunnel_may_begin_at_another_port(browser: Browser, output: Path) -> N
 
 
 def test_the_channel_is_shown_that_was_segmented(browser: Browser, tmp_path: Path) -> None:
-    """At its timepoint, of an image with several of both."""
+    """The image has several channels and timepoints."""
     values = np.stack([[texture(SHAPE, seed=3 * time + channel) for channel in range(3)] for time in range(2)])
     placed: dict[str, Any] = {"voxel_size": SIZE, "offset": (90, 800, -40), "units": "nm", "axis_names": [*"tczyx"]}
     zarr.create_array(tmp_path / "v.zarr", data=values, chunks=(1, 3, 3, 64, 64), zarr_format=2, attributes=placed)
@@ -253,7 +253,7 @@ def test_the_channel_is_shown_that_was_segmented(browser: Browser, tmp_path: Pat
 
 
 def test_what_a_user_sees_first(browser: Browser, output: Path, tmp_path: Path) -> None:
-    """By the address that a browser is given: all layers in one, with names, and from afar no more than a coarser level."""
+    """The address given to a browser shows all layers with names, and a coarser level when zoomed out."""
     with view(output) as shown, watched_page(browser, expected="/raw/.zarray") as page:
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))

@@ -1,7 +1,7 @@
-"""Whatever dies during a run, the output ends with the bytes of an undisturbed run, and little is done twice.
+"""Test that the output has the bytes of an undisturbed run whatever dies during a run, and that little work is repeated.
 
-Whole processes are killed at random moments. The suite runs a short form; ``make faults`` runs the long one, in which
-EMSEG_FAULTS holds the seed of the moments, and prints what happened.
+Processes are killed at random moments. The suite runs a short form. ``make faults`` runs the long form, takes the seed of
+the moments from EMSEG_FAULTS, and prints what happened.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ OUTAGES = 100 if LONG else 2
 FULL_DISKS = 10 if LONG else 1
 CORRUPT_CHUNKS = 5 if LONG else 1
 PAUSE = 0.5
-"""Seconds that each tile takes longer, so that the blows are struck while there is work."""
+"""Extra seconds per tile, so that kills happen during work."""
 RUN = ("run", "volume.zarr", "--tile", "56,72,104")
-"""With tiles as they are planned for a small volume: those of a large one would be few blocks."""
+"""A run with the tiles of a small volume: a large volume's tiles would give few blocks."""
 IN_HAND = 8
-"""Two workers of two threads, each with as many blocks to come."""
+"""Maximum number of blocks in progress or assigned: two workers of two threads, each with as many blocks to come."""
 
 pytestmark = pytest.mark.timeout(3600 if LONG else 900)
 
 
 class Undisturbed:
-    """A volume that takes a while, and the output of a run that nobody disturbed."""
+    """A volume that takes a while to segment, and the output of an undisturbed run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,7 +58,7 @@ class Undisturbed:
         return emseg_process(*command, cwd=self.folder, env=slowed(PAUSE))
 
     def finish(self, output: Path) -> dict[str, Any]:
-        """The report of a run that goes on undisturbed."""
+        """Run without disturbance, and return the report."""
         done = run_emseg(*RUN, "-o", output, "--workers", "0", "--json", cwd=self.folder)
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
@@ -70,7 +70,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The worker processes of a run at this moment."""
+    """Return the worker processes of a run."""
     try:
         family = psutil.Process(process.pid).children(recursive=True)
         return [child for child in family if "spawn_main" in " ".join(child.cmdline())]
@@ -79,7 +79,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def blocks_done(output: Path) -> int:
-    """How often any block was computed, over all runs, as far as their records tell."""
+    """Return how often each block was computed, according to the records of all runs."""
     stored = open_output(output)
     runs = len(list((output / "emseg").glob("run-*")))
     return sum(line["event"] == "block" for run in range(1, runs + 1) for line in lines_of(stored, run))
@@ -98,7 +98,7 @@ def end_of(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def strike(process: subprocess.Popen[str], times: int, pause: Callable[[], float], blow: Callable[[], bool]) -> int:
-    """How many of so many blows were landed before the run ended."""
+    """Kill processes up to this many times, and return how often this was done before the run ended."""
     landed = 0
     while landed < times and process.poll() is None:
         time.sleep(pause())
@@ -107,14 +107,14 @@ def strike(process: subprocess.Popen[str], times: int, pause: Callable[[], float
 
 
 def recorded_blocks(output: Path) -> set[int]:
-    """The blocks that are written and whose digests the records of the runs have."""
+    """Return the written blocks whose digests are in the run records."""
     records = (line for file in output.glob("emseg/run-*/*.jsonl") for line in file.read_text().splitlines())
     lines = [json.loads(line) for line in records]
     return {line["block"] for line in lines if line["event"] == "block" and line["status"] == "done"}
 
 
 def a_while(rng: random.Random) -> float:
-    """Up to two seconds, or so short that it may be over before what was not found is looked for again."""
+    """Draw a duration of up to two seconds, or one so short that it may end before a missing file is looked up again."""
     return rng.choice((rng.uniform(0.001, 0.1), rng.uniform(0.2, 2)))
 
 
@@ -141,7 +141,7 @@ def test_workers_killed_at_any_moment(undisturbed: Undisturbed, tmp_path: Path) 
 
 
 def test_drivers_killed_at_any_moment(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """A killed driver loses the news of its last blocks: a later run computes these again, and skips all others."""
+    """A killed driver loses the results of its last blocks. A later run computes these again and skips all others."""
     rng = random.Random(SEED + 1)
     output, kills, before = tmp_path / "out.zarr", 0, 0
     for kill in range(DRIVER_KILLS):
@@ -166,7 +166,7 @@ def test_drivers_killed_at_any_moment(undisturbed: Undisturbed, tmp_path: Path) 
 
 
 def test_a_volume_that_is_away_for_a_while(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """Zarr would take missing files for voxels that were never written."""
+    """Zarr would read missing files as voxels that were never written."""
     rng = random.Random(SEED + 2)
     volume, away = undisturbed.folder / "volume.zarr", undisturbed.folder / "away.zarr"
     process = undisturbed.start(tmp_path / "out.zarr")
@@ -189,7 +189,7 @@ def test_a_volume_that_is_away_for_a_while(undisturbed: Undisturbed, tmp_path: P
 
 
 def test_an_output_that_is_away_for_a_while(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """Nothing is written beside it meanwhile, and no block is taken for lost."""
+    """Nothing is written elsewhere meanwhile, and no block is reported as lost."""
     rng = random.Random(SEED + 3)
     output, away = tmp_path / "out.zarr", tmp_path / "away.zarr"
     process = undisturbed.start(output)
@@ -237,18 +237,18 @@ def test_a_disk_that_fills_at_any_write(undisturbed: Undisturbed, tmp_path: Path
 
 
 def test_a_corrupt_chunk(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """Its blocks fail, the others are done; once it is restored, the next run tries only those."""
+    """Its blocks fail and the others are computed. Once it is restored, the next run computes only those."""
     rng = random.Random(SEED + 5)
     chunks = sorted(path for path in (undisturbed.folder / "volume.zarr" / "c").rglob("*") if path.is_file())
     for number in range(CORRUPT_CHUNKS):
         output, chunk = tmp_path / f"{number}.zarr", rng.choice(chunks)
         sound = chunk.read_bytes()
         process = undisturbed.start(output)
-        wait_for_blocks(process, output, 1)  # the volume is sampled as a whole before
+        wait_for_blocks(process, output, 1)  # the whole volume is sampled before
         chunk.write_bytes(sound[: rng.randrange(1, len(sound))])
         out, err = process.communicate(timeout=600)
         chunk.write_bytes(sound)
-        assert process.returncode in (0, 3), err  # 0 if all blocks that see the chunk were read before
+        assert process.returncode in (0, 3), err  # 0 if all blocks that read the chunk were read before
         report = json.loads(out)
         assert report["done"] + report["failed"] == report["blocks"]
         assert all("cannot be read" in failure["cause"] for failure in report["failures"])

@@ -1,4 +1,4 @@
-"""A driver is killed, its volume changed, and the same command called again: nothing of two volumes is mixed."""
+"""Test that a resume after the volume has changed never mixes two volumes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from emseg_core.box import Box
 from emseg_core.store.outputs.lifecycle import open_output
 
 SHAPE = (4, 2100, 2100)
-"""So large that the sample which every run takes of its volume leaves most of it out."""
+"""A shape so large that the sample of every run leaves out most of the volume."""
 PART = Box((0, 1000, 1000), (4, 1060, 1060))
 PATIENCE = 60
 

@@ -1,6 +1,6 @@
-"""Killed right before any change on the disk, a command that is given again ends as if nothing had happened.
+"""Test that a command killed before any change on disk ends as if undisturbed when it is run again.
 
-The suite tries a few moments of each command; ``make faults`` tries all of them.
+The suite tries a few changes of each command; ``make faults`` tries all of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Another user of the machine, while a run goes on: the dashboard, its token and its log tell that user nothing."""
+"""Test that another user of the machine learns nothing from the dashboard, token and log of a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ open(sys.argv[2])
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root can be another user")
 def test_another_user_learns_nothing(tmp_path: Path) -> None:
     for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)  # it is the file that is closed, not the way to it
+        folder.chmod(0o755)  # the file itself is protected, not the path to it
     volume, output = save_volume(tmp_path / "volume.zarr", texture((32, 64, 64)), (32, 64, 64)), tmp_path / "out.zarr"
     with emseg_process("run", volume, "-o", output, "--workers", "1", env=slowed(5)) as run:
         try:

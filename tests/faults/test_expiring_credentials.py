@@ -1,4 +1,4 @@
-"""A run whose credentials expire: it outlives its first token, waits while nobody is signed in, and no byte is another."""
+"""Test a run whose credentials expire: it renews them, waits while no user is signed in, and writes the same bytes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from emseg_core.store.files.files import open_files
 from emseg_core.store.files.place import parse_place
 
 LIFETIME = 6.0
-"""Seconds that credentials are valid."""
+"""Lifetime of credentials in seconds."""
 REQUEST_SECONDS = 0.15
-"""How long the store takes to write an object of the labels, so that a run takes long on however fast a machine."""
+"""Seconds that the store takes to write an object of the labels, so that a run is slow on any machine."""
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -30,7 +30,7 @@ def store() -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def undisturbed(tmp_path: Path) -> Path:
-    """The output of a run to a disk."""
+    """Return the output of a run that writes to disk."""
     save_volume(tmp_path / "volume.zarr", texture((32, 150, 150)), (32, 64, 64))
     output = tmp_path / "undisturbed.zarr"
     assert run_emseg("run", "volume.zarr", "-o", output, "--workers", "0", cwd=tmp_path).returncode == 0
@@ -39,7 +39,7 @@ def undisturbed(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sign_in(store: ObjectStore, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SignIn:
-    """A profile, of which the store takes nothing but valid tokens."""
+    """Create a profile; the store accepts only its valid tokens."""
     store.upload(tmp_path / "volume.zarr", "volume.zarr")
     (tmp_path / "aws").mkdir()
     sign_in = use_profile(tmp_path / "aws", monkeypatch)
@@ -54,7 +54,7 @@ def sign_in(store: ObjectStore, undisturbed: Path, tmp_path: Path, monkeypatch: 
 
 
 def copied(output: str, into: Path) -> dict[str, str]:
-    """Digest of each object of an output, and a copy of it on the disk, which has nothing secret."""
+    """Copy an output to disk, check that no object holds a secret, and return the digest of each object."""
     files = open_files(parse_place(output))
     for name in files.names():
         content = files.read(name) or b""
@@ -67,7 +67,7 @@ def copied(output: str, into: Path) -> dict[str, str]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_signed_out_for_a_while(workers: int, store: ObjectStore, undisturbed: Path, sign_in: SignIn, tmp_path: Path) -> None:
     sign_in.begin(LIFETIME)
-    key = f"out-{workers}.zarr"  # moto keeps what the test before it has written
+    key = f"out-{workers}.zarr"  # moto keeps what the previous test has written
     output = store.address(key)
     command = ("run", store.address("volume.zarr"), "-o", output, "--workers", workers)
     driver = emseg_process(*command, cwd=tmp_path)
@@ -91,7 +91,7 @@ def test_signed_out_for_a_while(workers: int, store: ObjectStore, undisturbed: P
 
 @pytest.mark.parametrize("volume", ["remote", "local"])
 def test_nobody_is_signed_in(volume: str, store: ObjectStore, sign_in: SignIn, tmp_path: Path) -> None:
-    """Refused within seconds, before anything is written."""
+    """It is refused within seconds, before anything is written."""
     place = store.address("volume.zarr") if volume == "remote" else "volume.zarr"
     began = time.monotonic()
     done = run_emseg("run", place, "-o", store.address(f"none-{volume}.zarr"), "--workers", "2", cwd=tmp_path)

@@ -1,6 +1,6 @@
-"""Killed in any of its stages, a run on real tissue with probabilities and instance labels ends with the same bytes.
+"""Test that a run on real tissue with probabilities and instance labels ends with the same bytes if killed in any stage.
 
-The suite strikes twice; ``make faults`` sixty times, at least ten in each stage, and prints how often who was killed where.
+The suite kills twice; ``make faults`` kills sixty times, at least ten times in each stage, and prints what was killed where.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STAGES = ("creation", "prediction", "levels", "labelling")
 VICTIMS = ("driver", "one worker", "all", "driver and one worker")
 KILLS = 60 if LONG else 2
 EACH = 10 if LONG else 0
-"""Kills in each stage at least."""
+"""Minimum number of kills in each stage."""
 RUN = ("run", "volume.zarr", "--probabilities", "--instances", "--workers", "2", "--model", "model.safetensors")
 
 pytestmark = pytest.mark.timeout(7200 if LONG else 900)
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(7200 if LONG else 900)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume of real sections, and the output of a run that nobody disturbed."""
+    """Make a volume of real sections, and the output of an undisturbed run."""
     if not (data := os.environ.get("EMSEG_DATA")):
         pytest.skip("EMSEG_DATA names no folder with real sections")
     folder, source = tmp_path_factory.mktemp("kills"), Path(data, "isbi2012", "train-volume.tif")
@@ -51,12 +51,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ended_or_in(stage: str, process: subprocess.Popen[str], output: Path) -> bool:
-    """Whether a run has ended, or its output is at this stage."""
+    """Return whether a run has ended, or its output has reached this stage."""
     return process.poll() is not None or stage_of(output) == stage
 
 
 def stage_of(output: Path) -> str:
-    """How far a run is, by what it has left."""
+    """Return the stage of a run, judged by its files."""
     if any(output.glob("emseg/instances-*")) or (output / "labels/instances").exists():
         return "labelling"
     if any(output.glob("labels/classes/1/c/**/*")):
@@ -67,7 +67,7 @@ def stage_of(output: Path) -> str:
 
 
 def struck(process: subprocess.Popen[str], victim: str, rng: random.Random) -> bool:
-    """Whether the blow was landed."""
+    """Kill the victim, and return whether that was done."""
     try:
         children = psutil.Process(process.pid).children(recursive=True)
         workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
@@ -93,7 +93,7 @@ def test_the_same_bytes_whoever_is_killed_in_whichever_stage(folder: Path) -> No
     for _ in range(10 * KILLS):
         if landed.total() >= KILLS and all(kills_in(landed, stage) >= EACH for stage in STAGES):
             break
-        # where least has been tried so far
+        # the stage tried least so far
         stage = min(STAGES, key=lambda stage: (kills_in(landed, stage), rng.random()))
         victim = min(VICTIMS, key=lambda victim: (landed[stage, victim], rng.random()))
         shutil.rmtree(output, ignore_errors=True)
@@ -123,6 +123,6 @@ def kills_in(landed: Counter[tuple[str, str]], stage: str) -> int:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Returns as soon as it holds; the test's own time limit ends it if it never does."""
+    """Return as soon as the condition holds. If it never does, the test's own time limit ends it."""
     while not condition():
         time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Without a home directory, a user name and an environment, every command does what it does elsewhere."""
+"""Test that every command works without a home directory, a user name and environment variables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runs import texture
 from trainings import TOGETHER
 
 UNKNOWN = 54321
-"""The number of no user of this machine."""
+"""A user number that this machine does not have."""
 
 COMMANDS = """
 import getpass, os, sys

@@ -1,4 +1,4 @@
-"""Volume and output on an object store: processes are killed, the store is away for 20 seconds, and no byte is another."""
+"""Test volume and output on an object store: processes are killed, the store is away for 20 s, the bytes are the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from emseg_core.store.files.place import parse_place
 
 SHAPE = (32, 150, 150)
 AWAY = 20.0
-"""Seconds in which the store takes no connection."""
+"""Seconds in which the store refuses connections."""
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -32,12 +32,12 @@ def store() -> Iterator[ObjectStore]:
 
 
 def units(output: str) -> int:
-    """How many write units of the labels there are."""
+    """Return the number of write units of the labels."""
     return len(list(open_files(parse_place(output)).sizes("labels/classes/0/c")))
 
 
 def wait_for(output: str, more: int) -> None:
-    """Until there are so many write units."""
+    """Wait until this many write units exist."""
     deadline = time.monotonic() + 120
     while units(output) < more:
         assert time.monotonic() < deadline, "the run makes no progress"

@@ -1,4 +1,4 @@
-"""However a driver ends, and whatever its workers are doing, none of them outlives it; and none is ended before."""
+"""Test that no worker outlives its driver, however the driver ends, and that no worker is ended earlier."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from emseg.clusters.local import local_cluster
 
 Start = Callable[..., subprocess.Popen[str]]
 PATIENCE = 120
-"""Seconds after which a process that is still there is taken for one that stays."""
+"""Seconds after which a process that still runs counts as left behind."""
 
 CLUSTER = """
 import sys, time
@@ -60,7 +60,7 @@ with local_cluster(1, 1):
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a script in a session of its own."""
+    """Start a script in a new session."""
     drivers: list[subprocess.Popen[str]] = []
 
     def start(script: str, *words: str) -> subprocess.Popen[str]:
@@ -87,7 +87,7 @@ def workers_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def session_of(driver: subprocess.Popen[str]) -> list[int]:
-    """Processes of a driver's session that still run, however they are related to it."""
+    """Return the processes of a driver's session that still run, whoever their parent is."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -151,7 +151,7 @@ def test_a_script_that_fails_in_workers(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_worker_that_is_suspended_when_its_cluster_closes() -> None:
-    """It is killed, and the ``with`` ends as if nothing had happened."""
+    """It is killed, and the ``with`` block ends normally."""
     with local_cluster(2, 1) as client:
         workers = [psutil.Process(pid) for pid in client.run(os.getpid).values()]
         workers[0].suspend()

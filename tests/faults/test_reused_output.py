@@ -1,4 +1,4 @@
-"""An output that is removed while its run lives, and another one in its place: nothing of the older run gets into it."""
+"""Test that a run whose output is removed writes nothing into a new output at the same path."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODELS = ("first", "other")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume, two models, and what an undisturbed run makes with the second one."""
+    """Make a volume, two models, and the output of an undisturbed run with the second one."""
     folder = tmp_path_factory.mktemp("reused")
     save_volume(folder / "volume.zarr", texture((8, 150, 150)), (8, 64, 64))
     for seed, model in enumerate(MODELS):
@@ -36,13 +36,13 @@ def words(output: str, model: str, workers: int) -> tuple[object, ...]:
 
 
 def run(folder: Path, output: str, model: str) -> subprocess.CompletedProcess[str]:
-    """A run in one process, to its end."""
+    """Run to the end in one process."""
     return run_emseg(*words(output, model, 0), cwd=folder)
 
 
 @pytest.fixture
 def older(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A run with the first model that takes long, and has written some blocks."""
+    """Start a slow run with the first model, and wait until it has written some blocks."""
     shutil.rmtree(folder / "out.zarr", ignore_errors=True)
     process = emseg_process(*words("out.zarr", "first", 2), cwd=folder, env=slowed(0.5))
     wait_for(lambda: process.poll() is not None or len(shards(folder / "out.zarr")) >= 2)
@@ -56,13 +56,13 @@ def older(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Returns as soon as it holds; the test's own time limit ends it if it never does."""
+    """Return as soon as the condition holds. If it never does, the test's own time limit ends it."""
     while not condition():
         time.sleep(0.02)
 
 
 def test_a_run_that_lives_writes_not_one_byte_into_the_next_output(folder: Path, older: subprocess.Popen[str]) -> None:
-    """And says why it ends."""
+    """The run also reports why it ends."""
     shutil.rmtree(folder / "out.zarr")
     assert run(folder, "out.zarr", "other").returncode == 0
     after = bytes_of(folder / "out.zarr")
@@ -95,7 +95,7 @@ def test_a_removed_output_does_not_come_back(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_worker_that_was_suspended_comes_back_too_late(folder: Path, older: subprocess.Popen[str]) -> None:
-    """Its driver has died meanwhile, and another output has begun."""
+    """Its driver has died meanwhile, and another output was started."""
     family = psutil.Process(older.pid).children(recursive=True)
     workers = [child for child in family if "spawn_main" in " ".join(child.cmdline())]
     assert workers
@@ -120,7 +120,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 def test_a_lost_lease_locks_no_output(folder: Path) -> None:
-    """A copy without the leases, as some programs make it."""
+    """Some programs copy folders without the leases."""
     shutil.copytree(folder / "undisturbed.zarr", folder / "copied.zarr")
     (lease,) = (folder / "copied.zarr" / "emseg").glob("run-*/lease.json")
     lease.unlink()

@@ -1,4 +1,4 @@
-"""Another user of the machine has no way into a run: the scheduler, its workers and their nannies end the TLS handshake."""
+"""Test that another user of the machine cannot access a run: scheduler, workers and nannies reject the TLS handshake."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 OTHER = 65534
-"""The user who tries."""
+"""The other user."""
 STRANGER = """
 import asyncio, json, os, socket, ssl, sys
 from urllib.parse import urlsplit
@@ -89,7 +89,7 @@ print(json.dumps(found))
 
 
 def doors(driver: psutil.Process, security: Security) -> list[str]:
-    """Addresses of the scheduler of a run, of its workers and of their nannies, as the scheduler tells a friend."""
+    """Return the addresses of the scheduler, workers and nannies of a run, as the scheduler tells a trusted client."""
 
     async def told(port: int) -> list[str]:
         async with rpc(f"tls://127.0.0.1:{port}", timeout=2, connection_args=security.get_connection_args("client")) as peer:
@@ -109,14 +109,14 @@ def doors(driver: psutil.Process, security: Security) -> list[str]:
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """A temporary folder for all users."""
+    """Make a temporary folder for all users."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o1777)
         yield Path(folder)
 
 
 def test_nobody_else_gets_into_a_run(scratch: Path, tmp_path: Path) -> None:
-    """And once it is killed, the next run leaves nothing behind."""
+    """After the run is killed, the next run cleans up."""
     volume = save_volume(tmp_path / "volume.zarr", texture((7, 61, 63)))
     model = save_random_model(tmp_path / "model.safetensors", PLANAR)
     command = ("run", volume, "-o", tmp_path / "out.zarr", "--model", model, "--device", "cpu")

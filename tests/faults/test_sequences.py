@@ -1,4 +1,4 @@
-"""Any sequence of runs, kills, overwriting and takeovers ends in the right bytes or a refusal, never in a mixture."""
+"""Test that any sequence of runs, kills, overwrites and takeovers ends in the right bytes or a refusal, never in a mixture."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Labels = NDArray[np.uint8]
 
 
 class Killed(BaseException):
-    """The driver has died: nothing after this line runs in it."""
+    """The driver has died. None of its code after this point runs."""
 
 
 class World:
@@ -58,7 +58,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @contextmanager
 def dead_holders() -> Iterator[None]:
-    """Whoever holds a lease is taken for dead, as a killed driver would be: here it is this very process."""
+    """Treat every holder of a lease as dead, as a killed driver would be. Here the holder is this process itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lease.Holder, "dead", lambda self, age: True)
         patch.setattr(lease.Lease, "held", _unreleased)
@@ -67,7 +67,7 @@ def dead_holders() -> Iterator[None]:
 
 @contextmanager
 def _unreleased(self: lease.Lease) -> Iterator[lease.Lease]:
-    """As `Lease.held`, but a killed driver gives nothing back."""
+    """Replace `Lease.held` by a version that, like a killed driver, does not release the lease."""
     try:
         yield self
     except Killed:
@@ -81,11 +81,11 @@ def _unreleased(self: lease.Lease) -> Iterator[lease.Lease]:
 KINDS = ["run", "kill", "run otherwise", "overwrite", "kill overwriting", "orphan", "run among orphans"]
 STEPS = st.lists(st.tuples(st.sampled_from(KINDS), st.sampled_from(MODELS), st.integers(0, 9)), min_size=1, max_size=7)
 OTHERWISE = (1, 52, 48)
-"""Shape of tiles that the planner does not choose."""
+"""A tile shape that the planner does not choose."""
 
 
 def perform(world: World, output: Path, kind: str, model: int, number: int, orphans: list[tuple[Output, Labels]]) -> None:
-    """One step; what it refuses, it refuses with an `OutputError`."""
+    """Perform one step. If it is refused, the error is an `OutputError`."""
     if kind == "orphan":
         write_as_orphans(orphans, number)
         return
@@ -116,16 +116,16 @@ def perform(world: World, output: Path, kind: str, model: int, number: int, orph
 
 
 def write_as_orphans(orphans: list[tuple[Output, Labels]], number: int) -> None:
-    """Workers of runs that were killed still write what those runs computed."""
+    """Let workers of killed runs write what those runs computed."""
     for orphan, labels in orphans:
         block = segment_box(orphan, number)
         part = labels[block.relative_to(orphan.region.start).slices()]
-        with suppress(Exception):  # it may be stopped in any way: its arrays may be gone
+        with suppress(Exception):  # any error may stop it: its arrays may be gone
             orphan.write(block, part, None)
 
 
 def segment_box(output: Output, number: int) -> Any:
-    """Some write unit."""
+    """Draw a write unit."""
     plan_blocks = [
         (z, y, x)
         for z in range(0, output.region.shape[0], output.unit[0])
@@ -150,7 +150,7 @@ def test_any_sequence_ends_in_the_right_bytes_or_a_refusal(world: World, steps: 
                 refusal = str(error)
             if refusal:
                 assert "run" in kind or kind == "kill"
-                other_tiles = kind == "run otherwise" and not otherwise  # no tile asked for is the stored one
+                other_tiles = kind == "run otherwise" and not otherwise  # none of the requested tiles is the stored one
                 assert owner != model or other_tiles
                 assert owner == model or "model_digest" in refusal
                 assert not other_tiles or "plan.tile" in refusal
@@ -166,6 +166,6 @@ def test_any_sequence_ends_in_the_right_bytes_or_a_refusal(world: World, steps: 
 
 
 def check(stored: Output, truth: Labels) -> None:
-    """Whatever is there belongs to the model that the output names."""
+    """Check that all content belongs to the model that the output names."""
     labels = stored.read_labels(stored.region)
     np.testing.assert_array_equal(labels[labels != NOT_COMPUTED], truth[labels != NOT_COMPUTED])

@@ -1,4 +1,4 @@
-"""Nothing that a run starts talks to anybody but itself: no telemetry, no look for a newer version, no page of elsewhere."""
+"""Test that a run connects only to itself: no telemetry, no check for updates, no external page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def watch(event, args):
 
 sys.addaudithook(watch)
 """
-"""Runs at the start of each Python process, and is inherited by those that it forks."""
+"""Code that runs at the start of each Python process. Forked processes inherit it."""
 ALONE = """\
 import fcntl, json, socket, struct, subprocess, sys
 
@@ -54,12 +54,12 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
 json.dump([*counts, nowhere()], open(sys.argv[1], "w"))
 sys.exit(done.returncode)
 """
-"""Runs a command in a network of loopback alone; the kernel counts what was meant for elsewhere, whoever sent it, also C++."""
+"""Code that runs a command in a network with only loopback. The kernel counts packets to other hosts, also those of C++."""
 OURS = {"127.0.0.1", "localhost", "::1", "None", ""}
 
 
 def alone() -> list[str]:
-    """The words before a command that give it a network of its own; none where that is not allowed."""
+    """Return the prefix that runs a command in its own network, or nothing where that is not allowed."""
     words = [path_of("unshare"), "--net"]
     return words if subprocess.run([*words, "true"], capture_output=True).returncode == 0 else []
 
@@ -71,7 +71,7 @@ def test_a_whole_segmentation_talks_to_itself_alone(tmp_path: Path) -> None:
     (tmp_path / "watch" / "sitecustomize.py").write_text(WATCH)
     (tmp_path / "home").mkdir()
     seen, counted, apart = tmp_path / "seen", tmp_path / "counted", alone()
-    environment = {name: value for name, value in os.environ.items() if name != "CI"}  # where the package is silent by itself
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}  # the package is silent if this is set
     environment |= {"PYTHONPATH": str(tmp_path / "watch"), "EMSEG_TEST_SEEN": str(seen), "HOME": str(tmp_path / "home")}
     command = [sys.executable, "-m", "emseg", "run", "v.zarr", "-o", "o.zarr", "--workers", "2"]
     if apart:

@@ -1,4 +1,4 @@
-"""However a run is stopped, it leaves nobody behind, and the same command goes on to the same bytes."""
+"""Test that a stopped run leaves no process behind, and that the same command resumes it to the same bytes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 from runs import bytes_of, emseg_process, run_emseg, save_volume, shards, slowed, texture
 
 PATIENCE = 60
-"""Seconds that a run may take to stop: those that it grants its blocks, and as many again on a busy machine."""
+"""Seconds that a run may take to stop: the grace period of its blocks, and as long again for a busy machine."""
 
 
 class Undisturbed:
-    """A volume that takes some seconds, and the output of a run that nobody stopped."""
+    """A volume that takes some seconds, and the output of a run that was not stopped."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,7 +28,7 @@ class Undisturbed:
         assert done.returncode == 0, done.stderr
 
     def start(self, output: Path) -> subprocess.Popen[str]:
-        """A run with two workers and a process group of its own, as soon as it has written some blocks."""
+        """Start a run with two workers in a new process group, and wait until it has written some blocks."""
         command = ("run", "volume.zarr", "-o", output, "--workers", "2")
         process = emseg_process(*command, cwd=self.folder, env=slowed(0.3))
         while process.poll() is None and len(shards(output)) < 3:
@@ -43,12 +43,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """All processes that a run has started."""
+    """Return all processes that a run has started."""
     return list(psutil.Process(process.pid).children(recursive=True))
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The Dask workers that a run has started."""
+    """Return the Dask workers that a run has started."""
     workers = [child for child in family_of(process) if "spawn_main" in " ".join(child.cmdline())]
     assert len(workers) == 2
     return workers
@@ -82,13 +82,13 @@ def test_stopped_and_gone_on_with(number: int, group: bool, code: int, undisturb
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert 3 <= written <= report["blocks"]
-    assert report["skipped"] == written or (code < 0 and report["skipped"] < written)  # what it had not written down yet
+    assert report["skipped"] == written or (code < 0 and report["skipped"] < written)  # not recorded yet
     assert report["done"] == report["blocks"] - report["skipped"]
     assert bytes_of(output) == bytes_of(undisturbed.output)
 
 
 def test_stopped_before_it_began(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    """While the workers start; nothing is written."""
+    """It is stopped while the workers start. Nothing is written."""
     output = tmp_path / "out.zarr"
     process = emseg_process("run", "volume.zarr", "-o", output, "--workers", "2", cwd=undisturbed.folder)
     while len(family := family_of(process)) < 2:

@@ -1,4 +1,4 @@
-"""Damaged model files: header, description of the network, weights, and what only poses as a model."""
+"""Test damaged model files: header, network description, weights, and files that only look like models."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ NAMES = st.sampled_from(sorted(SPECS))
 
 @cache
 def models() -> dict[str, bytes]:
-    """A sound model file of each network."""
+    """Make a valid model file of each network."""
     torch.manual_seed(7)
     return {name: save(UNet(spec).state_dict(), header_metadata(spec, CARD)) for name, spec in SPECS.items()}
 
 
 def parts(name: str) -> tuple[bytes, bytes]:
-    """Header and weights of a sound model file."""
+    """Return the header and weights of a valid model file."""
     stored = models()[name]
     end = LENGTH_BYTES + int.from_bytes(stored[:LENGTH_BYTES], "little")
     return stored[LENGTH_BYTES:end], stored[end:]
@@ -67,7 +67,7 @@ def put(content: bytes, folder: Path) -> Path:
 
 
 def use(path: Path) -> None:
-    """What a driver and a worker do with a model: read what it says of itself, then all of it; both are told the same."""
+    """Read a model as a driver and a worker do: its description first, then all of it. Both must be the same."""
     try:
         spec, card = read_header(path)
     except ModelError as error:
@@ -93,7 +93,7 @@ DEPTHS = st.sampled_from([0, 1, 1, 1, 2, 2, 3, 10, 32, 33, 1000, 5000])
 
 @fuzz(cases=300)
 def claims(data: st.DataObject, folder: Path) -> Attempt:
-    """Networks with all the tensors that they need, but too large for any file; the file may be long, and empty."""
+    """Draw headers that list all tensors of a network too large for any file. The file may be long and empty."""
     depth = data.draw(DEPTHS)
     kernel, factor = ([data.draw(SIZES) for _ in range(3)] for _ in range(2))
     fields = {
@@ -120,7 +120,7 @@ def claims(data: st.DataObject, folder: Path) -> Attempt:
 
 @fuzz(cases=900)
 def headers(data: st.DataObject, folder: Path) -> Attempt:
-    """The header, and what it holds as text: the network and the card."""
+    """Draw a damaged header, or damage to the JSON text of network and card inside it."""
     header, weights = parts(data.draw(NAMES))
     if data.draw(st.booleans()):
         document = json.loads(header)
@@ -135,7 +135,7 @@ def headers(data: st.DataObject, folder: Path) -> Attempt:
 
 @fuzz(cases=500)
 def stored(data: st.DataObject, folder: Path) -> Attempt:
-    """Bytes cut off, changed, put in or left out: anywhere, in the header under its new length, or in that length alone."""
+    """Draw a file with bytes truncated, changed, inserted or removed: anywhere, in the header only, or in the stated length."""
     content = models()[name := data.draw(NAMES)]
     header, weights = parts(name)
     match data.draw(st.sampled_from(["file", "header", "length"])):
@@ -156,7 +156,7 @@ VALUES = [float("nan"), float("inf"), float("-inf"), 3e38, 1e-45, -0.0]
 
 @fuzz(cases=300)
 def weights(data: st.DataObject, folder: Path) -> Attempt:
-    """Sound files whose tensors have another type, shape, name or value, are missing, or too many."""
+    """Draw valid files with tensors of another type, shape, name or value, or with missing or extra ones."""
     tensors = load(models()[name := data.draw(NAMES)])
     for _ in range(data.draw(st.integers(1, 2))):
         key = data.draw(st.sampled_from(sorted(tensors)))
@@ -190,7 +190,7 @@ class Trap:
 
 @cache
 def traps() -> list[bytes]:
-    """Pickles of all protocols, and those that torch writes, bare and zipped."""
+    """Return pickles of all protocols and those that torch writes, bare and zipped."""
     files = [BytesIO(), BytesIO()]
     for file, zipped in zip(files, (False, True), strict=True):
         torch.save({"state_dict": Trap()}, file, _use_new_zipfile_serialization=zipped)
@@ -199,7 +199,7 @@ def traps() -> list[bytes]:
 
 @fuzz(cases=300)
 def pickles(data: st.DataObject, folder: Path) -> Attempt:
-    """Pickles alone or inside a model; nothing in them is ever run."""
+    """Draw pickles, alone or inside a model. Nothing in them is ever run."""
     content = models()[name := data.draw(NAMES)]
     header, weights = parts(name)
     trap = data.draw(st.sampled_from(traps()))
@@ -229,7 +229,7 @@ def test_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_sound_models_pass(tmp_path: Path, name: str) -> None:
-    """Else all of the above would pass on anything."""
+    """Otherwise the tests above would pass on anything."""
     path = put(models()[name], tmp_path)
     use(path)
     assert read_header(path) == (SPECS[name], CARD)
@@ -241,7 +241,7 @@ def test_sound_models_pass(tmp_path: Path, name: str) -> None:
 
 
 def test_traps_work() -> None:
-    """Else a model that is unpickled would not be noticed."""
+    """Otherwise no test would notice a model that is unpickled."""
     for trap in traps()[: pickle.HIGHEST_PROTOCOL + 1]:
         with pytest.raises(SystemExit, match="a pickle was run"):
             pickle.loads(trap)

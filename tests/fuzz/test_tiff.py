@@ -1,4 +1,4 @@
-"""Damaged TIFF: files of many pages, folders of slices, their directories, descriptions and names."""
+"""Test damaged TIFF: multi-page files, folders of slices, and their directories, descriptions and names."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def voxels(dtype: str = "uint8") -> np.ndarray:
 
 @cache
 def stacks() -> dict[str, dict[str, bytes]]:
-    """The files of a sound stack of each layout, by their relative paths."""
+    """Return the files of a valid stack of each layout, by relative path."""
     found = {}
     for name, layout in LAYOUTS.items():
         options = dict(layout)
@@ -74,7 +74,7 @@ def stacks() -> dict[str, dict[str, bytes]]:
             found[name] = {"stack.tif": written(slices, **options)}
     first = found["imagej-first"]
     raw = bytearray(first["stack.tif"])
-    raw[slice(*pointers(bytes(raw))[1])] = bytes(4)  # ImageJ says of large stacks where the first slice is, no more
+    raw[slice(*pointers(bytes(raw))[1])] = bytes(4)  # for large stacks, ImageJ states only where the first slice is
     first["stack.tif"] = bytes(raw)
     return found
 
@@ -92,14 +92,14 @@ def written(*images: np.ndarray, **options: Any) -> bytes:
 
 @cache
 def entries(raw: bytes) -> list[tuple[int, int]]:
-    """Where each entry of each directory starts and ends."""
+    """Return the start and end of each entry of each directory."""
     with TiffFile(BytesIO(raw)) as tif:
         return [(tag.offset, tag.offset + tif.tiff.tagsize) for page in tif.pages for tag in page.aspage().tags]
 
 
 @cache
 def pointers(raw: bytes) -> list[tuple[int, int]]:
-    """Where it says where the first directory is, and each next one: start and end."""
+    """Return the start and end of each pointer to a directory."""
     with TiffFile(BytesIO(raw)) as tif:
         size = tif.tiff.offsetsize
         starts = [page.offset + tif.tiff.tagnosize + len(page.aspage().tags) * tif.tiff.tagsize for page in tif.pages]
@@ -108,7 +108,7 @@ def pointers(raw: bytes) -> list[tuple[int, int]]:
 
 @cache
 def long_chain() -> bytes:
-    """A file of more pages than tifffile looks back to when it follows them."""
+    """Make a file with more pages than tifffile remembers when it follows them."""
     return written(*voxels()[[0] * 130, :2, :3], compression="zlib", **PAGES)
 
 
@@ -125,7 +125,7 @@ def sound_voxels(name: str) -> np.ndarray:
 
 
 def everything(path: Path) -> np.ndarray:
-    """What `emseg ingest` reads of a stack: its header, then slab by slab all slices."""
+    """Read all that `emseg ingest` reads of a stack: its header, then all slices slab by slab."""
     with open_tiff(path) as stack:
         shard, chunk = slab_layout(stack.shape, stack.dtype)
         spec = VolumeSpec(stack.shape, stack.dtype, chunk)
@@ -145,14 +145,14 @@ def use(path: Path) -> None:
 
 
 def drawn(data: st.DataObject) -> tuple[str, dict[str, bytes], str]:
-    """Name and files of a sound stack, and the one of these to damage."""
+    """Draw the name and files of a valid stack, and the file to damage."""
     files = dict(stacks()[name := data.draw(NAMES)])
     return name, files, data.draw(st.sampled_from(sorted(files)))
 
 
 @fuzz(cases=500)
 def stored(data: st.DataObject, folder: Path) -> Attempt:
-    """Files with bytes cut off, changed, put in or left out; one that is cut short never passes for a shorter stack."""
+    """Draw files with bytes truncated, changed, inserted or removed. A truncated stack must never pass as a shorter one."""
     name, files, file = drawn(data)
     sound = files[file]
     files[file] = damaged_bytes(data, sound)
@@ -168,10 +168,10 @@ def stored(data: st.DataObject, folder: Path) -> Attempt:
 
 WIDTH, LENGTH, DEPTH, ROWS, TILE_WIDTH, TILE_LENGTH = 256, 257, 32997, 278, 322, 323
 SEGMENTS = (273, 279, 324, 325)
-"""Tags that say where strips and tiles are, and how long."""
+"""Tags for the offsets and lengths of strips and tiles."""
 CODES = [WIDTH, LENGTH, DEPTH, ROWS, TILE_WIDTH, TILE_LENGTH, *SEGMENTS, 254, 258, 259, 262, 266, 269, 270, 277, 282, 284]
 CODES += [296, 317, 320, 330, 338, 339, 347, 513, 700, 32995, 32996, 32998, 33628, 33629, 34361, 34412, 42113, 50838, 50839]
-"""Tags that mean something to readers of TIFF, and of formats that are built on it."""
+"""Tags that readers of TIFF, and of formats based on it, interpret."""
 
 
 def order(raw: bytes | bytearray) -> str:
@@ -179,7 +179,7 @@ def order(raw: bytes | bytearray) -> str:
 
 
 def entry(raw: bytes | bytearray, place: tuple[int, int]) -> tuple[int, int, int, bytes]:
-    """Tag, type, count and value of an entry."""
+    """Return the tag, type, count and value of an entry."""
     return struct.unpack(order(raw) + ("HHI4s" if place[1] - place[0] == 12 else "HHQ8s"), raw[slice(*place)])
 
 
@@ -189,13 +189,13 @@ def set_entry(raw: bytearray, place: tuple[int, int], code: int, kind: int, coun
 
 
 def odd(raw: bytes | bytearray, size: int) -> st.SearchStrategy[int]:
-    """Numbers of `size` bytes that may be a place in a file, a number of things, or far too large."""
+    """Draw numbers of `size` bytes: plausible offsets, counts, or values far too large."""
     large = [number % 256**size for number in NUMBERS if isinstance(number, int)]
     return st.one_of(st.sampled_from(large), st.integers(0, len(raw) + 8), st.integers(0, 64)).map(lambda n: n % 256**size)
 
 
 def damaged_directories(data: st.DataObject, sound: bytes) -> bytes:
-    """A file with other tags, types, counts or values in its directories, or with one entry in another's place."""
+    """Draw a file with changed tags, types, counts or values, or with one directory entry in another's place."""
     raw = bytearray(sound)
     places = entries(sound)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -231,7 +231,7 @@ def directories(data: st.DataObject, folder: Path) -> Attempt:
 
 @fuzz(cases=200)
 def gaps(data: st.DataObject, folder: Path) -> Attempt:
-    """Directories that know fewer strips or tiles than there are; what is missing never passes for voxels."""
+    """Draw directories that list too few strips or tiles. Missing data must never pass as voxels."""
     name, files, file = drawn(data)
     raw = bytearray(files[file])
     places = [place for place in entries(files[file]) if entry(raw, place)[0] in SEGMENTS]
@@ -245,7 +245,7 @@ def gaps(data: st.DataObject, folder: Path) -> Attempt:
 
 @fuzz(cases=200)
 def chains(data: st.DataObject, folder: Path) -> Attempt:
-    """Chains of pages that lead back, elsewhere, or out of the file, which may claim to be of another format."""
+    """Draw page chains that loop, jump, or leave the file, which may claim another format."""
     _, files, file = drawn(data)
     if data.draw(st.booleans()):
         files, file = {"stack.tif": long_chain()}, "stack.tif"
@@ -269,7 +269,7 @@ def chains(data: st.DataObject, folder: Path) -> Attempt:
 
 @cache
 def descriptions() -> dict[str, bytes]:
-    """What programs write into the description of the first page."""
+    """Return descriptions of the first page as programs write them."""
     found = {}
     for name in ("plain", "imagej", "ome"):
         with TiffFile(BytesIO(stacks()[name]["stack.tif"])) as tif:
@@ -291,7 +291,7 @@ WORDS = st.one_of(
 
 @fuzz(cases=500)
 def described(data: st.DataObject, folder: Path) -> Attempt:
-    """Files whose description, of tifffile, ImageJ or OME, does not fit the pages, or is no description at all."""
+    """Draw files whose tifffile, ImageJ or OME description does not fit the pages, or is not a description at all."""
     text = descriptions()[kind := data.draw(st.sampled_from(sorted(descriptions())))]
     if kind == "plain" and data.draw(st.booleans()):
         text = damaged_json(data, text)
@@ -311,7 +311,7 @@ def described(data: st.DataObject, folder: Path) -> Attempt:
 
 @fuzz(cases=200)
 def names(data: st.DataObject, folder: Path) -> Attempt:
-    """Folders of slices with names of any kind, and all sorts of things beside them."""
+    """Draw folders of slices with arbitrary names, and with other things beside them."""
     (folder / "slices").mkdir()
     letters = st.sampled_from([*"0123456789ab_ .-", "\n", "\x1b", "\u202e", "\udcff", "é", "٣"])
     stems = st.text(letters, min_size=1, max_size=8) | st.integers(0, 3).map(str) | st.sampled_from(["9" * 200, "0" * 200])
@@ -326,7 +326,7 @@ def names(data: st.DataObject, folder: Path) -> Attempt:
 
 @fuzz(cases=150)
 def ingested(data: st.DataObject, folder: Path) -> Attempt:
-    """The whole of `emseg ingest`: a damaged stack makes a volume with all its voxels, or leaves nothing behind."""
+    """Run all of `emseg ingest`: a damaged stack gives a complete volume or leaves nothing behind."""
     _, files, file = drawn(data)
     directories = data.draw(st.booleans())
     files[file] = damaged_directories(data, files[file]) if directories else damaged_bytes(data, files[file])
@@ -356,7 +356,7 @@ def test_tiff(name: str) -> None:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_sound_stacks_pass(tmp_path: Path, name: str) -> None:
-    """Else all of the above would pass on anything."""
+    """Otherwise the tests above would pass on anything."""
     path = put(stacks()[name], tmp_path)
     np.testing.assert_array_equal(everything(path), sound_voxels(name))
     ingest(path, tmp_path / "volume.zarr")

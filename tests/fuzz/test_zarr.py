@@ -1,4 +1,4 @@
-"""Damaged Zarr: metadata of either format, arrays, groups, OME-Zarr images, chunks and shards."""
+"""Test damaged Zarr: metadata of both formats, arrays, groups, OME-Zarr images, chunks and shards."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from emseg_core.store.volumes.volume import open_volume
 
 SHAPE = (9, 12, 10)
 PLANNED = 2**21
-"""Longest axis of volumes that are planned: planning takes memory by the length of an axis, 200 MiB for this one."""
+"""Longest axis of planned volumes. The memory of planning grows with the length of an axis, to 200 MiB for this one."""
 
 OLD = {"zarr_format": 2}
 NEW = {"zarr_format": 3}
@@ -59,7 +59,7 @@ def voxels(dtype: str) -> np.ndarray:
 
 @cache
 def stores() -> dict[str, dict[str, bytes]]:
-    """The files of a sound volume of each layout, by their relative paths."""
+    """Return the files of a valid volume of each layout, by relative path."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, layout in LAYOUTS.items():
@@ -91,7 +91,7 @@ def put(files: dict[str, bytes], folder: Path) -> Path:
 
 
 def use(path: Path) -> None:
-    """What a driver and a worker do with a volume: open it, hand it on, read at both ends."""
+    """Use a volume as a driver and a worker do: open it, pass it on, and read at both ends."""
     volume = open_volume(path)
     spec = volume.spec
     assert min(spec.shape + spec.chunk) >= 1
@@ -116,7 +116,7 @@ SIZES = st.sampled_from([*range(1, 20), *(2**power for power in range(5, 25)), 1
 
 @fuzz(cases=200)
 def claims(data: st.DataObject, folder: Path) -> Attempt:
-    """Shapes of volume, shards and chunks that fit one another, but no disk."""
+    """Draw shapes of volume, shards and chunks that are consistent, but too large for any disk."""
     name = data.draw(st.sampled_from(["v2", "v3", "v3-raw", "v3-shards", "v3-index-first"]))
     files = dict(stores()[name])
     file = ".zarray" if name == "v2" else "zarr.json"
@@ -165,7 +165,7 @@ def metadata_bytes(data: st.DataObject, folder: Path) -> Attempt:
 
 @fuzz(cases=500)
 def chunks(data: st.DataObject, folder: Path) -> Attempt:
-    """Chunks and shards with bytes cut off, changed, put in or left out; one that is cut short never passes for voxels."""
+    """Draw damaged chunks and shards. A truncated one must never pass as voxels."""
     name = data.draw(st.sampled_from(sorted(LAYOUTS)))
     files = dict(stores()[name])
     file = data.draw(st.sampled_from(sorted(name for name in files if not is_metadata(name))))
@@ -189,7 +189,7 @@ def test_zarr(name: str) -> None:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_sound_volumes_pass(tmp_path: Path, name: str) -> None:
-    """Else all of the above would pass on anything."""
+    """Otherwise the tests above would pass on anything."""
     path = put(stores()[name], tmp_path)
     use(path)
     found = open_volume(path).read(Box.of_shape(SHAPE))

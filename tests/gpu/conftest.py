@@ -1,4 +1,4 @@
-"""What the tests of GPUs need: a GPU, or a driver that pretends."""
+"""Fixtures of the GPU tests: a GPU, or a simulated driver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FAKE = Path(__file__).with_name("fake_nvml.c")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` are skipped where torch has none."""
+    """Skip tests marked ``gpu`` if torch has no GPU."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment of a process that finds a driver with two GPUs, on which nothing can compute."""
+    """Return the environment of a process whose simulated driver has two GPUs. They cannot compute."""
     if shutil.which("gcc") is None:
         pytest.skip("the fake driver is compiled with gcc, which is not here")
     folder = tmp_path_factory.mktemp("driver")
@@ -36,13 +36,13 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def without_gpus() -> dict[str, str]:
-    """This environment, without a choice of GPUs."""
+    """Return this environment without a selection of GPUs."""
     return {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
 
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A volume of many blocks, and a model."""
+    """Make a volume of many blocks, and a model."""
     folder = tmp_path_factory.mktemp("inputs")
     volume = save_volume(folder / "volume.zarr", texture(shape_of_many_blocks(PLANAR)))
     return volume, save_random_model(folder / "model.safetensors", PLANAR)

@@ -1,4 +1,4 @@
-"""Runs on GPUs without a GPU: the driver is a fake, dask-cuda is real, and predictors compute on the CPU."""
+"""Test runs on GPUs without a GPU: the driver is simulated, dask-cuda is real, and predictors compute on the CPU."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ UUID = "GPU-00000000-0000-0000-0000-00000000000"
 
 
 def joined(output: Path) -> list[str]:
-    """UUID of the GPU of each worker that has joined, as the run record has it."""
+    """Return the GPU UUID of each worker that has joined, from the run record."""
     lines = [json.loads(line) for file in output.glob("emseg/run-*/*.jsonl") for line in file.read_text().splitlines()]
     return sorted(line["device"] for line in lines if line["event"] == "joined")
 
 
 @pytest.fixture(scope="module")
 def serial(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Bytes of the output of a run in one process, without Dask."""
+    """Return the bytes of the output of a run in one process, without Dask."""
     volume, model = inputs
     output = tmp_path_factory.mktemp("serial") / "out.zarr"
     assert segment(volume, output, model=model, workers=0).exit_code == 0
@@ -56,14 +56,14 @@ def test_a_worker_for_each_gpu(
     fake_driver: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    """And the bytes of a run without any."""
+    """The bytes are those of a run without GPUs."""
     volume, model = inputs
     output = tmp_path / "out.zarr"
     command = ("run", volume, "-o", output, "--model", model, "--cluster", "cuda", "--device", "cpu", *options.split())
     done = run_emseg(*command, env=fake_driver)
     assert done.returncode == 0, done.stderr
     assert f"on {len(devices)} worker process{'es' if len(devices) > 1 else ''}\n" in done.stderr
-    assert set(joined(output)) <= set(devices)  # a worker may come when all is done
+    assert set(joined(output)) <= set(devices)  # a worker may arrive when all blocks are done
     assert bytes_of(output) == serial
 
 
@@ -111,7 +111,7 @@ def test_no_driver(inputs: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], told: str, folder: Path) -> None:
-    """In one line, and nothing was written."""
+    """Check that the run is refused in one line and that nothing is written."""
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "orker" not in line or line.startswith("error")]
     assert re.search(f"^error: .*{told}", line)
@@ -214,7 +214,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def probed(inputs: tuple[Path, Path], fake_driver: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a process finds out about clusters that it has made."""
+    """Run a process that creates clusters, and return what it finds out about them."""
     folder = tmp_path_factory.mktemp("probe")
     (folder / "probe.py").write_text(PROBE)
     command: list[str | Path] = [sys.executable, folder / "probe.py", *inputs, folder / "out.zarr"]
@@ -225,7 +225,7 @@ def probed(inputs: tuple[Path, Path], fake_driver: dict[str, str], tmp_path_fact
 
 
 def test_each_worker_has_its_gpu(probed: dict[str, Any]) -> None:
-    """And sees what is free on it; the numbers of CUDA are those of the driver."""
+    """It also sees the free memory. CUDA's device numbers are those of the driver."""
     free = 12 * 2**30
     assert probed["gpus"] == [[f"{UUID}0", "Fake GPU 0", free], [f"{UUID}1", "Fake GPU 1", free]]
     assert probed["order"] == ["PCI_BUS_ID"]
@@ -234,7 +234,7 @@ def test_each_worker_has_its_gpu(probed: dict[str, Any]) -> None:
 
 
 def test_only_loopback_listens(probed: dict[str, Any]) -> None:
-    """Scheduler, dashboard, and for each of two workers nanny, tasks, HTTP; but workers show no dashboard."""
+    """The scheduler, its dashboard, and each of two workers' nanny, task and HTTP ports listen. Workers have no dashboard."""
     assert probed["doors"] >= 6
     assert set(probed["addresses"]) <= {"127.0.0.1", "::1"}
     assert (probed["pages"], probed["served"]) == (200, [])
@@ -262,7 +262,7 @@ def test_a_second_worker_on_a_gpu_of_a_running_cluster_gets_no_blocks(probed: di
 
 
 def test_a_cpu_worker_has_no_gpu() -> None:
-    """Whatever there is on its machine."""
+    """This holds whatever its machine has."""
     assert process_gpu("cpu") is None
     assert SerialExecutor().gpus("cpu") == {}
 

@@ -1,4 +1,4 @@
-"""`deploy/gpu-check` says what passes, and what to do where not."""
+"""Test that `deploy/gpu-check` shows which checks pass, and gives a remedy for the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROW = re.compile(r"^(pass|FAIL|skip)  ([\w-]+) +\S", re.MULTILINE)
 
 
 def check(*options: str, **environment: str) -> tuple[int, dict[str, str], str]:
-    """Exit code, how each row ended, and all that was printed."""
+    """Return the exit code, the result of each row, and the output."""
     environment = {**os.environ, **environment}
     done = subprocess.run([sys.executable, CHECK, *options], env=environment, capture_output=True, text=True, timeout=280)
     return done.returncode, {name: ended for ended, name in ROW.findall(done.stdout)}, done.stdout + done.stderr
@@ -24,7 +24,7 @@ def check(*options: str, **environment: str) -> tuple[int, dict[str, str], str]:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu() -> None:
-    """What does not depend on one passes, the rest has a remedy or names what it needs."""
+    """Checks that need no GPU pass. The others give a remedy or name what they need."""
     code, rows, printed = check()
     assert code == 1
     assert len(rows) == 12
@@ -37,7 +37,7 @@ def test_without_a_gpu() -> None:
 
 
 def test_a_rehearsal(fake_driver: dict[str, str]) -> None:
-    """Each row can pass: with a fake driver, and predictors on the CPU."""
+    """Each row can pass with a simulated driver and predictors on the CPU."""
     code, rows, printed = check("--device", "cpu", **fake_driver)
     assert code == 0, printed
     assert set(rows.values()) == {"pass"}

@@ -1,4 +1,4 @@
-"""What holds on CPUs holds on real GPUs."""
+"""Test on real GPUs what is tested on CPUs."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ if __name__ == "__main__":
 
 
 def predictor(spec: ModelSpec, device: str, dtype: torch.dtype = torch.float32) -> TorchPredictor:
-    """One with random weights."""
+    """Return a predictor with random weights."""
     network = random_network(spec, dtype=dtype)
     return CudaPredictor(network, 1) if device == "cuda" else TorchPredictor(network, 1)
 
 
 @pytest.mark.parametrize("spec", [PLANAR, CUBIC], ids=["2-D", "3-D"])
 def test_predictions(spec: ModelSpec) -> None:
-    """The same bytes again, and those of the CPU but for rounding."""
+    """Repeated predictions give the same bytes, and agree with the CPU except for rounding."""
     tile = spec.tile_for((4, 40, 40))
     tiles = np.random.default_rng(0).normal(size=(2, *tile)).astype(np.float32)
     gpu, cpu = predictor(spec, "cuda"), predictor(spec, "cpu")
@@ -88,7 +88,7 @@ def test_predictions(spec: ModelSpec) -> None:
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("spec", [PLANAR, CUBIC], ids=["2-D", "3-D"])
 def test_what_is_stored_is_made_on_the_gpu(spec: ModelSpec, kind: str, dtype: torch.dtype) -> None:
-    """As the host makes it of the logits, but for the last bit of a probability."""
+    """The result is that of the host, except for the last bit of a probability."""
     tile = spec.tile_for((4, 40, 40))
     rng, table = np.random.default_rng(0), np.full((1, tile[0]), 120, np.float32)
     tiles = [rng.integers(0, 256, (1, *tile)).astype(kind) for _ in range(5)]
@@ -107,7 +107,7 @@ def test_what_is_stored_is_made_on_the_gpu(spec: ModelSpec, kind: str, dtype: to
 
 
 def test_last_bits_do_not_depend_on_what_else_is_on_the_gpu() -> None:
-    """In float32, cuDNN would take hundreds of times a tile's memory where it is free."""
+    """In float32, cuDNN would use hundreds of times a tile's memory if that much is free."""
     spec = ModelSpec.unet(width=64, depth=1)
     tile = spec.tile_for((1, 1100, 1100))
     source = np.random.default_rng(0).normal(size=(1, *tile)).astype(np.float32)
@@ -120,7 +120,7 @@ def test_last_bits_do_not_depend_on_what_else_is_on_the_gpu() -> None:
 
 @contextmanager
 def occupied(part: float) -> Iterator[None]:
-    """Another process has taken this part of the GPU's memory."""
+    """Let another process allocate this fraction of the GPU's memory."""
     with subprocess.Popen([sys.executable, "-c", OCCUPY, str(part)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"taken\n"
@@ -139,7 +139,7 @@ def test_what_is_not_finite_has_no_label() -> None:
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_runs_in_a_low_precision(precision: Precision, inputs: tuple[Path, Path], tmp_path: Path) -> None:
-    """In this process and on each GPU, the same bytes; and tiling leaves no trace."""
+    """This process and each GPU give the same bytes, and tiling has no effect."""
     volume, model = inputs
     for name, where in (("one", {"workers": 0}), ("all", {"cluster": "cuda"})):
         asked: dict[str, Any] = {"model": model, "device": "cuda", "precision": precision, "probabilities": True, **where}
@@ -160,7 +160,7 @@ def test_numerics_name_the_gpu() -> None:
 
 
 def test_too_little_memory() -> None:
-    """Is an error of its own, and the next tile is right."""
+    """It raises a specific error, and the next tile is correct."""
     gpu, tile = predictor(PLANAR, "cuda"), PLANAR.tile_for((1, 8, 8))
     before = canary_of(gpu, tile)
     endless = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (1 << 18, 1, 1 << 14, 1 << 14), (0, 0, 0, 0))
@@ -177,7 +177,7 @@ def test_a_broken_device_needs_a_new_process() -> None:
 
 
 def test_runs(inputs: tuple[Path, Path], tmp_path: Path) -> None:
-    """One GPU and all of them, and two workers on each, write the same bytes: those of one pass on the CPU, but for ties."""
+    """One GPU, all GPUs, and two workers per GPU write the same bytes: those of one pass on the CPU, except for ties."""
     volume, model = inputs
     for name, where in (
         ("one", {"workers": 0}),

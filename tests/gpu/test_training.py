@@ -1,4 +1,4 @@
-"""A training on a GPU learns as one on the CPU does, and is resumed there."""
+"""Test that a training on a GPU learns as one on the CPU does, and can be resumed there."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTINGS = FitSpec(
 
 
 def losses(device: Device, precision: Precision = "float32") -> list[float]:
-    """The loss after each step."""
+    """Return the loss after each step."""
     told: list[float] = []
     settings = replace(SETTINGS, precision=precision)
     network, _ = fit(

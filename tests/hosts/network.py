@@ -1,10 +1,10 @@
-"""A few hosts on this machine, with a network of their own that can be cut, for as long as a test takes.
+"""Simulate several hosts on this machine, in a network that can be cut, for the duration of a test.
 
-Each host has a name, a loopback and one address, and hangs on a switch by a cable. Nobody reaches it but the other hosts.
-Files, processes and cores are those of the machine. A host lives in namespaces that have no name: when its last process
-has ended they are gone, and its processes end with this one, however this one ends.
+Each host has a name, a loopback interface, one address, and a cable to a switch. Only the other hosts can reach it. Files,
+processes and cores are those of the machine. A host consists of unnamed namespaces, which vanish with its last process. Its
+processes end with this one, however this one ends.
 
-Needs root, and what ``tests/hosts/setup`` installs.
+This needs root, and what ``tests/hosts/setup`` installs.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ ip link set lo up
 echo ready
 exec sleep infinity
 """
-"""What the first process of a host does. The host lives as long as it does."""
+"""The program of a host's first process. The host lives as long as it does."""
 
 
 class Host:
-    """A machine with a name and a network of its own."""
+    """A machine with its own name and network."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -54,21 +54,21 @@ class Host:
         self._space = _space(self._first.pid)
 
     def start(self, *command: object, **more: Any) -> subprocess.Popen[str]:
-        """A new process on this host; it ends with the thread that started it, or with the host."""
+        """Start a process on this host. It ends with the thread that started it, or with the host."""
         args = [*_mortal(), *self._enter(), *map(str, command)]
         process = subprocess.Popen(args, text=True, stdin=subprocess.DEVNULL, start_new_session=True, **more)
         self._started.append(process)
         return process
 
     def run(self, *command: object, timeout: float = 60.0) -> str:
-        """What a command on this host printed; it must succeed."""
+        """Return the output of a command on this host. The command must succeed."""
         process = self.start(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_env())
         out, err = process.communicate(timeout=timeout)
         assert process.returncode == 0, f"{command} ended with {process.returncode}: {err}"
         return out
 
     def plug_in(self, switch: Host, number: int) -> None:
-        """Get an address, and a cable to a switch."""
+        """Connect this host to the switch, with an address."""
         self.address, self._switch, self._port = f"{SUBNET}.{number}", switch, f"port{number}"
         switch.run("ip", "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", self._first.pid)
         switch.run("ip", "link", "set", self._port, "master", "switch", "up")
@@ -76,24 +76,24 @@ class Host:
         self.run("ip", "link", "set", "eth0", "up")
 
     def cut_off(self) -> None:
-        """Pull the cable: all that runs here goes on, and no connection is told of it."""
+        """Pull the cable. Processes here continue, and their connections are not closed."""
         assert self._switch is not None
         self._switch.run("ip", "link", "set", self._port, "down")
 
     def listening(self) -> set[tuple[str, int]]:
-        """Address and port of each TCP socket here that waits for connections."""
+        """Return the address and port of each listening TCP socket on this host."""
         sockets = [line.split()[3].rsplit(":", 1) for line in self.run("ss", "-Hltn").splitlines()]
         return {(address, int(port)) for address, port in sockets}
 
     def processes(self) -> list[psutil.Process]:
-        """All that runs on this host, but for the first process."""
+        """Return all processes on this host except the first."""
         return [process for process in psutil.process_iter() if process.pid != self._first.pid and self._has(process.pid)]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is left running, and the host is gone."""
+        """End all processes and remove the host."""
         while found := self.processes():
             for process in found:
                 with suppress(psutil.NoSuchProcess):
@@ -116,7 +116,7 @@ class Host:
 
 @contextmanager
 def network(*names: str) -> Iterator[tuple[Host, ...]]:
-    """Hosts with these names and the addresses 10.77.0.1, 10.77.0.2, .. that all reach one another.
+    """Start hosts with these names and the addresses 10.77.0.1, 10.77.0.2, .. that can all reach one another.
 
     The thread that enters must live as long as the hosts.
     """
@@ -130,7 +130,7 @@ def network(*names: str) -> Iterator[tuple[Host, ...]]:
 
 
 def missing() -> str:
-    """What this machine lacks for hosts, or nothing."""
+    """Return what this machine lacks for hosts, or nothing."""
     if os.geteuid() != 0:
         return "hosts of one's own need root"
     if absent := lacking(PROGRAMS):
@@ -141,12 +141,12 @@ def missing() -> str:
 
 
 def _mortal() -> list[str]:
-    """What a command begins with that ends with the thread that starts it, however that ends."""
+    """Return the prefix of a command that ends with the thread that starts it, however the thread ends."""
     return [path_of("setpriv"), "--pdeathsig", "KILL"]
 
 
 def _space(process: int) -> int:
-    """The network that a process is in."""
+    """Return the network namespace of a process."""
     return Path(f"/proc/{process}/ns/net").stat().st_ino
 
 

@@ -1,4 +1,4 @@
-"""A run over several hosts: one that is cut off in the middle costs nothing but time, and those without the key stay out."""
+"""Test a run over several hosts: losing one costs only time, and hosts without the key cannot join."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ for place in places:
     attempt(f"nameless at {place}", hears, place)
     attempt(f"heard at {place}", hears, place, certificate, key)
 """
-"""What someone on another host tries who knows all addresses, and who says which tries were of use."""
+"""Program of a stranger on another host that knows all addresses, tries to connect, and prints which attempts succeeded."""
 
 
 class Hosts(NamedTuple):
-    """Where the run is, and two that help it."""
+    """The host of the run, and two that help it."""
 
     driver: Host
     cut: Host
@@ -75,7 +75,7 @@ def hosts() -> Iterator[Hosts]:
 
 
 class Run:
-    """A run on one host, which others may join; each block takes it so many seconds longer, on whatever machine."""
+    """A run on one host that others may join. Each block takes this many seconds longer on any machine."""
 
     def __init__(self, host: Host, folder: Path, pause: float) -> None:
         self.folder = folder
@@ -100,26 +100,26 @@ class Run:
         self.address = next(word for word in self.command if word.startswith("tls://"))
 
     def join(self, host: Host) -> subprocess.Popen[str]:
-        """A worker on this host, started with the printed command."""
+        """Start a worker on this host with the printed command."""
         with (self.folder / f"{host.name}.log").open("wb") as log:
             return host.start(*self.command, cwd=self.folder, env=self._env, stdout=log, stderr=log)
 
     def keys(self) -> tuple[Path, Path]:
-        """The run's own certificate and key."""
+        """Return the run's own certificate and key."""
         (folder,) = self.folder.glob(".out.zarr.tls-*")
         return folder / "certificate.pem", folder / "key.pem"
 
     def log(self, host: Host) -> str:
-        """What the worker on this host said so far."""
+        """Return the worker's log on this host so far."""
         return (self.folder / f"{host.name}.log").read_text()
 
     def lines(self) -> list[dict[str, Any]]:
-        """The record, as far as it has been kept."""
+        """Return the lines of the record so far."""
         begun = (self.output / "emseg" / "run-0001" / "00000.jsonl").exists()
         return list(lines_of(open_output(self.output), 1)) if begun else []
 
     def has_done(self, host: Host) -> bool:
-        """Whether a block was done on this host."""
+        """Return whether a block was done on this host."""
         return any(line["event"] == "block" and _did(host, line) for line in self.lines())
 
     def wait_until(self, predicate: Callable[[], object], seconds: float = 120.0) -> None:
@@ -131,7 +131,7 @@ class Run:
 
 
 def test_a_host_is_cut_off(hosts: Hosts, tmp_path: Path) -> None:
-    """What it had in hand is done by others, and what it writes all the same does no harm."""
+    """Other workers do its unfinished blocks, and what it still writes does no harm."""
     save_volume(tmp_path / "volume.zarr", texture((32, 150, 150)), (32, 64, 64))
     run = Run(hosts.driver, tmp_path, pause=1.5)
     cut, helper = run.join(hosts.cut), run.join(hosts.helper)
@@ -163,7 +163,7 @@ def test_a_host_is_cut_off(hosts: Hosts, tmp_path: Path) -> None:
 
 
 def test_those_without_the_key_stay_out(hosts: Hosts, tmp_path: Path) -> None:
-    """Also where they can reach the scheduler; and what has no login, they cannot reach."""
+    """This holds even where they can reach the scheduler. Services without a login cannot be reached."""
     save_volume(tmp_path / "volume.zarr", texture((32, 150, 150)), (32, 64, 64))
     run = Run(hosts.driver, tmp_path, pause=3)
     run.join(hosts.helper)
@@ -184,10 +184,10 @@ def test_those_without_the_key_stay_out(hosts: Hosts, tmp_path: Path) -> None:
 
 
 def _is_at(host: Host, worker: dict[str, Any]) -> bool:
-    """Whether a worker is on this host."""
+    """Return whether a worker is on this host."""
     return str(worker["worker"]).startswith(f"tls://{host.address}:")
 
 
 def _did(host: Host, block: dict[str, Any]) -> bool:
-    """Whether a block was computed on this host."""
+    """Return whether a block was computed on this host."""
     return str(block["worker"]).startswith(f"{host.name}:")

@@ -1,4 +1,4 @@
-"""A run that spans hosts: whoever has its certificate joins with the printed command, nobody else has a way in."""
+"""Test a run over several hosts: a host with its certificate joins with the printed command, and no other can connect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from emseg_core.store.outputs.lifecycle import open_output
 
 
 def joined(output: Path) -> set[str]:
-    """Each worker that a run recorded."""
+    """Return each worker that a run recorded."""
     return {line["worker"] for line in lines_of(open_output(output), 1) if line["event"] == "joined"}
 
 
@@ -63,7 +63,7 @@ def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
 
 
 class Cluster:
-    """A scheduler that somebody else has started, with two workers."""
+    """A scheduler that another user has started, with two workers."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -78,7 +78,7 @@ class Cluster:
             self._start("worker", self.address, "--nthreads", "2", "--no-dashboard", "--death-timeout", "20")
 
     def kill(self) -> None:
-        """Kill all three, and what the workers' nannies have started."""
+        """Kill all three, and the processes that the workers' nannies have started."""
         for process in self._processes:
             for member in (*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)):
                 member.kill()
@@ -93,7 +93,7 @@ class Cluster:
 
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_a_scheduler_that_goes_away(comes_back: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run waits for it, hands out again what it had in hand, and ends with the same bytes; or says so, and resumes."""
+    """The run waits, reassigns the blocks in progress, and ends with the same bytes; or it says so and can be resumed."""
     monkeypatch.setattr(dask, "RECONNECT_SECONDS", 60 if comes_back else 3)
     volume = save_volume(tmp_path / "volume.zarr", texture((32, 150, 150)), (32, 64, 64))
     alone = segment(volume, tmp_path / "alone.zarr", workers=0)

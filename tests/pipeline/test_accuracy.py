@@ -1,4 +1,4 @@
-"""How far a low precision is from float32 is counted over boxes that are always the same."""
+"""Test that the accuracy of a low precision against float32 is measured over boxes that are always the same."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from emseg_core.grid.stitch import softmax
 from emseg_core.specs.model import ModelSpec
 
 POINTWISE = ModelSpec.unet(width=1, depth=0, kernel=(1, 1, 1))
-"""Looks at nothing but the voxel itself."""
+"""A network without context."""
 
 
 class Threshold:
-    """Two logits: 0, and by how much a voxel is above a level."""
+    """Predictor of two logits: 0, and the difference of a voxel from a level."""
 
     def __init__(self, level: float) -> None:
         self.spec = POINTWISE
         self._level = np.float32(level)
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits ``(n, 2, z, y, x)``."""
+        """Return logits ``(n, 2, z, y, x)``."""
         above: NDArray[np.float32] = np.stack([np.zeros_like(tiles), tiles - self._level], axis=1)
         return above
 
@@ -54,7 +54,7 @@ def test_nothing_differs_from_itself() -> None:
 
 
 def test_a_box_that_cannot_be_read_does_not_count() -> None:
-    """It is the matter of its block, later; but if there is no other, nothing is known."""
+    """Its block will report that later. If no other box is left, the accuracy is unknown."""
     values = np.random.default_rng(0).normal(size=(1, 300, 900)).astype(np.float32)
     boxes = list(sample_boxes(POINTWISE, ArrayVolume(values).spec.box))
     broken = ArrayVolume(values, broken=boxes[0])

@@ -1,4 +1,4 @@
-"""The headline: tiled = untiled. A real network in float64, any tiles, any blocks, against one pass over the whole."""
+"""Test that tiling has no effect: a real network in float64, any tiles and blocks, against one pass over the whole."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from emseg_core.model.unet import UNet
 
 EXACT = 1e-10
-"""Largest difference between two float64 computations of one probability."""
+"""Maximum difference between two float64 computations of one probability."""
 FLOPS = 2 * 10**7
-"""About the arithmetic of one example."""
+"""Approximate arithmetic of one example."""
 
 PLAIN = ModelSpec.unet(width=1, depth=0)
 PLANAR = ModelSpec.unet(width=4, depth=2)
@@ -46,21 +46,21 @@ ANISOTROPIC = ModelSpec(3, 2, ("a", "b", "c"), ((1, 3, 3), (3, 3, 3), (3, 3, 3))
 
 
 def alike(model: ModelSpec) -> ModelSpec:
-    """The network with the kernels and the pooling along y on both axes of the plane."""
+    """Return the network with the kernels and pooling of y on both axes of the plane."""
     kernels, pooling = (tuple((z, y, y) for z, y, _ in sizes) for sizes in (model.kernels, model.pooling))
     return replace(model, kernels=kernels, pooling=pooling)
 
 
 MODELS = model_specs(depths=st.integers(0, 3), widths=st.integers(1, 2), most_flops=FLOPS // 10)
 ALIKE = model_specs(depths=st.integers(0, 2), widths=st.integers(1, 2), most_flops=FLOPS // 100).map(alike)
-"""Networks that treat y and x alike, also where z differs."""
+"""Networks that are the same along y and x, even if z differs."""
 
 
 @st.composite
 def scenes(
     draw: st.DrawFn, models: st.SearchStrategy[ModelSpec] = MODELS
 ) -> tuple[UNet, Triple, Triple, Triple, Normalisation]:
-    """A network with its weights, the shapes of volume, write unit and tile, and numbers to normalise with."""
+    """Draw a network with weights, the shapes of volume, write unit and tile, and numbers to normalise with."""
     model = draw(models)
     shape = list(draw(shapes(40)))
     while model.flops(model.tile_for(triple(shape))) > FLOPS and max(shape) > 1:
@@ -87,14 +87,14 @@ def noise(shape: Triple, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def normalised(values: NDArray[np.uint8], table: Normalisation) -> NDArray[np.float32]:
-    """The whole volume, normalised slice by slice."""
+    """Normalise the whole volume slice by slice."""
     rows = len(values) if table.scope == "slice" else 1
     mean, deviation = (np.array(numbers, np.float32) for numbers in (table.mean, table.deviation))
     return np.stack([(plane.astype(np.float32) - mean[z % rows]) / deviation[z % rows] for z, plane in enumerate(values)])
 
 
 def stitched(volume: ArrayVolume, predictor: Predictor, plan: Plan, table: Normalisation) -> NDArray[Any]:
-    """Logits of the plan's region, block by block and tile by tile, in the network's own precision."""
+    """Return logits of the plan's region, block by block and tile by tile, in the network's own precision."""
     whole: Canvas[Any] = Canvas(plan.region, np.float64, len(plan.model.classes))
     for block in plan:
         seen = read_seen(volume, table, plan.read_box(block))
@@ -104,7 +104,7 @@ def stitched(volume: ArrayVolume, predictor: Predictor, plan: Plan, table: Norma
 
 
 def check_labels(labels: MemoryLabels, probabilities: NDArray[Any]) -> None:
-    """Labels are those of the truth but for ties; stored probabilities are the nearest quanta."""
+    """Check that labels are those of the truth except for ties, and that stored probabilities are rounded correctly."""
     best = np.sort(probabilities, axis=0)[::-1]
     clear = best[0] - best[1] > EXACT if len(best) > 1 else np.ones(labels.labels.shape, bool)
     np.testing.assert_array_equal(labels.labels[clear], probabilities.argmax(axis=0)[clear])
@@ -115,7 +115,7 @@ def check_labels(labels: MemoryLabels, probabilities: NDArray[Any]) -> None:
 @given(st.data(), scenes())
 @settings(max_examples=200)
 def test_tiled_is_untiled(data: st.DataObject, scene: tuple[UNet, Triple, Triple, Triple, Normalisation]) -> None:
-    """Any blocks, any tiles, also of a region of interest: what one pass over the mirrored whole gives."""
+    """Any blocks and any tiles, also of a region, give the result of one pass over the mirrored whole."""
     network, shape, unit, tile, table = scene
     values = noise(shape)
     volume = ArrayVolume(values)
@@ -133,7 +133,7 @@ def test_tiled_is_untiled(data: st.DataObject, scene: tuple[UNet, Triple, Triple
 def test_tiled_is_untiled_with_test_time_augmentation(
     data: st.DataObject, scene: tuple[UNet, Triple, Triple, Triple, Normalisation]
 ) -> None:
-    """Tiles that are turned and mirrored one by one give what the mirrored whole gives that is turned as one."""
+    """Turning and mirroring each tile gives the result of turning and mirroring the whole volume."""
     network, shape, unit, tile, table = scene
     values = noise(shape)
     volume = ArrayVolume(values)
@@ -146,7 +146,7 @@ def test_tiled_is_untiled_with_test_time_augmentation(
 
 @pytest.mark.parametrize("model", [PLANAR, SOLID, ANISOTROPIC])
 def test_the_mean_over_symmetries_is_not_what_one_of_them_gives(model: ModelSpec) -> None:
-    """Else the test above would see nothing; and long tiles of both orientations are seen."""
+    """Otherwise the test above would prove nothing. Long tiles of both orientations occur."""
     values, network = noise((5, 60, 44)), random_network(model)
     table = Normalisation("volume", (120.0,), (70.0,))
     plan = plan_by_hand(model, (5, 60, 44), (3, 33, 40), model.tile_for((2, 16, 32)))
@@ -204,7 +204,7 @@ def test_plans_as_they_are_made_are_untiled(shape: Triple, model: ModelSpec, reg
 @given(st.data(), shapes(20), model_specs(depths=st.just(0)))
 @settings(max_examples=30)
 def test_nothing_of_this_needs_torch(data: st.DataObject, shape: Triple, model: ModelSpec) -> None:
-    """A mean over the context, by NumPy: block by block what it is over the mirrored whole."""
+    """NumPy computes a mean over the context: the blocks give the result of the mirrored whole."""
     values, predictor = noise(shape), LocalMean(model)
     plan = plan_by_hand(model, shape, data.draw(triples(st.integers(5, 20))), data.draw(valid_tiles(model)))
     whole = mirror(normalised(values, Normalisation("volume", (99.0,), (50.0,))), plan.region.grow(model.context))
@@ -218,7 +218,7 @@ def test_nothing_of_this_needs_torch(data: st.DataObject, shape: Triple, model: 
 def test_a_predictor_that_makes_the_bytes_itself(
     data: st.DataObject, shape: Triple, model: ModelSpec, probabilities: bool, scope: Scope
 ) -> None:
-    """It gets tiles as they are stored, in batches; the output is that of one which gives logits."""
+    """It gets stored tiles in batches. The output is that of a predictor which returns logits."""
     values, rows = noise(shape), shape[0] if scope == "slice" else 1
     table = Normalisation(scope, tuple(90.0 + z for z in range(rows)), tuple(50.0 + z for z in range(rows)))
     tile, batch = data.draw(valid_tiles(model)), data.draw(st.integers(1, 3))
@@ -236,7 +236,7 @@ def test_a_predictor_that_makes_the_bytes_itself(
 
 
 def test_the_turn_ends_where_such_a_predictor_or_what_is_made_of_it_fails() -> None:
-    """Also in the middle of a block, or the next one would wait for ever."""
+    """This also holds in the middle of a block; otherwise the next block would wait for ever."""
     plan = plan_by_hand(PLAIN, (1, 16, 16), (1, 16, 16), PLAIN.tile_for((1, 8, 8)))
     for fails in (Canvas.paste, MeanClassifier.predict):
         context = context_of(ArrayVolume(noise((1, 16, 16))), MeanClassifier(PLAIN), plan)
@@ -264,7 +264,7 @@ def test_what_such_a_predictor_cannot_label_fails_the_block() -> None:
 
 
 def late(off: Triple) -> Callable[..., Iterator[Tile]]:
-    """Tiles whose outputs start `off` voxels before the lattice; each is a cell longer than its target needs."""
+    """Return a function that makes tiles whose outputs start `off` voxels before the lattice, each longer by a cell."""
 
     def tiles(box: Box, tile: Triple, model: ModelSpec) -> Iterator[Tile]:
         kept = triple(step - cell for step, cell in zip(model.step(tile), model.lattice, strict=True))
@@ -279,7 +279,7 @@ def late(off: Triple) -> Callable[..., Iterator[Tile]]:
 @pytest.mark.parametrize("model", [PLANAR, SOLID, ANISOTROPIC])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_tiles_off_the_lattice_are_wrong(model: ModelSpec, axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole cell off is right still, so it is the lattice that counts, and this test would see it left."""
+    """A shift by a whole cell is still right, so only the lattice matters, and this test would notice a tile that leaves it."""
     shape: Triple = (6, 30, 30)
     values, network = noise(shape), random_network(model)
     table = Normalisation("volume", (120.0,), (70.0,))
@@ -301,7 +301,7 @@ def test_tiles_off_the_lattice_are_wrong(model: ModelSpec, axis: int, monkeypatc
 
 
 def test_normalising_tile_by_tile_would_be_wrong() -> None:
-    """The table of another place changes the result: the rows are those of the volume's slices, mirrored ones too."""
+    """Statistics of another position change the result. The right ones are those of the volume's slices, mirrored or not."""
     values, network = noise((5, 30, 30)), random_network(PLANAR)
     rising = Normalisation("slice", tuple(range(100, 105)), (60.0,) * 5)
     plan = plan_by_hand(PLANAR, (5, 30, 30), (2, 16, 16), PLANAR.tile_for((1, 8, 8)), Box((2, 0, 0), (5, 30, 30)))
@@ -317,7 +317,7 @@ def test_normalising_tile_by_tile_would_be_wrong() -> None:
 
 @pytest.mark.parametrize("model", [PLANAR, SOLID])
 def test_a_region_has_the_bytes_of_the_whole(model: ModelSpec) -> None:
-    """In float32: the tiles of a region lie elsewhere than those of the whole, but are as large."""
+    """In float32, the tiles of a region lie elsewhere than those of the whole, but have the same size."""
     shape: Triple = (10, 120, 130)
     values = noise(shape)
     table = Normalisation("volume", (120.0,), (70.0,))
@@ -337,7 +337,7 @@ SMALL: Triple = MEAN.tile_for((4, 16, 16))
 
 
 def eight_tiles(predictor: LocalMean) -> NDArray[np.float32]:
-    """Logits of one block of eight tiles, given to the predictor in batches of up to eight."""
+    """Return logits of one block of eight tiles, given to the predictor in batches of up to eight."""
     shape: Triple = (8, 32, 32)
     plan = plan_by_hand(MEAN, shape, shape, SMALL, batch=8)
     volume = ArrayVolume(noise(shape))
@@ -353,7 +353,7 @@ def eight_tiles(predictor: LocalMean) -> NDArray[np.float32]:
     [(8, [], [8]), (4, [8], [4, 4]), (3, [8, 4, 4], [2] * 4), (1, [8, 4, 2, 2, 4, 2, 2], [1] * 8)],
 )
 def test_a_batch_is_halved_when_memory_is_short(room: int, refused: list[int], computed: list[int]) -> None:
-    """And the bytes stay what they are with enough."""
+    """The bytes are the same as with enough memory."""
     predictor = SmallPredictor(MEAN, room * int(np.prod(SMALL)))
     assert eight_tiles(predictor).tobytes() == eight_tiles(LocalMean(MEAN)).tobytes()
     assert predictor.refused == refused

@@ -1,4 +1,4 @@
-"""A block that fails is an outcome with its cause; the other blocks do not notice."""
+"""Test that a failing block is an outcome with its cause, and does not affect the other blocks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def values(dtype: str = "float32") -> NDArray[Any]:
 
 
 def run(context: BlockContext) -> list[Outcome]:
-    """All blocks; whatever was computed must be in the output, and nothing else."""
+    """Run all blocks, and check that the output has exactly those that were computed."""
     outcomes = list(segment_blocks(context, PLAN))
     assert [outcome.block for outcome in outcomes] == list(range(len(PLAN)))
     for block, outcome in zip(PLAN, outcomes, strict=True):
@@ -57,7 +57,7 @@ def failed(outcomes: list[Outcome]) -> list[int]:
 
 
 def who_sees(voxel: Triple) -> list[int]:
-    """The blocks that read a voxel, mirrored or not."""
+    """Return the blocks that read a voxel, mirrored or not."""
     return [block.index for block in PLAN if voxel in voxels(reflect(PLAN.read_box(block), SHAPE).source)]
 
 
@@ -160,7 +160,7 @@ def test_labels_alone() -> None:
 
 
 class Watched(LocalMean):
-    """Writes down whether the turn is held while it predicts."""
+    """Predictor that records whether the turn is held while it predicts."""
 
     def __init__(self, turn: threading.Lock) -> None:
         super().__init__(MODEL)
@@ -168,24 +168,24 @@ class Watched(LocalMean):
         self.held: list[bool] = []
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits."""
+        """Return logits."""
         self.held.append(self.turn.locked())
         return super().predict(tiles)
 
 
 class WatchedVolume(ArrayVolume):
-    """Refuses to be read by the block whose turn it is."""
+    """Volume that must not be read by the block that holds the turn."""
 
     turn: threading.Lock
 
     def read(self, box: Box) -> NDArray[Any]:
-        """The voxels."""
+        """Return the voxels."""
         assert not self.turn.locked()
         return super().read(box)
 
 
 class WatchedLabels(MemoryLabels):
-    """Refuses to be written by the block whose turn it is."""
+    """Output that must not be written by the block that holds the turn."""
 
     turn: threading.Lock
 
@@ -206,7 +206,7 @@ def test_the_turn_is_held_while_predicting_and_only_then() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt(), SystemExit(1)])
 def test_the_turn_is_given_back_whatever_happens(error: BaseException) -> None:
-    """Also when the process is told to stop, which is no outcome of a block."""
+    """This includes the end of the process, which is not an outcome of a block."""
     turn = threading.Lock()
     context = replace(context_of(ArrayVolume(values()), FailingPredictor(MODEL, 0, error), PLAN), turn=turn)
     if isinstance(error, Exception):
@@ -218,7 +218,7 @@ def test_the_turn_is_given_back_whatever_happens(error: BaseException) -> None:
 
 
 def test_seconds_are_counted_where_they_were_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that only moves when somebody works."""
+    """The clock moves only during work."""
     now = [0.0]
 
     class Turn:
@@ -247,7 +247,7 @@ def test_seconds_are_counted_where_they_were_spent(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_turn_is_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While one block makes labels of its logits, another's tile may be predicted."""
+    """While one block makes labels of its logits, a tile of another may be predicted."""
     turn, held = threading.Lock(), []
 
     class Watched(LocalMean):

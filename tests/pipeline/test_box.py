@@ -1,4 +1,4 @@
-"""Boxes against sets of voxels."""
+"""Test boxes against sets of voxels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The canary sings the same song if, and only if, the predictor gives the same bytes."""
+"""Test that the canary's result is the same if, and only if, the predictor gives the same bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEAN = ModelSpec.unet(width=1, depth=0, kernel=(3, 3, 3))
 
 
 class Listening(LocalMean):
-    """Remembers what it was given, and says it louder."""
+    """Predictor that records its tiles and multiplies the result."""
 
     def __init__(self, spec: ModelSpec, gain: float = 1.0) -> None:
         super().__init__(spec)
@@ -32,16 +32,16 @@ class Listening(LocalMean):
         self._gain = np.float32(gain)
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits."""
+        """Return logits."""
         self.heard.append(tiles.copy())
         return super().predict(tiles) * self._gain
 
 
 class Crowded(LocalMean):
-    """Says something else, by one last bit, of a tile that is not alone."""
+    """Predictor whose result for a tile differs in one last bit within a batch."""
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits."""
+        """Return logits."""
         logits = super().predict(tiles)
         if len(tiles) > 1:
             logits[-1, -1, 0, 0, 0] = np.nextafter(logits[-1, -1, 0, 0, 0], np.float32(np.inf))
@@ -95,7 +95,7 @@ def test_logits_of_any_memory_layout_sing_the_same() -> None:
 @pytest.mark.parametrize("spec", [PLANAR, SOLID, MEAN])
 @pytest.mark.parametrize("target", [(1, 1, 1), (4, 30, 70), (300, 300, 300), (1, 3000, 5)])
 def test_its_tile_is_the_runs_or_shorter(spec: ModelSpec, target: Triple, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels are chosen by shape, so it is the run's own tile wherever that is not long."""
+    """Kernels are chosen by shape, so it is the run's own tile if that is short enough."""
     tile = spec.tile_for(target)
     seen: list[Triple] = []
 
@@ -114,7 +114,7 @@ def test_its_tile_is_the_runs_or_shorter(spec: ModelSpec, target: Triple, monkey
 
 
 def test_its_voxels_are_the_same_for_ever_and_like_an_image() -> None:
-    """Pinned: a canary kept in an output of today must be comparable with one of tomorrow's."""
+    """The values are fixed: a canary stored in an output today must be comparable with a later one."""
     listening = Listening(MEAN)
     canary_of(listening, (6, 12, 12))
     (heard,) = listening.heard

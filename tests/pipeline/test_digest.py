@@ -1,4 +1,4 @@
-"""A digest of voxels knows their type, shape and values, and nothing of how they lie in memory."""
+"""Test that a digest of voxels depends on their type, shape and values, but not on their memory layout."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ARRAYS = st.sampled_from(list(FORMS)).flatmap(
 
 
 def oracle(voxels: NDArray[np.generic]) -> str:
-    """Voxel by voxel, x fastest, the lowest byte first."""
+    """Hash voxel by voxel, x fastest, the lowest byte first."""
     found = hashlib.sha256(f"{voxels.dtype.name} {tuple(voxels.shape)} ".encode())
     for value in voxels.ravel().tolist():
         found.update(struct.pack(FORMS[voxels.dtype.name], value))
@@ -61,7 +61,7 @@ def test_shape_and_type_count(other: tuple[int, int, int]) -> None:
 
 
 def test_a_block_tells_what_it_has_read_and_reads_the_same_again(tiny: NDArray[np.uint8]) -> None:
-    """Whatever the chunks, and although it is mirrored at the faces."""
+    """This holds for any chunks, even though the block is mirrored at the faces."""
     model = ModelSpec.unet(width=1, depth=1)
     plan = plan_volume(VolumeSpec(tiny.shape, "uint8", (2, 4, 4)), model)
     context = context_of(ArrayVolume(tiny, (2, 4, 4)), LocalMean(model), plan)

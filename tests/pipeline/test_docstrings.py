@@ -1,4 +1,4 @@
-"""Every example in a docstring runs and says the truth."""
+"""Test that every example in a docstring runs and gives the shown result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import emseg_core
 
 NEED_TORCH = () if importlib.util.find_spec("torch") else ("emseg_core.model.", "emseg_core.training.")
-"""The layers that cannot be imported here."""
+"""Layers that cannot be imported without torch."""
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(emseg_core.__path__, "emseg_core.")

@@ -1,4 +1,4 @@
-"""Files that are read whole have a bound, and so has what is in them."""
+"""Test the limits on the size and content of files that are read whole."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ outputs: [{axes: []}]
 
 
 def package(path: Path, text: str | bytes, *, kind: str, method: int = zipfile.ZIP_DEFLATED, network: bytes = b"ONNX") -> Path:
-    """A package in a folder or a zip file."""
+    """Make a package as a folder or zip file."""
     files = {"rdf.yaml": text.encode() if isinstance(text, str) else text, "net.onnx": network}
     if kind == "folder":
         path.mkdir()
@@ -43,7 +43,7 @@ def package(path: Path, text: str | bytes, *, kind: str, method: int = zipfile.Z
 
 
 def laughs(levels: int) -> str:
-    """Each line is nine times the one before."""
+    """Return YAML in which each line expands to nine times the previous one."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, levels)]
     return PLAIN + "\n".join(lines) + "\n"
@@ -130,7 +130,7 @@ def test_settings_out_of_bounds(tmp_path: Path, read: Callable[[Path], None], te
     ],
 )
 def test_metadata_out_of_bounds(tmp_path: Path, name: str, read: Callable[[Path], Any]) -> None:
-    """A file that has no bytes on the disk, but says so."""
+    """A sparse file has no bytes on disk, but a large size."""
     with (tmp_path / name).open("wb") as file:
         file.truncate(MAX_METADATA_BYTES + 1)
     with pytest.raises(VolumeError, match=f"{MAX_METADATA_BYTES}"):

@@ -1,4 +1,4 @@
-"""Connected components of a graph, compared with a search from every node."""
+"""Test connected components of a graph against a search from every node."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_components_are_named_by_their_lowest_node(data: st.DataObject) -> None:
 
 @given(st.permutations(range(9)), st.integers(1, 9))
 def test_roots_of_paths_of_any_length(order: list[int], ends: int) -> None:
-    """The parent of each node comes before it in some order."""
+    """Some order of the nodes has each parent before its children."""
     parents = np.arange(9)
     for place, node in enumerate(order[ends:], ends):
         parents[node] = order[place - ends]

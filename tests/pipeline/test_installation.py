@@ -1,4 +1,4 @@
-"""The command that a message gives for an extra installs that extra, here, from what is here."""
+"""Test that the command in a message installs that extra, in this environment, from the same source."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXTRAS: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text
 
 @pytest.fixture
 def from_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a wheel installed emseg: no checkout around the module, but what the wheel says of itself."""
+    """Simulate an installed wheel: no checkout around the module, only the wheel's own metadata."""
     lines = [f"{line.partition(';')[0]}; {mark(line, extra)}" for extra, lines in EXTRAS.items() for line in lines]
     folder = tmp_path / "emseg-0.1.0.dist-info"
     folder.mkdir()
@@ -33,13 +33,13 @@ def from_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def mark(line: str, extra: str) -> str:
-    """The marker of a requirement, as hatchling writes it."""
+    """Return the marker of a requirement, as hatchling writes it."""
     _, _, marker = line.partition("; ")
     return f"({marker}) and extra == '{extra}'" if marker else f"extra == '{extra}'"
 
 
 def installed_by(line: str) -> list[str]:
-    """What a command line has pip install, for this very interpreter."""
+    """Return what a command line has pip install, for this very interpreter."""
     python, *pip, what = shlex.split(line)[:5]
     assert python == sys.executable
     assert pip == ["-m", "pip", "install"]
@@ -69,7 +69,7 @@ def test_a_path_with_spaces_is_one_word(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_no_message_and_no_page_names_an_index() -> None:
-    """emseg is on none: `pip install emseg` would fetch what others have put there."""
+    """emseg is on no index: `pip install emseg` would install another project's upload."""
     files = [*ROOT.glob("*.md"), *(ROOT / "examples").rglob("*.py"), *(ROOT / "examples").rglob("*.md")]
     files += [file for folder in ("pipeline", "workflows", "deploy") for file in (ROOT / folder).rglob("*") if file.is_file()]
     texts = {file: file.read_text(errors="ignore") for file in files if "__pycache__" not in file.parts}

@@ -1,4 +1,4 @@
-"""How many cores and how much memory a process may use, by trees of cgroups as Linux shows them."""
+"""Test how many cores and how much memory a process may use, with cgroup trees as Linux shows them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GIB = 2**30
 
 @pytest.fixture
 def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty tree, on a machine with 16 cores and 64 GiB."""
+    """Make an empty tree on a machine with 16 cores and 64 GiB."""
     monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(machine, "_affinity", lambda: 16)
@@ -51,7 +51,7 @@ def test_version_2_of_a_container(cgroups: Path) -> None:
 
 
 def test_a_group_around_this_one_may_be_smaller(cgroups: Path) -> None:
-    """As a step of a job in SLURM, whose own group has no limit."""
+    """A step of a SLURM job is like this: its own group has no limit."""
     (cgroups / "own").write_text("0::/system.slice/slurmstepd.scope/job_7/step_0/user/task_0\n")
     put(cgroups, "system.slice/slurmstepd.scope/job_7/memory.max", str(8 * GIB))
     put(cgroups, "system.slice/slurmstepd.scope/job_7/step_0/memory.high", str(6 * GIB))
@@ -64,7 +64,7 @@ def test_a_group_around_this_one_may_be_smaller(cgroups: Path) -> None:
 
 @pytest.mark.parametrize("shown", ["docker/abc", ""])
 def test_version_1(cgroups: Path, shown: str) -> None:
-    """The files of the group are at its path, or, within a container, at the root."""
+    """The group's files are at its path, or at the root within a container."""
     (cgroups / "own").write_text("5:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/abc\n0::/\n")
     put(cgroups, f"memory/{shown}/memory.limit_in_bytes", str(2 * GIB))
     put(cgroups, f"cpu,cpuacct/{shown}/cpu.cfs_quota_us", "50000")
@@ -90,7 +90,7 @@ def test_version_1_without_limits(cgroups: Path) -> None:
     ],
 )
 def test_slurm(variables: dict[str, str], cores: int, memory: int, cgroups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a job has on its node counts there; a shell on the login node has all that the login node has."""
+    """The job's resources on its node count there. A shell on the login node has the whole login node."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert (machine.usable_cores(), machine.usable_memory()) == (16, 64 * GIB)
@@ -99,7 +99,7 @@ def test_slurm(variables: dict[str, str], cores: int, memory: int, cgroups: Path
 
 
 def test_cores_of_this_process() -> None:
-    """As the system says, for a process that may use one core alone."""
+    """The system reports them, for a process that may use only one core."""
     code = "from emseg_core.machine import usable_cores; print(usable_cores())"
     one = min(os.sched_getaffinity(0))
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Normalisation against NumPy on the whole volume."""
+"""Test normalisation against NumPy on the whole volume."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from emseg_core.normalise import (
 from emseg_core.specs.volume import DTYPES, VolumeSpec
 
 LARGE: Triple = (150, 1500, 1400)
-"""Too large to be measured whole, in either scope."""
+"""A shape too large to be measured whole, in either scope."""
 
 
 class Hills:
-    """A volume of any size that is computed where it is read; brighter from slice to slice."""
+    """A volume of any size that is computed when it is read, and becomes brighter from slice to slice."""
 
     def __init__(self, shape: Triple) -> None:
         self.spec = VolumeSpec(shape, "uint16", (64, 64, 64))
         self.reads: list[Box] = []
 
     def read(self, box: Box) -> NDArray[Any]:
-        """Voxels from 100 z to 100 z + 250, as good as drawn at random."""
+        """Return pseudo-random voxels from 100 z to 100 z + 250."""
         assert self.spec.box.contains(box)
         self.reads.append(box)
         z, y, x = np.ogrid[box.slices()]
@@ -51,7 +51,7 @@ class Hills:
 
 
 def noise(shape: Triple, dtype: str = "uint8", seed: int = 0) -> NDArray[Any]:
-    """From 1 to 255; 0 stays free for padding."""
+    """Return noise from 1 to 255. 0 is left for padding."""
     return np.random.default_rng(seed).integers(1, 256, shape).astype(dtype)
 
 
@@ -104,7 +104,7 @@ def test_axes_too_short_for_padding(shape: Triple, scope: Scope) -> None:
 @given(st.data(), st.sampled_from(["volume", "slice"]), st.sampled_from(DTYPES), st.sampled_from([0, 255]))
 @settings(max_examples=50)
 def test_constant_padding_is_left_out(data: st.DataObject, scope: Scope, dtype: str, blank: int) -> None:
-    """Frames that differ from slice to slice, at least `PADDING_EDGE_PIXELS` wide."""
+    """The frames differ from slice to slice and are at least `PADDING_EDGE_PIXELS` wide."""
     tissue, frames = noise((4, 24, 24), dtype) % 250 + 1, np.ones((4, 24, 24), bool)
     for plane in frames:
         top, bottom, left, right = (data.draw(st.integers(PADDING_EDGE_PIXELS, 10)) for _ in range(4))
@@ -117,7 +117,7 @@ def test_constant_padding_is_left_out(data: st.DataObject, scope: Scope, dtype: 
 
 
 def test_single_equal_pixels_are_no_padding() -> None:
-    """Saturated spots smaller than the square that counts as padding."""
+    """Saturated spots are smaller than the square that counts as padding."""
     values = noise((2, 30, 30))
     values[0, 3:6, 3:20] = 255
     values[1, :, 7:10] = 0
@@ -145,7 +145,7 @@ def test_a_blank_slice_among_others() -> None:
 @example((16, 35, 36), ("float32", 122.80154), "volume")
 @example((37, 8, 5), ("float32", 458.03024), "slice")
 def test_a_constant_volume_becomes_zero(shape: Triple, kind: tuple[str, float], scope: Scope) -> None:
-    """And its deviation is 1, not what rounding leaves of 0: a voxel elsewhere must not be blown up by it."""
+    """Its deviation is set to 1. The rounding error of 0 would amplify other voxels."""
     dtype, value = kind
     values = np.full(shape, value, dtype)
     found, _ = survey(ArrayVolume(values), scope)

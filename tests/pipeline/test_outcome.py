@@ -1,4 +1,4 @@
-"""Outcomes are small and their seconds add up."""
+"""Test that outcomes are small and that their seconds add up."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_phases_add_up_also_those_that_fail(monkeypatch: pytest.MonkeyPatch) -> 
     for _ in range(2):
         with watch.phase("read"):
             now[0] += 1.5
-    now[0] += 50  # between phases: nobody's
+    now[0] += 50  # between phases: counted nowhere
 
     def fail() -> None:
         now[0] += 4

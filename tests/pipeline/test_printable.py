@@ -1,4 +1,4 @@
-"""What is shown of texts that anybody may have written."""
+"""Test how untrusted text is shown."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_stream_keeps_lines_apart() -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_all_that_a_process_says_is_shown_whatever_its_encoding(encoding: str) -> None:
-    """Results, warnings, log lines and tracebacks, also those of threads."""
+    """This covers results, warnings, log lines and tracebacks, also those of threads."""
     code = """
 import logging, sys, threading, warnings
 from emseg_core.printable import guard_streams

@@ -1,4 +1,4 @@
-"""The recipe survives JSON, and each of its items counts."""
+"""Test that the recipe survives JSON and that each of its items counts."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ CHANGES = {
     "probabilities": replace(RECIPE, probabilities=False),
     "tta": replace(RECIPE, tta=True),
 }
-"""Each single item of the recipe, changed; by how little does not matter."""
+"""A change to each single item of the recipe, however small."""
 
 
 def test_json_round_trip() -> None:
@@ -100,7 +100,7 @@ def test_json_round_trip() -> None:
 
 
 def test_the_accuracy_of_a_low_precision_is_part_of_it() -> None:
-    """And leaves no trace in recipes without one."""
+    """Recipes without one have no such entry."""
     low = replace(RECIPE, accuracy=Accuracy(0.9995, 0.013, 256000))
     assert Recipe.from_json(json.loads(json.dumps(low.to_json()))) == low
     assert low.fingerprint != RECIPE.fingerprint
@@ -109,7 +109,7 @@ def test_the_accuracy_of_a_low_precision_is_part_of_it() -> None:
 
 
 def test_a_recipe_from_before_test_time_augmentation_is_one_without() -> None:
-    """Such a run can be gone on with, and has the fingerprint that is stored with its output."""
+    """Such a run can be resumed, and has the fingerprint that is stored with its output."""
     old = RECIPE.to_json()
     assert "tta" not in old
     assert not Recipe.from_json(old).tta
@@ -118,7 +118,7 @@ def test_a_recipe_from_before_test_time_augmentation_is_one_without() -> None:
 
 
 def test_the_fingerprint_is_the_same_in_every_process() -> None:
-    """It is the digest of text, so nothing in it may depend on hashing or order."""
+    """It is the digest of text, so it must not depend on hashing or order."""
     shuffled = dict(reversed(RECIPE.to_json().items()))
     assert Recipe.from_json(shuffled).fingerprint == RECIPE.fingerprint
     assert len(RECIPE.fingerprint) == 64
@@ -157,7 +157,7 @@ def shown(value: Any) -> str:
 
 
 def test_every_item_was_changed_once() -> None:
-    """No field can be added without a line above; depth and output have no other value that goes alone."""
+    """A new field needs a line above. Depth and output have no other valid value on their own."""
     assert set(flat(replace(RECIPE, tta=True).to_json())) - set(CHANGES) == {"plan.model.depth", "plan.model.output"}
 
 

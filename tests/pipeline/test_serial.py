@@ -1,4 +1,4 @@
-"""The reference executor."""
+"""Test the reference executor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Truth against slow loops over voxels."""
+"""Test truth against slow loops over voxels."""
 
 from __future__ import annotations
 

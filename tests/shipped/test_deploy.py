@@ -1,4 +1,4 @@
-"""What stands under deploy/ fits together."""
+"""Test that the files under deploy/ are consistent."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ ONLY_ON_LINUX = {"cuda-bindings", "dask-cuda", "nvidia-ml-py"}
 
 
 def name_of(requirement: str) -> str:
-    """The package that a requirement names."""
+    """Return the package that a requirement names."""
     return re.split(r"[\[<>=,; ]", requirement)[0]
 
 
@@ -43,7 +43,7 @@ def test_what_runs_here_is_what_is_pinned(name: str) -> None:
 
 
 def test_the_releases_of_zarr_that_are_allowed() -> None:
-    """From the first whose local writes are atomic to the newest that the guard against outages was tried with."""
+    """The range starts at the first release with atomic local writes, and ends at the newest tested with the outage guard."""
     (line,) = (line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.strip().startswith('"zarr>'))
     allowed = Requirement(line.split('"')[1]).specifier
     assert PINS["zarr"] in allowed

@@ -1,4 +1,4 @@
-"""The container recipes, as far as they can be tried without a container engine: their commands do run."""
+"""Test the container recipes as far as possible without a container engine: their commands run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SECTIONS = dict(SECTION.findall((CONTAINER / "emseg.def").read_text()))
 
 
 def arguments(name: str) -> list[str]:
-    """The argument of each instruction with this name."""
+    """Return the arguments of each instruction with this name."""
     return [rest for instruction, rest in INSTRUCTIONS if instruction == name]
 
 
 def copied() -> list[tuple[str, str]]:
-    """Source in the repository and target below ``/src``, of each path that a build copies."""
+    """Return the source in the repository and the target below ``/src`` of each path that a build copies."""
     pairs = []
     for words in (rest.split() for rest in arguments("COPY") if not rest.startswith("--from")):
         *sources, target = words
@@ -73,9 +73,9 @@ def test_both_recipes_run_the_same_commands() -> None:
 
 
 def build(place: Path, *, afresh: bool) -> Path:
-    """What the ``RUN`` and ``COPY`` instructions before the last stage make, below a folder in place of ``/``.
+    """Run the ``RUN`` and ``COPY`` instructions before the last stage, below a folder in place of ``/``.
 
-    If it is not to be made afresh, pip finds the dependencies that are installed here, and installs emseg alone.
+    Unless everything is to be installed afresh, pip uses the dependencies that are installed here, and installs only emseg.
     """
     source = place / "src"
     for origin, target in copied():

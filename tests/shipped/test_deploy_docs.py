@@ -1,4 +1,4 @@
-"""Every command of the pages on where to run is run, or, where that takes a cluster or an engine, has its words checked."""
+"""Test every command of the deployment pages: it is run, or its words are checked if it needs a cluster or an engine."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ EVERYWHERE = "\n".join(page.read_text() for page in [ROOT / "README.md", *sorted
 EMSEG_OPTIONS = re.findall(r"`(--[\w-]+)(?: [^`]*)?`", EVERYWHERE)
 EMSEG_IN_TEXT = re.findall(r"`emseg ([^`]*)`", EVERYWHERE)
 ELSEWHERE = {"--network", "--build-arg", "--time", "--lifetime", "--help"}
-"""Options in the text that are not emseg's."""
+"""Options in the text that belong to other programs."""
 SBATCH_OPTIONS = {"--gres", "--cpus-per-task", "--time", "--nodes", "--ntasks-per-node"}
 DOCKERFILE = (DEPLOY / "container" / "Dockerfile").read_text()
 
 
 def check_emseg(words: list[str]) -> None:
-    """The words after ``emseg`` are a command with options and values that it takes."""
+    """Check that the words after ``emseg`` are a command with valid options and values."""
     name, *rest = words
     cli.commands[name].make_context(name, list(rest))
 
 
 def check_file(path: str) -> None:
-    """A path of the repository exists."""
+    """Check that a path of the repository exists."""
     assert (ROOT / path).is_file(), path
 
 
 def check_build(words: list[str]) -> None:
-    """A container build names a recipe, and arguments that it knows."""
+    """Check that a container build names a recipe and arguments that the recipe has."""
     for flag, value in pairwise(words):
         if flag == "-f" or value.endswith(".def"):
             check_file(value)
@@ -63,7 +63,7 @@ def check_build(words: list[str]) -> None:
 
 
 def check_kubectl(words: list[str]) -> None:
-    """What is named exists: files, the namespace, and what the operator makes of the job."""
+    """Check that everything named exists: files, the namespace, and the objects that the operator creates for the job."""
     action, *rest = words
     job = yaml.safe_load((DEPLOY / "kubernetes" / "cpu.yaml").read_text())["metadata"]
     name = job["name"]
@@ -81,7 +81,7 @@ def check_kubectl(words: list[str]) -> None:
 
 
 def check(words: list[str]) -> None:
-    """One command of the pages."""
+    """Check one command of the pages."""
     match words:
         case ["emseg", *rest]:
             check_emseg(rest)
@@ -149,7 +149,7 @@ def test_each_option_in_the_text_exists(option: str) -> None:
 
 @pytest.mark.parametrize("words", sorted(set(EMSEG_IN_TEXT)))
 def test_each_command_anywhere_has_options_that_exist(words: str) -> None:
-    """In the README and on all pages: `emseg NAME`, and all the options behind it."""
+    """This covers the README and all pages: `emseg NAME` and all options after it."""
     name, *rest = words.split()
     if name.startswith("-"):
         assert name in ("--help", "--version")
@@ -169,13 +169,13 @@ def test_a_renamed_option_is_noticed() -> None:
 
 
 def block(start: str) -> str:
-    """The one block that starts with these words."""
+    """Return the only block that starts with these words."""
     (found,) = [block for block in BLOCKS if block.startswith(start)]
     return found
 
 
 def run_here(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """How a script ended, with the package's commands on the path."""
+    """Run a script with the package's commands on the path, and return how it ended."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run(["bash", "-euc", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
 
@@ -197,20 +197,20 @@ def test_one_machine(tmp_path: Path) -> None:
     ],
 )
 def test_the_batch_script_wants_one_configuration(words: list[str], message: str) -> None:
-    """What else it does is tested on a SLURM cluster, in tests/slurm."""
+    """Its other behaviour is tested on a SLURM cluster, in tests/slurm."""
     done = subprocess.run(["bash", str(DEPLOY / "train.sbatch"), *words], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == f"{message}\n"
 
 
 def test_the_batch_script_says_how_it_is_started() -> None:
-    """In the words of the page."""
+    """It uses the words of the page."""
     text = (DEPLOY / "train.sbatch").read_text()
     assert re.findall(r"^#     (sbatch .*)$", text, re.MULTILINE) == block("sbatch").splitlines()
 
 
 def test_several_machines(tmp_path: Path) -> None:
-    """It prints the command that the text speaks of."""
+    """It prints the command that the text mentions."""
     save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
     done = run_here(block("emseg run volume.zarr --host").replace("10.0.0.1", LOOPBACK), tmp_path)
     assert done.returncode == 0, done.stderr
@@ -218,7 +218,7 @@ def test_several_machines(tmp_path: Path) -> None:
 
 
 def test_any_dask_cluster(tmp_path: Path) -> None:
-    """With the certificate of the page; nobody else gets in."""
+    """The certificate is that of the page. Clients without it are rejected."""
     volume = save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
     done = run_here(block("umask 077"), tmp_path)
     assert done.returncode == 0, done.stderr

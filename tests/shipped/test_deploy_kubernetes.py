@@ -1,4 +1,4 @@
-"""The manifests fit Kubernetes and the Dask operator, nobody else has a way in, and their commands do run."""
+"""Test the manifests: they fit Kubernetes and the Dask operator, admit no one else, and their commands run."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ RUN = {"dask.org/cluster-name": "emseg"}
 
 
 def closed(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
-    """Schema of an object with these members alone."""
+    """Return the schema of an object with only these members."""
     members = {**required, **optional}
     return {"type": "object", "properties": members, "required": list(required), "additionalProperties": False}
 
 
 LABELS = {"type": "object", "additionalProperties": {"type": "string"}}
 META = closed({}, annotations=LABELS, labels=LABELS)
-SPEC = {"type": "object"}  # a PodSpec or ServiceSpec: these are proved as what the operator makes of them
+SPEC = {"type": "object"}  # a PodSpec or ServiceSpec: these are checked as the operator creates them
 CLUSTER = closed(
     {
         "scheduler": closed({"spec": SPEC, "service": SPEC}, metadata=META),
@@ -50,40 +50,40 @@ DASK_JOB = closed(
         "spec": closed({"job": closed({"spec": SPEC}, metadata=META), "cluster": closed({"spec": CLUSTER}, metadata=META)}),
     }
 )
-"""After `operator/customresources/` (`daskjob.yaml`, `templates.yaml`) of dask-kubernetes 2026.3.0, BSD licence."""
+"""Schema after `operator/customresources/` (`daskjob.yaml`, `templates.yaml`) of dask-kubernetes 2026.3.0, BSD licence."""
 
 
 def documents(name: str) -> list[dict[str, Any]]:
-    """What a manifest holds."""
+    """Return the documents of a manifest."""
     return list(yaml.safe_load_all((FOLDER / name).read_text()))
 
 
 def job(name: str) -> dict[str, Any]:
-    """The one DaskJob of a manifest, with its pods by their role."""
+    """Return the only DaskJob of a manifest, with its pods by role."""
     (found,) = documents(name)
     return found
 
 
 def pods(name: str) -> dict[str, dict[str, Any]]:
-    """The PodSpec of each role in a manifest."""
+    """Return the PodSpec of each role in a manifest."""
     spec = job(name)["spec"]
     cluster = spec["cluster"]["spec"]
     return {"job-runner": spec["job"]["spec"], "scheduler": cluster["scheduler"]["spec"], "worker": cluster["worker"]["spec"]}
 
 
 def containers(name: str) -> list[dict[str, Any]]:
-    """Each container of a manifest."""
+    """Return each container of a manifest."""
     return [one for pod in pods(name).values() for one in (*pod.get("initContainers", ()), *pod["containers"])]
 
 
 def container(name: str, called: str) -> dict[str, Any]:
-    """The container of this name."""
+    """Return the container with this name."""
     (found,) = [one for one in containers(name) if one["name"] == called]
     return found
 
 
 def made_by_operator(name: str) -> Iterator[dict[str, Any]]:
-    """What the operator makes of a DaskJob, as `operator/controller/controller.py` of dask-kubernetes 2026.3.0 does."""
+    """Return what the operator makes of a DaskJob, as `operator/controller/controller.py` of dask-kubernetes 2026.3.0 does."""
     title = job(name)["metadata"]["name"]
     env = [{"name": "DASK_WORKER_NAME", "value": "one"}, {"name": "DASK_SCHEDULER_ADDRESS", "value": "tcp://..."}]
     for role, pod in pods(name).items():
@@ -199,7 +199,7 @@ def test_volumes_are_mounted_everywhere(name: str) -> None:
 
 @contextmanager
 def running(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process with this command until the end of the ``with``."""
+    """Run a process with this command during the ``with`` block."""
     process = subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         yield process
@@ -209,7 +209,7 @@ def running(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]
 
 
 def test_the_commands_make_a_run(tmp_path: Path) -> None:
-    """Of the CPU manifest; the cluster comes after the job has begun to wait for it, as in real life."""
+    """The commands are those of the CPU manifest. The cluster starts after the job has begun to wait for it, as in practice."""
     volume = save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
     port = free_port()
     changes = {

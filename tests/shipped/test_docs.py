@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, has all commands, names and decisions, and speaks of what exists."""
+"""Test that the documentation builds without warnings, is complete, and refers only to what exists."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ DECISIONS = sorted((DOCS / "decisions").glob("[0-9]*.md"))
 SECTIONS = ["Context", "Decision", "Consequences", "Held by"]
 PATH = re.compile(r"`((?:pipeline|workflows|tests|examples|deploy)/[\w./-]+)(?:::(\w+))?`")
 ELSEWHERE = {"tests/example-data"}
-"""Paths in the repositories of others."""
+"""Paths in other repositories."""
 SOURCES = [*ROOT.glob("pipeline/emseg_core/**/*.py"), *ROOT.glob("workflows/emseg/**/*.py")]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as `make docs` does."""
+    """Build the site as `make docs` does."""
     folder = tmp_path_factory.mktemp("site")
     run("sphinx-build", "-W", "--keep-going", "--quiet", str(DOCS), str(folder), folder=ROOT)
     return folder
@@ -82,7 +82,7 @@ def test_paths_are_found() -> None:
 
 
 def test_each_message_is_one_that_is_said() -> None:
-    """In the troubleshooting: the headings in code."""
+    """The messages are the headings in code of the troubleshooting page."""
     texts = []
     for tree in (ast.parse(source.read_text()) for source in SOURCES):
         for node in ast.walk(tree):

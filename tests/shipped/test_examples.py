@@ -1,4 +1,4 @@
-"""Every example runs."""
+"""Test that every example runs."""
 
 import os
 import re
@@ -24,14 +24,14 @@ NUMBER = r"(\d+(?:\.\d+)?)"
 
 
 def run(script: str, *arguments: str) -> str:
-    """What an example prints."""
+    """Run an example and return its output."""
     done = subprocess.run([sys.executable, str(EXAMPLES / script), *arguments], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_no_example_is_without_a_test() -> None:
-    """But those of unet_paper/, which have tests of their own."""
+    """The examples in unet_paper/ have their own tests."""
     scripts = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.py") if path.parent.name != "unet_paper"}
     assert scripts == {
         "segment_sample.py",
@@ -48,7 +48,7 @@ def test_no_example_is_without_a_test() -> None:
 
 @pytest.mark.parametrize("readme", ["README.md", "examples/README.md"])
 def test_each_script_is_listed(readme: str) -> None:
-    """In the main list, all that are to be changed by their readers."""
+    """The main list has all scripts that readers are meant to change."""
     listed = set(re.findall(r"^\| \W?([\w.]+\.py)", (EXAMPLES.parent / readme).read_text(), re.MULTILINE))
     scripts = {path.name for path in EXAMPLES.glob("*.py")}
     assert scripts - listed <= ({"segment_sample.py", "look_at_plan.py", "draw_cells.py"} if readme == "README.md" else set())
@@ -56,7 +56,7 @@ def test_each_script_is_listed(readme: str) -> None:
 
 
 def test_segment_sample(tmp_path: Path) -> None:
-    """The demo, also where it was run before: its score is that of the bundled model on slices that it has never seen."""
+    """The demo also runs a second time. Its score is that of the bundled model on unseen slices."""
     model = save_random_model(tmp_path / "model.safetensors", PLANAR)
     segment(save_volume(tmp_path / "old.zarr", texture((2, 20, 20))), tmp_path / "sample.emseg.zarr", model=model, workers=0)
     printed = run("segment_sample.py", str(tmp_path))
@@ -67,7 +67,7 @@ def test_segment_sample(tmp_path: Path) -> None:
 
 
 def test_tiff_to_neurons(tmp_path: Path) -> None:
-    """Voxels are counted in the TIFF that it exports."""
+    """Voxels are counted in the exported TIFF."""
     tifffile.imwrite(tmp_path / "mine.tif", tifffile.imread(SAMPLE)[:12, :100, :110])
     asked = (str(tmp_path / "mine.tif"), str(tmp_path / "made"), "--voxel-size", "20", "10", "5", "--workers", "0")
     printed = run("tiff_to_neurons.py", *asked)
@@ -88,7 +88,7 @@ def test_tiff_to_neurons(tmp_path: Path) -> None:
 
 
 def test_own_network(tmp_path: Path) -> None:
-    """Two paddings, a pooling, three more at half the size and one behind: six voxels see where a tile ends."""
+    """Two paddings, a pooling, three more paddings at half the size and one after: a tile's end affects six voxels."""
     printed = run("own_network.py", str(tmp_path))
     assert "context (0, 6, 6) and lattice (1, 2, 2) voxels (z, y, x), classes inside, membrane" in printed
     assert "padding: affects 0 x 6 x 6 voxels" in printed
@@ -100,7 +100,7 @@ def test_own_network(tmp_path: Path) -> None:
 
 
 def test_own_predictor(tmp_path: Path) -> None:
-    """It asserts by itself that blocks and one pass agree; here, that both are what scipy makes of the volume."""
+    """The script itself checks that blocks agree with one pass; this test compares both with scipy on the whole volume."""
     printed = run("own_predictor.py", str(tmp_path))
     assert "context (0, 12, 12) voxels (z, y, x) on each side" in printed
     assert re.search(r"^(\d+) of \1 blocks computed", printed, re.MULTILINE)
@@ -134,12 +134,12 @@ def test_existing_dask_cluster(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a part of a volume with a place, with two coarser levels of lengths that cannot all be halved."""
+    """Make an output of part of a volume with an offset, with two coarser levels that do not divide all lengths."""
     return make_output(tmp_path_factory.mktemp("shown"))
 
 
 def test_layers_for_napari(output: Path) -> None:
-    """Each level lies where its metadata say: napari places it by the lengths, from the corner of the finest one on."""
+    """Each level is where its metadata state. napari places it by its scale, from the corner of the finest one."""
     raw, *labels = layers_of(output)
     assert (raw.kind, raw.name, raw.scale, raw.translate) == ("image", "raw", (30.0, 4.5, 4.0), (90.0, 0.0, -8.0))
     assert np.array_equal(np.array(raw.levels[0]), zarr.open_array(output.with_name("raw.zarr") / "0", mode="r")[:])
@@ -150,7 +150,7 @@ def test_layers_for_napari(output: Path) -> None:
         assert len(layer.levels) == len(stored) == 3
         assert any(shown.shape != given.shape for shown, given in zip(layer.levels, stored, strict=True))
         for step, (shown, given) in zip(((1, 1, 1), (1, 2, 2), (1, 4, 4)), zip(layer.levels, stored, strict=True), strict=True):
-            factor = np.divide(layer.levels[0].shape, shown.shape)  # as napari has it
+            factor = np.divide(layer.levels[0].shape, shown.shape)  # as in napari
             scale, translate = place_of(step)
             assert (factor * layer.scale).tolist() == scale
             assert (np.array(layer.translate) + np.array(layer.scale) * (factor - 1) / 2).tolist() == translate
@@ -168,7 +168,7 @@ def test_layers_for_napari(output: Path) -> None:
 
 
 def test_other_volumes_in_napari(output: Path, tmp_path: Path) -> None:
-    """A plain array has the place that its attributes tell; of another's pyramid, levels at other places are left out."""
+    """A plain array has the offset of its attributes. In a foreign pyramid, levels at other positions are omitted."""
     plain = save_volume(tmp_path / "plain.zarr", texture((3, 9, 9)), voxel_size=[40, 8, 8], units=["nm"] * 3)
     ((voxels, space),) = raw_levels(plain)
     assert (voxels.shape, space.scale) == ((3, 9, 9), (40, 8, 8))
@@ -197,7 +197,7 @@ def test_look_at_plan() -> None:
 
 
 def test_draw_cells(tmp_path: Path) -> None:
-    """What it draws is learnt from in test_readme.py."""
+    """test_readme.py trains on what it draws."""
     run("draw_cells.py", str(tmp_path))
     for depth, pair in ((5, ("slices", "labels")), (6, ("volume", "truth"))):
         raw, values = (tifffile.imread(tmp_path / f"{name}.tif") for name in pair)

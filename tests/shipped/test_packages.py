@@ -1,4 +1,4 @@
-"""What is built for others: the wheel and the source distribution."""
+"""Test the built packages: the wheel and the source distribution."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = {"emseg": ROOT / "workflows" / "emseg", "emseg_core": ROOT / "pipelin
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both, built by the hatchling that pip gives."""
+    """Build both into a folder, with the hatchling that pip provides."""
     tools, folder = tmp_path_factory.mktemp("tools"), tmp_path_factory.mktemp("dist")
     (backend,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(tools), backend]
@@ -36,7 +36,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def in_wheel(built: Path) -> dict[str, bytes]:
-    """Each file of the wheel."""
+    """Return each file of the wheel."""
     (file,) = built.glob("*.whl")
     with zipfile.ZipFile(file) as wheel:
         return {name: wheel.read(name) for name in wheel.namelist()}
@@ -44,7 +44,7 @@ def in_wheel(built: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def in_sdist(built: Path) -> dict[str, bytes]:
-    """Each file of the source distribution, below its folder."""
+    """Return each file of the source distribution, relative to its folder."""
     (file,) = built.glob("*.tar.gz")
     with tarfile.open(file) as archive:
         members = [member for member in archive.getmembers() if member.isfile()]
@@ -53,7 +53,7 @@ def in_sdist(built: Path) -> dict[str, bytes]:
 
 
 def package_files(root: Path) -> dict[str, bytes]:
-    """Each file of a package in the checkout: code, templates, models, licences, markers of types."""
+    """Return each file of a package in the checkout: code, templates, models, licences, type markers."""
     files = [file for file in root.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     return {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
 

@@ -1,4 +1,4 @@
-"""Every block of the README and the documentation is run, or, where that would take too long, checked as far as possible."""
+"""Test every block of the README and the documentation by running it, or by checking it as far as time allows."""
 
 import json
 import re
@@ -25,7 +25,7 @@ from emseg_core.model.external_model import SETTINGS, read_external
 SAMPLE = ROOT / "examples" / "fib25-sample" / "raw.tif"
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 BAR = 0.85
-"""Membrane F1 that five annotated slices must lead to."""
+"""Minimum membrane F1 after training on five annotated slices."""
 READMES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("**/README.md") if ".venv" not in path.parts)
 TUTORIALS = "workflows/docs/tutorials"
 HOW_TO = "workflows/docs/how-to"
@@ -40,14 +40,14 @@ BLOCKS = {
     f"{HOW_TO}/watch.md": ["scrape_configs:"],
     "workflows/docs/results.md": ["EMSEG_DATA=", "emseg ingest", "EMSEG_DATA=", "emseg ingest"],  # in tests/tissue
 }
-"""How the blocks of each page start; those of pages that `test_deploy_docs.py` checks are not listed."""
+"""First words of the blocks of each page, except pages that `test_deploy_docs.py` checks."""
 CHECKED_ELSEWHERE = ("workflows/docs/deploy/", f"{TUTORIALS}/slurm.md")
 MAX_README_LINES = 150
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the reader's own stack."""
+    """Make a folder with the reader's own stack."""
     folder = tmp_path_factory.mktemp("reader")
     tifffile.imwrite(folder / "my-stack.tif", tifffile.imread(SAMPLE)[:6, :96, :96])
     return folder
@@ -93,14 +93,14 @@ def test_the_same_from_python(folder: Path) -> None:
 
 
 def test_what_prometheus_is_told() -> None:
-    """Where a run's dashboard is, and its token."""
+    """The page names the address of a run's dashboard, and its token."""
     (job,) = yaml.safe_load(block(f"{HOW_TO}/watch.md", "scrape_configs:"))["scrape_configs"]
     assert job["static_configs"] == [{"targets": [f"{LOOPBACK}:{DASHBOARD_PORT}"]}]
     assert job["authorization"] == {"credentials_file": str(token_file(Path("/data/volume.emseg.zarr")))}
 
 
 def test_the_dashboard_is_told_of_a_hub() -> None:
-    """By the variable that Dask reads, with its own port."""
+    """The page uses the variable that Dask reads, with Dask's own port."""
     command = block(f"{HOW_TO}/proxy.md", "export DASK_").replace("HUB", "hub.example.org").replace("NAME", "me")
     script = "from emseg.clusters.guard import dashboard_address; print(dashboard_address('127.0.0.1', 8787))"
     done = run("bash", "-euc", f"{command}\n{sys.executable} -c {shlex.quote(script)}", folder=ROOT)
@@ -118,7 +118,7 @@ def test_how_good_it_is(tmp_path: Path) -> None:
 
 
 def test_a_number_for_each_neuron(tmp_path: Path) -> None:
-    """On the whole sample, as good as the text says."""
+    """The whole sample is labelled as well as the text says."""
     page = f"{TUTORIALS}/tiff-to-neurons.md"
     for name in ("raw.tif", "truth.tif"):
         (tmp_path / name).write_bytes(SAMPLE.with_name(name).read_bytes())
@@ -132,7 +132,7 @@ def test_a_number_for_each_neuron(tmp_path: Path) -> None:
 
 
 def test_on_an_object_store(tmp_path: Path) -> None:
-    """Volume and output in a bucket; the picture goes into the current folder."""
+    """Volume and output are in a bucket. The picture is saved in the current folder."""
     with object_store() as store:
         store.upload(save_volume(tmp_path / "volume.zarr", texture((8, 40, 40))), "volume.zarr")
         done = run("bash", "-euc", block(f"{TUTORIALS}/object-stores.md", "emseg run"), folder=tmp_path)
@@ -154,7 +154,7 @@ def test_a_class_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_five_annotated_slices_label_a_whole_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On slices that are not learnt from, the network finds what no threshold does."""
+    """On slices not used for training, the network finds what no threshold does."""
     monkeypatch.delenv("EMSEG_DATA", raising=False)
     run(sys.executable, str(ROOT / "examples" / "draw_cells.py"), str(tmp_path), folder=ROOT)
     run("emseg", "ingest", "volume.tif", "volume.zarr", "--voxel-size", "50", "4", "4", folder=tmp_path)
@@ -171,7 +171,7 @@ def test_five_annotated_slices_label_a_whole_volume(tmp_path: Path, monkeypatch:
 
 
 def test_the_explained_configuration_trains(tmp_path: Path) -> None:
-    """As its first lines say, cut to two steps."""
+    """It follows the file's first lines, shortened to two steps."""
     text = (ROOT / "workflows" / "train.toml").read_text()
     drawn, trained = re.findall(r"^#     (.*)$", text, re.MULTILINE)
     assert trained == "EMSEG_DATA=cells emseg train workflows/train.toml"
@@ -185,7 +185,7 @@ def test_the_explained_configuration_trains(tmp_path: Path) -> None:
 
 
 def best_blur(raw: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
-    """The best F1 of a threshold after a blur, both chosen on the truth itself, each slice freed of its shade."""
+    """Return the best F1 of a threshold after a blur, both chosen on the truth itself, with shading removed from each slice."""
     scores = []
     for deviation in (0.5, 1, 1.5, 2):
         blurred, shade = (ndimage.gaussian_filter(raw.astype(np.float32), (0, width, width)) for width in (deviation, 20))

@@ -1,4 +1,4 @@
-"""The paper, section by section: its numbers, and that README and pictures are what the scripts make today."""
+"""Test the paper's numbers section by section, and that README and pictures match what the scripts make today."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ FIGURE_1 = [
     ([200, 198, 196], [256, 128, 128]),
     ([392, 390, 388, 388], [128, 64, 64, 2]),
 ]
-"""Pixels along an edge and channels, read off Fig. 1 of the paper."""
+"""Pixels along an edge and channels, from Fig. 1 of the paper."""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the README and the pictures, made anew by the README's own command."""
+    """Make a folder with the README and pictures by the README's own command."""
     folder = tmp_path_factory.mktemp("paper")
     (commands,) = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert commands == "cd examples\npython -m unet_paper\n"
@@ -54,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def agree(ours: str, theirs: str) -> bool:
-    """Whether two texts say the same, their whole numbers alike and the others within two of the last digit."""
+    """Return whether two texts agree, with equal whole numbers and others within two of the last digit."""
     if NUMBER.sub("#", ours) != NUMBER.sub("#", theirs):
         return False
     pairs = zip(NUMBER.findall(ours), NUMBER.findall(theirs), strict=True)
@@ -62,7 +62,7 @@ def agree(ours: str, theirs: str) -> bool:
 
 
 def last_digit(number: str) -> float:
-    """What the last digit of a decimal number counts; 0 for a whole one."""
+    """Return the value of the last digit of a decimal number; 0 for a whole one."""
     digits = len(number.partition(".")[2])
     return float(10.0**-digits) if digits else 0.0
 
@@ -105,7 +105,7 @@ def test_each_picture_is_shown(made: Path) -> None:
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_pictures_are_those_that_are_drawn_today(made: Path, name: str) -> None:
-    """Shapes and words by their numbers; what is within by its pixels, not by how this version of Pillow packs them."""
+    """Shapes and words are compared by their numbers, images by their pixels, since Pillow versions compress differently."""
     ours, theirs = ((folder / "pictures" / name).read_text() for folder in (made, FOLDER))
     assert agree(PNG.sub("", ours), PNG.sub("", theirs))
     for one, other in zip(PNG.findall(ours), PNG.findall(theirs), strict=True):
@@ -136,7 +136,7 @@ def test_figure_2_tiled_is_untiled() -> None:
     raw, drawn = tiling.volume(), tiling.predictor()
     whole, tiled = tiling.untiled(raw, drawn), tiling.tiled(raw, drawn)
     labels = classify(whole)
-    assert 0.01 < labels.mean() < 0.99  # a network that says the same everywhere would prove nothing
+    assert 0.01 < labels.mean() < 0.99  # a network with a constant result would prove nothing
     assert np.abs(tiled - whole).max() < 1e-5 * np.abs(whole).max()
     ties = np.abs(np.diff(whole, axis=0)[0]) < 1e-5 * np.abs(whole).max()
     assert np.array_equal(classify(tiled)[~ties], labels[~ties])
@@ -151,7 +151,7 @@ def test_figure_2_otherwise_there_are_seams() -> None:
 
 
 def test_figure_3_equation_2() -> None:
-    """At some membrane pixels, with distances to all pixels of all segments."""
+    """It is checked at some membrane pixels, with distances to all pixels of all segments."""
     parts, classes, found = segments(), truth(), weight_map.weights()
     ids = range(1, int(parts.max()) + 1)
     places = [np.argwhere(parts == number) for number in ids]
@@ -196,7 +196,7 @@ def test_the_receptive_field_of_the_output() -> None:
     assert receptive_field.sizes(network.PAPER, receptive_field.Stage("up", 0)) == [188, 204]
     before, behind = receptive_field.reach(network.PAPER)
     assert min(before) == min(behind) == 92
-    assert before[0] == behind[3] == 92  # where tiles begin and end
+    assert before[0] == behind[3] == 92  # where tiles start and end
 
 
 def test_skips() -> None:
@@ -209,7 +209,7 @@ def test_skips() -> None:
 
 
 def test_he_initialisation_of_each_layer() -> None:
-    """Deviations of n normal numbers have a standard error of ``1 / sqrt(2 n)`` of themselves."""
+    """The deviation of n normal numbers has a relative standard error of ``1 / sqrt(2 n)``."""
     found = initialisation.layers()
     assert len(found) == 23  # "in total the network has 23 convolutional layers"
     assert sum(layer.weights for layer in found) < network.PAPER.parameters

@@ -1,11 +1,11 @@
-"""A real SLURM cluster on this machine, for as long as a test takes.
+"""A real SLURM cluster on this machine, for the duration of a test.
 
-Each node is a `slurmd` with mounts, processes and a host name of its own. As on a cluster, its ``/tmp`` is not that of the
-machine where jobs are submitted, process numbers mean nothing elsewhere, and what is left of a job is killed at its end.
-Network, cores and all other folders are those of the machine. The GPUs are stand-ins: SLURM hands them out, nothing
-computes on them.
+Each node is a `slurmd` with its own mounts, processes and host name. As on a cluster, its ``/tmp`` is not that of the machine
+where jobs are submitted, process numbers are meaningless elsewhere, and everything left of a job is killed at its end.
+Network, cores and all other folders are those of the machine. The GPUs are simulated: SLURM assigns them, but they cannot
+compute.
 
-Needs root, and what ``tests/slurm/setup`` installs.
+This needs root, and what ``tests/slurm/setup`` installs.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from programs import PATH, lacking, path_of
 
 LOOPBACK = "127.0.0.1"
 PRIVATE = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
-"""Folders that each node has for itself, empty but for `SOFTWARE`."""
+"""Folders that each node has for itself, empty except for `SOFTWARE`."""
 SOFTWARE = {Path(__file__).resolve().parents[2], Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()}
-"""Seen by all nodes, wherever it is."""
+"""Folders with software, which all nodes see wherever they are."""
 START = 30.0
 """Seconds within which the nodes must be ready."""
 TICK = 30.0
-"""Seconds between two looks of SLURM at the time limits. So a signal that is asked for S seconds before a job's end comes
-S to S + 30 seconds before it, and a job is ended up to 30 seconds late."""
+"""Seconds between SLURM's checks of time limits. A signal requested for S seconds before a job's end therefore arrives
+S to S + 30 seconds before it, and a job ends up to 30 seconds late.
+"""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv", "unshare")
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 
@@ -91,7 +92,7 @@ for place in /proc/[0-9]*; do
 done
 exit 0
 """
-"""Kills what is left of a job on a node at its end, as control groups do."""
+"""Script that kills what is left of a job on a node at its end, as control groups do."""
 INSIDE = """\
 set -e
 node=$1 folder=$2 private=$3
@@ -104,18 +105,18 @@ echo "$node" > /proc/sys/kernel/hostname
 slurmd -D -N "$node"
 exit
 """
-"""What the first process of a node does. It stays, as the parent of all that loses its own."""
+"""The program of a node's first process. It stays as the parent of orphaned processes."""
 
 
 class Job(TypedDict):
-    """A job, as SLURM tells of it."""
+    """A job, as SLURM reports it."""
 
     id: str
-    """Also of an array's task: its own number."""
+    """The job's id; a task of an array has its own."""
     name: str
     state: str
     node: str
-    """Or nodes, as ``n[1-2]``; empty while it waits."""
+    """The node, or nodes as ``n[1-2]``; empty while the job waits."""
     restarts: int
     reason: str
 
@@ -126,16 +127,16 @@ class SlurmCluster:
     def __init__(self, folder: Path, nodes: int, gpus: int) -> None:
         self.folder = folder
         self.scratch = folder / "scratch"
-        """Shared: the same on all nodes and here."""
+        """Folder shared by all nodes and this machine."""
         self.nodes = tuple(f"n{number}" for number in range(1, nodes + 1))
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
-        """The environment of a process that submits; all that matters is ``SLURM_CONF``."""
+        """Environment of a process that submits. It needs only ``SLURM_CONF``."""
         self.env["SLURM_CONF"] = str(folder / "slurm.conf")
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._configure(gpus)
 
     def run(self, *command: object, stdin: str = "", timeout: float = 60.0) -> str:
-        """What a command, such as ``srun``, printed; it must succeed. It is run in the shared folder."""
+        """Run a command, such as ``srun``, in the shared folder and return its output. The command must succeed."""
         args = list(map(str, command))
         options: dict[str, Any] = {"env": self.env, "cwd": self.scratch, "capture_output": True, "text": True}
         done = subprocess.run(args, input=stdin, timeout=timeout, **options)
@@ -143,29 +144,29 @@ class SlurmCluster:
         return str(done.stdout).strip()
 
     def submit(self, script: str, *options: object) -> str:
-        """The id of a new batch job of these shell commands. It prints to ``slurm-ID.out`` in the shared folder."""
+        """Submit shell commands as a batch job that prints to ``slurm-ID.out`` in the shared folder, and return its id."""
         return self.run("sbatch", "--parsable", "--open-mode=append", *options, stdin=f"#!/bin/bash\n{script}\n")
 
     def output(self, job: str) -> str:
-        """What a batch job printed so far."""
+        """Return the output of a batch job so far."""
         path = self.scratch / f"slurm-{job}.out"
         return path.read_text() if path.exists() else ""
 
     def jobs(self, *, ended: bool = False) -> list[Job]:
-        """All jobs that wait, run or are being ended; and, if asked, those that have ended."""
+        """Return all jobs that wait, run or are ending and, if requested, those that have ended."""
         found = [_job(line) for line in self.run("scontrol", "-o", "show", "jobs").splitlines() if line.startswith("JobId=")]
         return [job for job in found if ended or job["state"] not in ENDED]
 
     def job(self, job: str) -> Job:
-        """One job, ended or not."""
+        """Return a job, ended or not."""
         return _job(self.run("scontrol", "-o", "show", "job", job))
 
     def state(self, job: str) -> str:
-        """As ``RUNNING``; the job may have ended."""
+        """Return a state such as ``RUNNING``. The job may have ended."""
         return self.job(job)["state"]
 
     def wait_until(self, predicate: Callable[[], object], seconds: float = 60.0) -> float:
-        """The seconds it took until something was so; an error if it takes longer."""
+        """Wait until a condition holds, and return the seconds that took. Fail if it takes too long."""
         began = time.monotonic()
         while not predicate():
             if time.monotonic() - began > seconds:
@@ -174,32 +175,32 @@ class SlurmCluster:
         return time.monotonic() - began
 
     def wait_for(self, job: str, *states: str, seconds: float = 60.0) -> float:
-        """The seconds it took until a job was in one of these states, or has ended if none is named."""
+        """Wait until a job is in one of these states, or has ended if none is given. Return the seconds that took."""
         return self.wait_until(lambda: self.state(job) in (states or ENDED), seconds)
 
     def cancel_all(self) -> None:
-        """Ends all jobs, and waits for their ends."""
+        """Cancel all jobs and wait for their ends."""
         self.run("scancel", "--user=root")
         self.wait_until(lambda: not self.jobs())
 
     def end_in(self, job: str, seconds: int) -> None:
-        """Moves the end of a running job's time. SLURM looks at it twice a minute only: see `TICK`."""
+        """Change the end of a running job's time. SLURM checks it only twice a minute: see `TICK`."""
         self.run("scontrol", "update", f"JobId={job}", f"EndTime=now+{seconds}")
 
     def kill_node(self, node: str) -> None:
-        """All of a node's processes are gone at once, as when its power fails; SLURM, slow to notice, is told."""
+        """Kill all processes of a node at once, as a power failure would. SLURM is told, since it notices slowly."""
         self._kill(node)
         self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=killed")
 
     def start_node(self, node: str) -> None:
-        """Starts a node that is not running, without what it had in its private folders."""
+        """Start a node that is not running, without the former content of its private folders."""
         spaces = ("--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "--ipc")
         hidden = sorted(place for place in SOFTWARE if _is_private(place))
         private = " ".join(map(str, PRIVATE))
         self._start(node, "unshare", *spaces, "bash", "-c", INSIDE, "node", node, self.folder, private, *hidden)
 
     def start(self) -> None:
-        """Starts the daemons and waits for the nodes."""
+        """Start the daemons and wait for the nodes."""
         munge = self.folder / "munge"
         private = [f"--{what}-file={munge / what}" for what in ("key", "log", "pid", "seed")]
         self._start("munged", "munged", "--foreground", f"--socket={munge / 'socket'}", *private, user="munge")
@@ -210,7 +211,7 @@ class SlurmCluster:
         self._await(self._idle)
 
     def stop(self) -> None:
-        """Nothing is left running."""
+        """Stop everything."""
         with suppress(OSError, subprocess.SubprocessError):
             subprocess.run(["scancel", "--user=root"], env=self.env, capture_output=True, timeout=5)
         for node in self.nodes:
@@ -238,7 +239,7 @@ class SlurmCluster:
             conf += NODE.format(node=node, loopback=LOOPBACK, port=port, gpus=gpus)
             for gpu in range(gpus):
                 device = self.folder / "devices" / f"{node}-gpu{gpu}"
-                os.mknod(device, 0o20666, os.makedev(1, 3))  # as /dev/null
+                os.mknod(device, 0o20666, os.makedev(1, 3))  # like /dev/null
                 gres += f"NodeName={node} Name=gpu File={device} Flags=nvidia_gpu_env\n"
         (self.folder / "slurm.conf").write_text(conf)
         (self.folder / "gres.conf").write_text(gres)
@@ -254,7 +255,7 @@ class SlurmCluster:
             shutil.chown(path, "munge", "munge")
 
     def _start(self, name: str, program: str, *arguments: object, user: str | None = None) -> None:
-        """A daemon that ends with this process, however this one ends."""
+        """Start a daemon that ends with this process, however this process ends."""
         command = ["setpriv", "--pdeathsig", "KILL", path_of(program), *map(str, arguments)]
         env = self.env | {"PATH": PATH}
         with (self.folder / "log" / f"{name}.out").open("wb") as log:
@@ -267,7 +268,7 @@ class SlurmCluster:
         if process.poll() is None:
             for first in psutil.Process(process.pid).children():
                 first.kill()
-                first.wait(10)  # it goes last: the system ends all others of its namespace before
+                first.wait(10)  # it goes last: the system ends all others of its namespace first
         process.kill()
         process.wait()
 
@@ -277,7 +278,7 @@ class SlurmCluster:
         return set(said.split()) == set(self.nodes)
 
     def _await(self, ready: Callable[[], bool]) -> None:
-        """Waits while the daemons get up; an error, with what they said, if one does not."""
+        """Wait until the daemons are ready. If one fails, show what it printed."""
         began = time.monotonic()
         while not ready():
             for name, process in self._daemons.items():
@@ -286,16 +287,16 @@ class SlurmCluster:
             time.sleep(0.1)
 
     def _log(self, name: str) -> str:
-        """The end of what a daemon said."""
+        """Return the end of a daemon's log."""
         paths = (self.folder / "log" / name, self.folder / "log" / f"{name}.out")
         return "".join(f"{path}:\n{path.read_text()[-2000:]}" for path in paths if path.exists())
 
 
 @contextmanager
 def slurm_cluster(folder: Path, nodes: int = 3, gpus: int = 1) -> Iterator[SlurmCluster]:
-    """A cluster of nodes ``n1``, ``n2``, .. with 2 CPUs, 4000 MB and some GPUs each.
+    """Run a cluster of nodes ``n1``, ``n2``, .. with 2 CPUs, 4000 MB and some GPUs each.
 
-    The folder must be new or empty, and not in a `PRIVATE` one. It is removed at the end, with the shared folder in it.
+    The folder must be new or empty, and not in a `PRIVATE` one. It is removed at the end, including its shared folder.
     The thread that enters must live as long as the cluster.
     """
     assert not _is_private(folder), f"{folder} would not be seen by the nodes"
@@ -309,7 +310,7 @@ def slurm_cluster(folder: Path, nodes: int = 3, gpus: int = 1) -> Iterator[Slurm
 
 
 def missing() -> str:
-    """What this machine lacks for a cluster, or nothing."""
+    """Return what this machine lacks for a cluster, or nothing."""
     if os.geteuid() != 0:
         return "a SLURM cluster of one's own needs root"
     if absent := lacking(PROGRAMS):
@@ -323,7 +324,7 @@ def _is_private(folder: Path) -> bool:
 
 
 def _job(line: str) -> Job:
-    """A job from its line of ``scontrol -o show job``."""
+    """Parse a job from its line of ``scontrol -o show job``."""
 
     def field(name: str) -> str:
         found = re.search(rf"(?:^| ){name}=(.*?)(?= [A-Z][A-Za-z/:]*=|$)", line)
@@ -340,7 +341,7 @@ def _job(line: str) -> Job:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, below those that the system hands out."""
+    """Return ports that are free, below those that the system assigns."""
     found: list[int] = []
     while len(found) < count:
         port = random.randrange(10_000, 30_000)

@@ -1,4 +1,4 @@
-"""One SLURM cluster for all tests that ask for it."""
+"""Fixture: one SLURM cluster for all tests that need it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slurm.cluster import SlurmCluster, missing, slurm_cluster
 
 @pytest.fixture(scope="session")
 def slurm_parent() -> Path:
-    """Where clusters get their folders: ``EMSEG_SLURM``, or a place that nodes see."""
+    """Return the folder for clusters: ``EMSEG_SLURM``, or one that nodes can see."""
     why = missing()
     if why:
         pytest.skip(why)
@@ -22,6 +22,6 @@ def slurm_parent() -> Path:
 
 @pytest.fixture(scope="session")
 def slurm(slurm_parent: Path) -> Iterator[SlurmCluster]:
-    """Three nodes of 2 CPUs and 2 GPUs each."""
+    """Start three nodes of 2 CPUs and 2 GPUs each."""
     with slurm_cluster(Path(tempfile.mkdtemp(prefix="emseg-slurm-", dir=slurm_parent)), gpus=2) as cluster:
         yield cluster

@@ -1,4 +1,4 @@
-"""The cluster that tests run jobs on behaves as clusters do."""
+"""Test that the cluster for job tests behaves as real clusters do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ print("ready", os.environ.get("SLURM_RESTART_COUNT", 0), flush=True)
 while True:
     time.sleep(0.1)
 """
-"""Tells of each SIGTERM, and leaves at the first one if asked to."""
+"""Program that reports each SIGTERM, and exits at the first one if asked to."""
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def _no_jobs_left(slurm: SlurmCluster) -> Iterator[None]:
 
 
 def patient(slurm: SlurmCluster, *arguments: str, options: tuple[str, ...] = ()) -> str:
-    """The id of a running job that is a single process of `PATIENT`."""
+    """Return the id of a running job that is a single process of `PATIENT`."""
     (slurm.scratch / "patient.py").write_text(PATIENT)
     job = slurm.submit(f"exec {sys.executable} patient.py {' '.join(arguments)}", *options)
     slurm.wait_until(lambda: "ready" in slurm.output(job))
@@ -50,7 +50,7 @@ def patient(slurm: SlurmCluster, *arguments: str, options: tuple[str, ...] = ())
 
 
 def terms(slurm: SlurmCluster, job: str) -> list[float]:
-    """When the process of a job got SIGTERM."""
+    """Return when the process of a job got SIGTERM."""
     return [float(line.split()[1]) for line in slurm.output(job).splitlines() if line.startswith("SIGTERM")]
 
 
@@ -60,7 +60,7 @@ def has_restarted(slurm: SlurmCluster, job: str) -> bool:
 
 
 def processes_of(folder: Path) -> list[str]:
-    """All that runs for a cluster, its jobs included."""
+    """Return all processes of a cluster, including its jobs."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -78,7 +78,7 @@ def test_each_node_has_its_own_name_and_processes(slurm: SlurmCluster) -> None:
 
 
 def test_only_some_folders_are_shared(slurm: SlurmCluster) -> None:
-    """What a program puts into ``/tmp`` is not there for the others."""
+    """A file that a program writes into ``/tmp`` does not exist for the others."""
     with tempfile.NamedTemporaryFile(dir="/tmp") as here:
         (slurm.scratch / "shared").touch()
         slurm.run("srun", "-w", "n1", "touch", "/tmp/of-n1")
@@ -108,7 +108,7 @@ def test_no_two_jobs_have_one_gpu(slurm: SlurmCluster) -> None:
 
 
 def test_a_batch_job_reaches_its_other_nodes(slurm: SlurmCluster) -> None:
-    """By steps, also while another one runs; these must not ask for memory."""
+    """Steps reach them, also while another step runs; they must not request memory."""
     step = "srun --overlap --mem=0"
     job = slurm.submit(
         f"{step} sleep 1 & {step} hostname; {step} hostname; echo $CUDA_VISIBLE_DEVICES; wait", "-N3", "--gres=gpu:2"
@@ -119,30 +119,30 @@ def test_a_batch_job_reaches_its_other_nodes(slurm: SlurmCluster) -> None:
 
 
 def test_a_requeued_job_starts_again_soon(slurm: SlurmCluster) -> None:
-    """Told from outside, and by itself as its last act."""
+    """It is requeued from outside, and by itself as its last action."""
     itself = slurm.submit("echo run $SLURM_RESTART_COUNT; [ $SLURM_RESTART_COUNT ] || exec scontrol requeue $SLURM_JOB_ID")
     told = patient(slurm, "leave")
     slurm.run("scontrol", "requeue", told)
     for job in (itself, told):
-        assert slurm.wait_until(partial(has_restarted, slurm, job), 100) < 100  # by default it takes 120
+        assert slurm.wait_until(partial(has_restarted, slurm, job), 100) < 100  # the default is 120
     slurm.wait_until(lambda: "ready 1" in slurm.output(told))
     slurm.wait_for(itself)
-    # SLURM may say, in between, that it cancelled a step which had not quite ended.
+    # SLURM may report, in between, that it cancelled a step which had not quite ended.
     assert re.findall(r"^run.*", slurm.output(itself), re.MULTILINE) == ["run", "run 1"]
     assert len(terms(slurm, told)) == 1
 
 
 def test_nothing_of_a_cancelled_job_goes_on(slurm: SlurmCluster) -> None:
-    """One that does not heed SIGTERM is killed a few seconds later, and so are its processes that went their own ways."""
+    """A job that ignores SIGTERM is killed a few seconds later, and so are its detached processes."""
     job = patient(slurm, "stray")
     slurm.run("scancel", job)
-    assert 3 < slurm.wait_for(job, "CANCELLED") < 30  # by default it takes longer
+    assert 3 < slurm.wait_for(job, "CANCELLED") < 30  # the default is longer
     assert terms(slurm, job)
     assert not [line for line in processes_of(slurm.folder) if "sleep" in line or "patient" in line]
 
 
 def test_time_runs_out(slurm: SlurmCluster) -> None:
-    """Who asks for a signal gets it early, and once; who does not, at the end, and is killed then."""
+    """A job that requests a signal gets it early, and once. Others get it at the end, and are then killed."""
     ahead = 10
     warned = patient(slurm, "leave", options=("--time=10", f"--signal=B:TERM@{ahead}"))
     surprised = patient(slurm, options=("--time=10",))

@@ -1,4 +1,4 @@
-"""`emseg submit` on a real SLURM: the bytes of a local run, whatever is cancelled or runs out of time."""
+"""Test `emseg submit` on a real SLURM: the bytes of a local run, even if jobs are cancelled or run out of time."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ try:
 except PermissionError as error:
     print("kept out:", error)
 """
-"""What another user of the cluster tries, who knows all that can be known."""
+"""Program of another user of the cluster who knows everything that is public."""
 
 
 class Site:
-    """A folder that all nodes see, with a volume and the output of a local run."""
+    """A folder that all nodes share, with a volume and the output of a local run."""
 
     def __init__(self, slurm: SlurmCluster, folder: Path) -> None:
         self.slurm = slurm
@@ -60,7 +60,7 @@ class Site:
         self.tiles = json.loads(plan.stdout)["cost"]["tiles"]
 
     def emseg(self, *words: object, env: Mapping[str, str] | None = None, timeout: float = 60) -> str:
-        """What a command prints that is given on the machine where jobs are submitted."""
+        """Run a command on the machine where jobs are submitted, and return its output."""
         command = [sys.executable, "-m", "emseg", *map(str, words)]
         env = {**(env or {}), **self.slurm.env}
         done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=timeout)
@@ -68,13 +68,13 @@ class Site:
         return done.stdout
 
     def submit(self, output: str, *words: object, seconds: float = 0.0) -> str:
-        """Number of a new job; its predictions take so much longer together, on whatever machine."""
+        """Submit a job and return its number. Its predictions together take this much longer on any machine."""
         slow = slowed(seconds / self.tiles)
         said = self.emseg("submit", "volume.zarr", "-o", output, "--device", "cpu", *SMALL, *words, env=slow)
         return said.split()[1]
 
     def address(self, output: str) -> str:
-        """Where the scheduler of a run listens, as its workers' logs say."""
+        """Return the address of a run's scheduler, from its workers' logs."""
         return str(re.findall(r"Waiting to connect to: +(tls://\S+)", self.log(output))[-1])
 
     def wait_for_blocks(self, output: str, count: int) -> None:
@@ -84,7 +84,7 @@ class Site:
         return dict(json.loads(self.emseg("status", output, "--json")))
 
     def check(self, output: str) -> None:
-        """All is as it would be locally, and nothing is left behind."""
+        """Check that everything is as after a local run, and that nothing is left behind."""
         assert bytes_of(self.folder / output) == bytes_of(self.folder / "local.zarr")
         self.slurm.wait_until(lambda: not self.slurm.jobs(), 60)
         assert not list(self.folder.glob(f".{output}.tls-*"))
@@ -93,7 +93,7 @@ class Site:
         return "".join(path.read_text() for path in sorted((self.folder / f"{output}.slurm").glob("*.log")))
 
     def events(self, output: str, event: str) -> list[dict[str, Any]]:
-        """Each such line of the records of all runs."""
+        """Return all lines of this kind from the records of all runs."""
         stored = open_output(self.folder / output)
         runs = len(list((self.folder / output / "emseg").glob("run-*")))
         return [line for run in range(1, runs + 1) for line in lines_of(stored, run) if line["event"] == event]
@@ -124,7 +124,7 @@ def test_one_allocation_and_another_user(site: Site) -> None:
 
 
 def test_elastic_and_a_worker_that_is_cancelled(site: Site) -> None:
-    """It is replaced, and costs at most the blocks that it had in hand."""
+    """It is replaced. At most its blocks in progress are repeated."""
     job = site.submit("elastic.zarr", "--workers", "2", "--elastic", seconds=80)
     site.wait_for_blocks("elastic.zarr", 3)
     workers = [found["id"] for found in site.slurm.jobs() if found["id"] != job]
@@ -163,7 +163,7 @@ def test_out_of_time_it_queues_itself_again(site: Site) -> None:
 
 
 def test_preempted_it_goes_on(site: Site) -> None:
-    """A job that matters more takes its nodes away; SLURM queues it again by itself."""
+    """A job with a higher priority takes its nodes, and SLURM requeues it automatically."""
     job = site.submit("preempted.zarr", "--workers", "2", seconds=40)
     site.wait_for_blocks("preempted.zarr", 2)
     urgent = site.slurm.submit("sleep 5", "--partition=urgent", "--nodes=3", "--exclusive")
@@ -197,7 +197,7 @@ def test_cancelled_in_the_middle_and_gone_on_with_by_hand(site: Site) -> None:
     site.slurm.wait_until(lambda: not site.slurm.jobs(), 90)
     assert "is requeued" not in site.log("cancelled.zarr")
     again = run_emseg("run", "volume.zarr", "-o", "cancelled.zarr", "--workers", "2", cwd=site.folder)
-    if again.returncode == 2:  # killed before it could give its lease back: another host must take it for dead
+    if again.returncode == 2:  # killed before it could release its lease: another host must treat it as dead
         assert "try again" in again.stderr
         lease = max((site.folder / "cancelled.zarr" / "emseg").glob("run-*/lease.json"))
         os.utime(lease, (lease.stat().st_mtime - 120,) * 2)
@@ -207,7 +207,7 @@ def test_cancelled_in_the_middle_and_gone_on_with_by_hand(site: Site) -> None:
 
 
 def test_instances(site: Site) -> None:
-    """Labelled by the workers of the job, and once more by hand on jobs of their own."""
+    """They are labelled by the workers of the job, and once more by hand with other jobs."""
     done = run_emseg("run", "volume.zarr", "-o", "neurons.zarr", "--workers", "0", "--instances", cwd=site.folder)
     assert done.returncode == 0, done.stderr
     job = site.submit("numbered.zarr", "--workers", "2", "--instances")
@@ -235,7 +235,7 @@ def test_instances(site: Site) -> None:
 def test_workers_share_a_node_and_their_logs_lie_beside_the_output(
     site: Site, values: str, request: pytest.FixtureRequest
 ) -> None:
-    """What counts per node is asked for once, so that no step waits for another; % in a name stays as it is."""
+    """Resources per node are requested once, so that no step waits for another. A % in a name is kept."""
     output = f"{request.node.callspec.id} vol%j 2%uranyl.zarr"
     (site.folder / "shared.toml").write_text(values)
     words = ("submit", "volume.zarr", "-o", output, "--device", "cpu", "--workers", "2", "--site", "shared.toml")
@@ -250,7 +250,7 @@ def test_workers_share_a_node_and_their_logs_lie_beside_the_output(
 
 @pytest.mark.parametrize("elastic", [(), ("--elastic",)])
 def test_memory_that_comes_with_cores_is_not_asked_for_also_from_within_a_job(site: Site, elastic: tuple[str, ...]) -> None:
-    """The job takes over nothing of the one that it was submitted from, whose memory would not fit in it."""
+    """The new job inherits nothing from the job that submits it, whose memory would not fit."""
     output = f"within{len(elastic)}.zarr"
     words = ("submit", "volume.zarr", "-o", output, "--device", "cpu", *SMALL, "--memory", "none", "--workers", "2", *elastic)
     emseg = (sys.executable, "-m", "emseg", *words)

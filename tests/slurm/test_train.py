@@ -1,4 +1,4 @@
-"""`deploy/train.sbatch` on a real SLURM: the weights of one process, on two nodes, in a job that was queued again."""
+"""Test `deploy/train.sbatch` on a real SLURM: a requeued job on two nodes gives the weights of one process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIG = TOGETHER.replace("steps = 6", "steps = 1000").replace("validate_every =
 
 @pytest.fixture
 def folder(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Seen by all nodes, and where jobs are submitted."""
+    """Make a folder that all nodes and the submitting machine share."""
     folder = slurm.scratch / "train"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -34,14 +34,14 @@ def folder(slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 
 def submit(slurm: SlurmCluster, folder: Path, *words: str) -> str:
-    """Number of a new job on two nodes."""
+    """Submit a job on two nodes and return its number."""
     path = f"PATH={Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     where = (f"--chdir={folder}", f"--output={folder}/%j.log", f"--export=ALL,EMSEG_DATA={folder},{path}")
     return slurm.run("sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", *where, SCRIPT, *words)
 
 
 def test_two_nodes_and_queued_again(slurm: SlurmCluster, folder: Path) -> None:
-    """Told that its time is nearly up, the job queues itself again, goes on, and ends with the model."""
+    """Warned that its time is nearly over, the job requeues itself, resumes, and ends with the model."""
     job = submit(slurm, folder, "tiny.toml")
     log = folder / f"{job}.log"
     slurm.wait_until(lambda: Path("tiny.safetensors.checkpoint").exists() or slurm.state(job) in ENDED, 120)
@@ -52,7 +52,7 @@ def test_two_nodes_and_queued_again(slurm: SlurmCluster, folder: Path) -> None:
     assert slurm.job(job)["restarts"] == 1
     said = log.read_text()
     assert f"job {job} queues itself again, to go on" in said
-    assert said.count("step 50 of 1000") == 1  # it did not start anew
+    assert said.count("step 50 of 1000") == 1  # it did not start over
     assert said.count("step 1000 of 1000") == 1
     found = weights_of(folder / "tiny.safetensors")
     Path("tiny.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""The whole way on real serial sections, with the bundled network and with that of the paper."""
+"""Test the whole workflow on real serial sections, with the bundled network and with that of the paper."""
 
 import os
 from pathlib import Path
@@ -24,14 +24,14 @@ pytestmark = pytest.mark.skipif(not STACK.exists(), reason="EMSEG_DATA names no 
 
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The 24 slices as a volume."""
+    """Ingest the 24 slices as a volume."""
     path = tmp_path_factory.mktemp("isbi") / "isbi.zarr"
     ingest(STACK, path, voxel_size=(50, 4, 4))
     return path
 
 
 def test_stack_to_picture(volume: Path) -> None:
-    """TIFF, ingest, run, preview; the voxel size goes through, and others read what was written."""
+    """TIFF, ingest, run and preview keep the voxel size, and other programs read the result."""
     report = segment(volume, workers=2, normalise="slice")
     assert report.exit_code == 0
     assert report.voxels == 24 * 512 * 512
@@ -51,7 +51,7 @@ def test_stack_to_picture(volume: Path) -> None:
 
 
 def test_the_network_of_the_paper_on_one_slice(volume: Path) -> None:
-    """31,030,658 weights, drawn at random: 572 in, 388 out, steps of 384."""
+    """It has 31,030,658 random weights: 572 in, 388 out, steps of 384."""
     paper = ModelSpec.unet(width=64, depth=4)
     model = volume.with_name("paper.safetensors")
     save_model(model, UNet(paper), {"name": "random weights"})

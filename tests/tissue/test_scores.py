@@ -1,4 +1,4 @@
-"""Trainings and scores that are told of, on the real sections that they are told of."""
+"""Test the documented trainings and scores on the real sections that they are about."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ RESULTS = "workflows/docs/results.md"
 
 pytestmark = [
     pytest.mark.skipif("EMSEG_DATA" not in os.environ, reason="EMSEG_DATA names no folder"),
-    pytest.mark.timeout(1200),  # a slow machine that is busy takes long
+    pytest.mark.timeout(1200),  # a slow, busy machine takes long
 ]
 
 
 def trained(command: str, folder: Path) -> Path:
-    """The model of a shipped configuration, cut to two steps of a tiny network."""
+    """Train a shipped configuration, shortened to two steps of a tiny network."""
     given, emseg, train, path = command.split()
     assert (given, emseg, train) == ("EMSEG_DATA=/path/to/data", "emseg", "train")
     text = (ROOT / path).read_text()
@@ -49,7 +49,7 @@ def test_scores_are_measured_as_told(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not (DATA / "isbi2012").exists(), reason="EMSEG_DATA names no folder with isbi2012")
 def test_real_sections(tmp_path: Path) -> None:
-    """The bundled network knows other tissue, so a threshold that is chosen here does better than 0.5."""
+    """The bundled network was trained on other tissue, so a threshold chosen here is better than 0.5."""
     labels = {"membrane": (0,), "inside": (255,)}
     truth = DATA / "isbi2012" / "train-labels.tif"
     ingest(DATA / "isbi2012" / "train-volume.tif", tmp_path / "isbi.zarr", voxel_size=(50, 4, 4))

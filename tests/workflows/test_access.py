@@ -1,4 +1,4 @@
-"""Addresses behind a proxy, and the token of a dashboard: the file that has it, and links in logs."""
+"""Test addresses behind a proxy, and the token of a dashboard: its file, and links in logs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from emseg_core.store.files.place import parse_place
 
 
 def test_the_file_is_this_users_alone(tmp_path: Path) -> None:
-    """Whatever stood there, also where others may write; and it goes with the run."""
+    """It replaces any existing file, even in a folder that others may write to, and is removed after the run."""
     file, elsewhere = tmp_path / ".out.zarr.token", tmp_path / "elsewhere"
     elsewhere.write_text("untouched")
     file.symlink_to(elsewhere)
@@ -97,7 +97,7 @@ def test_what_is_no_address_of_a_proxy(written: str) -> None:
 
 
 def test_the_address_under_jupyterhub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With or without slashes at the end, and whatever the hub states besides."""
+    """Slashes at the end, and other variables of the hub, make no difference."""
     for name in ("JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_PUBLIC_URL"):
         monkeypatch.delenv(name, raising=False)
     assert hub_address(8000) is None

@@ -1,4 +1,4 @@
-"""Every example in a docstring runs and says the truth."""
+"""Test that every example in a docstring runs and gives the shown result."""
 
 from __future__ import annotations
 

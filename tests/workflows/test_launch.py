@@ -1,4 +1,4 @@
-"""How large tiles may be and how many workers share a GPU follows from the machine, not from the number of workers."""
+"""Test that the size of tiles and the number of workers per GPU depend on the machine, not on the number of workers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, cores: int, memory: int) -> None:
 def test_a_third_of_the_memory_of_a_core(
     cores: int, memory: int, threads: int, budget: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many workers are asked for."""
+    """It does not depend on the number of workers."""
     machine(monkeypatch, cores, memory)
     for workers in (None, 0, 1, 50):
         assert tile_budget(Placement(workers), threads, "cpu") == budget
@@ -66,7 +66,7 @@ def test_what_every_machine_has_where_workers_are_elsewhere(monkeypatch: pytest.
 
 
 def test_workers_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as the cores feed, unless it is said how many."""
+    """There are as many as the cores can feed, unless the user sets a number."""
     monkeypatch.setattr(launch, "_cuda", lambda: SimpleNamespace(default_workers_per_gpu=lambda gpus: 3))
     cuda = Placement(cluster="cuda")
     assert cuda.most_per_gpu == 1

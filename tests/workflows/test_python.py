@@ -1,4 +1,4 @@
-"""Functions of the package speak to whoever calls them."""
+"""Test that functions of the package address their caller."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_every_name_is_there() -> None:
 
 
 def test_advice_fits_whoever_asked(volume: Path, tmp_path: Path) -> None:
-    """The same refusal, on the command line and in Python."""
+    """The same refusal has different advice on the command line and in Python."""
     output = tmp_path / "out.zarr"
     emseg.segment(volume, output, workers=0)
     with pytest.raises(OutputError) as refused:
@@ -78,7 +78,7 @@ def test_advice_fits_whoever_asked(volume: Path, tmp_path: Path) -> None:
 
 
 def test_a_plan_speaks_to_whoever_asked(volume: Path, tmp_path: Path) -> None:
-    """What it starts is the public function, however it is started."""
+    """It starts the public function, however it is started."""
     output = tmp_path / "out.zarr"
     assert emseg.plan(volume, workers=0).run(output).exit_code == 0
     planned = emseg.plan(volume, workers=0, probabilities=True)

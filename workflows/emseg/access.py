@@ -96,7 +96,7 @@ def link_with(address: str, token: str) -> str:
     Returns
     -------
     str
-        A link that admits whoever opens it.
+        A link that admits anyone who opens it.
     """
     parts = urlsplit(address)
     return parts._replace(query="&".join(filter(None, (parts.query, f"{TOKEN_PARAMETER}={token}")))).geturl()

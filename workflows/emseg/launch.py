@@ -47,7 +47,7 @@ OPEN_FILES_PER_WORKER = 16
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to start for a run.
+    """A request to start the executor of a run.
 
     Raises
     ------
@@ -229,7 +229,7 @@ def open_executor(launch: Launch, stop: Stop) -> Iterator[Executor]:
     Parameters
     ----------
     launch
-        What was asked for, and who is to be told.
+        The request.
     stop
         Request to end the run.
 

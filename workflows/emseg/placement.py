@@ -102,7 +102,7 @@ class Placement:
 
     @property
     def computes_on(self) -> Device:
-        """What predictors compute on."""
+        """Hardware that predictors compute on."""
         if self.device is not None:
             return self.device
         in_slurm = self.cluster in ("srun", "slurm")
@@ -124,7 +124,7 @@ class Placement:
             raise PlanError(refusal)
 
     def _contradictions(self) -> Iterator[str]:
-        """Yield why this is no placement; what comes first is to be told."""
+        """Yield the contradictions of a placement. The first one is to be reported."""
         elsewhere = self.scheduler or self.client
         if self.workers is not None and self.workers < 0:
             yield f"a run needs at least 0 workers, not {self.workers}"

@@ -1,7 +1,7 @@
 """The functions of the package as a Python caller sees them.
 
-Below, messages name options of the command line. Here their text is turned into keywords and functions, and a keyword that is
-wrong is told with the nearest right one.
+Below, messages name options of the command line. Here their text is turned into keywords and functions, and a message about a
+wrong keyword names the nearest right one.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _options() -> tuple[set[str], dict[str, set[str]]]:
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a function, with a parameter for each keyword that its last one stands for."""
+    """Return the signature of a function, with all keywords of its last parameter listed."""
     signature = inspect.signature(function)
     parameters: list[inspect.Parameter] = []
     for entry in signature.parameters.values():

@@ -1,1 +1,1 @@
-"""How a volume is divided into blocks and tiles and assembled again; integers and NumPy only."""
+"""Divide a volume into blocks and tiles, and assemble the results. This uses integers and NumPy only."""

@@ -58,7 +58,7 @@ class Cost:
 
 
 def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = False, steps: Sequence[Triple] = ()) -> Cost:
-    """Predict what a plan costs on a volume.
+    """Predict the cost of a plan on a volume.
 
     Parameters
     ----------

@@ -96,7 +96,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How one axis is divided."""
+    """Division of one axis."""
 
     unit: int
     """Length of a write unit, in voxels."""

@@ -1,4 +1,4 @@
-"""How much a run reads and decompresses, depending on the order of blocks.
+"""Estimate how much a run reads and decompresses, depending on the order of blocks.
 
 A block reads whole chunks and a context around its own voxels, so neighbours read many of the same chunks. A worker caches
 the chunks that it used last. Therefore blocks are processed in *sequences*: a few blocks along z and y, then the same ones a
@@ -62,7 +62,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How much a run decompresses, and in which sequences."""
+    """The amount that a run decompresses, and the cross-section of its sequences."""
 
     section: tuple[int, int]
     """Length (z, y) of a sequence's cross-section, in voxels; that of a block if nothing can be shared."""
@@ -108,8 +108,8 @@ def reading_of(volume: VolumeSpec, region: Box, model: NetworkSpec, unit: Triple
 def _between(deep: Grouping, high: Grouping, y: Axis, x: Axis) -> int:
     """Return the most voxels that a sequence reads between two uses of a chunk, which a cache of that size keeps.
 
-    In the worst case, a chunk is used in one step along x and again in the next. In between come the rest of the one step and
-    the beginning of the other: the cross-section once, and twice where the chunk is.
+    In the worst case, a chunk is used in one step along x and again in the next. The rest of the one step and the start of the
+    other lie in between: the cross-section once, and twice where the chunk is.
     """
     return deep.widest * (high.widest * x.single + min(high.widest, y.single) * x.unshared)
 

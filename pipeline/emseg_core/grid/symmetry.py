@@ -28,7 +28,7 @@ PLANE = (-2, -1)
 class SymmetricPredictor:
     """Predictor of the mean probability of another predictor over all `SYMMETRIES`.
 
-    Tiled predictions still equal untiled ones. Tiles begin on the lattice, and their lengths are congruent modulo the lattice
+    Tiled predictions still equal untiled ones. Tiles start on the lattice, and their lengths are congruent modulo the lattice
     (`NetworkSpec.next_valid`), so pooling windows counted from the far end also cover the same voxels of the volume for every
     tile.
 

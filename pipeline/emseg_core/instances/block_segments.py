@@ -1,4 +1,4 @@
-"""Segments of one block, and what it knows about its faces: the input of `emseg_core.instances.face_matches`."""
+"""Segments of one block, and data about its faces: the input of `emseg_core.instances.face_matches`."""
 
 from __future__ import annotations
 

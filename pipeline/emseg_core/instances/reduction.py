@@ -1,8 +1,8 @@
 """The one step that sees the whole volume: merge segments across faces, and number all segments.
 
-Blocks are merged in groups, as far as a group alone can decide, and then the groups are merged. What it takes to merge a
-segment, some two thousand bytes, is in memory for one group and for the contacts between groups. A segment is open if it
-touches a face between blocks or might merge with one that does; only its position and size are kept.
+Blocks are merged in groups, as far as a group alone can decide, and then the groups are merged. Merging takes about two
+thousand bytes per segment, for one group at a time and for the contacts between groups. A segment is open if it touches a face
+between blocks or might merge with one that does; only its position and size are kept.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class _Grouping:
         return matches.where(~same, ~contacts)
 
     def within(self, block: int, matches: FaceMatches, segments: BlockSegments) -> Iterator[FaceMatches]:
-        """Yield what a block knows about segments of its own group."""
+        """Yield the data of a block about segments of its own group."""
         contacts, offset = segments.contacts, self.offsets[block]
         yield matches.where(*self._alike(matches))
         yield FaceMatches.of(replace(contacts, one=contacts.one + offset, other=contacts.other + offset))
@@ -226,7 +226,7 @@ class _Mapping:
 
 
 def _merged(known: FaceMatches, open_: Indices, threshold: float) -> tuple[_Mapping, FaceMatches]:
-    """Merge segments by all that is known about them, and return the contacts that remain undecided.
+    """Merge segments as far as their contacts decide, and return the undecided contacts.
 
     Parameters
     ----------

@@ -77,7 +77,7 @@ class Planes:
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """How far planes at faces stand out from the others."""
+    """The difference between planes at faces and the others."""
 
     faces: int
     """Number of planes at faces."""

@@ -97,7 +97,7 @@ def warp(proposal: NDArray[np.bool_], truth: NDArray[np.bool_], known: NDArray[n
 
     Examples
     --------
-    A border that runs one pixel further to the right is no error, one with a hole is:
+    A border that is shifted by one pixel is not an error, but one with a hole is:
 
     >>> truth, known = np.array([[1, 1, 0, 1, 1]] * 3, bool), np.ones((3, 5), bool)
     >>> warp(np.roll(truth, 1, axis=1), truth, known).error

@@ -1,4 +1,4 @@
-"""What all predictors share: they compute logits, and state what determines the last bits of them."""
+"""Base class of predictors, which compute logits and state what determines their last bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the CPU of this machine can compute, found out without loading torch."""
+"""Find the instruction sets of this machine's CPU without loading torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CAPABILITIES = {
 def vector_instructions() -> str:
     """Return the widest vector instruction set of the CPU, by the name that torch uses.
 
-    Kernels differ between these sets, and so may the last bits of what they compute.
+    Kernels differ between these sets, and so may the last bits of their results.
 
     Returns
     -------

@@ -52,7 +52,7 @@ def describe(path: ModelPlace) -> tuple[NetworkSpec, dict[str, str]]:
     Parameters
     ----------
     path
-        Where the model is.
+        Place of the model.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def card_of(path: ModelPlace) -> dict[str, str]:
     Parameters
     ----------
     path
-        Where the model is.
+        Place of the model.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def title_of(path: ModelPlace) -> str | None:
     Parameters
     ----------
     path
-        Where the model is.
+        Place of the model.
 
     Returns
     -------
@@ -123,7 +123,7 @@ def digest_of(path: ModelPlace) -> str:
     Parameters
     ----------
     path
-        Where the model is.
+        Place of the model.
 
     Returns
     -------

@@ -21,7 +21,7 @@ voxel belongs to the second of two classes (``sigmoid``), or its logit.
 
 @dataclass(frozen=True, slots=True)
 class Contract(Tiled):
-    """How a network behaves, read from its file or found by experiment; see `emseg_core.model.receptive_field`.
+    """The behaviour of a network, read from its file or found by experiment; see `emseg_core.model.receptive_field`.
 
     Raises
     ------

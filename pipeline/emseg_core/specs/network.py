@@ -1,4 +1,4 @@
-"""What planning needs to know about any network: the tiles it accepts, its output, and its cost."""
+"""The properties of a network that planning needs: the tiles it accepts, its output, and its cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decides the last bits of a prediction, besides weights, geometry and tile shape."""
+"""Everything that decides the last bits of a prediction, besides weights, geometry and tile shape."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def warped_coordinates(
     """Compute from where each voxel of a deformed tile is sampled.
 
     The tile is rotated and scaled in the plane about its centre, and displaced. An axis of one voxel is not displaced, nor is z
-    if `planar`, since each plane then stands for itself.
+    if `planar`, since each plane is then separate.
 
     Parameters
     ----------

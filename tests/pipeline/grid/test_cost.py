@@ -1,4 +1,4 @@
-"""Costs against counting: every tile listed, every chunk listed, every allocation traced."""
+"""Test estimated costs by counting: every tile and chunk is listed, every allocation is traced."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SOLID = ModelSpec.unet(width=8, depth=2, kernel=(3, 3, 3), pooling=(2, 2, 2))
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Plan, VolumeSpec]:
-    """Any plan by hand, and a volume in chunks of any shape."""
+    """Draw any plan by hand, and a volume in chunks of any shape."""
     model, shape = draw(model_specs(most_flops=10**5)), draw(shapes(30))
     volume = VolumeSpec(shape, draw(st.sampled_from(DTYPES)), draw(triples(st.integers(3, 40))))
     unit = draw(triples(st.integers(4, 30)))
@@ -74,7 +74,7 @@ def test_test_time_augmentation_costs_what_the_network_then_does(model: ModelSpe
 @given(cases())
 @settings(max_examples=100)
 def test_bytes_read_are_the_chunks_that_the_blocks_really_read(case: tuple[Plan, VolumeSpec]) -> None:
-    """Each block is run; the reader remembers what it was asked for; the chunks of that are listed one by one."""
+    """Each block is run, the reader records its requests, and the chunks of these are listed one by one."""
     plan, spec = case
     volume = ArrayVolume(np.zeros(spec.shape, spec.dtype), spec.chunk)
     context = context_of(volume, SayingPredictor(plan.model, (1.0,) * len(plan.model.classes)), plan, probabilities=False)
@@ -83,7 +83,7 @@ def test_bytes_read_are_the_chunks_that_the_blocks_really_read(case: tuple[Plan,
     each = sum(chunk_voxels(box, spec.shape, spec.chunk) for box in volume.reads) * spec.itemsize
     once = chunk_voxels(hull(volume.reads), spec.shape, spec.chunk) * spec.itemsize
     with pytest.MonkeyPatch.context() as patch:
-        for bound, read in ((0, each), (10**9, once)):  # what there is between is in the tests of the order
+        for bound, read in ((0, each), (10**9, once)):  # the tests of the order cover what lies between
             patch.setattr(reading, "CACHE_BYTES", bound)
             assert cost_of(plan, spec, probabilities=False).bytes_read == read
 
@@ -101,7 +101,7 @@ def test_bytes_read_of_a_planned_run(model: ModelSpec, shape: Triple, monkeypatc
 
 
 def traced(do: Callable[[], object]) -> int:
-    """Most bytes of NumPy arrays alive at once while something is done."""
+    """Return the peak bytes of NumPy arrays alive at once during a call."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -129,7 +129,7 @@ def add_outcome(outcomes: list[Outcome], context: BlockContext, block: Block) ->
 def test_a_block_stays_within_the_memory_of_its_worker(
     model: ModelSpec, shape: Triple, unit: Triple, middle: int, dtype: str, probabilities: bool
 ) -> None:
-    """NumPy's arrays in a corner, where most is mirrored, and among others; the predictor's are of no size here."""
+    """NumPy's arrays are measured in a corner, where most is mirrored, and inside. Those of the predictor have no size here."""
     tile = model.tile_for((min(unit[0], 4), 32, 32))
     plan = plan_by_hand(model, shape, unit, tile)
     volume = ArrayVolume(np.zeros(shape, dtype))

@@ -1,4 +1,4 @@
-"""The chosen layout: sound for any volume, network, region and tile, and the cheapest of all that are tried."""
+"""Test that the chosen layout is valid for any volume, network, region and tile, and the cheapest of all that are tried."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def volume(shape: Triple, chunk: Triple = (64, 64, 64), dtype: str = "uint8") ->
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[VolumeSpec, ModelSpec, Box | None, Triple | None]:
-    """What `plan_volume` may be asked: small and thin volumes, any region, any tile that can be stepped."""
+    """Draw arguments of `plan_volume`: small and thin volumes, any region, any valid tile."""
     shape, model = draw(shapes(60)), draw(model_specs(most_flops=10**6))
     spec = volume(shape, draw(triples(st.integers(1, 70))), draw(st.sampled_from(DTYPES)))
     region = draw(st.none() | boxes_in(shape))
@@ -85,7 +85,7 @@ def test_any_plan_is_sound(case: tuple[VolumeSpec, ModelSpec, Box | None, Triple
 @given(cases())
 @settings(max_examples=50)
 def test_a_region_is_cut_into_the_tiles_of_the_whole(case: tuple[VolumeSpec, ModelSpec, Box | None, Triple | None]) -> None:
-    """Only then does it have the last bits of the whole run."""
+    """Only then does the region have the last bits of the whole run."""
     spec, model, region, _ = case
     assert plan_volume(spec, model, region).tile == plan_volume(spec, model).tile
     assert plan_volume(spec, model, spec.box) == plan_volume(spec, model)
@@ -114,7 +114,7 @@ def test_thin_prime_and_lonely(model: ModelSpec, shape: Triple) -> None:
 
 
 def every_layout(spec: VolumeSpec, model: ModelSpec) -> list[Plan]:
-    """All write units of powers of two of the lattice, each in one tile: what there is for a small volume."""
+    """Return all write units of powers of two of the lattice, each in one tile: all layouts of a small volume."""
     lengths = []
     for length, cell in zip(spec.shape, model.lattice, strict=True):
         doublings = 0
@@ -134,7 +134,7 @@ def every_layout(spec: VolumeSpec, model: ModelSpec) -> list[Plan]:
 def test_as_many_blocks_as_can_be_afforded_and_then_the_lowest_price(
     shape: Triple, model: ModelSpec, chunk: Triple, dtype: str
 ) -> None:
-    """Layouts are affordable if they cost at most `MAX_ARITHMETIC_RATIO` times the least arithmetic that any layout takes."""
+    """A layout is affordable if it costs at most `MAX_ARITHMETIC_RATIO` times the least arithmetic of any layout."""
     spec = volume(shape, chunk, dtype)
     plans = every_layout(spec, model)
     flops = [cost_of(plan, spec, False).flops for plan in plans]
@@ -147,7 +147,7 @@ def test_as_many_blocks_as_can_be_afforded_and_then_the_lowest_price(
 
 
 def price(plan: Plan, spec: VolumeSpec) -> float:
-    """Arithmetic, calls, what is read, and an eighth of what would be if blocks shared nothing; all tiles are small."""
+    """Return the cost of arithmetic, calls and reads, plus an eighth of the reads of unshared blocks. All tiles are small."""
     read, cost = reading_of(spec, plan.region, plan.model, plan.unit, plan.tile), cost_of(plan, spec, False)
     assert plan.model.activation_bytes(plan.tile) <= SMALL_TILE_BYTES
     reading = FLOPS_PER_BYTE * spec.itemsize * (read.voxels + read.alone / UNCACHED_BLOCK_INTERVAL)
@@ -158,7 +158,7 @@ def price(plan: Plan, spec: VolumeSpec) -> float:
 @pytest.mark.parametrize("model", ALL)
 @pytest.mark.parametrize("shape", [(256, 256, 256), (100, 1000, 1000), (1, 4096, 4096), (5000, 300, 300)])
 def test_enough_blocks_for_eight_workers(model: ModelSpec, shape: Triple) -> None:
-    """Wherever the volume is a few times the context on an axis that can be cut: none waits for long for the others."""
+    """This holds where an axis that can be divided is a few times the context. No worker waits long for the others."""
     blocks = len(plan_volume(volume(shape), model))
     assert blocks >= 8
     assert 8 * math.ceil(blocks / 8) / blocks < 1.25
@@ -191,7 +191,7 @@ def test_activations_stay_below_the_limit(model: ModelSpec, limit: int, shape: T
 @given(model_specs(most_flops=10**6), st.integers(1, 10**8), shapes(100))
 @settings(max_examples=50)
 def test_no_block_takes_longer_than_it_may(model: ModelSpec, most: int, shape: Triple) -> None:
-    """Unless it is a single cell of the lattice."""
+    """The only exception is a block of a single lattice cell."""
     spec = volume(shape)
     plan = plan_volume(spec, model, limits=Limits(block_flops=most))
     mean = cost_of(plan, spec, False).flops / len(plan)
@@ -200,7 +200,7 @@ def test_no_block_takes_longer_than_it_may(model: ModelSpec, most: int, shape: T
 
 @pytest.mark.parametrize("slices", [8, 16, 24, 100])
 def test_sharing_out_a_long_run_costs_little(slices: int) -> None:
-    """Whole slices, where there are enough of them for eight workers."""
+    """Units are whole slices if there are enough of them for eight workers."""
     model, spec = ModelSpec.unet(width=16, depth=4), volume((slices, 1152, 1152))
     plan = plan_volume(spec, model)
     assert plan.grid[1:] == (1, 1)
@@ -218,7 +218,7 @@ def test_blocks_of_dear_networks_on_large_volumes_are_small(width: int) -> None:
 
 
 def test_larger_tiles_are_taken_where_they_save_much() -> None:
-    """Three-dimensional networks with much context; others leave the memory alone."""
+    """Three-dimensional networks with much context take them; others do not use the memory."""
     spec = volume((2000,) * 3)
     deep = ModelSpec.unet(width=32, depth=3, kernel=(3, 3, 3), pooling=(2, 2, 2))
     small, large = (plan_volume(spec, deep, limits=Limits(tile_bytes=most)) for most in (2**30, 2**32))
@@ -230,7 +230,7 @@ def test_larger_tiles_are_taken_where_they_save_much() -> None:
 
 
 def test_the_layouts_that_were_considered() -> None:
-    """The plan's is the first, and what is said of it is what the plan costs."""
+    """The first one is that of the plan, and its stated cost is the plan's."""
     spec = volume((300, 400, 500))
     found = layouts_of(spec, ANISOTROPIC, spec.box)
     plan = plan_volume(spec, ANISOTROPIC)
@@ -284,7 +284,7 @@ def test_the_tile_of_the_paper(start: Triple) -> None:
 @given(st.data())
 @settings(max_examples=50)
 def test_off_the_lattice_a_unit_takes_no_extra_tile(data: st.DataObject) -> None:
-    """A region that starts inside a lattice cell: its units are as long as their tiles reach."""
+    """In a region that starts inside a lattice cell, units are as long as their tiles reach."""
     start, parts = data.draw(st.integers(1, 3)), data.draw(st.integers(2, 6))
     tile = PLANAR.tile_for((1, 4 * parts, 4 * parts))
     step = PLANAR.step(tile)[1]

@@ -1,4 +1,4 @@
-"""Blocks that a mask leaves out, against looking at each voxel."""
+"""Test which blocks a mask excludes, by looking at each voxel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NM = ("nanometer",) * 3
 
 
 class Mask(ArrayVolume):
-    """A mask in memory that lies somewhere."""
+    """A mask in memory with an offset."""
 
     def __init__(self, values: NDArray[np.uint8], scale: tuple[float, ...], translation: tuple[float, ...], units=NM) -> None:  # type: ignore[no-untyped-def]
         super().__init__(values)
@@ -27,7 +27,7 @@ class Mask(ArrayVolume):
 
 
 def by_voxel(blocks: Blocks, volume: VolumeSpec, mask: Mask) -> NDArray[np.bool_]:
-    """Compares each block with each voxel of the mask; both as intervals of space, which share more than a point."""
+    """Compare each block with each voxel of the mask, as intervals that share more than a point."""
     found = np.ones(blocks.grid, bool)
     for index in np.argwhere(mask.values):
         for block in blocks:

@@ -1,4 +1,4 @@
-"""Folding against `numpy.pad`."""
+"""Test mirroring against `numpy.pad`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_fold_stays_inside_and_keeps_what_is_inside(length: int, position: int) 
 
 @st.composite
 def volumes_and_boxes(draw: st.DrawFn) -> tuple[Triple, Box]:
-    """A volume and a box that overlaps it somewhere and reaches out on any side."""
+    """Draw a volume and a box that overlaps it and may reach out on any side."""
     shape = draw(shapes(7))
     inner = draw(boxes_in(shape))
     before, after = draw(st.tuples(*[st.integers(0, 20)] * 3)), draw(st.tuples(*[st.integers(0, 20)] * 3))
@@ -69,7 +69,7 @@ def test_also_a_box_that_misses_the_volume(shape: Triple, box: Box) -> None:
 
 @given(volumes_and_boxes())
 def test_no_more_is_read_than_is_seen(case: tuple[Triple, Box]) -> None:
-    """The source lies inside the volume and is the hull of the voxels that the box shows."""
+    """The source lies inside the volume and is the smallest box around the voxels that the box shows."""
     shape, box = case
     source = reflect(box, shape).source
     assert Box.of_shape(shape).contains(source)

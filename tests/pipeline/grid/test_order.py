@@ -1,4 +1,4 @@
-"""Each block comes once, and a worker with a cache of the bound decompresses what the plan says."""
+"""Test that each block comes once, and that a worker with a bounded cache decompresses what the plan predicts."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ SOLID = ModelSpec.unet(width=16, depth=3, kernel=(3, 3, 3), pooling=(2, 2, 2))
 
 
 def chunks_of(plan: Plan, volume: VolumeSpec, block: Block) -> dict[Triple, int]:
-    """The chunks that a block reads, with the bytes of each."""
+    """Return the chunks that a block reads, with the bytes of each."""
     box = reflect(plan.read_box(block), volume.shape).source
     spans = (range(a // c, -(-b // c)) for a, b, c in zip(box.start, box.stop, volume.chunk, strict=True))
     return {place: bytes_of(place, volume) for place in map(triple, itertools.product(*spans))}
 
 
 def union_of(plan: Plan, volume: VolumeSpec, blocks: Iterable[Block]) -> int:
-    """Bytes of all chunks that some blocks read."""
+    """Return the bytes of all chunks that some blocks read."""
     return sum(dict(itertools.chain(*(chunks_of(plan, volume, block).items() for block in blocks))).values())
 
 
@@ -48,7 +48,7 @@ def bytes_of(place: Triple, volume: VolumeSpec) -> int:
 
 
 def decoded(plan: Plan, volume: VolumeSpec, blocks: Iterable[Block], bound: int) -> int:
-    """Bytes that a worker decompresses which keeps those chunks that it used last, within a bound."""
+    """Return the bytes that a worker decompresses if it keeps the most recently used chunks within a bound."""
     kept: OrderedDict[Triple, int] = OrderedDict()
     total = held = 0
     for block in blocks:
@@ -70,7 +70,7 @@ def in_order(plan: Plan, volume: VolumeSpec) -> list[Block]:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Plan, VolumeSpec]:
-    """Any plan by hand, most of many blocks, and a volume in chunks of any shape."""
+    """Draw any plan by hand, usually with many blocks, and a volume in chunks of any shape."""
     model, shape = draw(model_specs(most_flops=10**5)), draw(shapes(40))
     volume = VolumeSpec(shape, draw(st.sampled_from(DTYPES)), draw(triples(st.integers(2, 20))))
     region = draw(st.just(Box.of_shape(shape)) | boxes_in(shape))
@@ -83,7 +83,7 @@ bounds = st.one_of(st.integers(0, 2**12), st.integers(2**12, 2**18))
 @given(cases(), bounds)
 @settings(max_examples=200)
 def test_a_worker_decompresses_no_more_than_the_plan_says(case: tuple[Plan, VolumeSpec], bound: int) -> None:
-    """What is said is each chunk once for each sequence that reads it; else for each of its steps along x, or each block."""
+    """The plan counts each chunk once for each sequence that reads it, or for each step along x of it, or for each block."""
     plan, volume = case
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "CACHE_BYTES", bound)
@@ -119,7 +119,7 @@ def test_each_wanted_block_comes_once(case: tuple[Plan, VolumeSpec], bound: int,
 @pytest.mark.parametrize(("model", "most"), [(PLANAR, 1.3), (SOLID, 2.0)])
 @pytest.mark.parametrize("shape", [(64, 2048, 2048), (256, 2048, 2048), (2048, 2048, 2048)])
 def test_what_wide_volumes_take(model: ModelSpec, most: float, shape: Triple) -> None:
-    """Context 92 in y and x, or 44 on each axis, and chunks of 64 cubed voxels."""
+    """The context is 92 in y and x, or 44 on each axis; chunks have 64 x 64 x 64 voxels."""
     volume = VolumeSpec(shape, "uint8", (64, 64, 64))
     plan = plan_volume(volume, model)
     assert reading_of(volume, plan.region, model, plan.unit, plan.tile).voxels <= most * volume.box.voxels

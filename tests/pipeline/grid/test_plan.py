@@ -1,4 +1,4 @@
-"""Blocks of a plan, cut by hand in any way, against lists of voxels."""
+"""Test the blocks of plans with any division against lists of voxels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = ModelSpec.unet(width=1, depth=1)
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    """A plan of any region, any write unit, whether or not it is a multiple of anything, and any tile."""
+    """Draw a plan of any region with any tile and any write unit, which need not be a multiple of anything."""
     model, shape = draw(model_specs(most_flops=10**5)), draw(shapes(30))
     unit = draw(triples(st.integers(4, 30)))
     return plan_by_hand(model, shape, unit, draw(valid_tiles(model)), draw(boxes_in(shape)))

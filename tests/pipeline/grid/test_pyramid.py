@@ -1,4 +1,4 @@
-"""Coarser levels against one that is made voxel by voxel."""
+"""Test coarser levels against a voxel-by-voxel reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS = st.tuples(*[st.sampled_from([1, 2])] * 3)
 
 
 def by_voxel(values: NDArray[np.integer], step: Triple, rule: Rule) -> NDArray[np.integer]:
-    """The next level, a Counter or a fraction for each voxel."""
+    """Compute the next level, with a Counter or a fraction for each voxel."""
     made = np.zeros(coarser_shape(values.shape, step), values.dtype)
     for place in np.ndindex(made.shape):
         inside = values[tuple(slice(i * s, (i + 1) * s) for i, s in zip(place, step, strict=True))].ravel().tolist()
@@ -65,7 +65,7 @@ def test_levels_end_where_an_image_is_small(shape: Triple, sizes: tuple[float, f
         voxel *= step
         assert max(step) == 2
         assert all(s == 1 for s, length in zip(step, level, strict=True) if length == 1)
-        # What is halved is no longer than twice the shortest, so that lengths come together, and stay.
+        # A halved axis has voxels at most twice as long as the shortest, so that lengths converge and stay close.
         halved = [size for size, s, length in zip(voxel, step, level, strict=True) if s == 2 and length > 1]
         assert max(halved) < 4 * min(long)
 

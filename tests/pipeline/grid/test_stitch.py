@@ -1,4 +1,4 @@
-"""Stored numbers and the canvas."""
+"""Test stored probabilities and the canvas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mean over the symmetries of the plane, with predictors of which it is known what they say."""
+"""Test the mean over the symmetries of the plane, with predictors whose results are known."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLANAR = ModelSpec.unet(width=2, depth=2)
 
 
 class Echo:
-    """The logit of each class is the voxel times its number; remembers its tiles."""
+    """Predictor whose logit of each class is the voxel times the class number. It records its tiles."""
 
     spec = ModelSpec.unet(width=1, depth=0, kernel=(1, 1, 1), classes=("a", "b", "c"))
 
@@ -32,28 +32,28 @@ class Echo:
         self.heard: list[NDArray[np.float32]] = []
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits."""
+        """Return logits."""
         assert min(tiles.strides) > 0, "torch would refuse it"
         self.heard.append(tiles)
         return np.stack([tiles * i for i in range(3)], axis=1)
 
 
 class Corner(SayingPredictor):
-    """Says something else of the first voxel of a tile, wherever that came from."""
+    """Predictor with another result for the first voxel of a tile, whatever that voxel is."""
 
     def __init__(self, spec: ModelSpec, value: float) -> None:
         super().__init__(spec, (0.0, 1.0))
         self._value = value
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits, one of which is odd."""
+        """Return logits, one of which differs."""
         logits = super().predict(tiles)
         logits[:, 1, 0, 0, 0] = self._value
         return logits
 
 
 def ramp(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Voxels that all differ."""
+    """Return voxels that all differ."""
     return np.linspace(-2, 2, int(np.prod(shape)), dtype=np.float32).reshape(shape)
 
 
@@ -69,7 +69,7 @@ def test_each_symmetry_is_seen_once_and_undone() -> None:
 
 
 def test_it_is_the_mean() -> None:
-    """An odd corner is one of eight at each corner of a square that came there twice."""
+    """An odd corner is one of the eight results at each corner of a square, where it appears twice."""
     found = softmax(SymmetricPredictor(Corner(POINT, -3.0)).predict(ramp((1, 1, 4, 4)))[0])
     plain, odd = (1 / (1 + np.exp(-logit)) for logit in (1.0, -3.0))
     expected = np.full((4, 4), plain)
@@ -90,7 +90,7 @@ def test_twice_is_the_same_bytes(spec: ModelSpec) -> None:
 
 
 def test_a_turned_volume_gives_the_turned_means() -> None:
-    """The whole point: no orientation is preferred, if the tile is square and ends on the lattice."""
+    """No orientation is preferred, if the tile is square and ends on the lattice."""
     network = random_network(PLANAR)
     values = ramp((1, 24, 24))
     turned = mean_in_one_pass(network, np.rot90(values, 1, (1, 2)))
@@ -108,7 +108,7 @@ def test_a_class_that_is_never_probable_has_a_finite_logit(logits: tuple[float, 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_found(odd: float) -> None:
-    """Also an infinity that softmax would turn into a harmless 0, and only at the voxels that it has reached."""
+    """Even an infinity that softmax would turn into a harmless 0 is found, and only at the voxels that it reached."""
     predictor: Any = SymmetricPredictor(Corner(POINT, odd))
     found = predictor.predict(ramp((1, 1, 4, 4)))[0]
     corners = np.zeros((4, 4), bool)

@@ -1,4 +1,4 @@
-"""Tiles against lists of voxels."""
+"""Test tiles against lists of voxels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAPER = ModelSpec.unet()
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[ModelSpec, Box, Triple, Triple]:
-    """A network, any box, any tile that can be stepped, and any lead below the step."""
+    """Draw a network, any box, any valid tile, and any lead below the step."""
     spec = draw(model_specs())
     tile = draw(valid_tiles(spec))
     z, y, x = (draw(st.integers(0, step - 1)) for step in spec.step(tile))
@@ -54,7 +54,7 @@ def test_the_read_box_is_what_the_tiles_see(case: tuple[ModelSpec, Box, Triple, 
 
 @given(cases())
 def test_no_tile_more_than_needed(case: tuple[ModelSpec, Box, Triple, Triple]) -> None:
-    """Without a lead: as many as lattice cells that the box touches, a step's worth each."""
+    """Without a lead, there are as many tiles as the lattice cells of the box need, with one step's worth of cells each."""
     spec, box, tile, _ = case
     count = 1
     for axis in range(3):

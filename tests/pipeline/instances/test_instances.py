@@ -1,4 +1,4 @@
-"""Whatever the blocks are, segments and their numbers are those of the whole volume."""
+"""Test that segments and their numbers are those of the whole volume, whatever the blocks are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNITS = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
 
 
 def noise(shape: Triple, seed: int, values: int, holes: float = 0.0) -> NDArray[np.uint8]:
-    """Probabilities of few values, so that many are equal, with places that are not computed."""
+    """Draw probabilities with few distinct values, so that many are equal, and with voxels that are not computed."""
     draw = np.random.default_rng(seed)
     stored = (draw.integers(0, values, shape) * (254 // max(values - 1, 1))).astype(np.uint8)
     stored[draw.random(shape) < holes] = 255
@@ -54,7 +54,7 @@ def test_watershed(
 @given(SHAPES, st.integers(0, 2**32), st.integers(0, 2), st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_fragments(shape: Triple, seed: int, smoothing: int, planar: bool) -> None:
-    """Before anything is merged: no mean is below next to nothing where all probabilities are above it."""
+    """This is before merging: all probabilities are above the threshold, so no mean is below it."""
     stored = np.maximum(noise(shape, seed, 9), 1)
     labelling = Labelling("watershed", 0, threshold=1e-6, smoothing=smoothing, planar=planar)
     found, _ = by_blocks(stored, (2, 3, 2), labelling)
@@ -80,7 +80,7 @@ def test_the_table_is_that_of_the_segments(shape: Triple, unit: Triple, seed: in
 
 
 def spiral(side: int) -> NDArray[np.bool_]:
-    """A corridor that winds inwards, walls one voxel thick, (side, side)."""
+    """Return a spiral corridor with walls one voxel thick, (side, side)."""
     plane = np.zeros((side, side), bool)
     y, x, step = 0, 0, (0, 1)
     plane[0, 0] = True
@@ -103,7 +103,7 @@ def spiral(side: int) -> NDArray[np.bool_]:
 @pytest.mark.parametrize("unit", [(1, 4, 4), (3, 5, 7), (2, 32, 1)])
 @pytest.mark.parametrize("turned", list(itertools.permutations(range(3))))
 def test_a_spiral_and_a_comb_through_many_blocks(unit: Triple, turned: Triple) -> None:
-    """One segment that leaves and enters most blocks many times; a comb's teeth meet in its last plane alone."""
+    """One segment leaves and enters most blocks many times. The teeth of a comb meet only in its last plane."""
     wound = np.zeros((4, 32, 32), bool)
     wound[1] = spiral(32)
     wound[3, :, ::2] = True

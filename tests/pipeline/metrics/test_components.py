@@ -1,4 +1,4 @@
-"""Components against those of scipy."""
+"""Test components against scipy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_same_numbers_as_scipy(inside: NDArray[np.bool_]) -> None:
 
 @pytest.mark.parametrize("share", [0.3, 0.55, 0.6, 0.9])
 def test_winding_components_of_a_large_plane(share: float) -> None:
-    """Just above the share at which pixels percolate, components wind through the whole plane."""
+    """Slightly above the percolation threshold, components wind through the whole plane."""
     inside = np.random.default_rng(0).random((301, 257)) < share
     expected, count = ndimage.label(inside)
     assert count > 10
@@ -31,7 +31,7 @@ def test_winding_components_of_a_large_plane(share: float) -> None:
 
 @pytest.mark.parametrize("side", [5, 12, 41])
 def test_a_comb_is_one_component(side: int) -> None:
-    """Teeth that meet in the last row only, and a snake that turns at every other row."""
+    """The teeth meet only in the last row; a snake turns at every other row."""
     comb = np.zeros((side, side), bool)
     comb[:, ::2] = comb[-1] = True
     snake = np.zeros((side, side), bool)

@@ -1,4 +1,4 @@
-"""Instance labels compared part by part, against scikit-image on the whole."""
+"""Test comparing instance labels part by part, against scikit-image on the whole."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_as_scikit_image(seed: int, proposed: int, true: int, depth: int) -> Non
 
 
 def test_the_worst_are_named() -> None:
-    """Segment 1 of the truth is in three pieces, of 4, 2 and 1 voxels; piece 7 has one voxel of another segment."""
+    """Segment 1 of the truth is in three pieces of 4, 2 and 1 voxels; piece 7 has one voxel of another segment."""
     truth = np.array([[[1, 1, 1, 1, 1, 1, 1, 2, 0]]])
     proposal = np.array([[[5, 5, 5, 5, 7, 7, 0, 7, 7]]])
     table = Contingency()

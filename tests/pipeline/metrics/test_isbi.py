@@ -1,4 +1,4 @@
-"""The challenge's protocol: what costs, and what costs nothing."""
+"""Test the challenge's protocol: which errors count and which do not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emseg_core.metrics.partition import overlap, scores
 
 @pytest.fixture(scope="module")
 def truth() -> np.ndarray:
-    """A border map ``(y, x) bool`` with segments of many sizes."""
+    """Return a border map ``(y, x) bool`` with segments of many sizes."""
     rng = np.random.default_rng(2)
     smooth = ndimage.gaussian_filter(rng.normal(size=(160, 160)), 6)
     return np.asarray(watershed(smooth, watershed_line=True) == 0)
@@ -47,7 +47,7 @@ def test_blots_and_ends_of_lines_cost_nothing(truth: np.ndarray) -> None:
 
 
 def test_one_hole_between_two_segments_merges_them() -> None:
-    """Two segments of n pixels as one: sum p^2 = 1/2, sum s^2 = 1, sum t^2 = 1/2."""
+    """Two segments of n pixels become one: sum p^2 = 1/2, sum s^2 = 1, sum t^2 = 1/2."""
     border = np.zeros((9, 21), bool)
     border[:, 10] = True
     segments = components(~border)
@@ -58,7 +58,7 @@ def test_one_hole_between_two_segments_merges_them() -> None:
 
 
 def test_a_line_through_a_segment_splits_it() -> None:
-    """Its pixels inside the segment are segments of their own: 10 + 10 + 1 columns of 9."""
+    """The line's pixels inside the segment become segments of their own: 10 + 10 + 1 columns of 9."""
     border = np.zeros((9, 21), bool)
     segments = components(~border)
     border[:, 10] = True
@@ -81,7 +81,7 @@ def test_the_fine_thresholds_have_those_of_the_challenge() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_as_other_parts_put_together(truth: np.ndarray, seed: int) -> None:
-    """scipy's components, scikit-image's watershed and contingency table: lines differ by single pixels, scores hardly."""
+    """Lines differ from those of scipy and scikit-image by single pixels, and scores hardly differ."""
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=truth.shape), 1.5)
     border = ndimage.binary_dilation(truth, iterations=2) & (noise > -0.3)
     segments, true = ndimage.label(~border)[0], ndimage.label(~truth)[0]

@@ -1,4 +1,4 @@
-"""Membrane scores against slow loops."""
+"""Test membrane scores against slow loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of partitions against pairs of pixels counted one by one, against scikit-image, and by hand."""
+"""Test scores of partitions by counting pairs of pixels, against scikit-image, and by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def two(drawn: list[tuple[int, int]]) -> tuple[NDArray[np.int64], NDArray[np.int
 
 
 def alone(proposal: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same with each border pixel as a segment of its own."""
+    """Return the same labels with each border pixel as a segment of its own."""
     return np.where(proposal == 0, 100 + np.arange(len(proposal)), proposal)
 
 
@@ -38,7 +38,7 @@ def test_against_pairs_of_pixels(drawn: list[tuple[int, int]]) -> None:
         return
     found = scores(overlap(proposal, truth))
     segments = list(zip(alone(proposal)[truth != 0], truth[truth != 0], strict=True))
-    pairs = [(a == c, b == d) for (a, b), (c, d) in itertools.product(segments, repeat=2)]  # with itself, too
+    pairs = [(a == c, b == d) for (a, b), (c, d) in itertools.product(segments, repeat=2)]  # including itself
     both, ours, theirs = (sum(map(test, pairs)) for test in (all, lambda pair: pair[0], lambda pair: pair[1]))
     assert found.rand == pytest.approx(both / (ours / 2 + theirs / 2))
     assert found.rand_merge == pytest.approx(both / ours)
@@ -63,7 +63,7 @@ def test_against_scikit_image(drawn: list[tuple[int, int]]) -> None:
     assert found.variation_split == pytest.approx(split, abs=1e-12)
     assert found.variation_merge == pytest.approx(merge, abs=1e-12)
     assert found.variation == pytest.approx(split + merge, abs=1e-12)
-    if len(set(wanted)) < len(wanted) and len(set(own)) < len(own):  # else it divides by nothing
+    if len(set(wanted)) < len(wanted) and len(set(own)) < len(own):  # otherwise it divides by zero
         error, _, _ = adapted_rand_error(wanted, own, ignore_labels=())
         assert found.adapted_rand_error == pytest.approx(error)
 
@@ -118,7 +118,7 @@ def test_equal_partitions_are_perfect(drawn: list[tuple[int, int]]) -> None:
 
 
 def test_by_hand() -> None:
-    """Nine pixels, the last on the truth's border:
+    """Compare nine pixels; the last is on the truth's border.
 
         truth     1 1 1 1 2 2 2 2 0
         proposal  1 1 2 2 2 2 2 0 1

@@ -1,4 +1,4 @@
-"""Voxel scores against loops over voxels."""
+"""Test voxel scores against loops over voxels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seams are found where there are some, and nowhere else."""
+"""Test that seams are found if there are any, and only then."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ SHAPE = (48, 64, 80)
 
 
 def blobs(seed: int, shape: tuple[int, ...] = SHAPE) -> NDArray[np.float64]:
-    """Smooth noise; labels of it are its sign."""
+    """Return smooth noise, whose sign gives labels."""
     return np.asarray(ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 2))
 
 
 def patchwork(shift: float) -> NDArray[np.float64]:
-    """Smooth noise to which each block along x adds a number of its own."""
+    """Return smooth noise with a different offset in each block along x."""
     values = blobs(0)
     steps = np.random.default_rng(1).normal(size=SHAPE[2] // BLOCK) * shift * values.std()
     return np.asarray(values + np.repeat(steps, BLOCK))
 
 
 def faces(planes: int) -> NDArray[np.bool_]:
-    """Which planes are faces of blocks."""
+    """Return the planes that are faces of blocks."""
     return np.asarray(np.arange(1, planes + 1) % BLOCK == 0)
 
 

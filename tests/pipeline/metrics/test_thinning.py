@@ -1,4 +1,4 @@
-"""What is left of borders after thinning: a line where segments meet, and nothing else."""
+"""Test that thinning leaves only a line where segments meet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emseg_core.metrics.thinning import thinned
 
 
 def beside(labels: Labels, y: int, x: int) -> set[int]:
-    """The segments beside a pixel."""
+    """Return the segments beside a pixel."""
     padded = np.pad(labels, 1)
     return {int(padded[y + 1 + dy, x + 1 + dx]) for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0))} - {0}
 
@@ -57,7 +57,7 @@ def test_the_line_is_in_the_middle(width: int) -> None:
 
 
 def test_as_a_watershed_of_a_flat_plane() -> None:
-    """Another flood, in another order: the lines differ by single pixels."""
+    """The reference floods in another order, so lines differ by single pixels."""
     rng = np.random.default_rng(1)
     inside = ndimage.gaussian_filter(rng.normal(size=(200, 200)), 4) > 0
     segments = components(inside)

@@ -1,4 +1,4 @@
-"""Warping never tears: counts of components before and after, and what is left by hand."""
+"""Test that warping preserves topology, by counting components before and after, and by hand."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ AROUND = [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0)]
 
 
 def pieces(inside: NDArray[np.bool_]) -> tuple[int, int]:
-    """How many segments and how many borders there are; around the plane all is border."""
+    """Return the number of segments and of borders; the plane is surrounded by border."""
     padded = np.pad(inside, 1)
     return ndimage.label(padded)[1], ndimage.label(~padded, EIGHT)[1]
 
 
 @pytest.mark.parametrize("code", range(256))
 def test_simple_is_what_changes_no_count(code: int) -> None:
-    """In the 3 x 3 pixels alone, framed by border: flipping the middle changes neither count."""
+    """A pixel is simple if flipping it changes neither count within its 3 x 3 pixels, surrounded by border."""
     plane = np.zeros((3, 3), bool)
     for bit, place in enumerate(AROUND):
         plane[place] = code >> bit & 1
@@ -63,7 +63,7 @@ def test_the_truth_has_no_error(truth: NDArray[np.bool_]) -> None:
 
 
 def test_another_topology_has_an_error() -> None:
-    """On random pairs of planes: the error is 0 only if the counts agree."""
+    """For random pairs of planes, the error is 0 only if the counts agree."""
     rng = np.random.default_rng(0)
     planes = rng.random((400, 2, 5, 5)) < 0.6
     differing = [(p, t) for p, t in planes if pieces(p) != pieces(t)]

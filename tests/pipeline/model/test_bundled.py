@@ -1,4 +1,4 @@
-"""The models that come with emseg."""
+"""Test the bundled models."""
 
 from __future__ import annotations
 

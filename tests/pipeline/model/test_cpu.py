@@ -1,4 +1,4 @@
-"""What the CPU has is found without torch, and as torch finds it."""
+"""Test that CPU features are found without torch, and as torch finds them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of others: their contracts, what they give as logits, and which files are not taken."""
+"""Test networks from other tools: their contracts, their logits, and which files are rejected."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ SHAPE = tile_of(SPEC)
 
 
 def predictor(path: Path) -> Any:
-    """What predicts with a file on the CPU."""
+    """Return the predictor of a file on the CPU."""
     spec, _ = describe(path)
     return open_predictor(load(path, spec), backend_of(path, "cpu"), "float32", 1, "cpu")
 
 
 @pytest.fixture(scope="module")
 def padded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A network that pads, by the suffix of its file."""
+    """Return a network with padding for the suffix of its file."""
     folder = tmp_path_factory.mktemp("padded")
     files = save_exported(folder / "n.pt2", Padded(), (1, 1, 32, 32)), save_onnx(folder / "n.onnx", Padded(), (1, 1, 32, 32))
     return {path.suffix: path.read_bytes() for path in files}
 
 
 def save(folder: Path, kind: str, network: nn.Module, shape: tuple[int, ...] = SHAPE) -> Path:
-    """A file of this kind."""
+    """Save a file of this format."""
     if kind == "exported":
         return save_exported(folder / "n.pt2", network, shape)
     one = save_onnx(folder / "n.onnx", network, shape)
@@ -146,7 +146,7 @@ def test_wrong_settings_are_refused(padded: dict[str, bytes], tmp_path: Path, te
 
 
 def graph(*nodes: onnx.NodeProto, constants: list[TensorProto] | None = None) -> onnx.ModelProto:
-    """An ONNX model of these nodes, from x to y."""
+    """Return an ONNX model of these nodes, from x to y."""
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 1, "h", "w")) for name in "xy"]
     made = helper.make_graph(list(nodes), "g", ends[:1], ends[1:], constants or [])
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)], ir_version=8)

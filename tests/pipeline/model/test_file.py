@@ -1,4 +1,4 @@
-"""Model files: what is written is read back; every bad file ends in one clear line."""
+"""Test that model files are read back as written, and that every bad file ends in one clear line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object], body: Callable[[bytes], bytes] = bytes) -> None:
-    """Change the header, and the bytes of the tensors, of a model file."""
+    """Change the header and the tensor bytes of a model file."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -44,7 +44,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object], body: Callab
 
 
 def describe(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change our entry in the header of a model file."""
+    """Change emseg's entry in the header of a model file."""
 
     def inner(header: dict[str, Any]) -> None:
         ours = json.loads(header["__metadata__"]["emseg"])
@@ -55,7 +55,7 @@ def describe(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def refused(path: Path, *words: str) -> str:
-    """The message with which both ways of reading refuse the file: one line that names the file and all the words."""
+    """Return the message of both readers for a bad file: one line with the file and all the words."""
     with pytest.raises(ModelError) as by_header:
         read_header(path)
     with pytest.raises(ModelError) as by_load:

@@ -1,4 +1,4 @@
-"""OpenVINO gives what torch gives, but for rounding; and the same bytes wherever a voxel lies, in whatever batch."""
+"""Test that OpenVINO agrees with torch except for rounding, and gives the same bytes at any position and in any batch."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ PLANAR = ModelSpec.unet(width=3, depth=2)
 SOLID = ModelSpec.unet(width=3, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
 BOTH = pytest.mark.parametrize("spec", [PLANAR, SOLID])
 HERE = pytest.mark.parametrize("precision", ["float32", *backend.low_precisions("cpu")])
-"""The precisions that this machine computes in."""
+"""Precisions that this machine supports."""
 
 
 def in_memory(spec: ModelSpec, seed: int = 0) -> ModelFile:
-    """A model file with weights drawn from the seed."""
+    """Make a model file with weights drawn from the seed."""
     return ModelFile(spec, {}, "digest", weights_of(random_network(spec, seed)))
 
 
@@ -59,7 +59,7 @@ def test_logits_are_those_of_the_network(data: st.DataObject) -> None:
 
 
 def test_as_far_from_the_truth_as_torch_is(tmp_path: Path) -> None:
-    """Of the paper's depth, where roundings add up."""
+    """The network has the paper's depth, where rounding errors add up."""
     spec = ModelSpec.unet(width=8, depth=4)
     save_model(tmp_path / "m", random_network(spec), {})
     model, tiles = load_model(tmp_path / "m"), noise(1, *spec.tile_for((1, 100, 100)))
@@ -107,7 +107,7 @@ def test_a_batch_changes_no_byte(spec: ModelSpec, precision: Precision) -> None:
 @BOTH
 @HERE
 def test_both_libraries_agree_in_a_low_precision(spec: ModelSpec, precision: Precision) -> None:
-    """As closely as each does with float32."""
+    """They agree as closely as each does with float32."""
     model, tiles = in_memory(spec), noise(1, *spec.tile_for((3, 20, 20)))
     exact = OpenVinoPredictor(model, threads=1).predict(tiles)
     low = [backend.open_predictor(model, library, precision, 1, "cpu").predict(tiles) for library in get_args(Backend)]
@@ -151,7 +151,7 @@ def test_numerics_say_what_decides_the_last_bits() -> None:
 @pytest.mark.parametrize("spec", [PLANAR, SOLID, ModelSpec.unet(width=16, depth=1)])
 @pytest.mark.parametrize("scale", [1e8, 1e12, 1e20, 1e30])
 def test_a_network_that_overflows_does_not_look_sound(spec: ModelSpec, scale: float) -> None:
-    """A rectifier that takes NaN for 0 would give finite logits, and wrong labels in silence."""
+    """A rectifier that maps NaN to 0 would give finite logits, and silently wrong labels."""
     network = random_network(spec, dtype=torch.float32)
     with torch.no_grad():
         for parameter in network.parameters():

@@ -1,4 +1,4 @@
-"""The predictor gives what the network gives, in the network's own type."""
+"""Test that the predictor gives the network's result, in the network's own type."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_network_in_training_is_put_to_evaluation() -> None:
 
 
 def test_it_computes_with_its_threads_whoever_calls() -> None:
-    """Torch counts threads for each calling thread, and they change the last bits."""
+    """Torch sets the number of threads per calling thread, and that number changes the last bits."""
     predictor = TorchPredictor(random_network(PLANAR), threads=2)
     seen: list[int] = []
 

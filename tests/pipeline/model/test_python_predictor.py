@@ -1,4 +1,4 @@
-"""Classes of a user's own: imported by name, asked or looked at how they behave, and held to that."""
+"""Test user-defined classes: imported by name, with a contract that is stated or measured, and enforced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from emseg_core.specs.contract import Contract
 
 
 def contract(name: str) -> Contract:
-    """How a class of `detectors` behaves."""
+    """Return the measured contract of a class of `detectors`."""
     return python_contract(import_model(ImportPath(f"detectors:{name}")))
 
 
@@ -31,7 +31,7 @@ def contract(name: str) -> Contract:
     ],
 )
 def test_how_it_behaves_is_found(name: str, context: Triple, lattice: Triple, crop: Triple) -> None:
-    """And what is found is right: two tilings give the same, to the last bit."""
+    """The measured contract is right: two tilings give the same result to the last bit."""
     found = contract(name)
     assert (found.context, found.lattice, found.crop, found.local) == (context, lattice, crop, True)
     predictor = PythonPredictor(import_model(ImportPath(f"detectors:{name}")), 1)
@@ -55,7 +55,7 @@ def test_what_it_says_is_believed() -> None:
 
 
 def test_memory_is_measured() -> None:
-    """Mean has means of float32 from windows without copies, and a stack of three: Dark no more than what it gives."""
+    """Mean computes float32 means of windows without copies, and stacks three; Dark needs only its result."""
     assert 4 * 3 <= contract("Dark").bytes_per_voxel <= 4 * 5
     assert contract("Mean").bytes_per_voxel > 4 * 4
     tracemalloc.start()

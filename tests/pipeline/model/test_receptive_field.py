@@ -1,4 +1,4 @@
-"""What experiments find out about networks whose facts are known."""
+"""Test what experiments find out about networks with known properties."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = NDArray[np.float32]
 
 
 def found(network: nn.Module, *, planar: bool = True, **known: object) -> ProbeResult:
-    """What a probe finds out about a network of torch."""
+    """Return what a probe finds out about a torch network."""
 
     def run(tiles: Array) -> Array:
         with torch.inference_mode():
@@ -47,7 +47,7 @@ def test_a_valid_network_is_found_as_its_description_says(spec: ModelSpec) -> No
 
 
 def test_of_a_network_that_pads_as_much_is_cropped_as_saw_the_padding() -> None:
-    """Convolutions of 3, one of them at half the resolution: 1 + 2 + 1 voxels, up to a whole cell of the lattice."""
+    """Three convolutions, one of them at half the resolution: 1 + 2 + 1 voxels, rounded up to a lattice cell at most."""
     known = found(Padded())
     assert (known.lattice, known.local) == ((1, 2, 2), True)
     assert known.context == known.crop
@@ -61,7 +61,7 @@ def test_statistics_of_a_tile_are_found(norm: nn.Module) -> None:
 
 
 def test_what_depends_on_places_is_found() -> None:
-    """A network that knows where in a tile it is."""
+    """The network uses the position within a tile."""
 
     class Placed(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

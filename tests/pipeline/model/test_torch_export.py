@@ -1,4 +1,4 @@
-"""Exported programs of torch: what they compute is what torch computes, and nothing in the file is run."""
+"""Test exported torch programs: they compute what torch computes, and no code in the file is run."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SPECS = [ModelSpec.unet(width=3, depth=2), ModelSpec(2, 1, ("a", "b"), ((3, 3, 3
 
 
 def read(path: Path) -> Any:
-    """The network in a file."""
+    """Return the network in a file."""
     return read_exported(path.read_bytes(), str(path))[0].eval()
 
 
 class Varied(nn.Module):
-    """Much of what networks are made of."""
+    """A network with many of the common operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Varied(nn.Module):
     "network", [Bare(SPECS[0]), Bare(SPECS[1]), Padded(), Varied()], ids=["planar", "cubic", "padded", "varied"]
 )
 def test_a_program_computes_what_its_network_does(tmp_path: Path, network: nn.Module) -> None:
-    """Also for other shapes than the one it was exported with; its pooled maxima and skips are let go of on the way."""
+    """This also holds for other shapes than the exported one. Pooled maxima and skips are freed on the way."""
     shape = tile_of(network.network.spec) if isinstance(network, Bare) else (1, 1, 32, 48)
     program = read(save_exported(tmp_path / "n.pt2", network, shape))
     for longer in (0, 8):
@@ -76,7 +76,7 @@ def test_what_a_program_costs_is_known_without_computing(tmp_path: Path) -> None
 
 
 class Malice:
-    """Runs a command when it is unpickled."""
+    """Object that runs a command when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -87,20 +87,20 @@ class Malice:
 
 @pytest.fixture(scope="module")
 def taken(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A file that is taken."""
+    """Return the content of a valid file."""
     return save_exported(tmp_path_factory.mktemp("taken") / "n.pt2", Padded(), (1, 1, 32, 32)).read_bytes()
 
 
 @pytest.fixture
 def program(taken: bytes, tmp_path: Path) -> Path:
-    """Such a file of one's own."""
+    """Return a copy of the valid file."""
     path = tmp_path / "n.pt2"
     path.write_bytes(taken)
     return path
 
 
 def test_the_pickle_of_sample_inputs_is_never_opened(program: Path, tmp_path: Path) -> None:
-    """torch itself writes one into each file; torch.export.load would unpickle this."""
+    """torch itself writes one into each file; torch.export.load would unpickle it."""
     mark = tmp_path / "was here"
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
@@ -200,5 +200,5 @@ def test_infinite_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_all_known_operations_exist() -> None:
-    """A name that torch does not have would let through whatever gets it one day."""
+    """A name that torch lacks would allow whatever gets that name one day."""
     assert [name for name in OPERATIONS if not hasattr(torch.ops.aten, name)] == []

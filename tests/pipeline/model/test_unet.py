@@ -1,4 +1,4 @@
-"""The network in torch is the one that `ModelSpec` does arithmetic on."""
+"""Test that the torch network matches the arithmetic of `ModelSpec`."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ ANISOTROPIC = ModelSpec(4, 2, ("a", "b", "c"), ((1, 3, 3), (3, 3, 3), (3, 3, 3))
 
 
 def on_paper(spec: ModelSpec) -> UNet:
-    """A network without numbers: shapes only."""
+    """Return a network with shapes but no numbers."""
     with torch.device("meta"):
         return UNet(spec)
 
 
 def reference(spec: ModelSpec, weights: dict[str, Tensor], x: Tensor, level: int = 0) -> Tensor:
-    """The network again, level inside level, always in 3-D: features that leave a level on the way up."""
+    """Build the network again, level inside level and always in 3-D. Return the features that leave a level on the way up."""
 
     def solid(name: str) -> Tensor:
         weight = weights[f"{name}.weight"]
@@ -99,7 +99,7 @@ def test_output_shape(data: st.DataObject) -> None:
 @given(st.data())
 @settings(max_examples=15)
 def test_valid_sizes_are_those_that_pass_without_loss(data: st.DataObject) -> None:
-    """Every length: valid if each pooling divides and each convolution leaves a voxel, in the network itself."""
+    """Each length is checked: it is valid if each pooling divides it and each convolution of the network leaves a voxel."""
     spec = data.draw(model_specs(widths=st.just(1), most_flops=10**6))
     axis = data.draw(st.integers(0, 2))
     network, least = UNet(spec), spec.tile_for((1, 1, 1))
@@ -132,7 +132,7 @@ def test_valid_sizes_are_those_that_pass_without_loss(data: st.DataObject) -> No
 @given(st.data())
 @settings(max_examples=30)
 def test_context_is_the_same_on_both_sides(data: st.DataObject) -> None:
-    """The flipped network makes of a flipped tile the flipped output: so it takes as much from either side."""
+    """The flipped network maps a flipped tile to the flipped output, so it uses the same context on either side."""
     spec = data.draw(model_specs())
     network = random_network(spec)
     tile = np.random.default_rng(0).normal(size=data.draw(valid_tiles(spec, most_cells=2)))
@@ -147,7 +147,7 @@ def test_context_is_the_same_on_both_sides(data: st.DataObject) -> None:
 
 
 def shifted(network: UNet, axis: int, by: int, values: np.ndarray[Any, Any], tile: Triple) -> tuple[Any, Any]:
-    """Logits of the same voxels from a tile at zero and from a tile `by` voxels further along one axis."""
+    """Return logits of the same voxels from a tile at zero and from a tile shifted by `by` voxels along one axis."""
     first, second = [slice(0, n) for n in tile], [slice(0, n) for n in tile]
     second[axis] = slice(by, tile[axis] + by)
     one, other = run(network, values[tuple(first)]), run(network, values[tuple(second)])
@@ -206,7 +206,7 @@ def test_flops(data: st.DataObject) -> None:
 @given(st.data())
 @settings(max_examples=60)
 def test_activation_bytes(data: st.DataObject) -> None:
-    """Exactly: what the predictor has alive at its worst moment, tile included."""
+    """The result is exactly the predictor's peak memory, including the tile."""
     spec = data.draw(model_specs(widths=st.integers(1, 6)))
     tile = data.draw(valid_tiles(spec))
     assert live_bytes(UNet(spec), tile) == spec.activation_bytes(tile)
@@ -236,7 +236,7 @@ def test_a_planar_network_looks_at_each_slice_alone() -> None:
     "spec", [ModelSpec.unet(width=32, depth=2), ModelSpec.unet(width=16, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))]
 )
 def test_weights_start_with_the_deviation_of_he(spec: ModelSpec) -> None:
-    """So the spread of intensities is the same in and out of a layer, whatever its size."""
+    """So the spread of intensities is the same before and after a layer of any size."""
     torch.manual_seed(0)
     for name, parameter in UNet(spec).named_parameters():
         if name.endswith("bias"):

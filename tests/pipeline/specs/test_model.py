@@ -1,4 +1,4 @@
-"""Arithmetic on a U-Net; `tests/pipeline/model/test_unet.py` holds it against the network itself."""
+"""Test the arithmetic of a U-Net. `tests/pipeline/model/test_unet.py` compares it with the real network."""
 
 from __future__ import annotations
 

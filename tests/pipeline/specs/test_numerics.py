@@ -1,4 +1,4 @@
-"""Numerics survive JSON and differ if one field does."""
+"""Test that numerics survive JSON, and differ if one field does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Regions as users type them."""
+"""Test regions as users type them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FINE = VolumeSpec(
 
 @given(st.data())
 def test_nanometres_mean_the_voxels_whose_centres_they_hold(data: st.DataObject) -> None:
-    """Against a look at each voxel; ends at centres, between them, and at none."""
+    """Each voxel is checked; ends are at centres, between them, and at none."""
     sizes, ends, kept = (40.0, 4.0, 0.5), [], []
     for length, size, first in zip(FINE.shape, sizes, (400.0, -100.0, 0.75), strict=True):
         quarters = st.integers(0, 4 * (length - 1))

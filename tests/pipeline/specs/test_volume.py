@@ -1,4 +1,4 @@
-"""Facts about a volume."""
+"""Test the properties of a volume."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_json_round_trip() -> None:
 
 
 def test_only_an_array_of_several_volumes_says_which() -> None:
-    """So the fingerprints of older outputs hold."""
+    """So the fingerprints of older outputs stay valid."""
     assert not FINE.to_json().keys() & {"channel", "timepoint", "together"}
     assert FINE.selection is None
     parts: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""Crops: raw and truth stay aligned, faces are mirrored, draws are repeatable and have the strengths that were asked for."""
+"""Test crops: raw and truth stay aligned, faces are mirrored, draws are repeatable and have the requested strengths."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NUMBERS = ClassValues({f"c{n}": (n,) for n in range(251)}, tuple(f"c{n}" for n i
 
 
 def numbered(shape: Triple) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Grey values that are all different, and a truth that follows from each."""
+    """Return grey values that are all different, and a truth that follows from each."""
     raw = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     return raw, (raw % 251).astype(np.uint8)
 
@@ -58,7 +58,7 @@ def test_turned_crops_stay_aligned(spec: ModelSpec, shape: Triple) -> None:
 def test_a_tile_at_a_corner_is_mirrored() -> None:
     drawn = crops(CUBE, (8, 8, 8), (8, 8, 8))
     whole = np.pad(numbered((8, 8, 8))[0], [(c, c) for c in CUBE.context], mode="reflect")
-    assert whole.shape == drawn.tile  # there is one place for it
+    assert whole.shape == drawn.tile  # there is one position for it
     tile = drawn.draw(np.random.default_rng(0)).tile
     assert np.array_equal(np.sort(tile, axis=None), np.sort(whole, axis=None))
 
@@ -66,7 +66,7 @@ def test_a_tile_at_a_corner_is_mirrored() -> None:
 def test_every_place_and_orientation_is_drawn() -> None:
     drawn = crops(CUBE, (9, 8, 9), (8, 8, 8))
     tiles = {drawn.draw(np.random.default_rng(seed)).tile.tobytes() for seed in range(1500)}
-    assert len(tiles) == 2**2 * 48  # two places along two axes; 48 symmetries of the cube
+    assert len(tiles) == 2**2 * 48  # two positions along two axes; 48 symmetries of the cube
 
 
 def test_volumes_are_drawn_by_their_weights() -> None:
@@ -101,7 +101,7 @@ WARPS = {
 @pytest.mark.parametrize("augment", WARPS.values(), ids=WARPS)
 @pytest.mark.parametrize("tile", [(12, 24, 20), (1, 40, 40)])
 def test_places_are_fetched_from_the_mirrored_volume(augment: AugmentSpec, tile: Triple) -> None:
-    """Against interpolation by another library, of a volume that is mirrored far beyond its faces."""
+    """The reference is another library's interpolation of a volume that is mirrored far beyond its faces."""
     shape = (14, 30, 26)
     rng = np.random.default_rng(1)
     raw = ndimage.gaussian_filter(rng.normal(size=shape), (0, 2, 2)).astype(np.float32)
@@ -116,7 +116,7 @@ def test_places_are_fetched_from_the_mirrored_volume(augment: AugmentSpec, tile:
     straight = ndimage.map_coordinates(far, where, order=1)
     assert np.abs(moved - straight).max() < (0.06 if tile[0] == 1 else 1e-4)  # planes are interpolated bicubically
     nearest = ndimage.map_coordinates((far > 0).astype(np.uint8), where, order=0)
-    assert (target != nearest).mean() < 0.005  # places half-way between two voxels
+    assert (target != nearest).mean() < 0.005  # positions half-way between two voxels
 
 
 @pytest.mark.parametrize("tile", [(8, 30, 30), (1, 64, 64)])
@@ -144,7 +144,7 @@ def test_sizes_are_scaled_within_bounds() -> None:
 
 @pytest.mark.parametrize("tile", [(24, 24, 24), (1, 65, 65)])
 def test_displacements_have_their_deviation(tile: Triple) -> None:
-    """At the points themselves: between them the field is a mean of several, and smaller."""
+    """Only the points themselves are tested. Between them the field is a mean of several, and smaller."""
     spec = AugmentSpec(displacement=3, spacing=(tile[1] - 1) // 2 + 1 if tile[0] > 1 else (tile[1] - 1) // 2)
     corners = []
     for seed in range(300):
@@ -166,7 +166,7 @@ def test_sparse_truth_is_looked_for() -> None:
     truth[0, 140:200, 140:200] = 0
     drawn = CropSampler([source(np.zeros(truth.shape), truth)], FLAT, (1, 20, 20), NONE)
     labelled = [(drawn.draw(np.random.default_rng(seed)).truth != 255).any() for seed in range(100)]
-    assert np.mean(labelled) > 0.5  # one place in fourteen has some
+    assert np.mean(labelled) > 0.5  # one position in fourteen has some
 
 
 def test_nothing_moves_unasked() -> None:

@@ -1,4 +1,4 @@
-"""Weights of borders against all pairs of pixels, and of classes against counting."""
+"""Test border weights against all pairs of pixels, and class weights against counting."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLASSES = ("inside", "membrane")
 
 
 def all_pairs(segments: NDArray[Any], sigma: float) -> NDArray[np.float64]:
-    """Equation 2 without w_0 and w_c, pixel by pixel, over all pixels of all segments."""
+    """Compute equation 2 without w_0 and w_c, pixel by pixel, over all pixels of all segments."""
     weights = np.zeros(segments.shape)
     ids = [number for number in np.unique(segments) if number]
     for pixel in zip(*np.nonzero(segments == 0), strict=True):
@@ -30,7 +30,7 @@ def all_pairs(segments: NDArray[Any], sigma: float) -> NDArray[np.float64]:
 
 
 def mosaic(shape: tuple[int, int], count: int, seed: int) -> NDArray[np.int64]:
-    """Segments around random centres, with a border of about three pixels between them."""
+    """Make segments around random centres, with a border of about three pixels between them."""
     rng = np.random.default_rng(seed)
     centres = rng.uniform(0, shape, (count, 2))
     y, x = np.indices(shape)
@@ -54,7 +54,7 @@ def test_against_all_pairs(segments: NDArray[Any], sigma: float) -> None:
 
 
 def test_what_is_cut_off_is_lost_in_float32() -> None:
-    """A segment that lies too far off is left out; with it, float32 would hold the same sum."""
+    """A segment too far away is skipped. In float32, adding it would not change the sum."""
     sigma = 1.0
     segments = np.zeros((1, 21), np.uint8)
     segments[0, 0], segments[0, 20] = 1, 2
@@ -67,7 +67,7 @@ def test_what_is_cut_off_is_lost_in_float32() -> None:
 
 @given(gap=st.integers(1, 14))
 def test_no_jump_where_segments_are_cut_off(gap: int) -> None:
-    """Beside the first pixel that is cut off, what is left is as small as that."""
+    """Beside the first skipped pixel, the remaining weight is equally small."""
     sigma = 1.0
     segments = np.zeros((1, gap + 2), np.uint8)
     segments[0, 0], segments[0, -1] = 1, 2
@@ -100,7 +100,7 @@ def test_slice_by_slice() -> None:
 
 
 def test_a_real_stack_takes_seconds() -> None:
-    """24 slices of 512 x 512 with 150 segments, as in a training on serial sections; a sixth of them is timed."""
+    """The stack has 24 slices of 512 x 512 with 150 segments, as in training on serial sections. A sixth of them is timed."""
     plane = mosaic((512, 512), 150, seed=0)
     assert len(np.unique(plane)) == 149
     began = process_time()

@@ -1,4 +1,4 @@
-"""The field of displacements: what is drawn, how it is distributed, and that it is smooth between."""
+"""Test the displacement field: how it is drawn and distributed, and that it is smooth between points."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from emseg_core.training.deformation import displacements
 
 
 def keys(distance: float) -> float:
-    """The bicubic kernel with a = -3/4 (Keys 1981, eq. 4)."""
+    """Evaluate the bicubic kernel with a = -3/4 (Keys 1981, eq. 4)."""
     a, s = -0.75, abs(distance)
     if s <= 1:
         return (a + 2) * s**3 - (a + 3) * s**2 + 1
@@ -20,7 +20,7 @@ def keys(distance: float) -> float:
 
 
 def weights(length: int, points: int) -> NDArray[np.float64]:
-    """What each point counts at each pixel of an axis, ``(length, points)``; beyond the edges the outermost points go on."""
+    """Return the weight of each point at each pixel of an axis, ``(length, points)``. End points repeat beyond the edges."""
     table = np.zeros((length, points))
     for pixel in range(length):
         place = pixel * (points - 1) / (length - 1) if length > 1 else 0.0
@@ -50,7 +50,7 @@ def test_points_get_what_was_drawn() -> None:
 
 
 def test_the_mean_square_at_the_points_is_the_variance() -> None:
-    """Over 4000 fields of 2 x 9 numbers; the mean of n squares has a deviation of ``sqrt(2 / n)`` of itself."""
+    """The mean is over 4000 fields of 2 x 9 numbers. A mean of n squares has a relative deviation of ``sqrt(2 / n)``."""
     rng = np.random.default_rng(0)
     found = np.stack([displacements((9, 9), rng, 10.0)[:, ::4, ::4] for _ in range(4000)]).astype(np.float64)
     assert np.mean(found**2) == pytest.approx(100, rel=4 * np.sqrt(2 / found.size))
@@ -65,7 +65,7 @@ def test_points_axes_and_draws_do_not_depend_on_one_another() -> None:
 
 
 def test_smooth_between_the_points() -> None:
-    """Points are 193 pixels apart; that bounds slopes and bends, where nearest points would jump, and lines kink."""
+    """Points are 193 pixels apart, which bounds slopes and curvature. Nearest points would jump; lines would have corners."""
     for seed in range(20):
         field = displacements((388, 388), np.random.default_rng(seed), 10.0)
         drawn = np.random.default_rng(seed).normal(0, 10.0, (2, 3, 3))

@@ -1,4 +1,4 @@
-"""The training loop on a made-up volume and a tiny network."""
+"""Test the training loop on a made-up volume and a tiny network."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CELLS = cells()
 
 
 def fit(spec: ModelSpec, settings: FitSpec, **options: Any) -> tuple[UNet, float]:
-    """A training that learns from the volume that it is validated on."""
+    """Train on the volume that is used for validation."""
     network, score = module.fit(spec, settings, [CELLS], [ValidationVolume.of(CELLS)], **options)
     assert network is not None
     return network, score
@@ -91,7 +91,7 @@ def test_it_leaves_the_global_generator_alone() -> None:
 
 
 class StoppedError(Exception):
-    """Stands for whatever ends a training early."""
+    """Represents anything that ends a training early."""
 
 
 def test_resumed_is_as_if_never_stopped(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_it_ends_early_with_the_best_weights(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(module, "MovingAverage", Noting)
     network, _ = fit(SPEC, settings, on_progress=note)
-    assert steps[-1] == 8  # the fourth validation was the second without a better one
+    assert steps[-1] == 8  # the fourth validation was the second without an improvement
     trained = network.state_dict()
     assert all(torch.equal(trained[name], value) for name, value in kept[4].items() if name != "head.bias")
     assert not torch.equal(trained["head.weight"], kept[8]["head.weight"])

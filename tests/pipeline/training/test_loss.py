@@ -1,4 +1,4 @@
-"""The losses against their definitions, and their gradients against differences."""
+"""Test losses against their definitions, and gradients against differences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from emseg_core.training.loss import affinity_loss, affinity_offsets, weighted_c
 
 WEIGHTS = torch.tensor([1.0, 3.0])
 OFFSETS = [(0, 1, 0), (1, 0, 2), (0, 9, 0)]
-"""The last one is longer than the tile."""
+"""Offsets, the last of which is longer than the tile."""
 
 
 def some() -> tuple[torch.Tensor, torch.Tensor]:

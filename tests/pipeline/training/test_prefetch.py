@@ -1,4 +1,4 @@
-"""A feed gives what each step needs in order, ahead of time, and no more than a few."""
+"""Test that a feed delivers each step's input in order, and prepares only a few in advance."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_no_further_ahead_than_said() -> None:
     begun: list[int] = []
 
     def settled(expected: int) -> int:
-        """How many have begun, some time after so many have."""
+        """Wait until this many have started, and return how many have started some time later."""
         while len(begun) < expected:
             time.sleep(0.001)
         time.sleep(0.1)
@@ -37,7 +37,7 @@ def test_no_further_ahead_than_said() -> None:
 
 
 def test_waiting_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From when it is asked for to when it is there."""
+    """The time counts from the request to the arrival."""
     asked, now = threading.Event(), 0.0
 
     def clock() -> float:

@@ -1,4 +1,4 @@
-"""Two processes that share each batch learn as one process does with all of it."""
+"""Test that two processes that share each batch learn what one process learns from all of it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ else:
 
 
 def trained(folder: Path, processes: int) -> dict[str, Any]:
-    """What a training in so many processes tells."""
+    """Return what a training with this many processes prints."""
     script = folder / "training.py"
     script.write_text(TRAINING)
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
@@ -58,7 +58,7 @@ def trained(folder: Path, processes: int) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(lines) == 1  # one process tells
+    assert len(lines) == 1  # one process prints
     told: dict[str, Any] = json.loads(lines[0])
     return told
 
@@ -72,7 +72,7 @@ def test_the_same_loss_curve_and_weights(tmp_path: Path) -> None:
 
 
 def test_a_stranger_who_has_connected_is_found() -> None:
-    """Whoever was not started with this process; one of its own is not."""
+    """A stranger is any process that was not started with this one."""
     with socket.create_server(("127.0.0.1", 0)) as door:
         check_peers()
         with socket.create_connection(door.getsockname()), door.accept()[0]:

@@ -1,4 +1,4 @@
-"""Training numbers that make no sense are refused in one line."""
+"""Test that invalid training settings are rejected in one line."""
 
 from __future__ import annotations
 

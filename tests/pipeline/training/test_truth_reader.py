@@ -1,4 +1,4 @@
-"""What truth means, and that reading beyond the faces mirrors both of a pair."""
+"""Test how truth is read, and that reads beyond the faces mirror raw and truth alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prediction of a whole volume equals one pass over the mirrored volume; the bias is the best one."""
+"""Test that predicting a whole volume equals one pass over the mirrored volume, and that the best bias is chosen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLANAR = ModelSpec.unet(width=2, depth=2)
 
 
 def drawn() -> UNet:
-    """A network with weights that are drawn."""
+    """Return a network with random weights."""
     torch.manual_seed(0)
     return UNet(PLANAR).eval()
 
@@ -59,7 +59,7 @@ def test_calibrated_argmax_has_the_best_f1() -> None:
 
 
 def test_calibrated_for_segments() -> None:
-    """Grey values give away the wall between two cells, but as a class it is far from likely."""
+    """The grey values show the wall between two cells, but the membrane class is improbable there."""
     spec = ModelSpec.unet(width=1, depth=0, kernel=(1, 1, 1))
     network = UNet(spec).eval()
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_calibrated_for_segments() -> None:
 
 
 def test_a_class_that_is_not_told_apart_takes_no_other_s_place() -> None:
-    """Its best threshold against all others is to call everything so."""
+    """Its best threshold against the others would label everything with it."""
     spec = ModelSpec.unet(width=1, depth=0, kernel=(1, 1, 1), classes=("inside", "membrane", "synapse"))
     network = UNet(spec).eval()
     with torch.no_grad():
@@ -111,11 +111,11 @@ def test_scores_are_means() -> None:
 
 
 def test_segments_of_each_slice() -> None:
-    """A slice whose wall is found, one whose wall is missed, and one with nothing to find."""
+    """One slice has its wall found, one has it missed, and one has nothing to find."""
     truth = np.zeros((3, 5, 5), np.uint8)
     truth[:2, :, 2] = 1
     truth[2] = 255
     found = truth.copy()
     found[1] = 0
-    merged = 2 * (2 * 0.25) / (1 + 2 * 0.25)  # V_Rand of two cells of equal size, taken for one; their V_Info is 0
+    merged = 2 * (2 * 0.25) / (1 + 2 * 0.25)  # V_Rand of two merged cells of equal size; their V_Info is 0
     assert score_labels([found], [truth], "segments") == pytest.approx((1 + (merged + 0) / 2) / 2)

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, one clear line per error, nothing written where nothing should be."""
+"""Test the command line as users meet it: exit codes, one clear line per error, and no unexpected files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--i
 
 
 def edit_header(change: Callable[[dict[str, Any]], None]) -> bytes:
-    """The bundled model file with another description of its network."""
+    """Copy the bundled model file with another description of its network."""
     data = BUNDLED.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -45,7 +45,7 @@ def edit_header(change: Callable[[dict[str, Any]], None]) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that can be named wrongly, and a volume and an output that are right."""
+    """Make a folder with every kind of invalid argument, and a valid volume and output."""
     folder = tmp_path_factory.mktemp("bad")
     good = texture((8, 40, 40))
     save_volume(folder / "good.zarr", good)
@@ -312,7 +312,7 @@ def test_test_time_augmentation_is_part_of_what_an_output_is_begun_with(folder: 
 
 
 def test_a_plan_is_explained(folder: Path) -> None:
-    """By the layouts that were considered; the first is that of the plan."""
+    """The layouts that were considered explain it; the first is that of the plan."""
     text = run_emseg("plan", "good.zarr", "--explain", cwd=folder).stdout
     told = json.loads(run_emseg("plan", "good.zarr", "--explain", "--json", cwd=folder).stdout)
     plan, layouts = told["plan"], told["layouts"]

@@ -1,4 +1,4 @@
-"""What a run says on the terminal, and on a log where nothing can be redrawn."""
+"""Test what a run prints on a terminal, and in a log where lines cannot be redrawn."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLAN = plan_of((7, 29, 31), PLANAR)
 
 
 class Clock:
-    """A clock that stands until it is set."""
+    """A clock that stands still until it is set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
@@ -71,7 +71,7 @@ def test_a_run_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_log_does_not_have_the_token(capsys: pytest.CaptureFixture[str]) -> None:
-    """Others may read it; it names the file that only this user can read. A terminal shows the link itself."""
+    """Others may read a log, so it names the file that only this user can read. A terminal shows the link itself."""
     page = "http://127.0.0.1:8787/emseg?emseg-token=secret"
     text = said(capsys, started(0, page.replace("emseg?", "status?"), 2, page))
     assert "secret" not in text
@@ -118,7 +118,7 @@ def test_a_plain_line_while_no_block_ends(capsys: pytest.CaptureFixture[str], cl
 
 
 def test_how_fast_and_where_the_time_goes(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
-    """Two workers, one half as fast; each predicts in 3 of 4 seconds."""
+    """There are two workers, one half as fast. Each predicts in 3 of 4 seconds."""
     with RunConsole() as console:
         console(started())
         for block in range(18):
@@ -165,7 +165,7 @@ def test_stopping_and_stopped(event: StopRequested, line: str, capsys: pytest.Ca
     ("workers", "reason"), [(2, " (too few blocks to keep 2 busy)"), (1, "")], ids=["two workers", "one worker"]
 )
 def test_what_limits_a_run(workers: int, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Stitching is not to blame for the idle time of workers that predict most of the rest."""
+    """Stitching is not the reason for idle time if workers predict for most of the rest."""
     tally = Tally(PLAN, 0)
     for block in range(6):
         seconds = Seconds(1, 0, 10, 1, 2)

@@ -1,4 +1,4 @@
-"""Worker jobs of other batch systems, as dask-jobqueue writes them, with stand-ins for their commands."""
+"""Test worker jobs of other batch systems, as dask-jobqueue writes them, with stand-ins for their commands."""
 
 import os
 import shlex
@@ -26,7 +26,7 @@ MARKS = {"lsf": "#BSUB ", "pbs": "#PBS ", "sge": "#$ "}
 
 
 def script_of(system: str, site: Site, logs: Path, security: Security | None = None) -> str:
-    """The script of a worker job."""
+    """Return the script of a worker job."""
     module: Any = SYSTEMS[system]
     options = {**worker_job_options(2, site, security or Security(), logs), **module.requests(site)}
     return str(module.WorkerJob("tls://10.0.0.1:1", name="emseg-0", **options).job_script())
@@ -47,7 +47,7 @@ def test_what_a_worker_job_asks_for(system: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_what_the_site_does_not_set_is_left_to_the_batch_system(system: str, tmp_path: Path) -> None:
-    """dask-jobqueue would ask for half an hour."""
+    """dask-jobqueue would request half an hour."""
     headers = " ".join(headers_of(system, Site(memory="none"), tmp_path / "logs"))
     for word in ("-q ", "-W ", "-M ", "walltime", "mem=", "h_vmem", "h_rt"):
         assert word not in headers
@@ -92,7 +92,7 @@ import os, signal, sys
 open(__file__ + ".log", "a").write(sys.argv[1] + "\\n")
 os.killpg(int(sys.argv[1]), signal.SIGTERM)
 """
-"""Stand-ins that run each job at once, as a process of this machine whose number is that of the job."""
+"""Stand-ins that run each job at once, as a process of this machine with the job's number as its process number."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The key of a run is its user's alone, and goes with the run."""
+"""Test that only its user can read the key of a run, and that the key is removed after the run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_nobody_else_reads_the_key(tmp_path: Path) -> None:
 
 
 def test_files_are_private_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not made so once the key is in them."""
+    """Permissions are set before the key is written."""
     made = []
 
     def watched(path: Path, flags: int, mode: int) -> int:
@@ -81,7 +81,7 @@ def test_each_run_has_its_own(tmp_path: Path) -> None:
 
 
 def handshake(server: dict[str, ssl.SSLContext], client: dict[str, ssl.SSLContext]) -> bool:
-    """Whether two ends that share no network agree."""
+    """Return whether two ends agree, without a network."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = [
         client["ssl_context"].wrap_bio(to_client, to_server),

@@ -1,4 +1,4 @@
-"""Another user, another page and another ``Host`` get nothing from a dashboard of ours, whoever has its token gets all."""
+"""Test that a dashboard refuses other users, other sites and wrong ``Host`` headers, and shows everything with the token."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from emseg_core.box import Box
 from emseg_core.errors import InputError
 
 SECRET = "/secret/out.zarr"
-"""What nobody is to read."""
+"""Text that must not be shown."""
 DESCRIPTION = RunDescription(
     "run", "/secret/volume.zarr", SECRET, 2, Box((0, 0, 0), (1, 1, 1)), (1, 1, 1), (1, 1, 1), (1, 1, 1), b""
 )
@@ -36,7 +36,7 @@ HUB = "https://hub.example.org/user/me/proxy/{port}/status"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedCluster]:
-    """A scheduler without workers that shows a run."""
+    """Start a scheduler without workers that shows a run."""
     with GuardedCluster({}, LOOPBACK, Security(), tmp_path_factory.mktemp("scratch")) as cluster:
         cluster.sync(show, cluster)
         yield cluster
@@ -59,14 +59,14 @@ def door(cluster: GuardedCluster) -> Door:
 
 
 def assert_refused(answer: Answer) -> None:
-    """With a line of text that is the same whatever was asked for."""
+    """Check that the answer is a refusal whose text is the same for every request."""
     assert answer.status == 403
     assert answer.body == b"" or re.fullmatch(rb"403: [\w ;,.]+\n", answer.body)
     assert "Set-Cookie" not in answer.headers
 
 
 def patterns(router: Any) -> Iterator[str]:
-    """Those of a routing table, as regular expressions."""
+    """Yield the patterns of a routing table, as regular expressions."""
     for rule in router.rules:
         if isinstance(rule.target, RuleRouter):
             yield from patterns(rule.target)
@@ -76,7 +76,7 @@ def patterns(router: Any) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def paths(cluster: GuardedCluster) -> list[str]:
-    """An address for each route of the server, and some for which there is none."""
+    """Return an address for each route of the server, and some without a route."""
     assert cluster.scheduler is not None
     root = cluster.scheduler.http_application
     found = {pattern for app in (root, *root.applications) for pattern in patterns(app.default_router)}
@@ -85,7 +85,7 @@ def paths(cluster: GuardedCluster) -> list[str]:
 
 
 def test_each_route_is_found(paths: list[str]) -> None:
-    """By the list that the next test trusts."""
+    """The next test relies on this list."""
     assert {"/", "/status", "/emseg", "/emseg/ws", "/json/emseg.json", "/metrics", "/health", "/eventstream"} <= set(paths)
     assert len(paths) > 200
 
@@ -99,7 +99,7 @@ def test_without_the_token_no_route_tells_anything(paths: list[str], door: Door)
 
 
 def test_with_the_token_all_is_shown(door: Door) -> None:
-    """Else the test before this would find nothing out."""
+    """Otherwise the previous test would prove nothing."""
     shown = ("/emseg", "/json/emseg.json", "/metrics", "/health", "/info/main/workers.html", "/statics/css/base.css")
     for headers in (door.cookie, door.bearer):
         assert [door.ask(path, headers).status for path in shown] == [200] * len(shown)
@@ -109,7 +109,7 @@ def test_with_the_token_all_is_shown(door: Door) -> None:
 
 
 def test_the_dashboard_is_imported_when_its_first_page_is_asked_for(tmp_path: Path) -> None:
-    """By whoever has the token; JSON and metrics are there before."""
+    """It is imported for a user with the token only. JSON and metrics are available before."""
     with GuardedCluster({}, LOOPBACK, Security(), tmp_path) as cluster:
         scheduler, door = cluster.scheduler, Door.of(cluster.dashboard_link)
         assert isinstance(scheduler, GuardedScheduler)
@@ -145,7 +145,7 @@ def test_no_other_words_open(given: dict[str, str], door: Door) -> None:
 
 
 def test_the_link_leads_to_a_cookie(door: Door) -> None:
-    """And to the same address without the token, which neither the history nor other sites are told."""
+    """It redirects to the same address without the token, so neither the history nor other sites learn it."""
     answer = door.ask(f"/emseg?run=a%26b&{TOKEN_PARAMETER}={door.token}")
     assert answer.status == 302
     assert answer.headers["Location"] == "./emseg?run=a%26b"
@@ -204,12 +204,12 @@ def test_a_tunnel_may_begin_at_another_port(host: str, door: Door) -> None:
     ],
 )
 def test_another_host_gets_nothing(host: str, door: Door) -> None:
-    """Though the browser, which takes it for this one, sends all that it has."""
+    """It gets nothing even if the browser takes it for this host and sends all credentials."""
     name = host.format(port=door.port)
     sent = {"Host": name, **door.cookie, **door.bearer}
     for path in ("/status", "/json/emseg.json", f"/status?{TOKEN_PARAMETER}={door.token}"):
         answer = door.ask(path, sent)
-        assert answer.status in (400, 403)  # some are no host at all, and go no further than tornado
+        assert answer.status in (400, 403)  # some are not a valid host, and go no further than tornado
         assert b"emseg" not in answer.body.replace(b"the link with the token that emseg has printed", b"")
         assert "Set-Cookie" not in answer.headers
     assert door.shake("/eventstream", sent) in (400, 403)
@@ -228,7 +228,7 @@ def test_another_host_gets_nothing(host: str, door: Door) -> None:
     ],
 )
 def test_a_page_of_another_site_gets_nothing(origin: str, door: Door) -> None:
-    """Nor one of another user at another port of this machine, to whom the cookie belongs as well."""
+    """This includes a page of another user at another port of this machine, which shares the cookie."""
     sent = {"Origin": origin.format(port=door.port), **door.cookie}
     for path in ("/status", "/json/emseg.json", "/metrics"):
         assert_refused(door.ask(path, sent))
@@ -247,7 +247,7 @@ def test_a_websocket_wants_the_token(door: Door) -> None:
 
 
 def test_who_comes_from_another_site_asks_twice(door: Door) -> None:
-    """The browser keeps the cookie back the first time; the second time it is this site that asks."""
+    """The browser withholds the cookie the first time. The second request comes from this site."""
     come = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"}
     first = door.ask("/status", come)
     assert_refused(first)
@@ -257,7 +257,7 @@ def test_who_comes_from_another_site_asks_twice(door: Door) -> None:
 
 
 def test_a_proxy_that_was_named(tmp_path: Path) -> None:
-    """By the address that Dask's configuration gives the dashboard."""
+    """The address comes from Dask's configuration for the dashboard."""
     named = {"distributed.dashboard.link": HUB}
     with dask.config.set(named), GuardedCluster({}, LOOPBACK, Security(), tmp_path) as cluster:
         port = cluster.scheduler_info["services"]["dashboard"]
@@ -288,7 +288,7 @@ def test_a_proxy_that_was_named(tmp_path: Path) -> None:
     ],
 )
 def test_under_jupyterhub(configured: str, link: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub's host is accepted unasked where the hub states it, unless another is configured; and no second one."""
+    """The hub's host is accepted if the hub states it, unless another is configured. No second host is accepted."""
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me/")
     monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", "https://hub.example.org/user/me/")
     named = {"distributed.dashboard.link": configured}
@@ -307,7 +307,7 @@ def test_under_jupyterhub(configured: str, link: str, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("configured", ["{scheme}://{host}:{port}/status", "{JUPYTERHUB_SERVICE_PREFIX}proxy/{port}/status"])
 def test_a_hub_that_does_not_state_its_address(configured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No host is accepted for it, and the user is told how to state it."""
+    """No host is accepted, and the user is told how to state one."""
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me/")
     monkeypatch.delenv("JUPYTERHUB_PUBLIC_URL", raising=False)
     named = {"distributed.dashboard.link": configured}

@@ -1,4 +1,4 @@
-"""What closing a cluster raises never changes how a run ended, and what keeps one from starting is one line."""
+"""Test that errors while a cluster closes never change the result of a run, and that a failed start gives one line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NONE = Elastic(least=0, first=0)
 
 
 class FailsToClose:
-    """A cluster whose end raises."""
+    """A cluster that raises when it is closed."""
 
     left = ("process 7",)
 
@@ -83,7 +83,7 @@ def test_a_second_signal_is_heeded_while_a_cluster_closes() -> None:
 
 
 def opened(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, tell: Callable[[str], None]) -> Any:
-    """A cluster of each kind, without workers."""
+    """Open a cluster of each kind, without workers."""
     if kind == "cuda":
         monkeypatch.setattr(cuda, "_choose", lambda gpus: [0])
         monkeypatch.setattr(cuda, "_Cluster", lambda *_: GuardedCluster({}, LOOPBACK, Security(), folder))
@@ -98,7 +98,7 @@ def opened(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch, tell: Calla
 
 @pytest.mark.parametrize("kind", ["local", "cuda", "srun", "slurm"])
 def test_no_cluster_raises_at_its_end(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A client closes late, and then its cluster, which is closed all the same."""
+    """First the client and then the cluster fails to close in time. The cluster is closed all the same."""
     told: list[str] = []
     close: Callable[[SpecCluster], Awaitable[None]] = SpecCluster._close
     close_client = Client._close
@@ -144,7 +144,7 @@ def test_a_running_cluster_may_go_before_its_client(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_worker_that_is_not_gone_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a busy machine."""
+    """A busy machine causes this."""
     told: list[str] = []
 
     async def late(self: AsyncProcess, timeout: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Nobody else has a way into a cluster, signals do not reach its workers, and nothing is left of it."""
+"""Test that no one else can access a cluster, that signals do not reach its workers, and that nothing is left of it."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ from emseg.clusters.local import (
 from emseg_core.machine import usable_memory
 
 PATIENCE = 120
-"""Seconds, for a busy machine."""
+"""Maximum seconds to wait on a busy machine."""
 
 
 OWN = own_address()
 
 
 def listening() -> set[tuple[str, int]]:
-    """Address and port of whatever listens in this process and those it has started."""
+    """Return the address and port of every listening socket of this process and its children."""
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     connections = [connection for process in family for connection in process.net_connections("inet")]
     return {tuple(connection.laddr) for connection in connections if connection.status == psutil.CONN_LISTEN}
 
 
 def workers(client: Client) -> dict[str, int]:
-    """Address and process of each worker."""
+    """Return the address and process of each worker."""
     return dict(client.run(os.getpid))
 
 
@@ -75,7 +75,7 @@ def knock(address: str, security: Security) -> None:
 
 @contextmanager
 def refused() -> Iterator[None]:
-    """Within the ``with``, a connection is refused: on whatever step, in the words of whatever layer meets it first."""
+    """Check that a connection is refused within the ``with`` block, at any step and with the message of any layer."""
     with pytest.raises(OSError):  # noqa: PT011
         yield
 
@@ -88,7 +88,7 @@ def client() -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def abroad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A client of a cluster that workers on other hosts may join."""
+    """Connect to a cluster that workers on other hosts may join."""
     with run_security(tmp_path_factory.mktemp("abroad") / "run") as security, local_cluster(1, 2, OWN, security) as client:
         yield client
 
@@ -100,7 +100,7 @@ def test_only_loopback_listens(client: Client) -> None:
 
 @pytest.mark.parametrize(("family", "everywhere"), [(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")])
 def test_an_open_door_is_found(family: socket.AddressFamily, everywhere: str) -> None:
-    """By the scan that the other tests trust."""
+    """The other tests rely on this scan."""
     with socket.socket(family) as door:
         door.bind((everywhere, 0))
         door.listen()
@@ -129,7 +129,7 @@ def test_a_taken_dashboard_port_is_no_obstacle() -> None:
             taken.bind((LOOPBACK, DASHBOARD_PORT))
             taken.listen()
         except OSError:
-            pass  # somebody else has it: just as good
+            pass  # another process has it, which is just as good
         with local_cluster(1, 1) as client:
             assert f":{DASHBOARD_PORT}/" not in client.dashboard_link
 
@@ -139,7 +139,7 @@ def test_workers_serve_nothing(client: Client) -> None:
 
 
 def test_strangers_are_refused(client: Client, abroad: Client, tmp_path: Path) -> None:
-    """By the scheduler, the workers and their nannies; a stranger has no certificates, or those of another run."""
+    """Scheduler, workers and nannies refuse clients without certificates or with those of another run."""
     with run_security(tmp_path / "other") as other:
         for cluster, host, doors in ((client, LOOPBACK, 5), (abroad, OWN, 3)):
             info = cluster.scheduler_info()
@@ -155,7 +155,7 @@ def test_strangers_are_refused(client: Client, abroad: Client, tmp_path: Path) -
 
 
 def test_the_key_is_in_a_file_of_its_user_alone(client: Client) -> None:
-    """Not with what anybody may ask about a process, nor with what its user may."""
+    """The command lines and environments of processes do not contain it."""
     key = Path(client.security.tls_worker_key)
     (line,) = key.read_text().splitlines()[1:-1][:1]
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
@@ -176,7 +176,7 @@ def test_strange_clients_are_refused(abroad: Client, tmp_path: Path) -> None:
 
 
 def test_a_worker_on_another_host_joins(tmp_path: Path) -> None:
-    """With the command that is printed, in a private folder of its own, and ends with the run."""
+    """It uses the printed command, has its own private folder, and ends with the run."""
     there = tmp_path / "there"
     there.mkdir()
 
@@ -221,7 +221,7 @@ def test_who_sits_elsewhere_is_told_of_the_tunnel(monkeypatch: pytest.MonkeyPatc
 
 
 def test_workers_share_the_memory(client: Client) -> None:
-    """And one that takes more than its share is started anew."""
+    """A worker that exceeds its share is restarted."""
     for about in client.scheduler_info()["workers"].values():
         assert about["memory_limit"] == usable_memory() // 2
     assert client.cluster is not None
@@ -231,7 +231,7 @@ def test_workers_share_the_memory(client: Client) -> None:
 
 
 def test_workers_go_when_they_are_of_no_use_and_come_back_when_they_are() -> None:
-    """Only idle ones go, and as many stay as are wanted in any case."""
+    """Only idle workers are stopped, and the minimum number always remains."""
     with local_cluster(3, 1, elastic=Elastic(least=1, first=2)) as client:
         cluster: Any = client.cluster
         first = set(workers(client))
@@ -248,7 +248,7 @@ def test_workers_go_when_they_are_of_no_use_and_come_back_when_they_are() -> Non
 
 
 def assert_undisturbed(client: Client) -> None:
-    """Workers get signals meant for everybody while they compute, and go on."""
+    """Check that workers receive signals while they compute, and continue."""
 
     def block() -> int:
         sleep(0.5)
@@ -277,7 +277,7 @@ def test_nor_one_that_was_started_anew(client: Client) -> None:
 
 @pytest.mark.timeout(120)
 def test_a_worker_that_dies_while_it_starts_is_replaced() -> None:
-    """Its nanny gives up then."""
+    """Its nanny gives up in that case."""
     with local_cluster(1, 1) as client:
         for _ in range(6):
             for process in psutil.Process().children():
@@ -330,13 +330,13 @@ with local_cluster(2, 1) as client:
 
 @pytest.mark.parametrize("driver_dies", [False, True])
 def test_a_bad_day_ends_in_silence(driver_dies: bool) -> None:
-    """A worker died and was started anew, and the run ends with blocks in hand."""
+    """A worker has died and was restarted, and the run ends with blocks in progress."""
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", BAD_DAY], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as driver:
         assert driver.stdout is not None
         driver.stdout.readline()
         family = psutil.Process(driver.pid).children(recursive=True)
-        assert len(family) == 3  # two workers and the keeper of their semaphores
+        assert len(family) == 3  # two workers and the process that tracks their semaphores
         if driver_dies:
             driver.kill()
         _, printed = driver.communicate("\n", timeout=PATIENCE)

@@ -1,4 +1,4 @@
-"""What a run puts aside is in a folder of its own; what killed runs have left is removed, and nothing else ever is."""
+"""Test that a run keeps temporary files in its own folder, and removes those of killed runs but nothing else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from emseg.clusters.private_folder import private_folder
 from emseg_core.errors import InputError
 
 OTHER = 65534
-"""A user who is not this one."""
+"""Another user."""
 HOLDER = """
 import sys
 from pathlib import Path
@@ -35,7 +35,7 @@ with private_folder(Path(sys.argv[1])) as folder:
 
 
 def lookalike(parent: Path) -> Path:
-    """A folder that is named as one of a run, with a file in it."""
+    """Make a folder with a file, named like that of a run."""
     path = parent / f"{module._prefix()}0123456789abcdef"
     path.mkdir(mode=0o700)
     (path / "notes").touch()
@@ -69,7 +69,7 @@ def test_that_of_a_killed_process_is_removed_and_that_of_a_living_one_is_not(tmp
 
 
 def test_one_without_a_holder_is_removed(tmp_path: Path) -> None:
-    """Or the tests that follow could not fail."""
+    """Otherwise the following tests could not fail."""
     lookalike(tmp_path)
     with private_folder(tmp_path) as mine:
         assert list(tmp_path.iterdir()) == [mine]
@@ -88,7 +88,7 @@ def test_that_of_another_user_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
-    """Wherever it leads."""
+    """The target of the link does not matter."""
     theirs = tmp_path / "data"
     lookalike(tmp_path).rename(theirs)
     (tmp_path / f"{module._prefix()}0123456789abcdef").symlink_to(theirs)
@@ -97,7 +97,7 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["emseg-scratch-{host}x-0123456789abcdef", "emseg-scratch-{host}-data", "emseg-{host}-01"])
 def test_what_has_another_name_is_left_alone(tmp_path: Path, name: str) -> None:
-    """Also that of another host: a lock may be unknown here."""
+    """This includes folders of other hosts, whose locks may be invisible here."""
     lookalike(tmp_path).rename(tmp_path / name.format(host=socket.gethostname()))
     assert_untouched(tmp_path)
 
@@ -110,7 +110,7 @@ def assert_untouched(parent: Path) -> None:
 
 
 def test_many_begin_at_once(tmp_path: Path) -> None:
-    """None takes the folder of another for forgotten while that is being made."""
+    """None treats the folder of another as abandoned while it is being created."""
 
     def begin(_: int) -> bool:
         with private_folder(tmp_path) as folder:
@@ -129,7 +129,7 @@ def test_no_place_for_it_is_told(tmp_path: Path) -> None:
 
 
 def test_all_of_a_cluster_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of Dask's that somebody else has made is not entered."""
+    """A Dask folder that another user has created is not used."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     shared = tmp_path / "dask-scratch-space"
     shared.mkdir()

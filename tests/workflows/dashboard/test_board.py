@@ -1,4 +1,4 @@
-"""The board counts as its driver tells, however many blocks there are, and is drawn true to the volume."""
+"""Test that the board counts what its driver reports, for any number of blocks, and that its map is true to scale."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNIT = (4, 8, 16)
 
 
 def board_of(grid: Triple, states: np.ndarray | None = None, scale: tuple[float, float, float] = (1, 1, 1)) -> Board:
-    """A board of a region that starts at 10, 20, 30 and ends three voxels before the last block does."""
+    """Make a board of a region that starts at 10, 20, 30 and ends three voxels before its last block does."""
     states = np.zeros(math.prod(grid), np.uint8) if states is None else states
     stop = tuple(first + blocks * length - 3 for first, blocks, length in zip((10, 20, 30), grid, UNIT, strict=True))
     region = Box((10, 20, 30), (stop[0], stop[1], stop[2]))
@@ -39,7 +39,7 @@ def board_of(grid: Triple, states: np.ndarray | None = None, scale: tuple[float,
 
 @pytest.mark.parametrize("grid", [(3, 5, 7), (50, 40, 41), (1, 1, 1), (200, 3, 900)])
 def test_cells_add_up(grid: Triple) -> None:
-    """After any messages, cells count what the states are."""
+    """After any messages, the cells count the current states."""
     rng = np.random.default_rng(3)
     count = math.prod(grid)
     states = rng.integers(0, 4, count).astype(np.uint8)
@@ -73,7 +73,7 @@ def test_there_are_never_too_many_cells(grid: Triple) -> None:
 
 
 def test_ten_million_blocks() -> None:
-    """A message costs what it changes."""
+    """The cost of a message depends only on what it changes."""
     grid = (100, 100, 1000)
     board = board_of(grid)
     began = process_time()

@@ -1,4 +1,4 @@
-"""A run on the dashboard: what its page, its JSON and its metrics say is what `emseg status` says."""
+"""Test that the page, JSON and metrics of a run agree with `emseg status`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ METRIC = re.compile(r"^(emseg_\w+)\{(.*)\} (\S+)$", re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume and a model."""
+    """Make a volume and a model."""
     folder = tmp_path_factory.mktemp("dashboard")
     save_volume(folder / "volume.zarr", texture(SHAPE))
     save_random_model(folder / "model.safetensors", PLANAR)
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def scheduler(folder: Path, *words: str, **environment: str) -> Iterator[str]:
-    """The address of a scheduler in a process of its own, with one worker."""
+    """Start a scheduler in a separate process, with one worker, and return its address."""
     file = folder / "scheduler.json"
     file.unlink(missing_ok=True)
     dask, place = (sys.executable, "-m", "dask"), ("--scheduler-file", str(file))
@@ -67,18 +67,18 @@ def scheduler(folder: Path, *words: str, **environment: str) -> Iterator[str]:
 
 
 def get(link: str, path: str) -> str:
-    """What the dashboard that a link leads to shows at a path."""
+    """Return what the dashboard behind a link shows at a path."""
     return Door.of(link).text(path)
 
 
 def newest(started: RunStarted) -> dict[str, Any]:
-    """What the page knows of the run that began last."""
+    """Return what the page knows of the newest run."""
     assert started.map is not None
     return dict(json.loads(get(started.map, "/json/emseg.json"))["runs"][-1])
 
 
 def metrics(started: RunStarted) -> dict[tuple[str, str], float]:
-    """Each number on /metrics, by its name and the state or stage that it is for."""
+    """Return each number on /metrics by its name and its state or stage."""
     assert started.map is not None
     found = {}
     for name, labels, value in METRIC.findall(get(started.map, "/metrics")):
@@ -89,7 +89,7 @@ def metrics(started: RunStarted) -> dict[tuple[str, str], float]:
 
 
 def test_what_the_page_knows_is_what_status_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a run goes on, and at its end, on a cluster of our own."""
+    """They agree during a run and at its end, on emseg's own cluster."""
     monkeypatch.setattr(reporter, "UPDATE_SECONDS", 0.0)
     output = folder / "own.zarr"
     started: list[RunStarted] = []
@@ -136,14 +136,14 @@ def test_what_the_page_knows_is_what_status_says(folder: Path, monkeypatch: pyte
 
 
 def test_a_scheduler_of_others(folder: Path, tmp_path: Path) -> None:
-    """It is in another process, outlives the run, and knows of failed blocks and of several runs."""
+    """It is in another process, outlives the run, and shows failed blocks and several runs."""
     volume = save_volume(tmp_path / "volume.zarr", texture(SHAPE))
     started: list[RunStarted] = []
 
     def watch(event: Event) -> None:
         if isinstance(event, RunStarted):
             started.append(event)
-            for chunk in (volume / "c" / "4").rglob("*"):  # the last slices, after they were surveyed
+            for chunk in (volume / "c" / "4").rglob("*"):  # the last slices, after they were sampled
                 if chunk.is_file():
                     chunk.write_bytes(b"no chunk")
 
@@ -170,7 +170,7 @@ def test_a_scheduler_of_others(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_scheduler_that_has_forgotten_the_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one that was started anew: it is told all again."""
+    """A restarted scheduler is like this. It gets all information again."""
     monkeypatch.setattr(reporter, "UPDATE_SECONDS", 0.0)
     pages: list[dict[str, Any]] = []
     started: list[RunStarted] = []
@@ -193,7 +193,7 @@ def test_a_scheduler_that_has_forgotten_the_run(folder: Path, tmp_path: Path, mo
 
 @pytest.mark.parametrize(("lacking", "why"), [("a dashboard", "the scheduler has no dashboard"), ("our page", "dashboard")])
 def test_a_scheduler_that_shows_no_map(lacking: str, why: str, folder: Path, tmp_path: Path) -> None:
-    """The run says so, and goes on."""
+    """The run reports this and continues."""
     said: list[str] = []
 
     def watch(event: Event) -> None:
@@ -221,7 +221,7 @@ def test_a_performance_report_needs_nothing_from_elsewhere(
     modes = []
 
     def watched(*place: Any, **more: Any) -> Any:
-        if not more.get("dir"):  # else it is no file of Dask: the token's has its folder named
+        if not more.get("dir"):  # others are not files of Dask: the token's file has its folder in the name
             modes.append(stat.S_IMODE(Path(tempfile.gettempdir()).stat().st_mode))
         return made(*place, **more)
 
@@ -264,7 +264,7 @@ def test_a_performance_report_that_cannot_be(folder: Path, tmp_path: Path) -> No
 
 
 def test_the_newest_slice(folder: Path, tmp_path: Path) -> None:
-    """Raw beside labels, around the block, thinned out to a few pixels."""
+    """It shows raw beside labels around the block, reduced to a few pixels."""
     volume, out = save_volume(tmp_path / "volume.zarr", texture((3, 700, 90))), tmp_path / "out.zarr"
     segment(volume, out, model=folder / "model.safetensors", workers=0)
     stored = open_output(out)

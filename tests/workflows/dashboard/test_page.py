@@ -1,4 +1,4 @@
-"""The page of a run shows what its board knows, and text of others stays text."""
+"""Test that the page of a run shows what its board knows, and that foreign text stays text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACE = {"speed": 2.5e6, "seconds_left": 60.0, "plus_minus": 5.0, "shares": {"rea
 
 
 def board_of(run: str, grid: Triple = (2, 3, 4)) -> Board:
-    """A board whose first block is done and whose second one has failed."""
+    """Make a board whose first block is done and whose second one has failed."""
     states = np.zeros(np.prod(grid), np.uint8)
     states[:2] = State.DONE, State.FAILED
     box = Box((0, 0, 0), (grid[0] * 8, grid[1] * 8, grid[2] * 8))
@@ -29,7 +29,7 @@ def board_of(run: str, grid: Triple = (2, 3, 4)) -> Board:
 
 
 def seen(view: RunView) -> Observed:
-    """What a browser makes of the texts of the page."""
+    """Return the texts of the page as a browser parses them."""
     return Observed("".join(div.text for div in view.layout.select({"type": Div})))
 
 
@@ -69,7 +69,7 @@ def test_numbers_are_those_of_the_board() -> None:
 
 @pytest.mark.parametrize("grid", [(2, 3, 4), (50, 40, 41)])
 def test_the_map_follows_the_board(grid: Triple) -> None:
-    """At first, and when only some cells have changed."""
+    """It is drawn at first, and updated when only some cells have changed."""
     view = RunView(board_of("run", grid))
     drawn = view.layout.select({"type": GlyphRenderer})
     (cells,) = (each.data_source for each in drawn if isinstance(each.glyph, Rect))

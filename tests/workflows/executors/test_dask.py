@@ -1,4 +1,4 @@
-"""The Dask executor keeps its window, its loopback, and its word when something dies."""
+"""Test that the Dask executor respects its window and loopback, and recovers when processes die."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_scheduler_never_knows_more_than_the_window(client: Client, tmp_path
 
 
 def test_the_scheduler_keeps_nothing_of_tasks_that_have_ended(client: Client) -> None:
-    """Each block is a submission of its own: whatever is kept of one is kept ten million times."""
+    """Each block is a separate task, so anything kept per task would be kept ten million times."""
 
     def kept(dask_scheduler: Any) -> dict[str, int]:
         spans = dask_scheduler.extensions["spans"].spans.values()
@@ -70,7 +70,7 @@ def test_the_scheduler_keeps_nothing_of_tasks_that_have_ended(client: Client) ->
     metrics = after.pop("metrics")
     assert after == {name: before[name] for name in after}
     assert after["metadata"] == after["code"] == 0
-    assert metrics < 100  # one for each kind of task and of what takes its time
+    assert metrics < 100  # one for each kind of task and each of its phases
 
 
 def test_as_many_workers_as_there_are_blocks_for(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_no_scheduler() -> None:
 
 
 def test_a_worker_that_hangs_before_it_is_ready(tmp_path: Path) -> None:
-    """The others do its share, and nobody waits for it at the end: not half an hour, after which it would be started anew."""
+    """The others do its share, and the end of the run waits neither for it nor for its restart after half an hour."""
     save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
     model = save_random_model(tmp_path / "model.safetensors", PLANAR)
     with local_cluster(2, 1) as client:

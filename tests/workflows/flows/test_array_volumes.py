@@ -1,4 +1,4 @@
-"""Arrays where paths are asked for."""
+"""Test arrays as arguments in place of paths."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_arrays_of_all_kinds_give_the_same_output(model: Path, tmp_path: Path) -> None:
-    """They are stored once, with their voxel size; a run on the same array goes on, one on another is refused."""
+    """An array is stored once, with its voxel size. The same array resumes the run; another one is refused."""
     values = texture(SHAPE)
     arrays: dict[str, Any] = {
         "numpy": values,

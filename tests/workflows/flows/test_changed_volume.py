@@ -1,4 +1,4 @@
-"""A volume that was changed under what is done is refused at a resume, and found by `emseg verify --volume`."""
+"""Test that a resume refuses a volume that has changed since, and that `emseg verify --volume` finds the change."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from emseg_core.store.outputs.lifecycle import open_output
 from emseg_core.store.volumes.volume import ZarrVolume, open_volume
 
 SHAPE = (4, 2100, 2100)
-"""So large that the sample which every run takes of its volume leaves most of it out."""
+"""A shape so large that the sample of every run leaves out most of the volume."""
 REGION = Box((0, 1000, 1000), (4, 1060, 1060))
 TILE = (1, 52, 48)
 FAR = Box((0, 960, 960), (4, 1100, 1100))
-"""Holds all that blocks of the region see."""
+"""A box with everything that blocks of the region read."""
 
 
 class Case:
-    """A volume of which a part is segmented, with the output of a run that nobody stopped."""
+    """A volume with a segmented part, and the output of a run that was not stopped."""
 
     def __init__(self, folder: Path) -> None:
         self.volume = save_volume(folder / "volume.zarr", np.zeros(SHAPE, np.uint8), (4, 64, 64))
@@ -58,16 +58,16 @@ class Case:
         self.plan: Plan = recipe_of(open_output(self.reference)).plan
 
     def run(self, output: Path, volume: Path | None = None, **more: Any) -> Report:
-        """A run in this process."""
+        """Run in this process."""
         settings: dict[str, Any] = {"model": self.model, "roi": REGION, "tile": TILE, "workers": 0, **more}
         return segment(volume or self.volume, output, **settings)
 
     def read(self, block: int) -> Box:
-        """What a block reads of the volume."""
+        """Return the voxels that a block reads."""
         return self.plan.read_box(self.plan.block(block)).intersect(Box.of_shape(SHAPE))
 
     def name(self, block: int) -> str:
-        """Its voxels, as they are typed after ``--roi``."""
+        """Return its voxels in the form of ``--roi``."""
         return str(self.plan.block(block).write)
 
 
@@ -78,7 +78,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.fixture
 def output(case: Case, tmp_path: Path) -> Path:
-    """The output as of a run that was stopped before its last block."""
+    """Make the output of a run that was stopped before its last block."""
     output = Path(shutil.copytree(case.reference, tmp_path / "output.zarr"))
     shards(output)[-1].unlink()
     return output
@@ -86,7 +86,7 @@ def output(case: Case, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def changed(case: Case, tmp_path: Path) -> Callable[[tuple[int, ...]], Path]:
-    """Copies the volume, and changes one voxel of it by one."""
+    """Return a function that copies the volume and changes one voxel by one."""
 
     def change(place: tuple[int, ...]) -> Path:
         volume = Path(shutil.copytree(case.volume, tmp_path / "changed.zarr"))
@@ -106,7 +106,7 @@ def holds(box: Box, place: tuple[int, ...]) -> bool:
 
 
 def notices(case: Case, output: Path, **more: Any) -> list[str]:
-    """What a run tells that goes on."""
+    """Return the notices of a resumed run."""
     events: list[Event] = []
     case.run(output, on_event=events.append, **more)
     return [event.message for event in events if isinstance(event, Noticed)]
@@ -137,7 +137,7 @@ def test_one_changed_voxel_of_a_done_block_is_refused_and_named(
 
 
 def test_what_no_done_block_has_read_may_change(case: Case, output: Path, changed: Callable[..., Path]) -> None:
-    """Another block then computes what is there; nothing is mixed."""
+    """Another block then computes what is there, and nothing is mixed."""
     last = len(case.plan) - 1
     place = corners(case.read(last))[1]
     others = [number for number in range(last) if holds(case.read(number), place)]
@@ -176,7 +176,7 @@ def test_the_same_voxels_in_another_place_and_codec_go_on(case: Case, output: Pa
 
 
 def test_what_is_read_again_is_drawn_by_lot(case: Case, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 300 blocks, and more, none is left out for ever."""
+    """Of 300 blocks and more, each is chosen sooner or later."""
     read: list[int] = []
 
     def reread(volume: ZarrVolume, plan: Plan, block: Any) -> Outcome:
@@ -240,7 +240,7 @@ def record_of(output: Path, run: int = 1) -> Path:
 
 
 def forget(output: Path, blocks: set[int], run: int = 1) -> None:
-    """Make the record that of a driver which was killed before it kept what these blocks have read."""
+    """Remove from a record what a driver that was killed early would not have stored about these blocks."""
     file = record_of(output, run)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     kept = [line for line in lines if line["event"] != "ended" and not (line["event"] == "block" and line["block"] in blocks)]
@@ -248,7 +248,7 @@ def forget(output: Path, blocks: set[int], run: int = 1) -> None:
 
 
 def test_what_was_stored_right_before_a_kill_is_computed_again(case: Case, output: Path, changed: Callable[..., Path]) -> None:
-    """From the volume that is there now: so nothing is mixed, whatever that is."""
+    """The blocks are computed from the current volume, so nothing is mixed, whatever it contains."""
     forget(output, {2, 5})
     events: list[Event] = []
     report = case.run(output, on_event=events.append)
@@ -264,7 +264,7 @@ def test_what_was_stored_right_before_a_kill_is_computed_again(case: Case, outpu
 
 @pytest.mark.parametrize("odd", [True, False, -1, 1.0, 10**400, "1", None, [1]])
 def test_a_line_of_no_block_refuses_no_volume(case: Case, output: Path, odd: Any) -> None:
-    """It tells of another digest, but not whose."""
+    """Such a line reports another digest, but not of which block."""
     file = record_of(output)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     done = next(line for line in lines if line["event"] == "block")
@@ -314,7 +314,7 @@ def test_lost_records_cost_no_block(case: Case, output: Path, lost: str) -> None
     report = case.run(output, on_event=events.append)
     assert (report.done, report.skipped) == (1, report.blocks - 1)
     told = [event.message for event in events if isinstance(event, Noticed) and "digests are not recorded" in event.message]
-    assert len(told) == (lost != "some lines")  # those that are left tell of all blocks
+    assert len(told) == (lost != "some lines")  # the remaining lines cover all blocks
     assert bytes_of(output) == bytes_of(case.reference)
 
 
@@ -332,7 +332,7 @@ def test_after_a_loss_what_is_told_is_compared(case: Case, output: Path, changed
 
 
 def test_a_labelling_in_between_loses_nothing(case: Case, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes a lease, and keeps no run_log."""
+    """It takes a lease, and writes no run log."""
     with lease.take_lease(open_output(output).records, output).held():
         pass
     assert case.run(output).done == 1

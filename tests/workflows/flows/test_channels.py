@@ -1,4 +1,4 @@
-"""A run on one of several channels and timepoints of a volume: the bytes of a run on a volume of that one alone."""
+"""Test a run on one of several channels and timepoints: it gives the bytes of a run on that channel alone."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from emseg_core.store.volumes.volume import open_volume
 
 SHAPE = (6, 50, 58)
 VALUES = np.stack([[texture(SHAPE, seed=3 * time + channel) for channel in range(3)] for time in range(2)])
-"""``(t, c, z, y, x)``"""
+"""Voxels ``(t, c, z, y, x)``."""
 CHUNK = (4, 16, 16)
 LABELS = ["DAPI", "EM", ""]
 
 
 def save_image(path: Path, zarr_format: int, chunk: tuple[int, int], shard: tuple[int, int] | None = None) -> Path:
-    """An OME-Zarr image of all of it, of version 0.4 in Zarr v2, of 0.5 in v3."""
+    """Save an OME-Zarr image of the whole array: version 0.4 in Zarr v2, or 0.5 in v3."""
     scale = {"type": "scale", "scale": [1, 1, 40, 4, 4]}
     axes = [{"name": name, "type": "space", "unit": "nanometer"} for name in "zyx"]
     multiscales = {
@@ -64,7 +64,7 @@ IMAGES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of the same voxels, a network, and for each channel and timepoint a volume of its own with its output."""
+    """Make images of the same voxels, a network, and for each channel and timepoint a separate volume with its output."""
     folder = tmp_path_factory.mktemp("channels")
     for name, layout in IMAGES.items():
         save_image(folder / name, **layout)
@@ -78,14 +78,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, volume: Path, output: Path, **options: Any) -> Path:
-    """The output of a run that has done all blocks."""
+    """Run all blocks and return the output."""
     report = segment(volume, output, model=folder / "model.safetensors", probabilities=True, **{"workers": 0, **options})
     assert (report.exit_code, report.left) == (0, 0)
     return output
 
 
 def stored(output: Path) -> dict[str, str]:
-    """The bytes of an output but for the recipe, which says which channel it was."""
+    """Return the bytes of an output except its recipe, which names the channel."""
     return {name: digest for name, digest in bytes_of(output).items() if name not in ("zarr.json", "emseg/zarr.json")}
 
 
@@ -106,13 +106,13 @@ def test_the_bytes_of_a_volume_of_its_own(
 
 @pytest.fixture(scope="module")
 def output(folder: Path) -> Path:
-    """Of the second channel at the second timepoint."""
+    """Make an output of the second channel at the second timepoint."""
     return run(folder, folder / "together.zarr", folder / "em.zarr", channel="EM", timepoint=1)
 
 
 @pytest.fixture
 def damaged(output: Path, tmp_path: Path) -> Path:
-    """A copy with a shard that is damaged, and one that is missing."""
+    """Make a copy with one damaged shard and one missing."""
     copy = Path(shutil.copytree(output, tmp_path / "out.zarr"))
     first, second, *_ = shards(copy)
     first.write_bytes(first.read_bytes()[:-9] + b"\0" * 9)
@@ -129,7 +129,7 @@ def test_it_is_verified_and_repaired(damaged: Path, output: Path) -> None:
 
 
 def test_two_workers_go_on(damaged: Path, output: Path, folder: Path) -> None:
-    """With the channel that it began with, named again or not."""
+    """They use the original channel, whether it is named again or not."""
     shards(damaged)[0].unlink()
     run(folder, folder / "together.zarr", damaged, channel=1, workers=2)
     assert bytes_of(damaged) == bytes_of(output)
@@ -147,7 +147,7 @@ def test_another_channel_is_refused(output: Path, folder: Path) -> None:
 
 
 def test_what_is_shown_of_it(output: Path, folder: Path, tmp_path: Path) -> None:
-    """As of the volume of that channel alone."""
+    """It is shown like the volume of that channel alone."""
     truth = folder / "truth-1-1.zarr"
     pictures = [preview(place, tmp_path / f"{place.name}.png", z=2).read_bytes() for place in (output, truth)]
     assert pictures[0] == pictures[1]
@@ -174,7 +174,7 @@ def test_a_viewer_is_told_which(output: Path) -> None:
 
 
 def test_on_the_command_line(folder: Path, tmp_path: Path) -> None:
-    """Planned, submitted and run; the plan tells what is decompressed besides."""
+    """It is planned, submitted and run. The plan reports what is decompressed in addition."""
     model = folder / "model.safetensors"
     asked = ["--channel", "EM", "--timepoint", "1", "--model", model]
     told = json.loads(run_emseg("plan", folder / "together.zarr", *asked, "--json", cwd=tmp_path).stdout)

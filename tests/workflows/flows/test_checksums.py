@@ -1,4 +1,4 @@
-"""Real damage to an output is found without computing anything, and repaired to the bytes of the undisturbed run."""
+"""Test that damage to an output is found without computing, and repaired to the bytes of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ARRAYS = ["labels/classes/0", "probabilities/0"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume, a model, and the output of an undisturbed run with settings that are not the default."""
+    """Make a volume, a model, and the output of an undisturbed run with non-default settings."""
     folder = tmp_path_factory.mktemp("sound")
     save_volume(folder / "volume.zarr", texture((9, 61, 67)))
     save_random_model(folder / "model.safetensors", PLANAR)
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def output(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the output, to be damaged."""
+    """Make a copy of the output, to be damaged."""
     return Path(shutil.copytree(folder / "sound.zarr", tmp_path / "out.zarr"))
 
 
@@ -127,7 +127,7 @@ def test_all_at_once(folder: Path, output: Path) -> None:
 
 
 def test_an_exchanged_shard_has_the_right_checksum(output: Path) -> None:
-    """Only verify sees it, which computes."""
+    """Only verify, which computes, finds it."""
     _, y, x = recipe_of(open_output(output)).plan.grid
     for array in ARRAYS:
         one, other = shards(output, array)[0], shards(output, array)[y * x]  # of one shape
@@ -259,7 +259,7 @@ def test_the_command_repairs(folder: Path, output: Path) -> None:
 
 @pytest.mark.parametrize(("more", "what"), [(["--volume"], "volume"), (["--model", "m.safetensors"], "model")])
 def test_what_checksums_do_not_read_is_not_taken(output: Path, more: list[str], what: str) -> None:
-    """Somebody who gives it expects it to be looked at."""
+    """A user who passes such an argument expects it to be used."""
     refused = CliRunner().invoke(cli, ["verify", str(output), "--checksums", *more])
     assert refused.exit_code == 2
     assert f"--checksums does not read the {what}: omit --checksums or --{what}" in refused.output

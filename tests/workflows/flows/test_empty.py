@@ -1,4 +1,4 @@
-"""Blocks that see a single value: a class is declared for them, and nothing else changes."""
+"""Test blocks with a single value: they get a declared class, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VALUE = 9
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A volume of which more than half has one value, with one odd voxel in there."""
+    """Make a volume with one value in more than half of it, and one other voxel in there."""
     folder = tmp_path_factory.mktemp("inputs")
     values = texture(SHAPE)
     values[:, :, 50:] = VALUE
@@ -49,7 +49,7 @@ def test_only_blocks_that_see_nothing_else_are_declared(inputs: dict[str, Any], 
     for block in plan:
         seen, where = plan.read_box(block).intersect(plan.region), block.write.slices()
         ours, theirs = ((labels[where], shares[(slice(None), *where)]) for labels, shares in zip(classes, amounts, strict=True))
-        if (volume[seen.slices()] == VALUE).all():  # what is mirrored is in there
+        if (volume[seen.slices()] == VALUE).all():  # mirrored voxels are in there
             count += 1
             assert (ours[0] == 1).all()
             assert (ours[1] == np.array([0, 254])[:, None, None, None]).all()

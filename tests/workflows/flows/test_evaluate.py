@@ -1,4 +1,4 @@
-"""Evaluation against scores that are computed here from whole arrays; and what cannot be compared is refused."""
+"""Test evaluation against scores of whole arrays, and refusals of what cannot be compared."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ IGNORED = 9
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Outputs with and without probabilities, of two and of three classes; and truths for them."""
+    """Make outputs with and without probabilities, of two and of three classes, and truths for them."""
     folder = tmp_path_factory.mktemp("scored")
     save_volume(folder / "volume.zarr", texture(SHAPE))
     for name, spec, more in (
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_tiff(path: Path, values: NDArray[Any]) -> None:
-    tifffile.imwrite(path, values, photometric="minisblack")  # three slices are no colours
+    tifffile.imwrite(path, values, photometric="minisblack")  # three slices are not colours
 
 
 def labels_of(path: Path) -> NDArray[np.uint8]:
@@ -65,18 +65,18 @@ def labels_of(path: Path) -> NDArray[np.uint8]:
 
 
 def probability(path: Path) -> NDArray[np.uint8]:
-    """The stored probabilities of the membrane."""
+    """Return the stored probabilities of the membrane."""
     output = open_output(path)
     return np.asarray(output.read_probabilities(output.region)[output.classes.index("membrane")])
 
 
 def true_classes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """0 inside, 1 membrane, 255 ignore."""
+    """Return the true classes: 0 inside, 1 membrane, 255 ignore."""
     return np.where(values == IGNORED, 255, values == 0).astype(np.uint8)
 
 
 def assert_scores(found: Evaluation, stored: NDArray[np.uint8], truth: NDArray[np.uint8], threshold: float) -> None:
-    """What was found slice by slice is what these whole arrays give."""
+    """Check that scores found slice by slice equal those of these whole arrays."""
     inside, known = truth == 0, truth != 255
     assert len(found.slice_scores) == len(truth)
     for one, plane, true, scored in zip(found.slice_scores, stored, inside, known, strict=True):
@@ -132,7 +132,7 @@ def test_without_probabilities_the_labels_count(folder: Path) -> None:
 
 
 def test_some_slices(folder: Path, tmp_path: Path) -> None:
-    """By a truth for all slices, and by one for these alone."""
+    """The truth covers all slices, or only these."""
     values = tifffile.imread(folder / "truth.tif")
     save_tiff(tmp_path / "three.tif", values[2:5])
     options: dict[str, Any] = {"labels": LABELS, "ignore": (IGNORED,), "slices": (2, 5)}
@@ -143,7 +143,7 @@ def test_some_slices(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_part_of_the_volume(folder: Path, tmp_path: Path) -> None:
-    """By the truth for the whole volume, and by the truth for the part."""
+    """The truth covers the whole volume, or only the part."""
     values = tifffile.imread(folder / "truth.tif")
     save_tiff(tmp_path / "part.tif", values[2:6, 3:40])
     for truth in (folder / "truth.tif", tmp_path / "part.tif"):
@@ -153,7 +153,7 @@ def test_a_part_of_the_volume(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("planar", [False, True])
 def test_ids_become_membrane(planar: bool, folder: Path) -> None:
-    """Slice by slice as from the whole volume: the neighbours in z are looked at."""
+    """Each slice gets the membrane of the whole volume, since neighbours in z are read."""
     ids = tifffile.imread(folder / "ids.tif")
     whole = membrane_truth(ids, planar=planar)
     found = evaluate(folder / "planar.zarr", folder / "ids.tif", ids=True, planar=planar)
@@ -181,7 +181,7 @@ def test_several_classes(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["volume.tif", "volume.zarr"])
 def test_a_volume_of_somebody_elses(name: str, folder: Path, tmp_path: Path) -> None:
-    """Its values mean what those of the truth do; without a class that parts segments, voxels alone are scored."""
+    """Its values mean the same as those of the truth. Without a class that separates segments, only voxels are scored."""
     values = tifffile.imread(folder / "truth.tif")
     values[values == IGNORED] = 0
     rolled = np.roll(values, 3, axis=2)

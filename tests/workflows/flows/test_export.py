@@ -1,4 +1,4 @@
-"""`emseg export`: what is in the TIFF is what is in the output, where it lies included."""
+"""Test that `emseg export` writes the output's voxels and their position to TIFF."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZE = (30.0, 8.5, 8.0)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Outputs with probabilities and instances: of a whole volume, of a part with a block missing, and of an image."""
+    """Make outputs with probabilities and instances: of a whole volume, of a part with a block missing, and of an image."""
     folder = tmp_path_factory.mktemp("exported")
     model = save_random_model(folder / "model.safetensors", PLANAR)
     tifffile.imwrite(folder / "raw.tif", texture((6, 90, 110)))

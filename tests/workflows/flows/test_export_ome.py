@@ -1,4 +1,4 @@
-"""`emseg export` to OME-Zarr: other readers find the voxels of each level where they lie in the output."""
+"""Test `emseg export` to OME-Zarr: other readers find the voxels of each level at their positions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def attributes_of(made: Path) -> dict[str, Any]:
-    """The OME metadata, once they have been found valid."""
+    """Return the OME metadata after validation."""
     group = zarr.open_group(made, mode="r")
     version = v05 if group.metadata.zarr_format == 3 else v04
     image = version.Image.from_zarr(group)
@@ -151,7 +151,7 @@ def test_what_cannot_be_read_or_written_leaves_nothing(output: Path, tmp_path: P
     with pytest.raises(BlockError, match=r"of a level of .* cannot be read"):
         export(damaged, tmp_path / "made.zarr", file_format=file_format, instances="instances")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))  # no file may grow beyond, as if the disk were full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))  # no file may grow beyond this, as if the disk were full
     try:
         with pytest.raises(OutputError, match="cannot be written"):
             export(output, tmp_path / "made.zarr", file_format=file_format)

@@ -1,4 +1,4 @@
-"""`emseg export` to Neuroglancer precomputed: a reader written after its specification, and tensorstore, find all of it.
+"""Test `emseg export` to Neuroglancer precomputed with tensorstore and a reader written from the specification.
 
 https://neuroglancer-docs.web.app/datasource/precomputed/
 """
@@ -33,7 +33,7 @@ from emseg_core.store.exports import new_volume
 from emseg_core.store.volumes.volume import open_volume
 
 FIRST = (120.0, 0.0, 24.0)
-"""Place of the output's first voxel, in nanometres."""
+"""Position of the output's first voxel, in nanometres."""
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,12 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that there are several files."""
+    """Use small chunks, so that there are several files."""
     monkeypatch.setattr(new_volume, "CHUNK_SIDE_VOXELS", 4)
 
 
 def read_scale(root: Path, number: int) -> NDArray[Any]:
-    """The voxels ``(z, y, x)`` of a scale, decoded step by step."""
+    """Return the voxels ``(z, y, x)`` of a scale, decoded step by step."""
     info = json.loads((root / "info").read_bytes())
     scale, dtype = info["scales"][number], np.dtype(info["data_type"]).newbyteorder("<")
     size, chunk = scale["size"], scale["chunk_sizes"][0]
@@ -70,7 +70,7 @@ def read_scale(root: Path, number: int) -> NDArray[Any]:
 
 
 def morton(place: tuple[int, ...], grid: list[int]) -> int:
-    """The compressed Morton code of a chunk."""
+    """Return the compressed Morton code of a chunk."""
     code = bits = 0
     for bit in range(max(grid).bit_length()):
         for i, length in zip(place, grid, strict=True):
@@ -81,7 +81,7 @@ def morton(place: tuple[int, ...], grid: list[int]) -> int:
 
 
 def chunk_of(files: dict[str, bytes], sharding: dict[str, Any], code: int) -> bytes | None:
-    """The bytes of a chunk, from a shard whose single minishard lists it; None if it is 0 everywhere."""
+    """Return the bytes of a chunk from a shard whose only minishard lists it, or None if it is 0 everywhere."""
     assert (sharding["minishard_bits"], sharding["hash"]) == (0, "identity")
     name = f"{code >> sharding['preshift_bits']:0{-(-sharding['shard_bits'] // 4) or 1}x}.shard"
     if name not in files:
@@ -97,7 +97,7 @@ def chunk_of(files: dict[str, bytes], sharding: dict[str, Any], code: int) -> by
 
 
 def segmentation(words: NDArray[Any], shape: list[int], block: list[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The ids ``(z, y, x)`` of a chunk of one channel in the encoding ``compressed_segmentation``."""
+    """Return the ids ``(z, y, x)`` of a chunk of one channel in the encoding ``compressed_segmentation``."""
     words = words[words[0] :]
     grid = [-(-length // part) for length, part in zip(shape, block, strict=True)]
     found = np.zeros([i * part for i, part in zip(grid[::-1], block[::-1], strict=True)], dtype)
@@ -206,7 +206,7 @@ def test_only_an_export_and_nothing_else_is_replaced(output: Path, tmp_path: Pat
 
 def test_a_full_disk_leaves_nothing(output: Path, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (700, hard))  # no file may grow beyond, as if the disk were full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, hard))  # no file may grow beyond this, as if the disk were full
     try:
         with pytest.raises(OutputError, match="cannot be written"):
             export(output, tmp_path / "made", file_format="precomputed", probability="inside")

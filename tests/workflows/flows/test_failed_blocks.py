@@ -1,4 +1,4 @@
-"""What goes wrong in one block: it is named, it stays *not computed*, the others go on, and the exit code is 3."""
+"""Test errors in a block: it is named and stays *not computed*, the others continue, and the exit code is 3."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from emseg_core.specs.volume import VolumeSpec
 from emseg_core.store.outputs.lifecycle import open_output
 
 SHAPE = (64, 600, 600)
-"""More voxels than are sampled."""
+"""A shape with more voxels than are sampled."""
 CHUNK = (32, 32, 32)
 
 
 def unseen_chunk() -> Box:
-    """A whole chunk that the sample of intensities does not touch."""
+    """Return a whole chunk that the sample of intensities does not read."""
     sampled = np.zeros([-(-length // side) for length, side in zip(SHAPE, CHUNK, strict=True)], bool)
     for box in sample_boxes(VolumeSpec(SHAPE, "float32", CHUNK), "volume", 0):
         sampled[tuple(slice(a // c, -(-b // c)) for a, b, c in zip(box.start, box.stop, CHUNK, strict=True))] = True
@@ -43,7 +43,7 @@ UNSEEN = unseen_chunk()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A large volume, and a network of one layer that is quick."""
+    """Make a large volume and a fast network of one layer."""
     folder = tmp_path_factory.mktemp("large")
     values = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
     save_volume(folder / "volume.zarr", values, CHUNK)
@@ -56,13 +56,13 @@ def overlap(one: Box, other: Box) -> bool:
 
 
 def box_of(text: str) -> Box:
-    """The box that a report names."""
+    """Return the box that a report names."""
     (z, z1), (y, y1), (x, x1) = (map(int, part.split(":")) for part in text.split(","))
     return Box((z, y, x), (z1, y1, x1))
 
 
 def check_failed(report: Any, output: Path, broken: Box, cause: str) -> None:
-    """Just the blocks that see the broken voxels have failed, each with its box and cause."""
+    """Check that exactly the blocks that read the broken voxels have failed, each with its box and cause."""
     assert 1 <= report["failed"] <= 8
     assert report["done"] + report["failed"] == report["blocks"]
     stored = open_output(output)
@@ -131,7 +131,7 @@ Disk = tuple[Path, Callable[[str], None]]
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Disk]:
-    """A folder on a disk of its own, and a function that sets its size."""
+    """Mount a folder on a separate disk, and return it with a function that sets the disk's size."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -165,7 +165,7 @@ def test_a_disk_that_fills(workers: int, small_disk: Disk, tmp_path: Path) -> No
     resize("4m")
     again = run_emseg(*tight, cwd=tmp_path)
     assert again.returncode == 0
-    # with those that a full disk has no record of
+    # including those that a full disk has no record of
     assert report["failed"] <= json.loads(again.stdout)["done"] < report["blocks"]
     assert bytes_of(disk / "out.zarr") == bytes_of(tmp_path / "roomy.zarr")
 

@@ -1,4 +1,4 @@
-"""Runs with networks of others: the labels of the same network as emseg's own, and the promises that come with these."""
+"""Test runs with networks from other tools: the labels of emseg's own network, and the guarantees of each format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHAPE = (6, 61, 77)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume, and one network in all forms."""
+    """Make a volume, and one network in all formats."""
     folder = tmp_path_factory.mktemp("inputs")
     save_volume(folder / "v.zarr", texture(SHAPE))
     save_random_model(folder / "native.safetensors", PLANAR)
@@ -51,7 +51,7 @@ def test_labels_are_those_of_the_native_network(folder: Path, tmp_path: Path, na
 
 
 def test_workers_and_repairs_do_not_experiment_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was found out is part of the recipe; a network that pads gives the same bytes with any tiles' places."""
+    """The results of the experiments are in the recipe. A network with padding gives the same bytes wherever its tiles are."""
     output = tmp_path / "o.zarr"
     asked: dict[str, Any] = {"model": folder / "padded.pt2", "tile": (1, 40, 40)}
     assert segment(folder / "v.zarr", output, workers=2, **asked).exit_code == 0
@@ -76,7 +76,7 @@ def test_a_network_that_sees_whole_tiles_runs_and_is_told_of(folder: Path, tmp_p
 
 
 def test_intensities_are_taken_as_the_network_wants_them(folder: Path, tmp_path: Path) -> None:
-    """A mean and a deviation that are told hold, unless the user asks for others."""
+    """A stated mean and deviation are used, unless the user gives others."""
     path = tmp_path / "n.pt2"
     path.write_bytes((folder / "padded.pt2").read_bytes())
     path.with_name("n.pt2.toml").write_text('mean = 10.0\ndeviation = 51\nclasses = ["inside", "edge"]\n')

@@ -50,7 +50,7 @@ def slices(path: Path, numbers: range | list[int] = range(8, 19)) -> Path:
 
 
 def refused(kind: type[InputError], *arguments: Any, **options: Any) -> str:
-    """The message with which ingesting fails: one line, and nothing is written."""
+    """Return the one-line message of a failed ingest that has written nothing."""
     target = Path(arguments[1])
     before = sorted(target.parent.iterdir()) if target.parent.is_dir() else None
     with pytest.raises(kind) as caught:
@@ -62,7 +62,7 @@ def refused(kind: type[InputError], *arguments: Any, **options: Any) -> str:
 
 @pytest.fixture
 def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory for four slices only."""
+    """Allow memory for only four slices."""
     monkeypatch.setattr(new_volume, "MAX_SLAB_BYTES", 4 * 70 * 90)
 
 
@@ -193,7 +193,7 @@ def test_overwriting(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = stack(tmp_path / "s.tif")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))  # no file may grow beyond, as if the disk were full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))  # no file may grow beyond this, as if the disk were full
     try:
         assert "cannot be written (file too large)" in refused(OutputError, source, tmp_path / "v")
     finally:
@@ -246,7 +246,7 @@ ingest(sys.argv[1], sys.argv[2], voxel_size=(50, 4, 4))
 
 
 def test_what_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slabs that are stored are not read again, unless the source has changed; the volume is the same, and nothing is left."""
+    """Stored slabs are not read again unless the source has changed. The volume is the same, and nothing is left over."""
     monkeypatch.setattr(new_volume, "MAX_SLAB_BYTES", 64 * 64)
     values = np.random.default_rng(3).integers(1, 255, (12, 64, 64), np.uint8)
     tifffile.imwrite(tmp_path / "s.tif", values, photometric="minisblack")

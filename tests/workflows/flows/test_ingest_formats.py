@@ -1,4 +1,4 @@
-"""`emseg ingest` of HDF5 and MRC files, and of PNG slices: the same voxels at the same place, or one line that says why not."""
+"""Test `emseg ingest` of HDF5, MRC and PNG slices: the same voxels at the same position, or one line with the reason."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def refused(tmp_path: Path, source: Path, **options: Any) -> str:
 
 @pytest.fixture(autouse=True)
 def _small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory for four slices only."""
+    """Allow memory for only four slices."""
     monkeypatch.setattr(new_volume, "MAX_SLAB_BYTES", 4 * SHAPE[1] * SHAPE[2])
 
 
@@ -51,7 +51,7 @@ def check(volume: Path, data: NDArray[Any], scale: tuple[float, ...], first: tup
 
 @pytest.mark.parametrize("dtype", [*DTYPES, ">u2"])
 def test_hdf5(tmp_path: Path, dtype: str) -> None:
-    """As CREMI's files are: nanometres that nobody calls so."""
+    """CREMI's files are like this: their lengths are in nanometres, but state no unit."""
     source = save_hdf5(tmp_path / "s.h5", voxels(dtype), resolution=(40.0, 4.0, 4.0), offset=(80.0, 8.0, 12.0))
     ingest(source, tmp_path / "v")
     check(tmp_path / "v", voxels(dtype), (40, 4, 4), (80, 8, 12), NM)

@@ -1,4 +1,4 @@
-"""HDF5 that is not all in its file: read where it is whole and beside it, else refused by name, and nothing stays."""
+"""Test HDF5 spread over several files: it is read if complete and in the same folder, else refused by name."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def save(path: Path, data: NDArray[Any], name: str = "raw", **how: Any) -> Path:
 
 
 def mosaic(path: Path, parts: list[tuple[Any, Any]], shape: tuple[int, ...], dtype: str = "u1", name: str = "raw") -> Path:
-    """A virtual dataset of selections, each with its source."""
+    """Make a virtual dataset of selections, each with its source."""
     layout = VirtualLayout(shape, dtype)
     for where, source in parts:
         layout[where] = source
@@ -70,7 +70,7 @@ def refused(source: Path, **options: Any) -> str:
 
 
 def two_parts(folder: Path) -> tuple[Path, NDArray[Any]]:
-    """A volume whose halves lie in files beside it."""
+    """Make a volume whose halves are in files beside it."""
     halves = [voxels(seed=number) for number in range(2)]
     parts: list[tuple[Any, Any]] = []
     for number, half in enumerate(halves):
@@ -117,7 +117,7 @@ def test_parts_that_leave_a_gap(tmp_path: Path) -> None:
 
 
 def test_parts_of_any_regular_kind(tmp_path: Path) -> None:
-    """Images in a stack, every other slice, parts of a source, the file itself, an absolute name, and big-endian voxels."""
+    """The parts are images of a stack, every other slice, parts of a source, the file itself, absolute paths, big-endian."""
     image, odd, large = voxels((10, 12), ">u2"), voxels((2, 10, 12), "u2", 1), voxels((9, 14, 30), "u2", 2)
     save(tmp_path / "image.h5", image)
     save(tmp_path / "v.h5", odd, "odd", chunks=(1, 3, 5), compression="lzf", shuffle=True)
@@ -135,10 +135,10 @@ def test_parts_of_any_regular_kind(tmp_path: Path) -> None:
     expected[2, :, :5], expected[2, :, 5:], expected[4] = large[8, 2:12, 3:18:3], large[0, 2:12, 3:10], large[4, 4:, 18:]
     np.testing.assert_array_equal(read(source, dataset="raw"), expected)
     with h5py.File(source) as file:
-        np.testing.assert_array_equal(file["raw"][...], expected)  # what the library makes of it
+        np.testing.assert_array_equal(file["raw"][...], expected)  # the library's own result
     moved = tmp_path.parent / f"{tmp_path.name}-moved"
     tmp_path.rename(moved)
-    np.testing.assert_array_equal(read(moved / "v.h5", dataset="raw"), expected)  # where absolute names lead nowhere
+    np.testing.assert_array_equal(read(moved / "v.h5", dataset="raw"), expected)  # where absolute names do not exist
     moved.rename(tmp_path)
 
 
@@ -171,13 +171,13 @@ def test_a_source_outside_of_the_folder(tmp_path: Path, way: str) -> None:
 
 
 def test_selections_that_are_not_regular(tmp_path: Path) -> None:
-    """Points; and files that are numbered, as many as there are."""
+    """These are selections of points, and an unlimited number of numbered files."""
     save(tmp_path / "part.h5", voxels())
     points = VirtualSource("part.h5", "raw", SHAPE)[[0, 1, 3]]
     assert "source 0 of /raw of" in refused(mosaic(tmp_path / "w.h5", [(np.s_[:], points)], (3, *SHAPE[1:])))
     space, source = (h5s.create_simple(SHAPE, (h5s.UNLIMITED, *SHAPE[1:])), h5s.create_simple((1, *SHAPE[1:])))
     space.select_hyperslab((0, 0, 0), (h5s.UNLIMITED, 1, 1), (1, 1, 1), (1, *SHAPE[1:]))
-    save(tmp_path / "part0.h5", voxels((1, *SHAPE[1:])))  # what there is tells how long the dataset is
+    save(tmp_path / "part0.h5", voxels((1, *SHAPE[1:])))  # the existing files determine the length of the dataset
     properties = h5p.create(h5p.DATASET_CREATE)
     properties.set_virtual(space, b"part%b.h5", b"raw", source)
     with h5py.File(tmp_path / "v.h5", "w") as file:
@@ -345,7 +345,7 @@ def test_chunks_that_were_never_written(tmp_path: Path) -> None:
 
 
 def test_voxels_behind_the_end_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library reads them as zeros; it only looks at the end that the file states."""
+    """The library reads them as zeros, because it checks only the end that the file states."""
     source = save(tmp_path / "s.h5", voxels())
     told = source.stat()
     size = SimpleNamespace(st_size=told.st_size - 1, st_mode=told.st_mode)

@@ -1,4 +1,4 @@
-"""`emseg ingest` of N5 and Neuroglancer precomputed: the same voxels at the same place, or one line that says why not."""
+"""Test `emseg ingest` of N5 and precomputed volumes: the same voxels at the same position, or one line with the reason."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def voxels(dtype: str = "uint8", shape: tuple[int, ...] = SHAPE) -> NDArray[Any]
 
 
 def save_n5_by_hand(folder: Path, data: NDArray[Any]) -> Path:
-    """A dataset as the specification describes it: https://github.com/saalfeldlab/n5#file-system-specification."""
+    """Save a dataset as in the specification: https://github.com/saalfeldlab/n5#file-system-specification."""
     folder.mkdir()
     described = {"dimensions": data.shape[::-1], "blockSize": BLOCK[::-1], "dataType": data.dtype.name}
     (folder / "attributes.json").write_text(json.dumps({**described, "compression": {"type": "gzip"}}))
@@ -66,7 +66,7 @@ def check(volume: Path, data: NDArray[Any], scale: tuple[float, ...], first: tup
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_n5(tmp_path: Path, dtype: str) -> None:
-    """The container holds the levels of one image: the finest is taken."""
+    """The container holds the levels of one image. The finest one is used."""
     group = tmp_path / "em.n5" / "volumes" / "raw"
     size = {"resolution": [4, 8.5, 30], "offset": [40, 0, -60], "units": ["nm", "nm", "nm"]}
     save_n5(group / "s0", voxels(dtype), **size)
@@ -240,7 +240,7 @@ def test_precomputed_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_large_stacks_come_box_by_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So each chunk is decompressed once, and what is in memory does not grow with the slices."""
+    """Each chunk is decompressed once, and the memory does not grow with the number of slices."""
     monkeypatch.setattr("emseg_core.store.exports.new_volume.CHUNK_SIDE_VOXELS", 4)
     shapes: list[Triple] = []
     read = TensorStack.read_box
@@ -267,7 +267,7 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ki
 
 
 def test_chunks_that_are_longer_than_they_can_be(tmp_path: Path) -> None:
-    """A file that has no bytes on the disk, but says so; and what Blosc says in its header."""
+    """One is a sparse file with a large size, the other has a Blosc header that states a large size."""
     for source, chunk in ((save_n5(tmp_path / "a.n5", voxels()), "0/0/0"), (save_precomputed(tmp_path / "p", voxels()), "s0")):
         file = source / chunk if chunk != "s0" else next((source / chunk).iterdir())
         with file.open("r+b") as stored:

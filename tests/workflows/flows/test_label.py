@@ -1,4 +1,4 @@
-"""`emseg label` on outputs of several blocks: what the blocks in memory give, for any workers, kills and settings."""
+"""Test `emseg label` on outputs of several blocks: the result in memory, for any workers, kills and settings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SHAPE = shape_of_many_blocks(PLANAR)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with outputs: with probabilities, without, and of a part with a block missing."""
+    """Make a folder with outputs: with probabilities, without, and of a part with a block missing."""
     folder = tmp_path_factory.mktemp("labelled")
     model = save_random_model(folder / "model.safetensors", PLANAR)
     volume = save_volume(folder / "volume.zarr", texture(SHAPE))
@@ -61,25 +61,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def whole(made: Path, tmp_path: Path) -> Path:
-    """A copy of the output with probabilities."""
+    """Make a copy of the output with probabilities."""
     return Path(shutil.copytree(made / "whole.zarr", tmp_path / "whole.zarr"))
 
 
 def instances(output: Path, name: str = "instances") -> NDArray[np.uint64]:
-    """The stored instance labels."""
+    """Return the stored instance labels."""
     array = zarr.open_array(output / "labels" / name / "0", mode="r")
     assert array.dtype == np.uint64
     return np.asarray(array)
 
 
 def pixels(picture: Path) -> NDArray[np.uint8]:
-    """A picture, ``(y, x, 3)``."""
+    """Return a picture, ``(y, x, 3)``."""
     with Image.open(picture) as opened:
         return np.asarray(opened)
 
 
 def files(output: Path) -> dict[str, bytes]:
-    """All that a labelling leaves."""
+    """Return all files that a labelling leaves."""
     places = [*(output / "labels").rglob("*"), output / "emseg" / "instances.csv"]
     return {str(place.relative_to(output)): place.read_bytes() for place in places if place.is_file()}
 
@@ -113,7 +113,7 @@ def test_the_whole_volume_at_once(whole: Path, settings: dict[str, Any]) -> None
 
 
 def test_workers_and_kills_change_nothing(whole: Path, tmp_path: Path) -> None:
-    """In this process; on two workers; and killed again and again by SIGKILL."""
+    """Labels are computed in this process, on two workers, and with repeated kills by SIGKILL."""
     copies = [Path(shutil.copytree(whole, tmp_path / f"{name}.zarr")) for name in ("dask", "killed")]
     label(whole, workers=0)
     label(copies[0], workers=2)
@@ -121,7 +121,7 @@ def test_workers_and_kills_change_nothing(whole: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "emseg", "label", str(copies[1]), "--workers", "0"]
     kills, made = -1, 0
     code = -signal.SIGKILL
-    while code == -signal.SIGKILL:  # each time, some files later
+    while code == -signal.SIGKILL:  # some files later each time
         kills, made = kills + 1, made + 30
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and files_below(copies[1] / "emseg") < made:
@@ -135,12 +135,12 @@ def test_workers_and_kills_change_nothing(whole: Path, tmp_path: Path) -> None:
 
 
 def files_below(folder: Path) -> int:
-    """How many there are, also while folders go."""
+    """Return the number of files, even while folders are being removed."""
     return sum(len(names) for _, _, names in os.walk(folder))
 
 
 def test_descriptions_that_a_killed_one_left_half_written_are_gone(whole: Path, tmp_path: Path) -> None:
-    """Wherever it was about to put one, to describe the labels or to list them."""
+    """It may have been about to describe the labels, or to list them."""
     copy = Path(shutil.copytree(whole, tmp_path / "stopped.zarr"))
     stop = Stop()
 
@@ -172,7 +172,7 @@ def test_a_labelling_that_was_killed_while_it_was_made_is_made_anew(whole: Path,
 
 @pytest.mark.parametrize("stage", ["cut", "sew", "paint"])
 def test_a_signal_stops_it_and_it_goes_on(whole: Path, tmp_path: Path, stage: str) -> None:
-    """After the first block of each stage; what was done is not done again."""
+    """It stops after the first block of each stage. Finished work is not repeated."""
     copy = Path(shutil.copytree(whole, tmp_path / "stopped.zarr"))
     stop, stages, ended = Stop(), ["cut", "sew", "paint"], [0, 0]
 
@@ -234,7 +234,7 @@ def test_what_is_missing_stays_so(made: Path, tmp_path: Path) -> None:
 
 
 def test_an_image(made: Path, tmp_path: Path) -> None:
-    """Of one plane: its segments touch an edge only at the sides; sizes are in cubic micrometres where units are known."""
+    """Segments of a plane touch an edge only at its sides. Sizes are in cubic micrometres if units are known."""
     tifffile.imwrite(tmp_path / "image.tif", texture((1, 90, 110))[0])
     ingest(tmp_path / "image.tif", tmp_path / "image.zarr", voxel_size=(30, 8, 8))
     segment(tmp_path / "image.zarr", tmp_path / "out.zarr", model=made / "model.safetensors", probabilities=True, workers=0)
@@ -274,7 +274,7 @@ def test_the_command(whole: Path) -> None:
 
 
 def test_how_good_they_are(made: Path, tmp_path: Path) -> None:
-    """Against themselves nothing is wrong, whether the truth is for the output or for all; slices may be chosen."""
+    """Compared with themselves, nothing is wrong, for truth of the output or of the whole volume. Slices may be chosen."""
     part = Path(shutil.copytree(made / "part.zarr", tmp_path / "part.zarr"))
     label(part, workers=0, allow_incomplete=True)
     found = instances(part).astype(np.uint16)
@@ -307,7 +307,7 @@ def test_they_are_drawn(whole: Path, name: str) -> None:
 
 
 def test_after_a_run(made: Path, whole: Path, tmp_path: Path) -> None:
-    """`emseg run --instances` is a run that keeps probabilities, and a labelling; again, it does nothing."""
+    """`emseg run --instances` runs with stored probabilities and then labels. A second call does nothing."""
     output = tmp_path / "out.zarr"
     words = ("run", made / "volume.zarr", "-o", output, "--model", made / "model.safetensors", "--workers", 0, "--instances")
     done = run_emseg(*words)
@@ -324,7 +324,7 @@ def test_after_a_run(made: Path, whole: Path, tmp_path: Path) -> None:
     "step", ["files.files.LocalFiles.remove_all", "files.files.LocalFiles.rename_all", "outputs.instances.list_labels"]
 )
 def test_killed_while_it_is_published(whole: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """Before an older image is removed, before it is replaced, and before the new one is listed."""
+    """It dies before an older image is removed, before it is replaced, and before the new one is listed."""
     label(whole, workers=0, threshold=0.7)
 
     def killed(*_: object) -> None:
@@ -344,7 +344,7 @@ def test_killed_while_it_is_published(whole: Path, monkeypatch: pytest.MonkeyPat
 def test_killed_while_what_it_was_made_from_is_removed(
     whole: Path, monkeypatch: pytest.MonkeyPatch, gone: tuple[str, ...]
 ) -> None:
-    """In any order; the same command again removes the rest, and changes nothing else."""
+    """Files may be removed in any order. The same command removes the rest, and changes nothing else."""
     remove_all = LocalFiles.remove_all
 
     def killed(self: LocalFiles, folder: str) -> None:

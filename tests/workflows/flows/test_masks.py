@@ -1,4 +1,4 @@
-"""Runs with a mask: what is left out costs nothing, is counted as outside everywhere, and changes nothing else."""
+"""Test runs with a mask: what is excluded costs nothing, counts as outside everywhere, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPE = (6, 50, 90)
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A volume, a network, and a mask of half the resolution that covers part of it."""
+    """Make a volume, a network, and a mask of half the resolution that covers part of it."""
     folder = tmp_path_factory.mktemp("inputs")
     mask = np.zeros((3, 25, 45), bool)
     mask[1:, 4:18, 20:33] = True
@@ -69,7 +69,7 @@ def test_what_is_inside_is_as_without_a_mask(inputs: dict[str, Any], masked: Pat
 
 
 def test_what_is_outside_is_not_missing(inputs: dict[str, Any], masked: Path) -> None:
-    """Status, checks, verification, and a second run all find nothing left to do."""
+    """Status, checks, verification and a second run find nothing left to do."""
     found = status(masked)
     assert (found.outside, found.left, found.exit_code) == (found.blocks - found.done, 0, 0)
     assert f"{found.outside} outside" in str(found)
@@ -96,7 +96,7 @@ def test_a_run_goes_on_with_its_mask_alone(inputs: dict[str, Any], masked: Path,
 
 
 def test_levels_hold_what_is_there(masked: Path) -> None:
-    """Of amounts the mean of those that were computed; where none was, nothing."""
+    """Probabilities are averaged over the computed voxels. Where there are none, nothing is stored."""
     finer, level = (np.asarray(zarr.open_array(masked / "probabilities" / n, mode="r")[...], float) for n in "01")
     finer[finer == 255] = np.nan
     cells = finer.reshape(len(finer), 3, 2, 25, 2, 45, 2)

@@ -1,4 +1,4 @@
-"""Records and attributes that are damaged, or were made to do harm: told as what they are, never a traceback, never obeyed."""
+"""Test damaged and malicious records and attributes: they are reported as such, without a traceback, and never obeyed."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ ODD = [
     *("", CONTROLS, "x" * 5000, "\0", "/dev/null/x", "s3://", "0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59-12:00"),
     *("1969-12-31T23:59:59+00:00", "0001-01-01", "2024-05-01T12:00:00", "done", "failed", "started", "block", "ended"),
 ]
-"""What stands where something else should."""
+"""Values of the wrong type or range."""
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output with a block done, without a network, and a record of its run."""
+    """Make an output with one block done, without a network, and a record of its run."""
     folder = tmp_path_factory.mktemp("odd")
     volume = save_volume(folder / "volume.zarr", texture(SHAPE))
     recipe = recipe_of(VolumeSpec(SHAPE, "uint8", PLAN.chunk), PLAN)
@@ -60,7 +60,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines_of(fingerprint: str, volume: str) -> list[dict[str, Any]]:
-    """A record with a line of each kind."""
+    """Return a record with a line of each kind."""
     start = {"volume": volume, "model": "/m.safetensors", "fingerprint": fingerprint, "emseg": "1", "python": "3", "host": "h"}
     ended = {"failed": 1, "left": 2, "unbuilt": 0, "signal": 15, "seconds": 9.0}
     lines: list[dict[str, Any]] = [
@@ -81,12 +81,12 @@ def record(output: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def copy(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output whose record is anybody's."""
+    """Make a copy of the output, with any record."""
     return Path(shutil.copytree(whole, tmp_path_factory.mktemp("copy") / "out.zarr"))
 
 
 def look(output: Path) -> None:
-    """All that is told of an output is fit to be shown; what cannot be told is refused."""
+    """Check that everything reported about an output can be shown safely, or is refused."""
     try:
         found = status(output)
         said = [str(found), *(str(run.notices) for run in read_history(open_output(output), PLAN).runs)]
@@ -138,7 +138,7 @@ def test_lines_that_cannot_be_read_are_counted(copy: Path, whole: Path) -> None:
 @pytest.mark.parametrize("odd", [True, False, -1, 1.0, 0.5, 2**63, 10**400, "0", None, [0]])
 @pytest.mark.parametrize("name", ["block", "voxels"])
 def test_blocks_and_voxels_are_counted_by_whole_numbers(copy: Path, whole: Path, name: str, odd: Any) -> None:
-    """Whether they were done, failed or tried again: such a line is damaged, and tells of no block."""
+    """A line with other numbers of done, failed or repeated blocks is damaged, and counts for no block."""
     lines = [json.loads(line) for line in record(whole).read_text().splitlines()]
     wrong = [{**line, name: odd} for line in lines if name in line]
     record(copy).write_text("\n".join(map(json.dumps, [*lines, *wrong])))
@@ -200,7 +200,7 @@ def test_attributes_that_are_no_outputs(whole: Path, tmp_path: Path, change: Cal
 def test_no_command_obeys_what_an_output_says(
     whole: Path, tmp_path: Path, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where the volume was, its classes, the card of its model, and who holds it."""
+    """An output states the volume's path, its classes, the card of its model, and its lease holder."""
     output = Path(shutil.copytree(whole, tmp_path / "out.zarr"))
     lines = [json.loads(line) for line in record(output).read_text().splitlines()]
     for line in lines:

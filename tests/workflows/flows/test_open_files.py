@@ -1,4 +1,4 @@
-"""A limit on open files: the soft one is raised, a hard one that is too low refuses the run before anything is written."""
+"""Test the limit on open files: the soft limit is raised; a hard limit that is too low refuses the run before any write."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ START = "import sys; from emseg.cli import main; main()"
 
 
 def limited(soft: int, hard: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process that may have this many files open."""
+    """Run a command in a process with this limit on open files."""
     return subprocess.run(
         [sys.executable, "-c", START, *map(str, arguments)],
         capture_output=True,
@@ -27,7 +27,7 @@ def limited(soft: int, hard: int, *arguments: object) -> subprocess.CompletedPro
 
 @pytest.fixture
 def volume(tmp_path: Path) -> Path:
-    """A volume for the bundled network."""
+    """Make a volume for the bundled network."""
     return save_volume(tmp_path / "v.zarr", texture((8, 64, 64)).astype(np.uint8), voxel_size=[10, 10, 10])
 
 
@@ -44,6 +44,6 @@ def test_too_few_are_refused_with_the_number_needed(volume: Path, tmp_path: Path
 
 @pytest.mark.parametrize(("soft", "hard", "workers"), [(112, 112, 3), (32, 512, 2), (64, 64, 0)])
 def test_enough_are_enough(soft: int, hard: int, workers: int, volume: Path, tmp_path: Path) -> None:
-    """Also where only the hard limit is high enough, and where there is exactly what is asked for."""
+    """This includes a hard limit that is high enough, and limits that equal the requirement."""
     ran = limited(soft, hard, "run", volume, "--output", tmp_path / "o.zarr", "--workers", workers)
     assert ran.returncode == 0, ran.stderr

@@ -1,4 +1,4 @@
-"""Runs with a class of one's own: what one pass over the volume gives, by any workers, and nothing that is imported unasked."""
+"""Test runs with a user-defined class: the result of one pass for any workers, and no unrequested import."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VALUES = texture(SHAPE)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume, and an output that the mean of some voxels has made."""
+    """Make a volume, and an output of a local mean."""
     folder = tmp_path_factory.mktemp("own")
     save_volume(folder / "volume.zarr", VALUES)
     run(folder, folder / "out.zarr", "Mean", probabilities=True)
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, output: Path, name: str, **options: Any) -> dict[str, str]:
-    """The bytes of an output."""
+    """Run, and return the bytes of the output."""
     report = segment(folder / "volume.zarr", output, predictor=f"detectors:{name}", **{"workers": 0, **options})
     assert (report.exit_code, report.left) == (0, 0)
     return bytes_of(output)
@@ -50,12 +50,12 @@ def run(folder: Path, output: Path, name: str, **options: Any) -> dict[str, str]
 
 @pytest.fixture
 def output(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the output."""
+    """Make a copy of the output."""
     return Path(shutil.copytree(folder / "out.zarr", tmp_path / "out.zarr"))
 
 
 def in_one_pass(kind: type[Any], context: tuple[int, int, int], crop: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Labels of the whole volume, mirrored, as one tile."""
+    """Return labels of the whole mirrored volume as one tile."""
     normalised = (VALUES.astype(np.float32) - np.float32(VALUES.mean())) / np.float32(VALUES.std())
     logits = kind().predict(np.pad(normalised, [(c, c) for c in context], mode="reflect")[None])[0]
     return classify(logits[(slice(None), *(slice(c, length - c) for c, length in zip(crop, logits.shape[1:], strict=True)))])
@@ -80,7 +80,7 @@ def test_what_one_pass_gives(
 
 
 def test_workers_import_it(folder: Path, output: Path, tmp_path: Path) -> None:
-    """Two of them give the bytes of none, and go on where it was stopped."""
+    """Two workers give the bytes of none, and resume a stopped run."""
     assert run(folder, tmp_path / "new.zarr", "Mean", probabilities=True, workers=2) == bytes_of(folder / "out.zarr")
 
 
@@ -123,7 +123,7 @@ def test_a_repair_names_it_again(folder: Path, output: Path) -> None:
 
 @pytest.fixture
 def trap(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An output that names a module, which leaves a trace where it is imported."""
+    """Make an output that names a module which leaves a trace when it is imported."""
     (tmp_path / "trap.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()\n")
     monkeypatch.syspath_prepend(tmp_path)
     record = output / "emseg" / "run-0001" / "00000.jsonl"
@@ -136,7 +136,7 @@ def trap(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 def test_nothing_is_imported_because_an_output_names_it(trap: Path, tmp_path: Path) -> None:
-    shards(trap)[0].unlink()  # what is whole is repaired without a predictor
+    shards(trap)[0].unlink()  # intact parts are repaired without a predictor
     for command in (verify, repair):
         with pytest.raises(OutputError, match=r"made with the user-defined class trap:Mean 1, .* predictor='module:Class'"):
             command(trap)
@@ -164,7 +164,7 @@ def test_what_does_not_go_with_it(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_mean_over_symmetries(folder: Path, tmp_path: Path) -> None:
-    """Of what does not change with them: the same labels."""
+    """The result does not change with the symmetries, so the labels are the same."""
     run(folder, tmp_path / "mean.zarr", "Padded", tta=True)
     labels = open_output(tmp_path / "mean.zarr").read_labels(open_output(tmp_path / "mean.zarr").region)
     assert (labels == in_one_pass(Padded, (0, 6, 6), (0, 6, 6))).mean() > 0.999

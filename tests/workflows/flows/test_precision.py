@@ -1,4 +1,4 @@
-"""A run computes in the lowest precision that is good enough and that the hardware has, and stays with it."""
+"""Test that a run uses the lowest precision that is accurate enough and supported, and keeps it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ needs_low = pytest.mark.skipif(not LOW, reason="this CPU has no arithmetic in a 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume and two models."""
+    """Make a volume and two models."""
     folder = tmp_path_factory.mktemp("precision")
     save_volume(folder / "volume.zarr", texture((9, 61, 67)))
     save_random_model(folder / "planar", PLANAR)
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small runs are worth a trial, too."""
+    """Try low precision for small runs, too."""
     monkeypatch.setattr(draft, "LEAST_TRIAL_FLOPS", 0)
 
 
@@ -59,7 +59,7 @@ def test_small_runs_compute_in_float32(folder: Path, tmp_path: Path) -> None:
 def test_a_low_precision_that_is_good_enough(
     model: str, library: Backend, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is stored with its accuracy, a later run and the proof go by it, and tiling leaves no trace in it either."""
+    """It is stored with its accuracy, later runs and verify use it, and tiling has no effect in it either."""
     monkeypatch.setattr(trial, "MIN_AGREEMENT", 0.9)
     events: list[Event] = []
     settings = {"model": folder / model, "backend": library, "probabilities": True}
@@ -78,7 +78,7 @@ def test_a_low_precision_that_is_good_enough(
 
     whole = bytes_of(tmp_path / "out")
     shards(tmp_path / "out")[0].unlink()
-    monkeypatch.setattr(trial, "MIN_AGREEMENT", 1.1)  # what was chosen once stays
+    monkeypatch.setattr(trial, "MIN_AGREEMENT", 1.1)  # the first choice is kept
     report = segment(folder / "volume.zarr", tmp_path / "out", model=folder / model, probabilities=True, workers=0)
     assert report.exit_code == 0
     assert bytes_of(tmp_path / "out") == whole
@@ -90,7 +90,7 @@ def test_a_low_precision_that_is_good_enough(
 @needs_low
 @pytest.mark.usefixtures("tried")
 def test_a_region_is_computed_as_the_whole_is(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the accuracy of the whole volume, and also where it is small itself."""
+    """It uses the accuracy of the whole volume, even if the region is small."""
     monkeypatch.setattr(trial, "MIN_AGREEMENT", 0.9)
     volume, model, region = folder / "volume.zarr", folder / "planar", "2:5,8:40,16:60"
     segment(volume, tmp_path / "whole", model=model, workers=0)
@@ -106,7 +106,7 @@ def test_a_region_is_computed_as_the_whole_is(folder: Path, tmp_path: Path, monk
 @needs_low
 @pytest.mark.usefixtures("tried")
 def test_a_low_precision_that_is_not_good_enough(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Is not taken, unless it is asked for."""
+    """It is used only if requested."""
     monkeypatch.setattr(trial, "MIN_AGREEMENT", 1.1)
     events: list[Event] = []
     segment(folder / "volume.zarr", tmp_path / "auto", model=folder / "planar", workers=0, on_event=events.append)
@@ -144,7 +144,7 @@ def test_a_device_that_is_not_there_is_said_before_its_precisions_are_asked_for(
 def test_an_output_in_a_low_precision_is_proved_on_hardware_without(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float32, within the bound."""
+    """They agree in float32, within the bound."""
     asked = {"model": folder / "planar", "precision": LOW[0]}
     segment(folder / "volume.zarr", tmp_path / "out", workers=0, **asked)  # type: ignore[arg-type]
     monkeypatch.setattr("emseg.flows.verify.low_precisions", lambda device: ())

@@ -1,4 +1,4 @@
-"""The picture shows what is stored, in the colours that the metadata give."""
+"""Test that the picture shows the stored labels in the colours of the metadata."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def output(tmp_path: Path) -> Path:
 
 
 def panels(picture: Path) -> tuple[int, list[np.ndarray]]:
-    """How many pixels wide a voxel is, and the three panels, one pixel per voxel."""
+    """Return the width of a voxel in pixels, and the three panels with one pixel per voxel."""
     with Image.open(picture) as image:
         pixels = np.asarray(image)
     zoom = (pixels.shape[0] - CAPTION_PIXELS) // SHAPE[1]

@@ -1,4 +1,4 @@
-"""Runs whose outputs have coarser levels: the same bytes however they come about, and what viewers are told of them."""
+"""Test runs with coarser levels: the same bytes however they are made, and correct metadata for viewers."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from emseg_core.store.outputs.level import Level
 from emseg_core.store.outputs.lifecycle import open_output
 
 SMALL = 32
-"""Instead of what viewers can show at once."""
+"""Maximum level length, in place of what viewers can show at once."""
 SHAPE = (6, 50, 90)
 STEPS = ((1, 2, 2), (1, 2, 2))
-"""Voxels are 30 nm thick and 4 nm wide."""
+"""Steps for voxels that are 30 nm thick and 4 nm wide."""
 SIZES = {"scale": (30.0, 4.0, 4.0), "translation": (90.0, 0.0, -8.0)}
 
 
@@ -48,7 +48,7 @@ def _small() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A volume that is larger than a viewer shows at once, and a network."""
+    """Make a volume larger than a viewer shows at once, and a network."""
     folder = tmp_path_factory.mktemp("inputs")
     group = zarr.create_group(folder / "volume.zarr", attributes={"ome": {"version": "0.5", "multiscales": [_multiscale()]}})
     group.create_array("0", data=texture(SHAPE), chunks=(5, 16, 16))
@@ -61,7 +61,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(inputs: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of a run in one process, with instances."""
+    """Run in one process, with instances, and return the output."""
     output = tmp_path_factory.mktemp("whole") / "o.zarr"
     assert segment(output=output, workers=0, **inputs).exit_code == 0
     assert label(output, class_name="membrane", workers=0).exit_code == 0
@@ -104,7 +104,7 @@ def test_viewers_are_told_where_levels_lie(whole: Path) -> None:
 
 @pytest.mark.parametrize("image", ["", "labels/classes", "labels/instances", "probabilities"])
 def test_others_find_nothing_wrong(whole: Path, image: str) -> None:
-    """Metadata, and that the arrays are what these say."""
+    """They check the metadata, and the arrays against the metadata."""
     assert yaozarrs.validate_zarr_store(whole / image)
 
 
@@ -138,7 +138,7 @@ segment(sys.argv[1], sys.argv[2], model=sys.argv[3], probabilities=True, workers
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_killed_run_goes_on(inputs: dict[str, Any], whole: Path, tmp_path: Path, share: float) -> None:
-    """It is killed before a unit of a level; its blocks are not computed again."""
+    """It is killed before a unit of a level. Its blocks are not computed again."""
     output, units = tmp_path / "o.zarr", sum(len(level.blocks) for level in open_output(whole).levels[1:])
     words = [inputs["volume"], output, inputs["model"], 1 + round(share * (units - 1))]
     died = subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], capture_output=True, text=True)
@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on(inputs: dict[str, Any], whole: Path, tmp_path: Pat
 
 
 def test_what_is_repaired_is_repaired_on_each_level(inputs: dict[str, Any], whole: Path, tmp_path: Path) -> None:
-    """A damaged block takes what is made of it with it; a damaged unit of a level is made again."""
+    """Repairing a damaged block also replaces the units made from it. A damaged unit of a level is rebuilt."""
     output = tmp_path / "o.zarr"
     assert segment(output=output, workers=0, **inputs).exit_code == 0
     assert verify_checksums(output).holds
@@ -205,7 +205,7 @@ def test_verify_finds_a_unit_of_something_else(inputs: dict[str, Any], tmp_path:
     made[-1][0, 0, 0] ^= 1
     level.arrays[-1].write(box, made[-1])
     verdict = verify(output, boxes=20)
-    assert verdict.wrong_units in (1, 2)  # it, and perhaps what is made of it
+    assert verdict.wrong_units in (1, 2)  # it, and perhaps units made from it
     assert not verdict.holds
 
 
@@ -219,7 +219,7 @@ def test_a_run_without_levels_goes_on_without(inputs: dict[str, Any], tmp_path: 
 
 
 def test_levels_above_a_failed_block_are_not_built(inputs: dict[str, Any], tmp_path: Path) -> None:
-    """The others are; the exit code says that something is missing, and so does the status."""
+    """The others are. The exit code and the status report that something is missing."""
     output = tmp_path / "o.zarr"
     assert segment(output=output, workers=0, **inputs).exit_code == 0
     shard = shards(output)[0]
@@ -243,7 +243,7 @@ def test_a_small_volume_has_one_level(tmp_path: Path, inputs: dict[str, Any]) ->
 def test_what_a_worker_that_died_has_left_half_written_does_not_stay(
     inputs: dict[str, Any], whole: Path, tmp_path: Path
 ) -> None:
-    """Of the blocks, of each level, and of the instance labels; nobody starts another run that would tidy up."""
+    """Half-written files of blocks, levels and instance labels are removed, without another run to clean up."""
     output, planted = tmp_path / "o.zarr", list[str]()
 
     def die(event: Event) -> None:

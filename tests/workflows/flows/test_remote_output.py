@@ -1,4 +1,4 @@
-"""Outputs on an object store: the bytes of a run to a disk, killed, resumed, repaired, or while the store is away."""
+"""Test outputs on an object store: killed, resumed, repaired, or with the store away, they have the bytes of a local run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RUN: dict[str, Any] = {"probabilities": True, "workers": 0}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume and a network."""
+    """Make a volume and a network."""
     folder = tmp_path_factory.mktemp("local")
     save_volume(folder / "volume.zarr", texture(SHAPE), (10, 32, 32), voxel_size=[50, 4, 4], units="nm")
     save_random_model(folder / "model.safetensors", PLANAR)
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def truth(folder: Path) -> Path:
-    """The output of a run to a disk, with instance labels."""
+    """Make the output of a run to disk, with instance labels."""
     report = segment(folder / "volume.zarr", folder / "truth.zarr", model=folder / "model.safetensors", **RUN)
     assert (report.exit_code, report.left) == (0, 0)
     assert label(folder / "truth.zarr", workers=0).exit_code == 0
@@ -53,7 +53,7 @@ def truth(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def store(folder: Path) -> Iterator[ObjectStore]:
-    """A store with a copy of the volume."""
+    """Start a store with a copy of the volume."""
     with object_store() as store:
         store.upload(folder / "volume.zarr", "em/volume.zarr")
         store.put("other/notes.txt", b"kept")
@@ -70,12 +70,12 @@ def _willing(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def output(store: ObjectStore, request: pytest.FixtureRequest) -> str:
-    """An address where nothing is."""
+    """Return an address with nothing at it."""
     return store.address(f"out/{request.node.name}.zarr")
 
 
 def stored(store: ObjectStore, address: str, into: Path) -> dict[str, str]:
-    """Digest of each object of an output, but for the records of its runs, as of a copy of it on a disk."""
+    """Return the digest of each object of an output, except its run records, as for a copy on disk."""
     files = open_files(parse_place(address))
     for name in files.names():
         (into / name).parent.mkdir(parents=True, exist_ok=True)
@@ -84,13 +84,13 @@ def stored(store: ObjectStore, address: str, into: Path) -> dict[str, str]:
 
 
 def without_instances(found: dict[str, str]) -> dict[str, str]:
-    """The same as before there were instance labels."""
+    """Return the digests without those of instance labels."""
     own = ("labels/instances", "emseg/instances", "emseg/zarr.json", "labels/zarr.json")
     return {name: digest for name, digest in found.items() if not name.startswith(own)}
 
 
 def test_same_bytes_as_on_a_disk(folder: Path, store: ObjectStore, truth: Path, output: str, tmp_path: Path) -> None:
-    """Volume and output on the store; then instance labels, and all that looks at an output."""
+    """Volume and output are on the store. Instance labels and all commands that read an output follow."""
     volume = store.address("em/volume.zarr")
     report = segment(volume, output, model=folder / "model.safetensors", **RUN)
     assert (report.exit_code, report.left, report.unbuilt) == (0, 0, 0)
@@ -124,14 +124,14 @@ def test_same_bytes_from_workers_with_a_mask_and_a_region(
 
 
 class Killed(BaseException):
-    """The driver is gone, at this moment, without a word."""
+    """The driver dies at this moment, without a message."""
 
 
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_killed_and_resumed(
     after: int, folder: Path, store: ObjectStore, truth: Path, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process ends, so its lease is dead; what it had sent whole is there, and is not computed again."""
+    """The process ends, so its lease is dead. Complete objects remain and are not computed again."""
     ended = 0
 
     def watch(event: Event) -> None:
@@ -143,7 +143,7 @@ def test_killed_and_resumed(
 
     model = folder / "model.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr("emseg_core.store.files.lease.Lease._put", lambda *_, **__: None)  # nor does it give its lease back
+        patch.setattr("emseg_core.store.files.lease.Lease._put", lambda *_, **__: None)  # it does not release its lease either
         with pytest.raises(Killed):
             segment(folder / "volume.zarr", output, model=model, on_event=watch, **RUN)
     assert status(output).state == "held", "as this process lives"
@@ -155,7 +155,7 @@ def test_killed_and_resumed(
 
 
 def test_killed_while_it_is_made(folder: Path, store: ObjectStore, truth: Path, output: str, tmp_path: Path) -> None:
-    """Nothing is an output before all of it is there; the next run makes it."""
+    """Nothing is an output before it is complete. The next run creates it."""
 
     def refuse(key: str, signed: bool) -> str:
         return DENIED if key.endswith("labels/classes/0/zarr.json") else ""
@@ -181,7 +181,7 @@ def test_the_store_stops_listening_for_a_while(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For longer than a patient request tries again: blocks are tried again then, and nothing is lost."""
+    """The outage is longer than the retries of a request. Blocks are tried again after it, and nothing is lost."""
     monkeypatch.setattr(dispatch, "RETRY_DELAYS_SECONDS", (0.5,) * 7)
     monkeypatch.setitem(remote.LONG_RETRIES, "max_retries", 3)
     restarts: list[threading.Thread] = []
@@ -206,7 +206,7 @@ def test_the_store_stops_listening_for_a_while(
 
 
 def test_one_run_at_a_time(folder: Path, store: ObjectStore, output: str) -> None:
-    """The lease is taken before there is an output, and an orphan is told."""
+    """The lease is taken before the output exists. The run that lost it is told so."""
     model, place = folder / "model.safetensors", parse_place(output)
     with take_lease(Records(open_writable_files(place)), place).held() as lease:
         assert open_files(place).entries() == ["emseg"]
@@ -220,7 +220,7 @@ def test_one_run_at_a_time(folder: Path, store: ObjectStore, output: str) -> Non
 def test_what_was_in_flight_when_a_run_began_does_not_stay(
     folder: Path, store: ObjectStore, truth: Path, output: str, tmp_path: Path
 ) -> None:
-    """Objects of an earlier output, which arrive before this one has sent its own, or after; labels, probabilities, levels."""
+    """Objects of an earlier output arrive before or after this one sends its own: labels, probabilities, levels."""
     key, late, stages = output.removeprefix(f"s3://{BUCKET}/"), list[str](), list[str]()
 
     def arrive(*names: str) -> None:
@@ -230,7 +230,7 @@ def test_what_was_in_flight_when_a_run_began_does_not_stay(
 
     def watch(event: Event) -> None:
         match event:
-            case RunStarted(stage=stage) if stage not in stages:  # what is sent again is a stage again
+            case RunStarted(stage=stage) if stage not in stages:  # a stage that is sent again is another stage
                 stages.append(stage)
                 level = len(stages) - 1
                 arrive(f"labels/classes/{level}/c/0/0/0", f"probabilities/{level}/c/0/0/0/0")  # before it sends its own
@@ -249,7 +249,7 @@ def test_what_was_in_flight_when_a_run_began_does_not_stay(
 def test_no_request_to_write_begins_once_another_output_is_there(
     folder: Path, store: ObjectStore, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The older run goes on until it looks, and ends with all blocks that it has not sent."""
+    """The older run continues until it checks, and ends with all blocks that it has not sent."""
     model, other = folder / "model.safetensors", folder / "other.safetensors"
     save_random_model(other, PLANAR, 9)
     key, done = output.removeprefix(f"s3://{BUCKET}/"), list[int]()
@@ -293,7 +293,7 @@ def test_begun_anew(folder: Path, store: ObjectStore, truth: Path, output: str, 
 
 
 def test_repaired(folder: Path, store: ObjectStore, truth: Path, output: str, tmp_path: Path) -> None:
-    """A damaged object and one that is missing, and what stands on them."""
+    """One object is damaged and one missing. Everything made from them is restored."""
     assert segment(folder / "volume.zarr", output, model=folder / "model.safetensors", **RUN).exit_code == 0
     files = open_files(parse_place(output))
     first, *_, last = [name for name, _ in files.sizes("labels/classes/0/c")]
@@ -308,7 +308,7 @@ def test_repaired(folder: Path, store: ObjectStore, truth: Path, output: str, tm
 
 
 def test_all_else_is_repaired(folder: Path, store: ObjectStore, truth: Path, output: str, tmp_path: Path) -> None:
-    """Metadata, a table and a part of instance labels that are missing, and metadata that are damaged."""
+    """Metadata, a table and a part of instance labels are missing, and metadata are damaged."""
     store.upload(truth, output.removeprefix(f"s3://{BUCKET}/"))
     files = open_files(parse_place(output))
     shard = next(name for name, _ in files.sizes("labels/instances/0/c"))
@@ -324,7 +324,7 @@ def test_all_else_is_repaired(folder: Path, store: ObjectStore, truth: Path, out
 
 
 def emseg(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """The exit code of a command line, run in this process."""
+    """Run a command line in this process, and return its exit code."""
     monkeypatch.setattr(sys, "argv", ["emseg", *words])
     try:
         main()
@@ -341,7 +341,7 @@ def test_on_the_command_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What lies beside an output goes into the current folder."""
+    """Files beside an output go into the current folder."""
     volume, model = str(folder / "volume.zarr"), str(folder / "model.safetensors")
     for words in (
         ("run", volume, "-o", output, "--model", model, "--workers", "0", "--probabilities", "--instances"),
@@ -391,7 +391,7 @@ def test_refused_in_one_line_and_nothing_written(
 def test_a_store_that_is_away_is_told_of_at_once(
     folder: Path, store: ObjectStore, output: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Patience is for runs that have begun."""
+    """Only a run that has started waits for the store."""
     again = store.stop()
     began = time.monotonic()
     try:
@@ -404,7 +404,7 @@ def test_a_store_that_is_away_is_told_of_at_once(
 
 
 def denying(part: str) -> Callable[[str, bool], str]:
-    """Refuses keys that end so, as an object store does that lacks a permission."""
+    """Refuse keys with this ending, as an object store without that permission does."""
     return lambda key, signed: DENIED if key.endswith(part) else ""
 
 
@@ -419,7 +419,7 @@ def test_an_output_that_cannot_be_read_is_not_called_damaged(folder: Path, store
 
 
 def test_stopped_and_gone_on_with(folder: Path, store: ObjectStore, output: str) -> None:
-    """The lease is given back."""
+    """The lease is released."""
     stop = Stop()
     told = segment(
         *(folder / "volume.zarr", output),

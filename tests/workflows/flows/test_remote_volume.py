@@ -1,4 +1,4 @@
-"""Runs on volumes of an object store: the bytes of a run on a local copy, also where the store is away for a while."""
+"""Test runs on volumes of an object store: the bytes of a run on a local copy, even if the store is away for a while."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VOLUMES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Volumes with the same voxels, and a network."""
+    """Make volumes with the same voxels, and a network."""
     folder = tmp_path_factory.mktemp("local")
     scales = [{"path": str(n), "coordinateTransformations": [{"type": "scale", "scale": [1, 2**n, 2**n]}]} for n in range(2)]
     multiscales = [{"axes": [{"name": name, "type": "space"} for name in "zyx"], "datasets": scales}]
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(folder: Path) -> Iterator[ObjectStore]:
-    """A store with copies of them."""
+    """Start a store with copies of them."""
     with object_store() as store:
         for name in ("v2.zarr", "sharded.zarr", "image.zarr"):
             store.upload(folder / name, f"em/{name}")
@@ -68,20 +68,20 @@ def _willing(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def run(folder: Path, volume: str | Path, output: Path, workers: int = 0, **settings: Any) -> dict[str, str]:
-    """The bytes of an output."""
+    """Run, and return the bytes of the output."""
     report = segment(volume, output, model=folder / "model.safetensors", workers=workers, **settings)
     assert (report.exit_code, report.left) == (0, 0)
     return bytes_of(output)
 
 
 def until_tried_again(failed: threading.Event) -> Callable[[Event], None]:
-    """Something that watches a run, and tells when a block of it is to be tried again."""
+    """Return an observer that signals when a block is to be tried again."""
     return lambda event: failed.set() if isinstance(event, BlockRetried) else None
 
 
 @pytest.fixture(scope="module")
 def truth(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """The bytes of the output of each volume, run from its local copy."""
+    """Return the bytes of each volume's output, run from its local copy."""
     made = tmp_path_factory.mktemp("truth")
     return {name: run(folder, folder / name, made / name.replace("/", "-")) for name in VOLUMES}
 
@@ -96,7 +96,7 @@ def test_same_bytes_as_from_a_local_copy(
 
 
 def test_one_channel_of_several(folder: Path, store: ObjectStore, tmp_path: Path) -> None:
-    """By its name; workers read no chunk of the other one."""
+    """It is chosen by name. Workers read no chunk of the other one."""
     scale = {"type": "scale", "scale": [1, 40, 4, 4]}
     multiscales = [
         {
@@ -127,7 +127,7 @@ def test_one_channel_of_several(folder: Path, store: ObjectStore, tmp_path: Path
 def test_same_bytes_from_workers_while_the_store_is_away(
     folder: Path, store: ObjectStore, truth: dict[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It serves nobody until a block has failed, and all that it gives afterwards is what it should be."""
+    """The store is away until a block has failed. All it returns afterwards is correct."""
     monkeypatch.setattr(dispatch, "RETRY_DELAYS_SECONDS", (0.5,) * 7)
     gone, failed = threading.Event(), threading.Event()
 
@@ -171,7 +171,7 @@ def test_a_store_that_stops_listening_for_a_while(
 def test_what_began_with_a_copy_goes_on_with_the_other(
     folder: Path, store: ObjectStore, truth: dict[str, dict[str, str]], tmp_path: Path
 ) -> None:
-    """A volume is known by its voxels, not by its place; the record tells the newest."""
+    """A volume is identified by its voxels, not its path. The record has the newest path."""
     output, address = tmp_path / "out", store.address("em/v2.zarr")
     run(folder, folder / "v2.zarr", output)
     shards(output)[1].unlink()
@@ -186,7 +186,7 @@ def test_what_began_with_a_copy_goes_on_with_the_other(
 
 
 def emseg(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """The exit code of a command line, run in this process."""
+    """Run a command line in this process, and return its exit code."""
     monkeypatch.setattr(sys, "argv", ["emseg", *words])
     with pytest.raises(SystemExit) as end:
         main()
@@ -201,7 +201,7 @@ def test_on_the_command_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The output of a remote volume is made in the current folder, and named after it."""
+    """The output of a remote volume is created in the current folder, with the volume's name."""
     image, model = store.address("em/image.zarr"), str(folder / "model.safetensors")
     run_words = ("run", image, "--level", "1", "--model", model, "--workers", "0")
     assert emseg(monkeypatch, *run_words) == 0

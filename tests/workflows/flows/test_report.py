@@ -1,4 +1,4 @@
-"""The page says what is so, of an output in whatever state, and opens without a network."""
+"""Test that a report is correct for an output in any state, and opens without a network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HOSTILE = "a<script>alert(1)</script>&\"'"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume, a model, and an output with probabilities and instances."""
+    """Make a volume, a model, and an output with probabilities and instances."""
     folder = tmp_path_factory.mktemp("report")
     size: dict[str, Any] = {"voxel_size": [30.0, 8.0, 8.0], "units": ["nanometer"] * 3}
     save_volume(folder / "volume.zarr", texture(SHAPE), **size)
@@ -45,12 +45,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def output(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the output."""
+    """Make a copy of the output."""
     return Path(shutil.copytree(folder / "ended.zarr", tmp_path / "out.zarr"))
 
 
 def seen(page: Path) -> Observed:
-    """What a browser makes of a page, which must fetch nothing."""
+    """Return a page as a browser parses it. It must fetch nothing."""
     found = Observed(page.read_text())
     for name, attributes in found.elements:
         assert name not in {"script", "link", "iframe", "img", "object", "base"}
@@ -63,7 +63,7 @@ def seen(page: Path) -> Observed:
 
 
 def pictures(page: Path) -> list[np.ndarray]:
-    """The pixels of each picture, ``(y, x, 3)``."""
+    """Return the pixels of each picture, ``(y, x, 3)``."""
     encoded = re.findall(r"data:image/png;base64,([^\"]+)", page.read_text())
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(each))).convert("RGB")) for each in encoded]
 
@@ -116,7 +116,7 @@ def test_pictures_are_those_of_a_preview(output: Path) -> None:
 
 
 def test_what_is_not_there_is_said(folder: Path, output: Path, tmp_path: Path) -> None:
-    """Unfinished, with a failed block, no volume, a record that is damaged, and tables of segments gone or no tables."""
+    """The output is unfinished, with a failed block, no volume, a damaged record, and tables of segments lost or absent."""
     gone = shutil.copytree(folder / "volume.zarr", tmp_path / "moved.zarr")
     record = output / "emseg" / "run-0001" / "00000.jsonl"
     lines = record.read_text().replace(str(folder / "volume.zarr"), str(tmp_path / "gone.zarr")).splitlines()

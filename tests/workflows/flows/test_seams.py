@@ -1,4 +1,4 @@
-"""An output of a run has no seams; blocks that were computed apart, as others do it, have some."""
+"""Test that the output of a run has no seams, and that blocks computed separately by other methods have some."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a volume, a model, and an output with several blocks along y and x."""
+    """Make a folder with a volume, a model, and an output with several blocks along y and x."""
     folder = tmp_path_factory.mktemp("seams")
     save_volume(folder / "volume.zarr", texture(SHAPE))
     save_random_model(folder / "model.safetensors", PLANAR)
@@ -46,7 +46,7 @@ def test_a_run_leaves_none(folder: Path) -> None:
 
 
 def test_blocks_that_differ_have_some(folder: Path, tmp_path: Path) -> None:
-    """In every other block the classes are exchanged, as if each were trained or normalised apart."""
+    """Classes are swapped in every other block, as if each was trained or normalised separately."""
     run(folder, tmp_path / "out.zarr")
     output = open_output(tmp_path / "out.zarr")
     for number, box in enumerate(_write_units(output)):
@@ -102,7 +102,7 @@ def test_as_a_command(folder: Path, tmp_path: Path) -> None:
 
 
 def test_patches_of_real_tissue_that_were_segmented_apart_have_some(tmp_path: Path) -> None:
-    """What tiling without neighbours does: each patch is normalised and mirrored by itself. In one run, there is no trace."""
+    """Each patch is normalised and mirrored separately, as tiling without neighbours does. A single run has no seams."""
     raw, side = tifffile.imread(EXAMPLES / "fib25-sample" / "raw.tif")[:6, :240, :240], 40
     quilt = np.empty(raw.shape, np.uint8)
     for y, x in itertools.product(range(0, 240, side), repeat=2):

@@ -1,4 +1,4 @@
-"""A run gives what one pass over the whole volume would, in the same bytes wherever its blocks were done."""
+"""Test that a run gives the result of one pass over the whole volume, with the same bytes wherever its blocks were computed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Case:
         self.report = segment(self.volume, self.reference, model=self.model, probabilities=True, workers=0)
 
     def run(self, output: Path, **more: Any) -> Any:
-        """A run with the settings of the reference, but for what is given."""
+        """Run with the settings of the reference, except for the given ones."""
         return segment(self.volume, output, **{"model": self.model, "probabilities": True, "workers": 0, **more})
 
 
@@ -73,7 +73,7 @@ def planar(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Callable[[int], Client]]:
-    """Clusters by their number of workers; each is started once."""
+    """Return clusters by their number of workers. Each is started once."""
     with ExitStack() as running:
         yield cache(lambda workers: running.enter_context(local_cluster(workers, BLOCKS_IN_FLIGHT)))
 
@@ -156,7 +156,7 @@ def test_normalisation_of_a_stack_whose_contrast_jumps(scope: Scope, tmp_path: P
 
 
 def check(folder: Path, values: NDArray[Any], spec: ModelSpec, scope: Scope = "volume") -> None:
-    """Run on these voxels; labels and probabilities must be those of one pass."""
+    """Run on these voxels, and check that labels and probabilities are those of one pass."""
     volume = save_volume(folder / "volume.zarr", values)
     model = save_random_model(folder / "model.safetensors", spec)
     report = segment(volume, folder / "out.zarr", model=model, normalise=scope, probabilities=True, workers=0)
@@ -185,7 +185,7 @@ def test_a_cluster_by_its_address_gives_the_same_bytes(planar: Case, cluster: Ca
     tls = tuple(map(Path, (security.tls_ca_file, security.tls_client_cert, security.tls_client_key)))
     planar.run(tmp_path / "output.zarr", scheduler=scheduler.address, tls=tls, workers=None)
     assert bytes_of(tmp_path / "output.zarr") == bytes_of(planar.reference)
-    assert cluster(3).submit(int, 7).result() == 7  # the cluster is somebody else's, and goes on
+    assert cluster(3).submit(int, 7).result() == 7  # the cluster belongs to another user, and continues
 
 
 def test_workers_of_its_own(planar: Case, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_workers_of_its_own(planar: Case, tmp_path: Path) -> None:
     outcomes = [event.outcome for event in events if isinstance(event, BlockEnded)]
     assert sorted(outcome.block for outcome in outcomes) == list(range(planar.report.blocks))
     joined = [event.worker for event in events if isinstance(event, WorkerJoined)]
-    assert 1 <= len(set(joined)) <= 2  # the first may have done all before the second is ready
+    assert 1 <= len(set(joined)) <= 2  # the first may have done everything before the second is ready
     assert isinstance(events[-1], RunEnded)
 
 
@@ -275,7 +275,7 @@ def test_what_is_there_is_not_touched(planar: Case, tmp_path: Path) -> None:
 
 
 def ended(output: Path, run: int) -> dict[str, Any]:
-    """The report in the record of a run."""
+    """Return the report in the record of a run."""
     (report,) = [line["report"] for line in lines_of(open_output(output), run) if line["event"] == "ended"]
     return dict(report)
 
@@ -369,7 +369,7 @@ def test_a_scheduler_address_that_is_none(planar: Case, tmp_path: Path) -> None:
 
 
 def test_an_output_that_another_run_creates_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look at its place and the creation, while workers start: that run may be another model's, and over."""
+    """It is created while workers start, after the path was checked. That run may use another model, and may have ended."""
     volume = save_volume(tmp_path / "v.zarr", texture((5, 40, 40)))
     first, second = (save_random_model(tmp_path / f"{seed}.safetensors", PLANAR, seed) for seed in (1, 2))
 

@@ -1,4 +1,4 @@
-"""Status tells how far an output is: while a run goes on, after a kill, after failed blocks, at the end."""
+"""Test that status reports the progress of an output: during a run, after a kill, after failed blocks, at the end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BEGAN = datetime(2024, 5, 1, 12, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume, a model, and the output of a run that has ended."""
+    """Make a volume, a model, and the output of a finished run."""
     folder = tmp_path_factory.mktemp("status")
     save_volume(folder / "volume.zarr", texture((9, 61, 67)))
     save_random_model(folder / "model.safetensors", PLANAR)
@@ -42,19 +42,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def output(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the output."""
+    """Make a copy of the output."""
     return Path(shutil.copytree(folder / "ended.zarr", tmp_path / "out.zarr"))
 
 
 def hold(output: Path, run: int, holder: Holder, *, released: bool = False) -> None:
-    """The lease of another process."""
+    """Take a lease for another process."""
     place = output / "emseg" / f"run-{run:04d}" / "lease.json"
     place.parent.mkdir(exist_ok=True)
     place.write_text(json.dumps({"holder": asdict(holder), "beats": 1, "released": released}))
 
 
 def record(output: Path, run: int, *lines: dict[str, Any] | str) -> None:
-    """The record of a run, with a line each second; it is over, unless its lease says otherwise."""
+    """Write the record of a run with one line per second. The run is over unless its lease says otherwise."""
     folder = output / "emseg" / f"run-{run:04d}"
     if not (folder / "lease.json").exists():
         hold(output, run, Holder.here(), released=True)
@@ -223,7 +223,7 @@ def test_the_command(output: Path) -> None:
 
 
 def test_watching_until_the_run_ends(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long a look takes, most of the time is left to others."""
+    """However long a look takes, most of the time is left to other processes."""
     stored = open_output(output)
     slept: list[float] = []
     clock = iter(range(0, 100, 3))

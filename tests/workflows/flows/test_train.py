@@ -1,4 +1,4 @@
-"""Training from a configuration to a model file."""
+"""Test training from a configuration to a model file."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_from_data_to_model(config: Path) -> None:
 
 
 def test_the_card_tells_the_steps_that_were_taken(config: Path) -> None:
-    """Where nothing gets better, it ends after the second validation."""
+    """Without any improvement, training ends after the second validation."""
     config.write_text(config.read_text().replace("steps = 6", "steps = 6\npatience = 1\nrate = 1e-30"))
     assert "4 steps of 1 tile" in load_model(train(config)).card["training"]
 
@@ -113,7 +113,7 @@ def test_a_zarr_volume_gives_the_same_weights(config: Path) -> None:
     weights = load_model(train(config)).weights
     Path("tiny.safetensors").unlink()
     zarr.create_array("raw.zarr", data=tifffile.imread("raw.tif"), chunks=(8, 8, 8))
-    ids = tifffile.imread("ids.tif").astype(np.uint64) + 2**40  # as large stores number their instances
+    ids = tifffile.imread("ids.tif").astype(np.uint64) + 2**40  # large stores number their instances like this
     zarr.create_array("ids.zarr", data=ids, chunks=(8, 8, 8))
     config.write_text(CONFIG.replace(".tif", ".zarr"))
     again = load_model(train(config)).weights

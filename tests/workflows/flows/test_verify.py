@@ -1,4 +1,4 @@
-"""Verify believes honest outputs, and catches each way of spoiling one."""
+"""Test that verify passes correct outputs, and finds each way of spoiling one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHAPE = (9, 61, 67)
 
 @pytest.fixture(scope="module", params=SPECS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a volume, a model, and the output of an honest run."""
+    """Make a folder with a volume, a model, and the output of a correct run."""
     folder = tmp_path_factory.mktemp(request.param)
     save_volume(folder / "volume.zarr", texture(SHAPE))
     save_random_model(folder / "model.safetensors", SPECS[request.param])
@@ -35,13 +35,13 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def run(folder: Path, output: Path, **more: Any) -> None:
-    """A run in this process."""
+    """Run in this process."""
     settings = {"model": folder / "model.safetensors", "probabilities": True, "workers": 0, **more}
     assert segment(folder / "volume.zarr", output, **settings).exit_code == 0
 
 
 def spoilt(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the honest output."""
+    """Make a copy of the correct output, to be spoilt."""
     return Path(shutil.copytree(folder / "honest.zarr", tmp_path / "out.zarr"))
 
 
@@ -63,12 +63,12 @@ def test_other_honest_outputs_hold(folder: Path, more: dict[str, Any], tmp_path:
 
 
 def as_averaged(text: str) -> str:
-    """The recipe of a run with test-time augmentation."""
+    """Return the recipe of a run with test-time augmentation."""
     return text.replace('"probabilities": true', '"probabilities": true, "tta": true')
 
 
 def test_means_that_were_never_made_are_found(folder: Path, tmp_path: Path) -> None:
-    """An output that says it was made with test-time augmentation, and was not."""
+    """The output claims test-time augmentation, but was made without it."""
     rewrite_description(
         spoilt(folder, tmp_path), lambda text: text.replace('"probabilities": true', '"probabilities": true, "tta": true')
     )
@@ -95,7 +95,7 @@ def test_wrong_labels_are_found(folder: Path, tmp_path: Path) -> None:
 
 
 def test_tiles_one_voxel_beside_their_place_are_found(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels that stay plausible, and are wrong."""
+    """The labels look plausible, but are wrong."""
     honest = block.predict_tiles
 
     def shifted(predictor: Any, seen: Seen, tiles: Any, batch: int) -> Any:

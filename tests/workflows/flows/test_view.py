@@ -1,4 +1,4 @@
-"""`emseg view`: what the browser is told to show is there, and is what is stored; everything else is refused in a line."""
+"""Test that everything `emseg view` shows exists and is what is stored, and that other arguments are refused in one line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIZED: dict[str, Any] = {"voxel_size": [30, 8, 4], "offset": [60, 0, -8], "units
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume as users have it, and outputs: of all of it with everything that there can be, and of a part."""
+    """Make a realistic volume, and outputs: of all of it with all optional parts, and of a part."""
     folder = tmp_path_factory.mktemp("viewed")
     zarr.create_array(folder / "volume.zarr", data=texture(SHAPE), chunks=(3, 64, 64), zarr_format=2, attributes=SIZED)
     model = save_random_model(folder / "model.safetensors", PLANAR)
@@ -49,14 +49,14 @@ def fetched(address: str) -> bytes:
 
 
 def state_of(shown: View) -> dict[str, Any]:
-    """What the link tells the viewer."""
+    """Return what the link tells the viewer."""
     start, _, written = shown.link.partition("#!")
     assert start.startswith(shown.url)
     return dict(json.loads(unquote(written)))
 
 
 def sources(shown: View) -> dict[str, str]:
-    """Address of the group of each layer."""
+    """Return the address of each layer's group."""
     found = {}
     for layer in state_of(shown)["layers"]:
         source = layer["source"]
@@ -86,7 +86,7 @@ def test_all_that_is_stored_is_served(folder: Path) -> None:
 
 
 def test_raw_and_labels_of_a_part_lie_on_each_other(folder: Path) -> None:
-    """Of both, the viewer is told the same voxel size; the labels start where the part does."""
+    """The viewer gets the same voxel size for both. The labels start where the part does."""
     with view(folder / "part.zarr") as shown:
         found, state = sources(shown), state_of(shown)
         raw, classes = (
@@ -109,7 +109,7 @@ def test_contrast_is_that_of_the_middle(folder: Path) -> None:
 
 
 def test_a_level_that_is_not_built_yet_is_not_shown(folder: Path, tmp_path: Path) -> None:
-    """Nor is one that is made of it: from afar, it would look as if nothing was computed."""
+    """Levels made from it are not shown either: zoomed out, it would look as if nothing was computed."""
     output = shutil.copytree(folder / "whole.zarr", tmp_path / "out.zarr")
     assert built(output) == [2, 2]
     shards(output, "labels/classes/1")[0].unlink()
@@ -124,7 +124,7 @@ def test_a_block_that_is_missing_does_not_keep_levels_from_being_shown(folder: P
 
 
 def built(output: Path) -> list[int]:
-    """How many levels of probabilities and classes are shown."""
+    """Return how many levels of probabilities and classes are shown."""
     with view(output) as shown:
         found = sources(shown)
         documents = [json.loads(fetched(f"{found[name]}zarr.json")) for name in ("probability of inside", "classes")]
@@ -132,7 +132,7 @@ def built(output: Path) -> list[int]:
 
 
 def test_a_volume_that_is_gone_is_noted(folder: Path, tmp_path: Path) -> None:
-    """And shown from where it is now, if that is told."""
+    """If its new path is given, it is shown from there."""
     volume = Path(shutil.copytree(folder / "volume.zarr", tmp_path / "volume.zarr"))
     output = tmp_path / "out.zarr"
     segment(volume, output, model=folder / "model.safetensors", workers=0)
@@ -189,7 +189,7 @@ def test_no_browser_without_a_screen(folder: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_behind_a_proxy_its_address_is_printed(hub: str | None, words: list[str], shown: str, said: str, folder: Path) -> None:
-    """The short one, and of the long one the start. The tunnel leads to this machine all the same."""
+    """The short address is printed, and the start of the long one. The tunnel still leads to this machine."""
     env = {} if hub is None else {"JUPYTERHUB_SERVICE_PREFIX": "/user/me/", "JUPYTERHUB_PUBLIC_URL": hub}
     for more, end in (([], "/"), (["--link"], "%7D")):
         port = free_port()
@@ -210,7 +210,7 @@ def test_behind_a_proxy_its_address_is_printed(hub: str | None, words: list[str]
 
 @pytest.mark.parametrize(("number", "code", "link"), [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True)])
 def test_it_is_served_until_a_signal(number: int, code: int, link: bool, folder: Path) -> None:
-    """At the port that was asked for; all that is printed to stdout is the address."""
+    """It listens at the requested port. Only the address is printed to stdout."""
     port, words = free_port(), ["--link"] if link else []
     with emseg_process("view", folder / "whole.zarr", "--no-browser", "--port", port, *words) as process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Charts are drawn where their numbers are."""
+"""Test that charts draw their numbers at the right positions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def rectangles(drawing: str, colour: str) -> list[dict[str, float]]:
-    """Place and size of each rectangle of a colour."""
+    """Return the position and size of each rectangle of a colour."""
     found = (node.attrib for node in ElementTree.fromstring(f"<p>{drawing}</p>").iter("rect"))
     return [{name: float(node[name]) for name in ("x", "y", "width", "height")} for node in found if node["fill"] == colour]
 
@@ -41,7 +41,7 @@ def words(drawing: str) -> list[str]:
 
 
 def lines(picture: str) -> list[list[tuple[float, float]]]:
-    """The points of each line, in pixels."""
+    """Return the points of each line, in pixels."""
     found = ElementTree.fromstring(picture).iter(f"{SVG}polyline")
     return [[tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()] for line in found]  # type: ignore[misc]
 

@@ -1,4 +1,4 @@
-"""Text that goes into a page comes out of a browser's parser as it was, and never as an element."""
+"""Test that text in a page is parsed by a browser as the original text, and never as an element."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A page is one file: nothing in it is fetched, and it is known again."""
+"""Test that a page is one file that fetches nothing, and that it can be recognised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each block ends once, whatever happens to the workers, and only those that deserve it are called bad."""
+"""Test that each block ends once, whatever happens to workers, and that only bad blocks are called bad."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def broken(block: Block, fault: Fault) -> Outcome:
 
 @dataclass
 class Cluster:
-    """Workers that run what they are given, with a clock of its own; `deadly` and `hanging` blocks ruin each worker."""
+    """Workers that run their tasks, with a simulated clock. `deadly` and `hanging` blocks ruin each worker."""
 
     dispatch: Dispatch
     threads: int = 2
@@ -82,7 +82,7 @@ class Cluster:
         return [a for a in self.dispatch.in_progress if a.worker == worker][: self.threads]
 
     def work(self, worker: str) -> None:
-        """The next thing that this worker does."""
+        """Return the next task of this worker."""
         running = self.running(worker)
         if any(a.block.index in self.deadly for a in running):
             self.kill(worker)
@@ -179,7 +179,7 @@ def test_a_block_whose_store_fails_while_it_serves_others_is_tried_with_longer_a
 
 
 def serve(made: Cluster, *, away: frozenset[str], seconds: float) -> None:
-    """Each worker does what it has, but those that do not see the store fail at once."""
+    """Let each worker do its tasks; those without access to the store fail at once."""
     end = made.now + seconds
     while made.now < end and not made.dispatch.finished:
         made.assign()
@@ -212,7 +212,7 @@ def test_an_outage_that_does_not_end_ends_the_run() -> None:
 
 
 def test_a_worker_that_alone_does_not_see_the_store_spoils_no_block() -> None:
-    """Nor does it take blocks from the others: it is asked again now and then."""
+    """It takes no blocks from the others, and gets one now and then to try again."""
     made = cluster(2)
     serve(made, away=frozenset({"worker 1"}), seconds=MAX_OUTAGE_SECONDS)
     assert made.dispatch.finished
@@ -301,13 +301,13 @@ def test_a_worker_near_its_end_gets_no_block_that_it_cannot_finish() -> None:
 
 
 def long_block(dispatch: Dispatch, attempt: Attempt, now: float) -> None:
-    """A block ends that took a minute."""
+    """End a block that took a minute."""
     outcome = Outcome(attempt.block.index, "done", attempt.block.write.voxels, Seconds(predict=60.0))
     dispatch.ended(attempt, outcome, now)
 
 
 def test_a_worker_that_no_other_outlasts_is_tried_with_a_block_that_takes_longer_than_it_has() -> None:
-    """Else workers would come, get nothing, and be sent away for ever."""
+    """Otherwise workers would come, get nothing, and be dismissed for ever."""
     dispatch = Dispatch(one_sequence(PLAN), Policy(TIMEOUT))
     dispatch.join("first", 1, 0.0, end=50.0)
     assert dispatch.block_seconds_if_too_long("first", 0.0) is None, "nobody knows yet how long a block takes"
@@ -357,7 +357,7 @@ def test_a_block_to_be_tried_again_makes_a_worker_useful() -> None:
 
 
 def in_turn(dispatch: Dispatch, workers: int, threads: int = 1) -> dict[str, list[int]]:
-    """The blocks that each of several workers gets, if all take the same time for each."""
+    """Return the blocks that each of several workers gets, if each block takes the same time."""
     got: dict[str, list[int]] = {f"worker {number}": [] for number in range(workers)}
     for worker in got:
         dispatch.join(worker, threads, 0.0)

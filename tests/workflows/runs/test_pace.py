@@ -1,4 +1,4 @@
-"""Speed, time left and its error, idle devices and the slowest worker, on a clock that the test sets."""
+"""Test speed, remaining time and its error, idle devices and the slowest worker, with a simulated clock."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_failed_blocks_are_no_speed() -> None:
 
 
 def test_idle_devices() -> None:
-    """Two workers that predict half of the time; then one of them leaves."""
+    """Two workers predict half of the time; then one of them leaves."""
     pace = Pace(PLAN, 0, 2, 0.0)
     for block in range(10):
         pace.record(ended(block, seconds=Seconds(1, 2, 1, 0)), 1.0 + block)

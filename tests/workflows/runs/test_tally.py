@@ -1,4 +1,4 @@
-"""A report counts every block once: done, skipped, failed or left."""
+"""Test that a report counts every block once: done, skipped, failed or left."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_nothing_to_do_is_done() -> None:
     ],
 )
 def test_what_holds_a_run_up(spent: Seconds, seconds: float, idle: float, bottleneck: str) -> None:
-    """Two workers, each with a predictor."""
+    """There are two workers, each with a predictor."""
     tally = Tally(PLAN, 0)
     for worker in ("a", "b"):
         half = Seconds(*(getattr(spent, field.name) / 2 for field in fields(Seconds)))

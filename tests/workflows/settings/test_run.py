@@ -1,4 +1,4 @@
-"""The settings of a run are said once: options, keywords and files are those of `RunSettings` and `Placement`."""
+"""Test that options, keywords and files have the settings of `RunSettings` and `Placement`, each defined once."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ OTHERS: dict[str, Any] = {
     "backend": "torch",
     "precision": "bfloat16",
 }
-"""For each setting that has an option, a value that is not the default."""
+"""A non-default value for each setting that has an option."""
 
 
 def names(kind: Any) -> set[str]:
@@ -108,7 +108,7 @@ def test_settings_are_an_object_or_keywords() -> None:
 
 
 def test_a_file_holds_what_is_not_the_default(tmp_path: Path) -> None:
-    """And the command line reads the same settings from it."""
+    """The command line reads the same settings from it."""
     assert set(OTHERS) | NOT_TYPED == names(RunSettings)
     settings = RunSettings(**OTHERS)
     file = tmp_path / "settings.toml"

@@ -1,4 +1,4 @@
-"""Strict TOML: each mistake is named in one line."""
+"""Test strict TOML: each mistake is named in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration of a training."""
+"""Test the configuration of a training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXPLAINED = WORKFLOWS / "train.toml"
 
 
 def changed(tmp_path: Path, old: str, new: str) -> str:
-    """The one line with which a changed configuration is refused."""
+    """Return the one-line error for a changed configuration."""
     text = FIB25.read_text()
     assert old in text
     path = tmp_path / "changed.toml"
@@ -91,7 +91,7 @@ def test_data_are_found_by_the_variable_or_beside_the_configuration(monkeypatch:
 
 
 def names_of(kind: type, where: str = "") -> list[str]:
-    """The full name of each key of a dataclass, and of those within it: ``fit.augment.noise``."""
+    """Return the full name of each key of a dataclass and its members, such as ``fit.augment.noise``."""
     names = []
     for name, hint in get_type_hints(kind).items():
         names.append(where + name)
@@ -101,7 +101,7 @@ def names_of(kind: type, where: str = "") -> list[str]:
 
 
 def test_every_key_is_explained_once() -> None:
-    """And the file is one that can be trained with."""
+    """The file is also valid for training."""
     config = load_train_config(EXPLAINED)
     assert len(config.data) == 1
     names, table = [], ""

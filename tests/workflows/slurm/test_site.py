@@ -1,4 +1,4 @@
-"""What is said of a site reaches SLURM as it stands, and what SLURM would not understand is refused before."""
+"""Test that site settings reach SLURM unchanged, and that invalid ones are refused before."""
 
 import os
 import shlex
@@ -128,12 +128,12 @@ SITE = Site(gres="gpu:1,lscratch:50", cpus=2, memory="4G", partition="gpu", time
 
 
 def parts(options: Iterable[str], *names: str) -> list[str]:
-    """Those options whose names begin so."""
+    """Return the options whose names start like this."""
     return [option for option in options if option.startswith(tuple(f"--{name}" for name in names))]
 
 
 def jobs_of(site: Site) -> dict[str, tuple[str, ...]]:
-    """The options of each kind of job."""
+    """Return the options of each kind of job."""
     options = {"job": site.job_options(8), "worker": site.job_options(1), "driver": site.driver_options("2048M")}
     return {**options, "step": site.step_options()}
 
@@ -190,7 +190,7 @@ def test_what_the_user_gives_replaces_ours_in_any_spelling(given: tuple[str, ...
 
 
 def test_the_users_cores_share_our_memory() -> None:
-    """Memory is asked for per core, and a worker needs as much whatever its cores."""
+    """Memory is requested per core, and a worker needs the same amount for any number of cores."""
     assert parts(replace(SITE, options=("-c 4",)).job_options(8), "mem") == ["--mem-per-cpu=1024M"]
 
 
@@ -201,7 +201,7 @@ def test_an_option_that_is_none_is_refused(option: str) -> None:
 
 
 def test_steps_of_one_job_do_not_wait_for_one_another() -> None:
-    """Each asks for its share of what its job has."""
+    """Each requests its share of the job's resources."""
     assert parts(SITE.step_options(), "g") == ["--gpus-per-task=1"]
     assert parts(replace(SITE, options=("--gpus-per-node=4",)).step_options(), "g") == ["--gpus-per-task=1"]
     assert parts(replace(SITE, gres="lscratch:50").step_options(), "g") == ["--gres=none"]
@@ -214,14 +214,14 @@ def test_what_is_left_to_the_site_is_noted() -> None:
 
 
 def job_of(site: Site, logs: Path) -> Any:
-    """A job of workers at this site."""
+    """Return a job of workers at this site."""
     options = _job_options(2, site, Security(), logs)
     return _Job("tls://127.0.0.1:1", name="emseg-0", **options)
 
 
 @pytest.mark.parametrize("time", ["", "4:00:00"])
 def test_a_worker_job_takes_as_long_as_the_site_says_or_as_the_site_lets_it(time: str, tmp_path: Path) -> None:
-    """dask-jobqueue would ask for half an hour if it is told nothing."""
+    """Without a limit, dask-jobqueue would request half an hour."""
     site = Site(partition="gpu", account="lab", qos="high", time=time, gres="gpu:1", cpus=2, memory="4G", options=("--x=1",))
     lines = job_of(site, tmp_path).job_script().splitlines()
     asked = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
@@ -272,7 +272,7 @@ ADDRESSES = {"lo": "127.0.0.1", "ib0": "10.0.0.7", "eth1": "192.168.3.4"}
 
 @pytest.fixture
 def interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with some interfaces, whose name is that of loopback, as where no route leads outside."""
+    """Simulate a machine with some interfaces. Its name resolves to loopback, as without an outside route."""
     found = {name: [SimpleNamespace(family=socket.AF_INET, address=address)] for name, address in ADDRESSES.items()}
     monkeypatch.setattr(jobs, "net_if_addrs", lambda: found)
     monkeypatch.setattr(jobs, "get_ip", lambda: "127.0.1.1")
@@ -342,7 +342,7 @@ def test_the_dry_run_shows_each_option_once_and_what_is_left_to_slurm(elastic: t
 
 
 def test_nobody_else_may_write_the_script_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lies in a folder that all users share, from its making until it is submitted."""
+    """The script is in a folder that all users share, from its creation until it is submitted."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     job = job_of(Site(memory="4G"), tmp_path / "logs")
     with job.job_file() as script:
@@ -354,7 +354,7 @@ def test_nobody_else_may_write_the_script_of_a_job(tmp_path: Path, monkeypatch: 
 
 
 def test_ctrl_c_still_reaches_the_driver() -> None:
-    """dask-jobqueue takes the signal for itself when it is imported."""
+    """dask-jobqueue takes over the signal when it is imported."""
     look = "import signal; before = signal.getsignal(signal.SIGINT); import emseg.clusters.slurm; "
     look += "assert signal.getsignal(signal.SIGINT) is before, signal.getsignal(signal.SIGINT)"
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
@@ -420,7 +420,7 @@ def test_a_run_option_that_is_misspelt_or_not_for_jobs(tmp_path: Path) -> None:
 
 @pytest.fixture
 def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for SLURM's command that says that a job runs, and has 90 s left."""
+    """Install a stand-in for SLURM's command that reports a running job with 90 s left."""
     program = tmp_path / "bin" / "squeue"
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable}\nimport sys\nprint('1:30' if '%L' in ''.join(sys.argv) else 'RUNNING (None)')\n")

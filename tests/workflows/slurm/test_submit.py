@@ -1,4 +1,4 @@
-"""Commands as SLURM jobs, up to what `sbatch` is given."""
+"""Test commands as SLURM jobs, up to the arguments of `sbatch`."""
 
 import os
 import shlex
@@ -17,12 +17,12 @@ told = {{"words": sys.argv[1:], "environment": dict(os.environ)}}
 Path(__file__).with_name("told.json").write_text(json.dumps(told))
 print("41;cluster")
 """
-"""A stand-in that takes every job, and keeps what it was told."""
+"""A stand-in that accepts every job and records its arguments."""
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a volume, on a machine with SLURM."""
+    """Make a folder with a volume, on a machine with SLURM."""
     program = tmp_path / "bin" / "sbatch"
     program.parent.mkdir()
     program.write_text(SBATCH)
@@ -75,7 +75,7 @@ def test_other_commands_are_submitted_as_they_are_typed(folder: Path, command: s
 
 
 def test_the_files_of_a_run_stay_as_they_are(folder: Path) -> None:
-    """Its job may still wait, and reads them when it starts."""
+    """A waiting job reads them when it starts."""
     emseg(folder, "submit", "volume.zarr", "-o", "out.zarr", "--workers", "1")
     logs = folder / "out.zarr.slurm"
     before = {path: path.read_text() for path in logs.iterdir() if path.name != "jobs"}

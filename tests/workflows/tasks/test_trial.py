@@ -1,4 +1,4 @@
-"""A run computes with the predictor that its trial has opened, and with no other one."""
+"""Test that a run computes with the predictor that its own trial has opened."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from emseg_core.model.file import ModelFile, load_model
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Digests of the models that predictors are opened for."""
+    """Return the digests of the models that predictors are opened for."""
     digests = []
 
     def counted(model: ModelFile, *arguments: Any) -> object:
@@ -36,7 +36,7 @@ def test_a_network_is_compiled_once(tmp_path: Path, opened: list[str]) -> None:
 
 
 def test_what_a_trial_of_another_model_has_left_is_not_taken(tmp_path: Path, opened: list[str]) -> None:
-    """As after a run that was refused between its trial and its first block."""
+    """A run that was refused between its trial and its first block leaves one behind."""
     volume = save_volume(tmp_path / "v.zarr", texture((6, 40, 40)))
     first, second = (save_random_model(tmp_path / f"{seed}.st", CUBIC, seed) for seed in (1, 2))
     assert segment(volume, tmp_path / "right.zarr", model=second, workers=0).exit_code == 0

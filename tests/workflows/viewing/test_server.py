@@ -1,4 +1,4 @@
-"""The server gives away the files that it was told to, or parts of them, to those who know the address; and nothing else."""
+"""Test that the server serves only its given files, whole or in part, and only to clients with the address."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from emseg_core.store.files.place import parse_place
 
 CONTENT = bytes(range(256)) * 8
 PARTS = {"0-0": (0, 1), "100-299": (100, 300), "-20": (len(CONTENT) - 20, len(CONTENT)), "2000-": (2000, len(CONTENT))}
-"""What is asked for, and the first byte that is given and the one after the last."""
+"""Requested ranges, with the first byte of the answer and the one after the last."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that is served, one that is not, and links between the two."""
+    """Make a folder that is served, one that is not, and links between them."""
     folder = tmp_path_factory.mktemp("served")
     for name in ("image/c", "secret", "client"):
         (folder / name).mkdir(parents=True)
@@ -49,7 +49,7 @@ def server(folder: Path) -> Iterator[ViewServer]:
 def ask(
     server: ViewServer, path: str, method: str = "GET", headers: dict[str, str] | None = None
 ) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of what is answered for a path behind the token, exactly as it is written."""
+    """Return status, headers and body for a path behind the token, exactly as it is written."""
     place = urlsplit(server.url)
     connection = http.client.HTTPConnection(place.netloc, timeout=20)
     try:
@@ -95,7 +95,7 @@ def store() -> Iterator[ObjectStore]:
 
 @pytest.fixture
 def remote(folder: Path, store: ObjectStore) -> Iterator[ViewServer]:
-    """A server of what is on an object store, and on a web server."""
+    """Start a server of files on an object store and on a web server."""
     with ViewServer(folder / "client") as server:
         places = {f"{scheme}/0": parse_place(store.address("image", scheme)) for scheme in ("s3", "http")}
         server.start("state", places, {})
@@ -122,7 +122,7 @@ def test_objects_of_a_store(scheme: str, remote: ViewServer, store: ObjectStore)
 
 
 def test_a_file_that_was_written_anew(server: ViewServer, folder: Path) -> None:
-    """As blocks are while a run goes on: no older content is told, and none kept by the browser unasked."""
+    """Blocks are rewritten during a run. No older content is sent, and browsers keep none without asking."""
     changing = folder / "image" / "c" / "1"
     for content in (b"one", b"another"):
         changing.write_bytes(content)
@@ -223,7 +223,7 @@ def test_the_port_is_free_after_the_end_even_of_one_who_still_listens(folder: Pa
 
 
 def test_it_ends_however_soon(folder: Path) -> None:
-    """Right after it was started, or while somebody asks for events."""
+    """It ends right after its start, or while a client waits for events."""
     for number in range(60):
         with ViewServer(folder / "client") as server:
             server.start("state", {}, {})
@@ -245,7 +245,7 @@ def test_each_server_has_a_token_of_its_own(folder: Path) -> None:
 
 
 def addresses(folder: Path, public_url: str | None = None) -> list[str]:
-    """Of the start, the viewer and the data, as they are given away, with PORT and TOKEN for what differs each time."""
+    """Return the addresses of start, viewer and data, with PORT and TOKEN in place of what differs each time."""
     with ViewServer(folder / "client", public_url=public_url) as server:
         token = server.url.rstrip("/").rpartition("/")[2]
         found = (server.url, server.viewer("state"), server.data("raw"))
@@ -260,13 +260,13 @@ def below(start: str, data: str | None = None) -> list[str]:
     "written", ["https://hub.example.org/user/me/proxy/{port}/", "https://hub.example.org/user/me/proxy/{port}"]
 )
 def test_a_proxy_that_was_named(written: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts for more than JupyterHub's."""
+    """It takes precedence over JupyterHub's."""
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/other/")
     assert addresses(folder, written) == below("https://hub.example.org/user/me/proxy/PORT/")
 
 
 def test_under_jupyterhub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub that does not state its own address leaves a path, with which no data can be fetched from elsewhere."""
+    """A hub that does not state its address gives only a path, from which no data can be fetched by other hosts."""
     assert addresses(folder) == below("http://127.0.0.1:PORT/")
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me/")
     assert addresses(folder) == below("/user/me/proxy/PORT/", "http://127.0.0.1:PORT/")
@@ -277,7 +277,7 @@ def test_under_jupyterhub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_no_proxy_can_lose_the_length_of_a_file(folder: Path) -> None:
-    """It is part of each answer with a range, which the client asks for where HEAD is refused."""
+    """It is part of each answer with a range, which the client requests if HEAD is refused."""
     with ViewServer(folder / "client", public_url="https://hub.example.org/{port}/") as server:
         server.start("state", {"image/0": folder / "image"}, {"image/zarr.json": b"[1]"})
         server_path = f"/{server.url.rstrip('/').rpartition('/')[2]}/data/image"

@@ -1,4 +1,4 @@
-"""What the viewer is told: layers, axes with their units, colours, and the place that is looked at first."""
+"""Test the viewer's state: layers, axes with units, colours, and the initial position."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_classes_have_the_colours_and_names_of_the_metadata() -> None:
 
 @pytest.mark.parametrize(("classes", "seen"), [(CLASSES, ["1", "2"]), (("all",), ["0"])])
 def test_what_is_not_computed_is_not_seen_as_a_class(classes: tuple[str, ...], seen: list[str]) -> None:
-    """Nor is the first class, which would cover all that the others leave free."""
+    """The first class is not shown either: it would cover everything that the others leave free."""
     layer = viewer_state(VOLUME, REGION, classes, SOURCES, None)["layers"][-1]
     assert layer["segments"] == seen
     red, green, blue = bytes.fromhex(layer["segmentColors"]["255"][1:])
@@ -118,7 +118,7 @@ def test_probabilities_are_channels_in_the_colour_of_their_class() -> None:
 def test_the_middle_of_the_region_is_looked_at(
     start: tuple[int, ...], shape: tuple[int, ...], scale: tuple[float, ...], translation: tuple[float, ...]
 ) -> None:
-    """In the volume's own space, and not from so far that images without coarser levels were loaded in whole."""
+    """The position is in the volume's space, and close enough that images without coarser levels are not loaded in whole."""
     region = Box.of_shape(shape).shift(start)  # type: ignore[arg-type]
     volume = VolumeSpec(region.stop, "uint8", (8, 8, 8), 3, scale, translation, ("nanometer",) * 3)  # type: ignore[arg-type]
     state = viewer_state(volume, region, CLASSES, SOURCES, None)

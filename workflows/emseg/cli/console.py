@@ -120,7 +120,7 @@ class RunConsole:
             sys.stderr = cast("TextIO", PrintableStream(sys.stderr))
 
     def _shown(self, link: str, output: Place) -> str:
-        """Return a link as it may be shown: what is no terminal may be a log that others can read."""
+        """Return a link in a form that may be shown: output that is not a terminal may be a log that others can read."""
         return link if self._console.file.isatty() else link_for_logs(link, token_file(output))
 
     def _redraw(self) -> None:
@@ -173,7 +173,7 @@ class RunConsole:
 
 
 def _finishing(event: StopRequested) -> str:
-    """Describe what a run does before it stops."""
+    """Describe the work of a run before it stops."""
     if not event.blocks:
         return "no block is in progress"
     blocks = "block" if event.blocks == 1 else f"{event.blocks} blocks"

@@ -23,6 +23,6 @@ def exit_stopped(number: int, kept: str = "Finished blocks are kept; run the sam
     number
         Number of the signal. It is named unless it is that of Ctrl-C.
     kept
-        What is kept, and how to continue.
+        Message with what is kept, and how to continue.
     """
     exit_with_message(f"stopped{'' if number == signal.SIGINT else f' by {signal.Signals(number).name}'}. {kept}", 128 + number)

@@ -11,7 +11,7 @@ from emseg_core.printable import printable_lines
 
 
 class Result(Protocol):
-    """What a command has found: a text for people, and JSON for programs."""
+    """The result of a command: text for people, and JSON for programs."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""
@@ -23,7 +23,7 @@ def say(*lines: object, err: bool = False, redraw: int = 0) -> None:
     Parameters
     ----------
     lines
-        What to print, one object per line.
+        The objects to print, one per line.
     err
         Print on the standard error stream, which is for everything but results.
     redraw

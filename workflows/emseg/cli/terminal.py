@@ -28,7 +28,7 @@ def on_terminal(stop: Stop | None = None) -> Iterator[Terminal]:
     Parameters
     ----------
     stop
-        Is asked to stop by signals; None to make a new one.
+        Stop request that signals set; None to make a new one.
 
     Yields
     ------

@@ -12,7 +12,7 @@ from emseg_core.store.files.place import Place, parse_place
 
 
 class Location(click.ParamType["Place"]):
-    """A volume or an output: a path, or an address, of which a path would lose a slash."""
+    """A volume or an output: a path, or an address, as a path would drop one of its slashes."""
 
     name = "path"
 
@@ -44,7 +44,7 @@ class Parsed(click.ParamType[Any]):
         form
             The form in words, for refusals.
         separator
-            What stands between the parts.
+            Separator of the parts.
         value_of
             Returns the value that the parts give, or raises `ValueError`.
         """
@@ -73,7 +73,7 @@ def _value_and_class(parts: Iterable[Any]) -> tuple[float, str]:
 
 
 def pair(name: str) -> Parsed:
-    """Return the type of two whole numbers, ``1:8``; `name` says what they are, ``min:max``."""
+    """Return the type of two whole numbers, ``1:8``; `name` describes them, such as ``min:max``."""
     return Parsed(name, f"two whole numbers {name}", ":", _two)
 
 

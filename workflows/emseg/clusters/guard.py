@@ -1,6 +1,6 @@
 """Access control for the HTTP server of our clusters: only requests with the token are served, and no page of another site.
 
-The scheduler has one guard before all that it serves: pages, files, JSON, metrics and websockets, also those that are
+One guard protects everything that the scheduler serves: pages, files, JSON, metrics and websockets, including those that are
 added later. Workers serve nothing.
 """
 
@@ -51,7 +51,7 @@ class Guard(Router):
         Parameters
         ----------
         application
-            What it protects.
+            The part of the server that it protects.
         proxy
             Host of a proxy, and its port if it has one, as browsers show it.
         scheduler
@@ -95,11 +95,11 @@ class Guard(Router):
         return _Opening(self._scheduler, find)
 
     def _is_friendly(self, page: str, host: str) -> bool:
-        """Whether a page may send requests."""
+        """Return whether a page may send requests."""
         return page == self.proxy or (_is_ours(page) and _port(page) == _port(host))
 
     def _has_token(self, *given: bytes) -> bool:
-        """Whether one of these is the token."""
+        """Return whether one of these is the token."""
         return any(hmac.compare_digest(one, self.token.encode()) for one in given)
 
     def _refuse(self, request: HTTPServerRequest, why: str, *, again: bool = False) -> HTTPMessageDelegate:
@@ -193,7 +193,7 @@ class GuardedScheduler(Scheduler):
 
 
 class SilentWorker(Worker):
-    """A worker without an HTTP server: nobody needs it, and it would answer everyone."""
+    """A worker without an HTTP server, which is not needed and would answer everyone."""
 
     def start_http_server(self, *_: Any, **__: Any) -> None:
         """Serve nothing."""
@@ -238,7 +238,7 @@ def dashboard_address(host: str, port: int) -> str:
 
 def _named_proxy(host: str, port: int) -> str | None:
     """Return the proxy that shows the dashboard; None if that is this machine."""
-    with suppress(InputError):  # whoever asks for the link is told
+    with suppress(InputError):  # the error is shown when the link is requested
         named = urlsplit(dashboard_address(host, port).lower()).netloc
         return None if _is_ours(named) else named or None
     return None
@@ -261,7 +261,7 @@ def _port(host: str) -> str:
 
 
 def _is_ours(host: str) -> bool:
-    """Whether a header ``Host`` names this machine, on whichever port: a tunnel may begin at another."""
+    """Return whether a ``Host`` header names this machine, at any port: a tunnel may start at another one."""
     if (known := HOST_PATTERN.fullmatch(host)) is None:
         return False
     name = (known[1] or known[2]).rstrip(".")

@@ -251,7 +251,7 @@ def dask_memory(site: Site) -> str:
 
 
 class JobWorker(Job):
-    """What is different from dask-jobqueue's jobs, which are the other base class."""
+    """Changes to dask-jobqueue's jobs, which are the other base class."""
 
     left = ""
     """Name of the job if the batch system could not be asked to end it."""

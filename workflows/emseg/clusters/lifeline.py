@@ -79,7 +79,7 @@ def tie(name: str, parent: int) -> str:
 
 
 def _tied() -> bool:
-    """Whether this process is tied to its parent."""
+    """Return whether this process is tied to its parent."""
     return any(thread.name == THREAD for thread in threading.enumerate())
 
 

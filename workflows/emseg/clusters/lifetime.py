@@ -35,7 +35,7 @@ class WorkerStartError(Exception):
 
 
 class Closes(Protocol):
-    """What a run opens on Dask and closes at its end."""
+    """An object on Dask that a run opens, and closes at its end."""
 
     def close(self, timeout: float) -> Any:
         """Close within this many seconds."""
@@ -53,7 +53,7 @@ def ignore_message(message: str) -> None:
 def closing_safely(what: Closing, notify: Notify) -> Iterator[Closing]:
     """Close at the end of the ``with``, without changing how it ends: errors while closing are reported, not raised.
 
-    By then all work is done, or has failed for a reason of its own.
+    By then all work is done, or has already failed.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def start_cluster(start: Callable[[], Cluster]) -> Cluster:
                 f"each worker process imports {script}, which starts the run again there: put the code that starts it into a "
                 f"function main(), and end the file with {MAIN_GUARD}"
             )
-            print(printable(f"error: {refusal}"), file=sys.stderr, flush=True)  # if nobody catches it, only its exit code shows
+            print(printable(f"error: {refusal}"), file=sys.stderr, flush=True)  # if it is not caught, only its exit code shows
             raise refusal from None
         if codes:
             remedy = (

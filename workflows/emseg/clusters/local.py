@@ -56,7 +56,7 @@ GIVE_UP_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Elastic:
-    """How the number of workers follows the number of blocks left."""
+    """Rule that adapts the number of workers to the number of blocks left."""
 
     least: int
     """Minimum number of workers, kept even if idle."""
@@ -76,9 +76,9 @@ def local_cluster(
     """Start a cluster with this many worker processes on this machine.
 
     Scheduler and workers listen on the address ``host`` only, with TLS that needs the certificate of ``security`` to join;
-    without one, only this user's processes here can join. The dashboard always listens on loopback, and is visible to
-    whoever has its link. Each worker has an equal share of this machine's memory, and is restarted when it takes more.
-    SIGINT and SIGTERM do not reach the workers: the caller handles them.
+    without one, only this user's processes here can join. The dashboard always listens on loopback, and is visible to anyone
+    who has its link. Each worker has an equal share of this machine's memory, and is restarted when it takes more. SIGINT and
+    SIGTERM do not reach the workers: the caller handles them.
 
     Parameters
     ----------
@@ -203,7 +203,7 @@ def tunnel_command(client: Client) -> str:
 
 
 def hub_advice(client: Client) -> str | None:
-    """Return what the user has to set before JupyterHub's proxy can show the dashboard of a `local_cluster`.
+    """Return the command that lets JupyterHub's proxy show the dashboard of a `local_cluster`.
 
     Parameters
     ----------
@@ -355,7 +355,7 @@ class BriefSpans(SpansSchedulerExtension):
 
 
 class GuardedCluster(SpecCluster):
-    """A scheduler in this process, and workers anywhere; all HTTP is on loopback, wherever they are.
+    """A scheduler in this process with workers anywhere. All HTTP is on loopback.
 
     Workers that are lost for good are replaced: a nanny whose first worker dies during its start gives up silently.
     """
@@ -402,7 +402,7 @@ class GuardedCluster(SpecCluster):
 
     @property
     def problem(self) -> str:
-        """Why no more workers can be expected; empty while they can."""
+        """Reason why no more workers can be expected; empty while they can."""
         if self._failed_starts < max(MAX_FAILED_STARTS, 3 * len(self.worker_spec)):
             return ""
         return f"{self._failed_starts} workers in a row ended before one was ready: read their logs"

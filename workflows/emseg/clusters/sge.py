@@ -9,7 +9,7 @@ from emseg.slurm.site import Site
 
 
 class WorkerJob(JobWorker, SGEJob):
-    """A worker as a job of its own."""
+    """A worker as a separate job."""
 
 
 def requests(site: Site) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Dask workers under SLURM: as steps of the job that this process runs in, or each as a job of its own.
+"""Dask workers under SLURM: as steps of the job that this process runs in, or as separate jobs.
 
 Both use TLS with the certificate of the run. Lost workers are replaced; workers that are no longer needed are cancelled.
 """
@@ -170,19 +170,19 @@ class _Step(ProcessInterface):
         await super().close()  # type: ignore[no-untyped-call]
 
     def abandon(self) -> None:
-        """Kill the process that stands for the step, and do not wait for it."""
+        """Kill the process that represents the step, without waiting for it."""
         if self._process is not None and self._process.returncode is None:
             self.left = f"step {self._name}"
             with suppress(ProcessLookupError):
                 self._process.kill()
 
     def is_alive(self) -> bool:
-        """Whether the step runs or is queued."""
+        """Return whether the step runs or is queued."""
         return self._process is not None and self._process.returncode is None
 
 
 class _Job(JobWorker, SLURMJob):
-    """A worker as a job of its own."""
+    """A worker as a separate job."""
 
     def __init__(self, scheduler: str, *, memory_limit: str, job_extra_directives: tuple[str, ...], **options: Any) -> None:
         self._memory_limit = memory_limit

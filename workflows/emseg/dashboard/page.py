@@ -62,7 +62,7 @@ div {{ font-family: Helvetica, Arial, sans-serif; color: {INK}; font-size: 13px;
 
 
 def show_run(boards: Mapping[str, Board], scheduler: Any, extra: dict[str, Any], doc: Document) -> None:  # noqa: ARG001
-    """Build the page for a viewer. Bokeh calls this through Dask, which says what follows the first parameter.
+    """Build the page for a viewer. Bokeh calls this through Dask, which passes the parameters after the first.
 
     Parameters
     ----------

@@ -110,7 +110,7 @@ def _install(scheduler: Scheduler) -> Boards:
 
 
 def _add_page(scheduler: Scheduler, boards: Boards) -> str:
-    """Add the page of the boards to the dashboard, and return what the paths of the dashboard begin with."""
+    """Add the page of the boards to the dashboard, and return the prefix of the dashboard's paths."""
     from distributed.dashboard.core import BokehApplication  # it takes most of a second to import, and few look at the page
     from distributed.dashboard.scheduler import template_variables
 

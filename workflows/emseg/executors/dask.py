@@ -77,7 +77,7 @@ def prepare_worker(run: str, work: Work) -> PreparedWorker:
     run
         Name of the run.
     work
-        What is done with each block.
+        The work on each block.
 
     Returns
     -------
@@ -140,7 +140,7 @@ class WorkerSupply(Protocol):
 
     @property
     def problem(self) -> str:
-        """Why no more workers can be expected; empty while they can."""
+        """Reason why no more workers can be expected; empty while they can."""
 
     def stop_growing(self) -> None:
         """Start no more workers."""
@@ -239,7 +239,7 @@ class DaskExecutor:
         Parameters
         ----------
         trial
-            What is to be tried.
+            The trial.
 
         Returns
         -------
@@ -268,7 +268,7 @@ class DaskExecutor:
         Parameters
         ----------
         work
-            What to do to each block.
+            The work to do on each block.
         sequences
             Sequences of blocks that read the same chunks; each holds at least one block.
         policy
@@ -279,7 +279,7 @@ class DaskExecutor:
         Yields
         ------
         Progressed
-            What happens.
+            The event.
 
         Raises
         ------
@@ -357,7 +357,7 @@ class Session:
 
     @property
     def without_workers(self) -> bool:
-        """Whether there is no worker, and none can be expected."""
+        """Whether there are no workers and none can be expected."""
         if self._supply is not None:
             return bool(self._supply.problem) and not self._client.nthreads()
         return monotonic() > self._seen + MAX_SECONDS_WITHOUT_WORKERS
@@ -368,7 +368,7 @@ class Session:
         Yields
         ------
         Progressed
-            What happened.
+            The event.
 
         Raises
         ------
@@ -391,7 +391,7 @@ class Session:
         yield self._blocks_in_progress()
 
     def abandon(self) -> None:
-        """Give all blocks in progress back, without blame."""
+        """Return all blocks in progress to the queue, without counting the loss against them."""
         for worker in self._dispatch.workers:
             self._dispatch.leave(worker, monotonic(), blame=False)
         self._attempts.clear()
@@ -462,7 +462,7 @@ class Session:
         return BlocksInProgress(blocks, oldest.worker if oldest else "", monotonic() - since)
 
     def _worker_lost(self, worker: str, cause: str) -> Iterator[Progressed]:
-        """Handle a worker that has gone."""
+        """Handle the loss of a worker."""
         events = self._dispatch.leave(worker, monotonic())
         self._forget(worker)
         yield WorkerLeft(worker, cause)

@@ -1,4 +1,4 @@
-"""Interfaces of executors and of observers that show a run: all that flows know of Dask."""
+"""Interfaces of executors, and of observers that show a run. Flows know nothing else of Dask."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Executor(Protocol):
         Parameters
         ----------
         trial
-            What is to be tried.
+            The trial.
 
         Returns
         -------
@@ -70,7 +70,7 @@ class Executor(Protocol):
         Parameters
         ----------
         work
-            What to do to each block.
+            The work to do on each block.
         sequences
             Sequences of blocks that read the same chunks; each holds at least one block.
         policy
@@ -81,7 +81,7 @@ class Executor(Protocol):
         Yields
         ------
         Progressed
-            What happens.
+            The event.
         """
 
 

@@ -53,7 +53,7 @@ class SerialExecutor:
         Parameters
         ----------
         trial
-            What is to be tried.
+            The trial.
 
         Returns
         -------
@@ -68,7 +68,7 @@ class SerialExecutor:
         Parameters
         ----------
         work
-            What to do to each block.
+            The work to do on each block.
         sequences
             Sequences of blocks that read the same chunks; each holds at least one block.
         policy
@@ -79,7 +79,7 @@ class SerialExecutor:
         Yields
         ------
         Progressed
-            What happens.
+            The event.
         """
         dispatch = Dispatch(sequences, policy)
         with work.opened() as (process, numerics):

@@ -47,7 +47,7 @@ def volume_at(
     at = parse_place(output).absolute()
     path = sibling(at, f"{at.name.removesuffix('.zarr').removesuffix('.emseg')}.volume.zarr")
     if not path.exists():
-        from emseg.flows.ingest import ingest  # with all that it needs, for few runs
+        from emseg.flows.ingest import ingest  # few runs need what it imports
 
         ingest(volume, path, voxel_size=voxel_size)
     elif not _same(ArrayStack(volume), path):
@@ -56,7 +56,7 @@ def volume_at(
 
 
 def _same(stack: ArrayStack, path: Path) -> bool:
-    """Whether a volume holds the voxels of an array; a few slices are in memory at a time."""
+    """Return whether a volume holds the voxels of an array, with a few slices in memory at a time."""
     stored = open_volume(path)
     if (stored.spec.shape, stored.spec.dtype) != (stack.shape, stack.dtype):
         return False

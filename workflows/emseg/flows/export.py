@@ -77,7 +77,7 @@ def export(
     tell
         Called with a line of text for each property that the format cannot store.
     **where
-        Who copies, and where: see `emseg.placement.Where`. By default this process copies up to 2 GiB; larger images are
+        Workers that copy, and where: see `emseg.placement.Where`. By default this process copies up to 2 GiB; larger images are
         copied by one worker per core, if there are parts and memory enough. Each worker copies whole files, and workers on
         other hosts must see the output and the target under the same paths. A TIFF is a single file whose slices are
         compressed one after another: this process always writes it.

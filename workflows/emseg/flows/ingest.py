@@ -86,7 +86,7 @@ def ingest(
     policy, stop, on_event
         As for `emseg.segment`; the conversion ends when the first part fails.
     **where
-        Who copies, and where: see `emseg.placement.Where`. By default this process copies up to 2 GiB, which takes
+        Workers that copy, and where: see `emseg.placement.Where`. By default this process copies up to 2 GiB, which takes
         seconds; more is copied by one worker per core, if there are parts and memory enough. Workers on other hosts must see
         the source and the volume under the same paths.
 

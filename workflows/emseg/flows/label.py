@@ -134,7 +134,7 @@ def label(
     policy, stop, on_event
         As for `emseg.segment`.
     **where
-        Who computes, and where: see `emseg.placement.Where`.
+        Workers, and where they run: see `emseg.placement.Where`.
 
     Returns
     -------
@@ -207,7 +207,7 @@ def label_again(
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """How to label, apart from what decides the labels."""
+    """Options of a labelling that do not decide the labels."""
 
     allow_incomplete: bool
     overwrite: bool
@@ -397,7 +397,7 @@ def _class_of(stored: Output, name: str | None, watershed: bool) -> int:
 
 
 def _thick(recipe: Recipe) -> bool:
-    """Whether slices are so thick that fragments grow within single ones."""
+    """Return whether slices are so thick that fragments grow within single ones."""
     z, y, x = recipe.volume.scale
     return z >= MIN_ANISOTROPY * max(y, x)
 

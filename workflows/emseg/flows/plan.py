@@ -25,7 +25,7 @@ from emseg_core.store.volumes.volume import open_volume
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What a run would do: to be looked at, and to be run."""
+    """The plan of a run, to inspect or to run."""
 
     place: Place
     """Of the volume."""
@@ -40,10 +40,10 @@ class RunPlan:
     outside: int
     """Blocks that the mask leaves out."""
     start: Callable[..., Report] = field(default=segment, repr=False)
-    """Runs it: `emseg.segment`, with messages for whoever has planned."""
+    """Function that runs it: `emseg.segment`, with messages for the caller that planned it."""
 
     def started_by(self, wrap: Callable[[Callable[..., Report]], Callable[..., Report]]) -> Self:
-        """Return the same plan, with what it starts wrapped."""
+        """Return the same plan, with a wrapper around the function that it starts."""
         return replace(self, start=wrap(self.start))
 
     def run(self, output: str | Place | None = None, **more: Any) -> Report:
@@ -70,7 +70,7 @@ class RunPlan:
         return self.start(self.place, output, self.settings, **{**where, **more})
 
     def facts(self) -> Iterator[tuple[str, str]]:
-        """Yield name and value of all that is told of the plan.
+        """Yield the name and value of each fact about the plan.
 
         Yields
         ------
@@ -112,7 +112,7 @@ def plan(volume: str | Path | Address, settings: RunSettings | None = None, **gi
     volume
         A Zarr array or OME-Zarr image, by its path or address.
     settings
-        What decides the bytes of the output; or its fields as keywords.
+        Settings that decide the bytes of the output, or its fields as keywords.
     **given
         Fields of `RunSettings` and `Placement`.
 

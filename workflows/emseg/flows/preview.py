@@ -34,7 +34,7 @@ def preview(
     z
         Index of the slice in the output, from 0; by default the middle one.
     volume
-        Where the volume is, if it was moved since the run.
+        New path of the volume, if it was moved since the run.
 
     Returns
     -------

@@ -54,7 +54,7 @@ Look = Mapping[str, Sequence[LevelCondition]]
 
 @dataclass(frozen=True, slots=True)
 class ChecksumReport:
-    """How much of an output can be read back."""
+    """The result of reading an output back, and of its repair."""
 
     blocks: int
     """Blocks of the plan."""
@@ -117,7 +117,7 @@ class ChecksumReport:
         )
 
     def _lines(self, what: str, where: str, name: str) -> Iterator[str]:
-        """Yield what was found of the units that the fields of a name count, if there are any."""
+        """Yield the results for the units that the fields with a name count, if there are any."""
         units, damaged, missing, repaired = (getattr(self, f"{name}{of}") for of in ("", "_damaged", "_missing", "_repaired"))
         if units:
             yield f"{what:<11}{units} units of {where}, {len(damaged)} damaged, {missing} missing, {repaired} repaired"
@@ -132,7 +132,7 @@ def verify_checksums(output: str | Place) -> ChecksumReport:
     Parameters
     ----------
     output
-        What a run has written.
+        The output of a run.
 
     Returns
     -------
@@ -171,7 +171,7 @@ def repair(
     Parameters
     ----------
     output
-        What a run has written.
+        The output of a run.
     volume, model
         Paths of the volume and the model, if they were moved since the run; needed if blocks are damaged.
     predictor
@@ -224,7 +224,7 @@ def repair(
 
 
 def _readable(flaws: Sequence[Flaw]) -> bool:
-    """Whether classes and probabilities can be opened as they were written."""
+    """Return whether classes and probabilities can be opened as they were written."""
     return not any(flaw.image == CLASSES or flaw.name == ZARR_JSON for flaw in flaws)
 
 
@@ -249,7 +249,7 @@ def _lasting(part: LevelCondition) -> list[int]:
 
 
 def _remove(stored: Output, found: Sequence[LevelCondition]) -> None:
-    """Remove what is damaged, the coarsest level first: it is *not computed* then."""
+    """Remove damaged units, the coarsest level first. They are *not computed* afterwards."""
     for level, part in reversed(list(zip(stored.levels, found, strict=True))):
         for index in _lasting(part):
             level.remove(level.blocks.block(index).write)
@@ -276,7 +276,7 @@ def _put(found: Inventory, names: set[str], token: Token) -> None:
 
 
 def _left_out(found: Inventory, mask: Path | None) -> NDArray[np.bool_]:
-    """Return the masked blocks, ``(z, y, x) bool``: by the mask, or else all blocks that are not there."""
+    """Return the masked blocks, ``(z, y, x) bool``: those of the mask, or else all missing blocks."""
     recipe, place = found.recipe, found.files.place
     if (given := outside_of(mask, recipe.plan, recipe.volume)) is not None:
         if not matches_mask(given, recipe):
@@ -297,7 +297,7 @@ def _left_out(found: Inventory, mask: Path | None) -> NDArray[np.bool_]:
 
 
 def _on_gpus(where: WhereOnGpus) -> WhereOnGpus:
-    """Return where predictors compute: on the GPUs here if GPUs are asked for, and nothing else."""
+    """Add the cluster of this machine's GPUs if predictors are to compute on GPUs and no other cluster is chosen."""
     anywhere = all(value in (None, "local") for name, value in where.items() if name != "device")
     return {**where, "cluster": "cuda"} if where.get("device") == "cuda" and anywhere else where
 

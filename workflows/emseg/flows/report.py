@@ -44,7 +44,7 @@ def report(
     Parameters
     ----------
     output
-        What a run has written, or is writing.
+        The output of a finished or running run.
     page
         The file to write; by default ``OUTPUT.report.html`` beside the output. An older page is replaced.
     volume

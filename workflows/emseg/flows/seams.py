@@ -24,7 +24,7 @@ from emseg_core.store.outputs.output import Output
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """How the faces of blocks or tiles compare with other planes along one axis."""
+    """Comparison of the faces of blocks or tiles with other planes along one axis."""
 
     faces: str
     """Whose faces: ``blocks`` or ``tiles``."""
@@ -46,14 +46,14 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Seams:
-    """How the faces of blocks and tiles compare with other planes of an output."""
+    """Comparison of the faces of blocks and tiles with other planes of an output."""
 
     output: str
     traces: tuple[Trace, ...]
 
     @property
     def found(self) -> bool:
-        """Whether there are seams: faces that stand out from other planes."""
+        """Whether there are seams: faces that differ clearly from other planes."""
         return any(trace.excess.suspect for trace in self.traces)
 
     @property

@@ -68,7 +68,7 @@ def segment(
     output
         The OME-Zarr group to write, on a local path or at an address on ``s3://`` or ``gs://``; by default beside the volume.
     settings
-        What decides the bytes of the output; or its fields as keywords.
+        Settings that decide the bytes of the output, or its fields as keywords.
     voxel_size
         Of an array: size (z, y, x) of a voxel in nanometres; None if it is not known.
     overwrite
@@ -217,7 +217,7 @@ def _segment_blocks(
                 watch(event)
         if stages.lease is not None and stages.lease.loss:
             break
-        # written, but deleted or replaced since; unless the run is stopped, nobody writes any more
+        # written, but deleted or replaced since; unless the run is stopped, no worker writes any more
         left = done & ~(output.done_units(tidy=not stop.asked) & ~sent.replaced()).ravel()
         tally.take_back(int(left.sum()))
         watch.take_back(map(int, np.flatnonzero(left)))

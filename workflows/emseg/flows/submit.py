@@ -1,6 +1,6 @@
-"""`emseg submit`: a command as a SLURM job, which outlives the login shell; a run goes on until the volume is done.
+"""`emseg submit`: run a command as a SLURM job, which outlives the login shell. A run continues until the volume is done.
 
-Beside the output lie the script, the settings, the site and the logs: ``OUT.slurm/``.
+The script, the settings, the site and the logs are in ``OUT.slurm/`` beside the output.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def prepare_command(command: str, words: Sequence[str], output: str | Place, *, 
     command
         Its name, such as ``label``.
     words
-        Its arguments and options, but for those that say where it runs.
+        Its arguments and options, except those that say where it runs.
     output
         What it writes.
     site

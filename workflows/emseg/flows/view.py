@@ -91,7 +91,7 @@ def view(output: str | Place, *, volume: str | Place | None = None, port: int = 
     output
         The output of a run, finished or in progress.
     volume
-        Where the volume is, if it was moved since the run.
+        New path of the volume, if it was moved since the run.
     port
         Port to serve at; 0 for any free one.
     public_url

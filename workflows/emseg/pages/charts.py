@@ -210,7 +210,7 @@ def _scale(highest: float) -> list[Markup]:
 
 
 def _curve(curve: Curve, last: float, name: str, colour: str, x: int, anchor: str) -> list[Markup]:
-    """Draw a curve that fills its own scale, whose labels stand at `x`."""
+    """Draw a curve that fills its own scale, with the scale's labels at `x`."""
     parts = [tag("text", name, x=x, y=TOP - 12, fill=colour, text_anchor=anchor)]
     if not curve:
         return parts

@@ -40,7 +40,7 @@ RESUME_HINT = "finished blocks are kept; run the same command again to continue"
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How a run deals with slow and failing blocks."""
+    """Limits for slow and failing blocks."""
 
     block_timeout: float = 1800.0
     """Seconds that a block may run before its worker is restarted."""
@@ -378,11 +378,11 @@ class Dispatch:
         return events + self.leave(worker, now, blame=False)
 
     def _has_room(self, state: WorkerState, now: float) -> bool:
-        """Whether a worker can take another block now."""
+        """Return whether a worker can take another block now."""
         return now >= state.paused_until and len(state.attempts) < state.room and self._ends_in_time(state, now)
 
     def _ends_in_time(self, state: WorkerState, now: float) -> bool:
-        """Whether another block would end before its worker does, if it takes as long as the longest recent block."""
+        """Return whether another block would end before its worker does, if it takes as long as the longest recent block."""
         if state.end is None or (state.unproven and state.longest_lived and not state.attempts):
             return True
         rounds = len(state.attempts) // state.threads + 1

@@ -31,7 +31,7 @@ class RunStarted:
     workers: int
     """Number of worker processes; 0 if this process does the work itself."""
     dashboard: str | None
-    """Link to the Dask dashboard, if any. On a cluster started by emseg it contains the token, which admits whoever has it."""
+    """Link to the Dask dashboard, if any. On a cluster started by emseg it has the token, which admits anyone who knows it."""
     map: str | None = None
     """Link to the live map of blocks, if any."""
     outside: int = 0

@@ -1,4 +1,4 @@
-"""Where notices go if nobody watches a run: to the log of the library."""
+"""Send notices to the log of the library if nothing else shows the run."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def signal_of(stopped: KeyboardInterrupt | StoppedError) -> int:
 
 
 class Stop:
-    """Whether a run is asked to stop, and how long it may wait for blocks in progress."""
+    """A request to stop a run, and the time left for blocks in progress."""
 
     def __init__(self, grace: float = GRACE_SECONDS, seconds_left: float | None = None) -> None:
         """Create a request that has not been made yet.
@@ -52,7 +52,7 @@ class Stop:
 
     @property
     def asked(self) -> bool:
-        """Whether no more blocks are to be assigned."""
+        """Whether the run is asked to assign no more blocks."""
         return self._deadline is not None
 
     @property

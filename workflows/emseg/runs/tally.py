@@ -267,7 +267,7 @@ def failure_lines(what: str, failures: tuple[Failure, ...]) -> Iterator[str]:
     Yields
     ------
     str
-        A line that begins with `what`.
+        A line that starts with `what`.
     """
     for failure in failures[:MAX_SHOWN]:
         yield f"{what:<11}block {failure.block} at {failure.box}: {failure.cause}"

@@ -1,4 +1,4 @@
-"""The settings that decide the bytes of a run, said once.
+"""The settings that decide the bytes of a run, defined once.
 
 The options of the command line, their help, the keywords of `emseg.segment` and `emseg.plan`, and the file of settings of a
 submitted run are all made from the fields of `RunSettings`.
@@ -80,7 +80,7 @@ class RunSettings:
 
     @classmethod
     def of(cls, recipe: Recipe, **others: Any) -> Self:
-        """Return the settings that an output was started with, but for the places of its model and its mask.
+        """Return the settings that an output was started with, except the paths of its model and its mask.
 
         Parameters
         ----------
@@ -184,7 +184,7 @@ def settings_from(settings: RunSettings | None, given: Mapping[str, Any]) -> tup
     Returns
     -------
     tuple
-        The settings, and the keywords that are none.
+        The settings, and the remaining keywords.
 
     Raises
     ------

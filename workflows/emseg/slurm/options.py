@@ -54,7 +54,7 @@ class Option:
 
     @property
     def kinds(self) -> set[str]:
-        """What the option decides; those with a kind in common replace one another."""
+        """Kinds of resources that the option decides. Options with a kind in common replace one another."""
         if self.name in ("gres", "tres-per-task"):
             return {self.name} | {kind for kind in ("cpus", "gpus") if kind[:-1] in (self.value or "")}
         return {KINDS.get(self.name, self.name)}

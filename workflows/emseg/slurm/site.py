@@ -191,7 +191,7 @@ class Site:
     def step_options(self) -> tuple[str, ...]:
         """Return the options of a step that is one worker, within a job with `job_options`.
 
-        What the user gives for a whole node or job, such as ``--mem=0`` or ``--gpus=8``, is shared by its steps.
+        Options for a whole node or job, such as ``--mem=0`` or ``--gpus=8``, are shared by its steps.
 
         Returns
         -------
@@ -221,13 +221,13 @@ class Site:
             return ()
         number, unit = re.fullmatch(r"(\d+)([KMGT]?)", self.worker_memory).groups()  # type: ignore[union-attr]
         kilobytes = int(number) * {"K": 1, "": 2**10, "M": 2**10, "G": 2**20, "T": 2**30}[unit]
-        if tasks == 1 or not kilobytes:  # 0: all that a node has
+        if tasks == 1 or not kilobytes:  # 0: all memory of a node
             return (Option("mem", self.worker_memory),)
         return (Option("mem-per-cpu", f"{math.ceil(kilobytes / 1024 / self.cores)}M"),)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user may not expect of a job at this site."""
+        """Return notes on what may surprise the user of a job at this site."""
         notes = []
         for name, default in (("partition", "SLURM's default partition"), ("time", "the partition's default limit")):
             if not getattr(self, name) and not self.option(name):

@@ -29,7 +29,7 @@ MIN_AGREEMENT = 0.999
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What to try on a worker before a run."""
+    """A trial on a worker before a run."""
 
     volume: Place
     part: Selection | None
@@ -51,7 +51,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How a run computes, and what was measured."""
+    """How a run computes, with the measurements of its trial."""
 
     numerics: Numerics
     flops_per_second: float
@@ -70,7 +70,7 @@ def try_out(trial: Trial) -> Choice:
     Parameters
     ----------
     trial
-        What is to be tried.
+        The trial.
 
     Returns
     -------
@@ -136,7 +136,7 @@ def take_predictor(
 
 
 def warm_up(trial: Trial) -> None:
-    """Import and read what a run needs, while another worker tries the model; what goes wrong is left to the run to tell."""
+    """Import and read what a run needs while another worker tries the model. The run itself reports any errors."""
     with suppress(Exception):
         from emseg_core.model.backend import open_predictor
         from emseg_core.store.volumes.volume import open_volume

@@ -1,7 +1,7 @@
 """The client's page, with a script that finds the data wherever the page is shown.
 
-The client needs absolute addresses of its data, and the server knows only its own. A tunnel may begin at another port, and a
-proxy has another host and puts a prefix before each path: only the page knows them.
+The client needs absolute addresses of its data, and the server knows only its own. A tunnel may start at another port, and a
+proxy has another host and adds a prefix to each path: only the page knows them.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class ExportLevel:
 
     @property
     def blocks(self) -> Blocks:
-        """Grid of write units, of which one is in memory at a time."""
+        """Grid of write units. One of them is in memory at a time."""
         return Blocks(Box.of_shape(self.array.shape), self.array.unit)
 
     @property

@@ -127,7 +127,7 @@ class SlabWriter:
     def done(self, blocks: Blocks) -> NDArray[np.bool_]:
         """Find the blocks whose shards are all stored; a block that contains only 0 never is.
 
-        Partial files that killed writers have left are removed, so nobody may be writing.
+        Partial files that killed writers have left are removed, so no writer may be active.
 
         Parameters
         ----------
@@ -208,8 +208,8 @@ def new_volume(
 ) -> Iterator[NewVolume]:
     """Create a volume to be filled by slabs; it gets its name when the ``with`` block ends.
 
-    If the block fails, and in any case after `NewVolume.discard`, the volume is removed. Only with a `source` is what is stored
-    kept: the next writer of the same volume from the same source resumes it.
+    If the block fails, and in any case after `NewVolume.discard`, the volume is removed. Stored slabs are kept only with a
+    `source`: the next writer of the same volume from the same source resumes it.
 
     Parameters
     ----------

@@ -67,7 +67,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 else:
                     restore(aside, path)
                     with suppress(OSError):
-                        folder.rename(removed)  # whoever comes next finds the lease held, or no lease and nothing to clear
+                        folder.rename(removed)  # the next process finds the lease held, or no lease and nothing to clear
     finally:
         shutil.rmtree(removed, ignore_errors=True)
 
@@ -78,7 +78,7 @@ def lease_folder(folder: Path, path: Path) -> Lease:
     Parameters
     ----------
     path
-        What messages name.
+        Name in messages.
 
     Returns
     -------

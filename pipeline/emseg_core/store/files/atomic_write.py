@@ -38,7 +38,7 @@ def output_error(path: Place, error: OSError) -> OutputError:
     path
         The place.
     error
-        What the system raised.
+        The system's error.
 
     Returns
     -------
@@ -279,7 +279,7 @@ def staging_folder(path: Path, key: str = "") -> Path:
     path
         File or folder that will be written.
     key
-        What the name is derived from, so that it is the same again.
+        Text from which the name is derived, so that it is the same each time.
 
     Returns
     -------
@@ -306,7 +306,7 @@ def restore(aside: Path, path: Path) -> None:
     Parameters
     ----------
     aside
-        Where the replaced file or folder was put.
+        Path to which the replaced file or folder was moved.
     path
         Its place.
 

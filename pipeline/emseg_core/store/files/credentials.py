@@ -31,7 +31,7 @@ PROFILE_VARIABLES = ("AWS_DEFAULT_PROFILE", "AWS_PROFILE")
 PROFILE_FILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
 """Files that hold profiles, by the environment variables that name other ones."""
 SIGN_IN_COMMANDS = {"sso_session": "aws sso login", "sso_start_url": "aws sso login", "login_session": "aws login"}
-"""Settings of profiles that somebody signs in to, each with the command that does it."""
+"""Settings of profiles that require a sign-in, each with the command for it."""
 CREDENTIAL_SETTINGS = {"aws_access_key_id", "credential_process", "role_arn", *SIGN_IN_COMMANDS}
 """Settings of a profile, each of which states where its credentials come from."""
 RENEWAL_SECONDS = 60.0
@@ -39,7 +39,7 @@ RENEWAL_SECONDS = 60.0
 MIN_INTERVAL_SECONDS = 2.0
 """Least time between two attempts to resolve credentials, each of which may start a process."""
 MAX_RESOLUTION_SECONDS = 20.0
-"""Time after which an attempt has failed: a process may wait for an answer that nobody gives."""
+"""Time after which an attempt has failed: a process may wait for an answer that never comes."""
 
 
 class CredentialsError(Exception):
@@ -67,7 +67,7 @@ class _Resolved:
 class ProfileCredentials:
     """The credentials of an AWS profile, renewed before they expire: a credential provider for obstore.
 
-    They stay in the memory of this process. Each renewal reads the files of AWS anew, and so finds what a sign-in changed.
+    They stay in the memory of this process. Each renewal reads the files of AWS again, and so finds the changes of a sign-in.
     """
 
     def __init__(self, name: str) -> None:
@@ -142,7 +142,7 @@ def profile_config(address: Address) -> dict[str, Any] | None:
     Parameters
     ----------
     address
-        What is to be opened, for messages.
+        Place to be opened, for messages.
 
     Returns
     -------
@@ -186,8 +186,8 @@ def profile_config(address: Address) -> dict[str, Any] | None:
 
 @cache
 def _shared_credentials(name: str, files: tuple[str, ...]) -> ProfileCredentials:  # noqa: ARG001  part of the key
-    """Return the credentials of a profile, which are the same for all that a process opens."""
-    logging.getLogger("botocore").addHandler(logging.NullHandler())  # else its warnings are printed, with tracebacks
+    """Return the credentials of a profile, which a process shares among everything that it opens."""
+    logging.getLogger("botocore").addHandler(logging.NullHandler())  # otherwise its warnings are printed with tracebacks
     return ProfileCredentials(name)
 
 

@@ -201,7 +201,7 @@ def _streamed(make: Callable[[], Any], data: Any, most: int, *, several: bool = 
 def _zstd(codec: Any, data: Any, most: int) -> Any:
     """Decompress one or several frames of Zstandard.
 
-    Into an array that is given, numcodecs decompresses no more than fits.
+    If an array is given, numcodecs decompresses no more than fits into it.
     """
     declared = zstd_length(_head(data, ZSTD_HEADER_BYTES))
     if declared is not None:

@@ -103,7 +103,7 @@ def _members(error: BaseException) -> Iterator[BaseException]:
 
 
 def _failure_in(error: BaseException) -> OSError | None:
-    """Find the failure of a store in an error, or in what caused it; causes may lead back to where they began."""
+    """Find the failure of a store in an error or in its causes, which may form a cycle."""
     pending, seen = [error], set[int]()
     while pending:
         cause = pending.pop()
@@ -118,12 +118,12 @@ def _failure_in(error: BaseException) -> OSError | None:
 
 @contextmanager
 def translate_errors(what: str, remedy: str, transient_remedy: str | None = None) -> Iterator[None]:
-    """Turn whatever a disk, Zarr or a codec raises within the ``with`` into a `BlockError`.
+    """Turn any error of a disk, of Zarr or of a codec within the ``with`` block into a `BlockError`.
 
     Parameters
     ----------
     what
-        What failed, the beginning of the message.
+        The failure, as the start of the message.
     remedy
         How to fix it, the end of the message. The remedy of a `StoreError` replaces it.
     transient_remedy
@@ -157,12 +157,12 @@ def translate_errors(what: str, remedy: str, transient_remedy: str | None = None
 
 @contextmanager
 def translate_damage(what: str, remedy: str | Callable[[Exception], str] = "copy it again") -> Iterator[None]:
-    """Turn whatever damaged files make a library raise within the ``with`` into a `VolumeError`.
+    """Turn any error that damaged files cause in a library within the ``with`` block into a `VolumeError`.
 
     Parameters
     ----------
     what
-        What cannot be done.
+        Action that failed.
     remedy
         How to fix it, or a function that says so for an error.
 

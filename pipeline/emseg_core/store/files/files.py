@@ -222,7 +222,7 @@ class LocalFiles(OwnedFiles, LocalStore):
         Returns
         -------
         bool
-            Whether this caller, and nobody else, has created it.
+            Whether this caller has created it.
 
         Raises
         ------
@@ -308,7 +308,7 @@ class LocalFiles(OwnedFiles, LocalStore):
         Parameters
         ----------
         prefix
-            How the paths begin.
+            Prefix of the paths.
 
         Returns
         -------
@@ -387,7 +387,7 @@ class LocalFiles(OwnedFiles, LocalStore):
             (self.root / name).unlink(missing_ok=True)
 
     def remove_all(self, folder: str) -> None:
-        """Remove a folder and all that is in it, if it exists.
+        """Remove a folder with its content, if it exists.
 
         Parameters
         ----------
@@ -413,7 +413,7 @@ class LocalFiles(OwnedFiles, LocalStore):
         (self.root / name).replace(self.root / to)
 
     def rename_all(self, folder: str, to: str) -> None:
-        """Rename a Zarr node with all that is in it; the new name must not exist.
+        """Rename a Zarr node with its content. The new name must not exist.
 
         Parameters
         ----------
@@ -540,9 +540,9 @@ class ArrayFiles(Store):
     """The files of an array for Zarr's reads: a chunk counts as missing only if the array's own metadata exist.
 
     Zarr treats a missing chunk as one that was never written, and returns the fill value, even while a disk or a store is
-    unavailable. So all reads go through `get`, whatever Zarr calls: what `zarr.abc.store.Store` offers beside stands on `get`
-    there, and nothing is passed on to the store below. That is why this is no `zarr.storage.WrapperStore`, which passes on
-    each way of reading that Zarr invents.
+    unavailable. So every read that Zarr makes goes through `get`: the other methods of `zarr.abc.store.Store` call `get`, and
+    none is forwarded to the store below. For this reason it is not a `zarr.storage.WrapperStore`, which forwards every method
+    of reading that Zarr adds.
     """
 
     supports_writes = False
@@ -604,7 +604,7 @@ class ArrayFiles(Store):
         raise NotImplementedError
 
     def list(self) -> AsyncIterator[str]:
-        """Refuse to list: what a list lacks would count as never written."""
+        """Refuse to list: files missing from a list would count as never written."""
         raise NotImplementedError
 
     def list_prefix(self, prefix: str) -> AsyncIterator[str]:

@@ -223,7 +223,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class LeaseState:
-    """What is known about the newest lease of an output."""
+    """The state of the newest lease of an output."""
 
     run: int
     """Number of the run; 0 if there was none."""

@@ -40,7 +40,7 @@ class Records:
         Returns
         -------
         bool
-            Whether this caller, and nobody else, has created it.
+            Whether this caller has created it.
 
         Raises
         ------
@@ -160,7 +160,7 @@ class Records:
         Parameters
         ----------
         prefix
-            How the names begin.
+            Prefix of the names.
 
         Returns
         -------

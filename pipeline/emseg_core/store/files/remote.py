@@ -118,7 +118,7 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
     def __init__(
         self, store: Any, store_without_retries: Any, place: Address, *, patient: bool, cached_indices: int, owner: bytes | None
     ) -> None:
-        """Use two clients of the same store, of which one does not retry."""
+        """Use two clients of the same store. One of them does not retry."""
         super().__init__(store, read_only=True)
         self._store_without_retries = store_without_retries
         self.owner = owner
@@ -255,7 +255,7 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
     def put(self, name: str, document: bytes | memoryview, permit: Callable[[], None] | None = None) -> str:
         """Write an object atomically.
 
-        The owner is checked and `permit` called before each request, so none begins once somebody else has taken over.
+        The owner is checked and `permit` called before each request, so none starts after another run has taken over.
 
         Parameters
         ----------
@@ -330,7 +330,7 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         Returns
         -------
         bool
-            Whether this caller, and nobody else, has created it.
+            Whether this caller has created it.
 
         Raises
         ------
@@ -418,7 +418,7 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         Parameters
         ----------
         prefix
-            How the names begin.
+            Prefix of the names.
 
         Returns
         -------
@@ -466,7 +466,7 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
         return ((name, _tag(found)) for name, found in self._listed(folder))
 
     def _listed(self, folder: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """List the objects below a folder: their names within it, and what the store says about them."""
+        """List the objects below a folder: their names within it, and the store's metadata of them."""
         with _translating_errors():
             for some in self.store.list(folder, chunk_size=LIST_PAGE_SIZE):
                 yield from ((found["path"].removeprefix(f"{folder}/"), found) for found in some)
@@ -516,7 +516,7 @@ class RemoteFiles(OwnedFiles, ObjectStore[Any]):
             self.store.delete(name)
 
     def rename_all(self, folder: str, to: str) -> None:
-        """Rename a Zarr node with all that is in it; the new name must not exist.
+        """Rename a Zarr node with its content. The new name must not exist.
 
         Its metadata are copied last and removed first, so an interrupted call can be repeated to finish it.
 
@@ -604,7 +604,7 @@ def open_remote(address: Address, *, patient: bool = False, cached_indices: int 
     patient
         Retry for a minute, not only for seconds, if the store does not answer.
     cached_indices
-        Most shards whose index is kept in memory; 0 for objects that somebody may write in the meantime.
+        Most shards whose index is kept in memory; 0 for objects that may be rewritten in the meantime.
     owner
         Content that the identity file must have before anything is changed; None to skip the check.
 

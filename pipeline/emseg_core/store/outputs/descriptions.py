@@ -52,7 +52,7 @@ def with_digest(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_intact(description: object) -> bool:
-    """Check whether a description is as it was written, as far as an older one without a digest allows.
+    """Check that a description is unchanged, as far as possible for an older one without a digest.
 
     Parameters
     ----------

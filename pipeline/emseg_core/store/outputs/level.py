@@ -1,7 +1,7 @@
 """One pyramid level of an output: arrays of the same voxels, written unit by unit. Existing files record what is done.
 
-A write unit of a coarser level is computed from units of the next finer level, and exists only if all of these do. Whoever
-removes a unit therefore removes the coarser units above it first.
+A write unit of a coarser level is computed from units of the next finer level, and exists only if all of these do. To remove a
+unit, the coarser units above it are therefore removed first.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ from emseg_core.store.zarrs.nodes import Node, read_node
 from emseg_core.store.zarrs.ome import MAX_NAME_LENGTH
 
 MAX_WRITE_UNITS = 2**28
-"""Most write units of an output, as a petavoxel has: whoever lists them needs a few bytes for each."""
+"""Maximum number of write units of an output, enough for a petavoxel. Listing them takes a few bytes for each."""
 
 
 def is_taken(place: Place) -> bool:

@@ -18,7 +18,7 @@ from emseg_core.store.stacks.stack import StatedVoxelSize
 
 @runtime_checkable
 class Array(Protocol):
-    """What NumPy, Dask and Zarr arrays have in common."""
+    """The common interface of NumPy, Dask and Zarr arrays."""
 
     @property
     def shape(self) -> tuple[int, ...]:

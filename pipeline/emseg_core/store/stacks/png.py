@@ -94,7 +94,7 @@ def _kind(image: Image.Image) -> tuple[int, int, str]:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
-    """Open a greyscale image; raise a `VolumeError` for whatever a damaged one makes Pillow raise."""
+    """Open a greyscale image. Any error of Pillow for a damaged one becomes a `VolumeError`."""
     with translate_damage(f"{file} cannot be read as PNG"), Image.open(file, formats=["PNG"]) as image:
         if image.mode not in GREY:
             raise VolumeError(

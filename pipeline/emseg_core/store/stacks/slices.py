@@ -151,7 +151,7 @@ def _numbers(folder: Path, files: list[Path], columns: list[tuple[int, ...]]) ->
 
 
 def _with_gaps(folder: Path, files: list[Path], numbers: tuple[int, ...], allow_missing: bool) -> SliceFiles:
-    """Return slices of which some are missing; raise a `VolumeError` if too many are."""
+    """Return slices with gaps. Raise a `VolumeError` if too many are missing."""
     first, last = min(numbers), max(numbers)
     numbered = dict(sorted(zip(numbers, files, strict=True)))
     absent = last - first + 1 - len(files)

@@ -165,7 +165,7 @@ class _Folder:
 
 
 def _unreadable(what: str) -> AbstractContextManager[None]:
-    """Raise a `VolumeError` within the ``with`` for whatever a damaged file makes tifffile raise."""
+    """Turn any error of tifffile for a damaged file within the ``with`` block into a `VolumeError`."""
 
     def remedy(error: Exception) -> str:
         missing = isinstance(error, ImportError) or "imagecodecs" in str(error)

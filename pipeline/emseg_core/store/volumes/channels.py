@@ -33,7 +33,7 @@ class LeadingEntries:
 
 
 def axis_kind(name: str) -> Kind:
-    """Return what an axis in front of (z, y, x) counts, by its name.
+    """Return the kind of an axis in front of (z, y, x), by its name.
 
     Parameters
     ----------

@@ -362,6 +362,6 @@ def _select(stored: StoredVolume, part: Selection | None, dtypes: tuple[str, ...
 
 
 def _chunks(array: zarr.Array[Any]) -> tuple[int, ...]:
-    """Return the shape of what is decompressed at once: if the array is sharded, that of the inner chunks."""
+    """Return the shape of the units of decompression: of the inner chunks if the array is sharded."""
     with translate_damage("the chunks have no common shape", "write the volume with regular chunks"):
         return tuple(int(length) for length in array.chunks)

@@ -1,1 +1,1 @@
-"""How Zarr is laid out, encoded and read: arrays, shards, codecs and OME-Zarr metadata."""
+"""The layout, encoding and reading of Zarr: arrays, shards, codecs and OME-Zarr metadata."""

@@ -30,7 +30,7 @@ def fill(path: Path, *, replace: bool = False) -> None:
 
 
 def write(volume: NewVolume, start: int, slab: NDArray[np.uint16]) -> None:
-    """Stores slices from `start` on."""
+    """Store slices from `start` on."""
     volume.slabs.write_box(Box.of_shape(slab.shape).shift((start, 0, 0)), slab)
 
 
@@ -51,7 +51,7 @@ def test_a_slab_fits_in_memory_and_chunks_in_shards(shape: tuple[int, int, int],
     assert math.prod(shard) <= 256**3
     assert shard[0] < 2 * shape[0]
     deeper = shard[0] < min(shape[0], 256)
-    assert not deeper or 2 * shard[0] * plane > MAX_SLAB_BYTES  # no shallower than memory asks
+    assert not deeper or 2 * shard[0] * plane > MAX_SLAB_BYTES  # the smallest depth that memory allows
 
 
 def test_what_is_written_is_an_ome_zarr_volume(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 
 def begin(path: Path, *, slabs: int, discard: bool = False, orphan: bool = False) -> None:
-    """Writes so many slabs, and fails."""
+    """Write some slabs, then fail."""
     with new_volume(path, SPEC, (4, 16, 16), source="there") as volume:
         for start in (0, 4)[:slabs]:
             write(volume, start, VOXELS[start : start + 4])

@@ -1,4 +1,4 @@
-"""What is made beside its place: by one process at a time, whole or not at all, and nothing is left."""
+"""Test folders built beside their final path: by one process at a time, whole or not at all, with nothing left over."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from emseg_core.store.files.lease import Holder
 
 
 def make(path: Path, text: str, *, replace: bool = False, then: Callable[[Path], object] = lambda _: None) -> None:
-    """A folder with a file; then something else happens, while it is being made."""
+    """Make a folder with a file, and call a function while it is being made."""
     with atomic_folder(path, replace=replace) as work:
         work.mkdir()
         (work / "file").write_text(text)
@@ -33,7 +33,7 @@ def test_it_is_there_whole_and_nothing_else(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "made") as work:
         work.mkdir()
         assert not (tmp_path / "made").exists()
-        assert work.parent.parent == tmp_path  # a renaming is enough
+        assert work.parent.parent == tmp_path  # a rename is enough
     assert names(tmp_path) == ["made"]
     make(tmp_path / "made", "new", replace=True)
     assert (tmp_path / "made" / "file").read_text() == "new"
@@ -78,7 +78,7 @@ def test_another_one_that_lives_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_what_a_dead_one_has_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And if it was not dead after all, it spoils nothing."""
+    """If that process was not dead after all, it does no harm."""
     monkeypatch.setattr(Holder, "dead", lambda self, age: True)
     first, second = atomic_folder(tmp_path / "made"), atomic_folder(tmp_path / "made")
     (slow := first.__enter__()).mkdir()
@@ -95,7 +95,7 @@ def test_what_a_dead_one_has_left_is_removed(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_was_put_aside_is_put_back(tmp_path: Path) -> None:
-    """Killed between the two renamings: the next one begins with what was there."""
+    """The process was killed between the two renames. The next one starts with the previous content."""
     make(tmp_path / "made", "old")
     with atomic_folder(tmp_path / "made", replace=True) as work:
         work.mkdir()
@@ -113,7 +113,7 @@ def test_what_was_put_aside_is_put_back(tmp_path: Path) -> None:
 def test_a_replacement_that_ends_half_way_is_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    """By a signal, or a disk that refuses the second renaming."""
+    """A signal ends it, or a disk that refuses the second rename."""
     make(tmp_path / "made", "old")
     rename = Path.rename
 
@@ -152,7 +152,7 @@ def test_what_cannot_be_put_back_is_not_deleted(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("most", range(0, 800, 40))
 def test_a_full_disk_leaves_nothing(most: int, tmp_path: Path) -> None:
-    """Whichever of the files of a lease is the first that does not fit."""
+    """Any of the lease's files may be the first that does not fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
     try:

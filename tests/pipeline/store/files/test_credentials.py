@@ -1,4 +1,4 @@
-"""Credentials of AWS profiles: renewed before they expire, one clear line where there are none, and never shown or sent."""
+"""Test credentials of AWS profiles: renewed before they expire, one clear line if missing, and never shown or leaked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VALUES = texture((4, 16, 16))
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    """A store with a volume."""
+    """Start a store with a volume."""
     folder = tmp_path_factory.mktemp("volumes")
     save_volume(folder / "v.zarr", VALUES, (4, 8, 8))
     with object_store() as store:
@@ -45,14 +45,14 @@ def _afresh(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 @pytest.fixture
 def sign_in(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SignIn:
-    """A profile, of which the store takes nothing but valid tokens."""
+    """Create a profile; the store accepts only its valid tokens."""
     sign_in = use_profile(tmp_path, monkeypatch)
     store.expired = sign_in.expired
     return sign_in
 
 
 def refusal(place: str) -> str:
-    """What is said of a place that cannot be read, on one line, within seconds."""
+    """Return the error for a place that cannot be read: one line, within seconds."""
     began = time.monotonic()
     with pytest.raises(VolumeError) as caught:
         open_volume(place)
@@ -126,7 +126,7 @@ def test_a_process_that_never_ends(
 def test_single_sign_on_names_its_command(
     *, expired: bool, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the token of an earlier sign-in, or without any; also for a profile that takes a role from another one."""
+    """This holds with an expired token and with none, and for a profile that takes a role from another one."""
     session = "https://example.org/start"
     sso = ("sso_session = site", "sso_account_id = 123456789012", "sso_role_name = reader", "region = eu-central-1")
     lines = ["[sso-session site]", f"sso_start_url = {session}", "sso_region = eu-central-1", "[profile base]", *sso]
@@ -158,7 +158,7 @@ def test_what_a_profile_lacks(store: ObjectStore, tmp_path: Path, monkeypatch: p
 
 
 def test_without_a_profile(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anonymous, unless the default one has credentials; those of the environment come first."""
+    """Access is anonymous unless the default profile has credentials. Those of the environment come first."""
     signatures: set[bool] = set()
     store.refuse = lambda key, signed: signatures.add(signed) or ""  # type: ignore[func-returns-value]
     write_config(tmp_path, monkeypatch, "[default]", "region = eu-west-1")
@@ -180,7 +180,7 @@ def test_without_a_profile(store: ObjectStore, tmp_path: Path, monkeypatch: pyte
 
 
 def test_keys_in_a_file_that_is_rewritten(store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As programs do that renew keys without saying when they expire."""
+    """Some programs renew keys without stating when they expire."""
     monkeypatch.setattr(credentials, "RENEWAL_SECONDS", 0.2)
     write_config(tmp_path, monkeypatch)
     keys = "[default]\naws_access_key_id = test\naws_secret_access_key = test\naws_session_token = {}\n"

@@ -1,4 +1,4 @@
-"""Compressed bytes that hold more than they should: refused at the bound, whatever has compressed them."""
+"""Test that compressed bytes that expand too much are rejected at the bound, in every compression format."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from emseg_core.store.files.decompress import TooLargeError, decompress, unpack_
 from emseg_core.store.volumes.volume import open_volume
 
 SHAPE = (16, 64, 64)
-"""Of a chunk, 64 KiB."""
+"""Shape of a chunk of 64 KiB."""
 CODECS: dict[str, Any] = {
     "gzip": GZip(),
     "zlib": Zlib(),
@@ -52,13 +52,13 @@ V3: dict[str, Any] = {
     "blosc": BloscCodec(),
     "lz4": extra.LZ4,
 }
-"""The same of Zarr v3; those that only zarr-python has warn when they are made."""
+"""The same codecs in Zarr v3. Those that only zarr-python has give a warning when created."""
 UNNAMED = pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr")
 
 
 @contextmanager
 def little_memory(most: int = 2**22) -> Iterator[None]:
-    """Fails if more memory is taken than that, by Python and NumPy, which what is decompressed goes to."""
+    """Fail if Python and NumPy, which hold decompressed data, allocate more than this."""
     tracemalloc.start()
     try:
         yield
@@ -106,7 +106,7 @@ def test_what_numcodecs_and_python_compress_comes_back(data: bytes) -> None:
 
 
 def test_packbits() -> None:
-    """The example of Apple's note."""
+    """This is the example of Apple's note."""
     packed = bytes.fromhex("FE AA 02 80 00 2A FD AA 03 80 00 2A 22 F7 AA")
     found = bytes.fromhex("AA AA AA 80 00 2A AA AA AA AA 80 00 2A 22 AA AA AA AA AA AA AA AA AA AA")
     assert unpack_bits(packed, len(found)) == found
@@ -115,7 +115,7 @@ def test_packbits() -> None:
 
 
 def test_lzf() -> None:
-    """Bytes as they are, bytes again, and a byte that repeats itself, often."""
+    """The input has literal bytes, a reference back to them, and a long repetition of one byte."""
     packed = b"\x02abc" + bytes([(1 << 5) | 0, 2]) + bytes([(7 << 5) | 0, 40, 0])
     found = b"abcabc" + b"c" * 49
     assert unpack_lzf(packed, len(found)) == found
@@ -129,7 +129,7 @@ def test_lzf() -> None:
 
 
 def replaced(folder: Path, packed: bytes) -> Path:
-    """A volume whose only chunk is replaced."""
+    """Make a volume with its only chunk replaced."""
     chunk = next(file for file in folder.rglob("*") if file.is_file() and file.name == "0")
     chunk.write_bytes(packed)
     return folder
@@ -181,7 +181,7 @@ def with_checksum(document: bytes) -> bytes:
 
 @UNNAMED
 def test_one_compressor_after_another(tmp_path: Path) -> None:
-    """Noise, which the second one only makes longer."""
+    """Noise, which the second compressor only makes longer."""
     noise = np.random.default_rng(0).integers(0, 256, SHAPE, "u1")
     for codecs in ([ZstdCodec(), GzipCodec()], [BloscCodec(), extra.BZ2(), extra.LZ4()]):
         folder = save(tmp_path / f"3{len(codecs)}", version=3, data=noise, compressors=codecs)

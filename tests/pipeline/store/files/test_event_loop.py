@@ -1,4 +1,4 @@
-"""A command on a busy machine ends without a traceback of zarr's."""
+"""Test that a command on a busy machine ends without a traceback from zarr."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _get_loop().call_soon_threadsafe(time.sleep, 1)
 
 @pytest.mark.parametrize("ours", [True, False])
 def test_zarr_is_waited_for(ours: bool) -> None:
-    """It waits a fifth of a second by itself."""
+    """zarr itself waits only a fifth of a second."""
     script = "import emseg_core.store.zarrs.nodes\n" * ours + BUSY
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0

@@ -1,4 +1,4 @@
-"""Files on a disk and on an object store do the same."""
+"""Test that files on disk and on an object store behave the same."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def store() -> Iterator[ObjectStore]:
 
 @pytest.fixture(params=["disk", "object store"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, store: ObjectStore) -> Iterator[Place]:
-    """An empty place of each kind."""
+    """Make an empty place of each kind."""
     yield tmp_path if request.param == "disk" else parse_place(store.address(f"{request.node.name} #1"))
     store.willing()
 
@@ -166,7 +166,7 @@ def remote_files(store: ObjectStore, monkeypatch: pytest.MonkeyPatch, request: p
 
 
 def test_a_million_units_take_a_thousand_requests(remote_files: Files, store: ObjectStore) -> None:
-    """Here two thousand and a half; each request lists a thousand."""
+    """The test has two and a half thousand units; each request lists a thousand."""
     kept = get_backend("s3")[DEFAULT_ACCOUNT_ID]["global"]
     for number in range(2500):
         kept.put_object(BUCKET, f"{remote_files.place.name}/c/{number}", b"x")
@@ -177,7 +177,7 @@ def test_a_million_units_take_a_thousand_requests(remote_files: Files, store: Ob
 
 
 def test_a_renaming_that_was_cut_off_goes_on(remote_files: Files, store: ObjectStore) -> None:
-    """At each request: what stands at the new place is not a node before it is whole."""
+    """It stops at each request. No incomplete node is visible at the new path."""
     names = ["zarr.json", "0/zarr.json", "0/c/0"]
     for after in range(12):
         folder, asked = f"s{after}", 0
@@ -208,7 +208,7 @@ def test_a_renaming_that_was_cut_off_goes_on(remote_files: Files, store: ObjectS
 
 
 def test_the_lost_answer_to_a_creation(remote_files: Files) -> None:
-    """The store has made it, but who asked was not told, and asks again."""
+    """The store has created it, but the answer was lost, and the client asks again."""
     remote_files.put("lease.json", b"mine")
     assert remote_files.create("lease.json", b"mine")
     assert not remote_files.create("lease.json", b"theirs")

@@ -1,4 +1,4 @@
-"""One run per output: who may take a lease, from whom, and what the one before may still do."""
+"""Test that an output has one run at a time: who may take a lease, from whom, and what the previous holder may still do."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from emseg_core.store.outputs.lifecycle import create_output, open_output
 
 @pytest.fixture(autouse=True)
 def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No lease that a test took beats on in the tests after it."""
+    """Stop the heartbeats of all leases that a test took."""
     taken: list[Lease] = []
 
     class Watched(Lease):
@@ -51,7 +51,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Memory(OwnedFiles):
-    """Files in memory, with what an object store has and no more; its clock is moved by hand."""
+    """Files in memory with the operations of an object store only. The test moves the clock."""
 
     place = Path("labels.zarr")
 
@@ -102,7 +102,7 @@ class Memory(OwnedFiles):
 
 
 class Seen(Memory):
-    """The same files, as another process has opened them."""
+    """The same files, opened by another process."""
 
     def __init__(self, memory: Memory) -> None:
         super().__init__()
@@ -114,24 +114,24 @@ class Seen(Memory):
 
     @now.setter
     def now(self, seconds: float) -> None:
-        """Its clock is that of the others."""
+        """Ignore the value, since all processes share a clock."""
 
 
 class Shelf:
-    """Records of one kind, and a way to make them older."""
+    """Records of one kind, and a way to age them."""
 
     def __init__(self, opened: Callable[[], Any], pass_time: Callable[[float], None]) -> None:
         self._opened = opened
         self.records = Records(opened())
-        """As somebody sees them who does not own them."""
+        """The records as seen by a process that does not own them."""
         self.pass_time = pass_time
 
     def take(self) -> Lease:
-        """A lease, as another process takes it."""
+        """Take a lease as another process would."""
         return take_lease(Records(self._opened()), Path("labels.zarr"))
 
     def hold(self, run: int, holder: Holder, *, released: bool = False) -> None:
-        """Let somebody have a lease."""
+        """Give a lease to another holder."""
         document = {"holder": asdict(holder), "beats": 3, "released": released}
         self.records.put(name(run), json.dumps(document).encode())
 
@@ -203,7 +203,7 @@ def test_a_killed_holder_on_this_host_is_followed_at_once(tmp_path: Path) -> Non
         with pytest.raises(OutputError, match=f"in use by run 1, process {holder.pid} on "):
             take_lease(records, tmp_path)
         holder.kill()
-        while lease_state(records).state == "held":  # until the kernel has ended it; nobody has collected its exit code yet
+        while lease_state(records).state == "held":  # until the kernel has ended it; no process has collected its exit code yet
             time.sleep(0.01)
         assert holder.returncode is None
         assert lease_state(records).state == "dead"
@@ -212,7 +212,7 @@ def test_a_killed_holder_on_this_host_is_followed_at_once(tmp_path: Path) -> Non
 
 
 def test_a_process_number_used_again_is_not_the_holder(shelf: Shelf) -> None:
-    """This process has the number of the holder, but began at another time."""
+    """This process has the number of the holder, but another start time."""
     shelf.hold(1, replace(Holder.here(), born="1"))
     assert lease_state(shelf.records).state == "dead"
     assert shelf.take().run == 2
@@ -265,7 +265,7 @@ def test_a_withdrawn_lease_was_never_taken(shelf: Shelf) -> None:
     ],
 )
 def test_a_lease_that_says_nothing_is_held_until_it_is_stale(shelf: Shelf, damaged: bytes) -> None:
-    """Its maker may be about to write it."""
+    """Its creator may be about to write it."""
     shelf.records.create(name(1), damaged)
     with pytest.raises(OutputError, match="in use by run 1, which is just starting, last seen 0 s ago") as caught:
         shelf.take()
@@ -308,7 +308,7 @@ def test_of_many_that_race_for_a_lease_one_wins(shelf: Shelf) -> None:
 
 
 def test_a_race_lost_at_the_last_moment_is_said(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both have seen that the lease is free; the other was quicker."""
+    """Both processes saw a free lease, and the other one was faster."""
     free = lease_state(shelf.records)
     shelf.take()
     monkeypatch.setattr(leases, "lease_state", lambda _: free)
@@ -367,13 +367,13 @@ def test_who_was_followed_notices_and_leaves_the_new_lease_alone(shelf: Shelf, m
 
 
 def read(shelf: Shelf, run: int) -> dict[str, Any]:
-    """A lease's document."""
+    """Return the content of a lease."""
     found: dict[str, Any] = json.loads(shelf.records.get(name(run)) or b"")
     return found
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Returns as soon as it holds; the test's own time limit ends it if it never does."""
+    """Return as soon as the condition holds. If it never does, the test's own time limit ends it."""
     while not condition():
         time.sleep(0.002)
 
@@ -394,7 +394,7 @@ def test_a_token_is_good_until_the_next_run(shelf: Shelf) -> None:
 
 @pytest.mark.parametrize("late", [False, True], ids=["before it writes", "while it writes"])
 def test_an_orphan_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
-    """Also one that is followed when its bytes are on the disk, but not yet in their place."""
+    """It also does if it is replaced when its bytes are on disk, but not yet at their final path."""
     box, path = Box((0, 0, 0), (8, 16, 16)), empty_output(tmp_path / "o")
     old = open_output(path, lease_on(path).token)
     ones, both = np.ones(box.shape, np.uint8), np.ones((2, *box.shape), np.uint8)
@@ -428,7 +428,7 @@ def test_an_orphan_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def empty_output(path: Path) -> Path:
-    """An output of one block."""
+    """Make an output of one block."""
     box = Box((0, 0, 0), (8, 16, 16))
     create_output(
         path, OutputLayout(VolumeSpec(box.shape, "uint8", box.shape), box, ("a", "b"), box.shape, box.shape, True, {})
@@ -437,17 +437,17 @@ def empty_output(path: Path) -> Path:
 
 
 def lease_on(path: Path) -> Lease:
-    """The right to write to an output."""
+    """Return the right to write to an output."""
     return take_lease(Records(HeldFiles(path)), path)
 
 
 def voxels(path: Path) -> dict[Path, bytes]:
-    """The files with voxels, and what is in them."""
+    """Return the files with voxels, and their content."""
     return {file: file.read_bytes() for file in path.rglob("c/**/*") if file.is_file()}
 
 
 def test_a_job_that_was_queued_again_knows_that_its_former_self_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On whichever node that was: it does not wait for its own heartbeat to grow old."""
+    """It runs on any node, and does not wait until its own heartbeat is stale."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     away = Holder("node3", "another boot", 4711, "1", "7", 1)
@@ -465,7 +465,7 @@ def test_a_job_that_was_queued_again_knows_that_its_former_self_is_gone(monkeypa
 
 
 def identity(shelf: Shelf) -> dict[str, Any]:
-    """What the file says that names the owner."""
+    """Return the content of the file that identifies the owner."""
     found: dict[str, Any] = json.loads(shelf.records.get("identity.json") or b"")
     return found
 
@@ -493,7 +493,7 @@ def test_without_one_it_gets_one_at_the_next_run(shelf: Shelf, damaged: bytes | 
 
 
 def test_restored_without_its_runs_it_is_another_output(shelf: Shelf) -> None:
-    """Its run that still lives has the number of the next one, and neither writes nor beats any more."""
+    """A run that is still active has the number of the next one. It no longer writes or sends heartbeats."""
     old = shelf.take()
     before = identity(shelf)
     shelf.records.remove(name(1))
@@ -540,7 +540,7 @@ def test_a_refused_run_takes_the_identity_that_it_gave_away_again(shelf: Shelf) 
 
 
 def test_a_removed_output_takes_no_file_and_neither_does_the_next_one(tmp_path: Path) -> None:
-    """Every way to change something on a disk."""
+    """Every way to change a file on disk is tried."""
     path = empty_output(tmp_path / "o")
     lease = lease_on(path)
     files = lease.token.files
@@ -564,7 +564,7 @@ def test_a_removed_output_takes_no_file_and_neither_does_the_next_one(tmp_path: 
         for change in changes[:-1]:
             with pytest.raises(OrphanError, match="the output was removed"):
                 change()
-        with pytest.raises((OrphanError, OutputError)):  # its own metadata are not there any more
+        with pytest.raises((OrphanError, OutputError)):  # its own metadata no longer exist
             changes[-1]()
 
     refused()
@@ -579,12 +579,12 @@ def test_a_removed_output_takes_no_file_and_neither_does_the_next_one(tmp_path: 
 
 
 def test_a_worker_that_comes_late_opens_the_output_that_lies_there_and_leaves_it(tmp_path: Path) -> None:
-    """Its token was on the way while another output came."""
+    """Its token was on the way while another output was created."""
     path = empty_output(tmp_path / "o")
     late = pickle.dumps(lease_on(path).token)
     shutil.rmtree(path)
     token = pickle.loads(late)
-    with pytest.raises(OutputError, match="it is no longer there"):  # an outage, as far as it can know
+    with pytest.raises(OutputError, match="it is no longer there"):  # to it, this looks like an outage
         token.check()
     empty_output(path)
     with pytest.raises(OrphanError, match="the output was removed, or has lost its"):  # before the other's first run
@@ -606,7 +606,7 @@ def test_an_output_that_is_moved_takes_its_files_along(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_was_away_is_opened_anew_if_the_output_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file handle does not come back with a network disk."""
+    """A file handle on a network disk stays invalid after the disk returns."""
     path = empty_output(tmp_path / "o")
     lease = lease_on(path)
     files, read = lease.token.files, HeldFiles.read
@@ -631,7 +631,7 @@ def test_a_disk_that_was_away_is_opened_anew_if_the_output_is_the_same(tmp_path:
 
 
 def test_a_lost_lease_does_not_lock_an_output_for_ever(shelf: Shelf) -> None:
-    """The age of the newest file that its run has left counts."""
+    """The age of the run's newest file counts."""
     for run in (1, 2):
         shelf.hold(run, ELSEWHERE)
     shelf.records.put("run-0002/00000.jsonl", b"{}")
@@ -657,7 +657,7 @@ def test_a_run_folder_with_nothing_in_it_counts_by_its_own_age(tmp_path: Path) -
 def test_whoever_was_killed_before_it_had_its_lease_locks_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: bool
 ) -> None:
-    """Its folder is empty; a living one puts its lease there within two heartbeats."""
+    """Its folder is empty. A live process writes its lease within two heartbeats."""
     (tmp_path / "emseg/run-0001").mkdir(parents=True)
     shelf, now, looks = Shelf(lambda: HeldFiles(tmp_path), lambda _: None), iter(range(10**6)), list[float]()
 
@@ -712,7 +712,7 @@ def test_a_heartbeat_from_the_future_is_judged_by_whether_it_moves(
 
 
 def test_of_six_that_race_for_a_new_place_one_wins_and_never_none(tmp_path: Path) -> None:
-    """Where who loses tidies up, nothing is taken away from who has just won."""
+    """When the losers clean up, they remove nothing from the winner."""
     for turn in range(20):
         path, together, won = tmp_path / f"{turn}", threading.Barrier(6), list[int]()
 

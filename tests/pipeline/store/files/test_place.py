@@ -1,4 +1,4 @@
-"""Paths and addresses: which is which, and what is no address."""
+"""Test which strings are paths, which are addresses, and which are invalid addresses."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_what_is_no_address(given: str, why: str) -> None:
 
 
 def test_what_lies_beside_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On this machine in any case."""
+    """Files beside an output are on this machine in any case."""
     monkeypatch.chdir(tmp_path)
     assert sibling(Path("/a/o.zarr"), "o.png") == Path("/a/o.png")
     assert sibling(parse_place("s3://bucket/a/o.zarr"), "o.png") == tmp_path / "o.png"

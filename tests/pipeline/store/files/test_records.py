@@ -1,4 +1,4 @@
-"""Records do what an object store can do, and no more is asked of them."""
+"""Test that records use only operations that object stores support."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_only_what_is_not_there_is_created(records: Records) -> None:
 
 
 def test_of_many_creators_one_succeeds(tmp_path: Path) -> None:
-    """Thirty rounds of eight threads, each with records of its own, as processes would have them."""
+    """Eight threads race for thirty rounds, each with records of its own, as processes have."""
     for attempt in range(30):
         together, made = threading.Barrier(8), [False] * 8
 
@@ -144,7 +144,7 @@ def test_what_is_removed_is_gone_and_its_folder_too(records: Records, tmp_path: 
 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
-    """A folder with one record that anybody may enter but only its owner may write to."""
+    """Make a folder with one record that anybody may enter but only its owner may write to."""
     folder = Path(tempfile.mkdtemp())
     Records(LocalFiles(folder)).put("a.json", b"a")
     folder.chmod(0o555)

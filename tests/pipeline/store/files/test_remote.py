@@ -1,4 +1,4 @@
-"""Volumes on object stores and web servers: the voxels of a local copy, in few requests, and one clear line where it fails."""
+"""Test volumes on object stores and web servers: the voxels of a local copy, few requests, one clear line for each error."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ IMAGES = {"0.4": 2, "0.5": 3}
 
 
 def multiscales(version: str) -> list[dict[str, Any]]:
-    """Two levels of 50 x 4 x 4 nm and twice that."""
+    """Return metadata of two levels, with voxels of 50 x 4 x 4 nm and twice that."""
     axes = [{"name": name, "type": "space", "unit": "nanometer"} for name in "zyx"]
     levels = [
         {"path": f"s{n}", "coordinateTransformations": [{"type": "scale", "scale": [50, 4 * 2**n, 4 * 2**n]}]} for n in range(2)
@@ -57,7 +57,7 @@ def multiscales(version: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Volumes of each kind."""
+    """Make volumes of each kind."""
     folder = tmp_path_factory.mktemp("volumes")
     for name, options in PLAIN.items():
         array = zarr.create_array(folder / name, shape=SHAPE, dtype="uint8", **{"chunks": CHUNK, **options})
@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(folder: Path) -> Iterator[ObjectStore]:
-    """A store with copies of them."""
+    """Start a store with copies of them."""
     with object_store() as store:
         store.upload(folder, "em data")
         yield store
@@ -87,7 +87,7 @@ def _willing(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 
 def error(place: str | Path) -> str:
-    """What is said of a place that cannot be read, on one line."""
+    """Return the error for a place that cannot be read, on one line."""
     with pytest.raises(VolumeError) as caught:
         open_volume(place)
     assert len(str(caught.value).splitlines()) == 1
@@ -105,7 +105,7 @@ def error(place: str | Path) -> str:
 def test_a_remote_volume_is_its_local_copy(
     name: str, scheme: str, folder: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also what a run is told apart by: its spec, and the digest of its voxels."""
+    """Its spec and the digest of its voxels, which identify it in a run, are the same."""
     monkeypatch.setenv("GOOGLE_BASE_URL", store.url)
     monkeypatch.setenv("GOOGLE_ALLOW_HTTP", "true")
     here, there = open_volume(folder / name), open_volume(store.address(f"em data/{name}", scheme))
@@ -117,7 +117,7 @@ def test_a_remote_volume_is_its_local_copy(
 
 
 OPENED = {"v2": 7, "v3": 4, "sharded": 4, "0.4": 8, "0.5": 3, "0.4/s1": 7, "0.5/s1": 3}
-"""Requests that opening takes, of a volume whose folder lies in the root of a bucket."""
+"""Number of requests to open a volume whose folder is in the root of a bucket."""
 
 
 @pytest.mark.parametrize("name", OPENED)
@@ -154,7 +154,7 @@ def test_chunks_within_a_shard_are_asked_for_at_once(store: ObjectStore) -> None
 
 
 def test_a_chunk_that_was_never_written_is_the_fill_value(store: ObjectStore) -> None:
-    """A look at the metadata proves that the volume is still there, a second one at the chunk that it was there before."""
+    """Reading the metadata proves that the volume is available, and reading the chunk again that it was available before."""
     store.put("sparse/zarr.json", store.get("em data/v3/zarr.json"))
     store.put("sparse/c/0/0/1", store.get("em data/v3/c/0/0/1"))
     found = open_volume(store.address("sparse"))
@@ -214,7 +214,7 @@ def test_nothing_there(store: ObjectStore) -> None:
 
 
 def test_who_may_read(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the credentials of the environment, anonymously where it has none, or as it says."""
+    """Access uses the credentials of the environment, is anonymous without any, or follows the settings."""
     place = store.address("em data/v3")
     signatures: set[bool] = set()
     store.refuse = lambda key, signed: signatures.add(signed) or ""  # type: ignore[func-returns-value]
@@ -233,7 +233,7 @@ def test_who_may_read(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_store_that_refuses_what_is_not_there(store: ObjectStore) -> None:
-    """As S3 does for those who may not list; Zarr v2 and the folders above have names that are not there."""
+    """S3 does this for users without permission to list. Zarr v2 and parent folders involve names that do not exist."""
     present = {f"em data/v2/{name}" for name in (".zarray", ".zattrs")}
     store.refuse = lambda key, signed: "" if key in present or "/v2/0" in key or "/v2/1" in key else DENIED
     found = open_volume(store.address("em data/v2"))
@@ -278,14 +278,14 @@ def test_a_worker_waits_for_a_store_that_is_away(store: ObjectStore, monkeypatch
 
 
 class Simple(SimpleHTTPRequestHandler):
-    """Python's own web server: it answers with whole files alone."""
+    """Python's own web server, which ignores ranges."""
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 class Patient(ThreadingHTTPServer):
-    """Lets more than five wait for a connection."""
+    """Server that lets more than five connections wait."""
 
     request_queue_size = 64
 

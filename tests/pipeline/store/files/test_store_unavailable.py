@@ -1,4 +1,4 @@
-"""A disk or a store that is away for a moment: what is not found then is never taken for what was never written."""
+"""Test that files missing because a disk or store is briefly unavailable are never treated as never written."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from emseg_core.store.zarrs.arrays import Shards, create_array, create_group, op
 
 SHAPE, CHUNK = (4, 24, 16), (4, 8, 8)
 VALUES = texture(SHAPE) | 1
-"""Without a 0, which is what missing voxels would be."""
+"""Values without 0, the value of missing voxels."""
 
 
 KINDS: list[dict[str, Any]] = [{"zarr_format": 3}, {"zarr_format": 2}, {"shards": (4, 24, 16)}]
 
 
 class Blink:
-    """A folder that is away, each time, while something is looked for in it, and back at once."""
+    """A folder that vanishes during each lookup, and returns at once."""
 
     def __init__(self, folder: Path, times: int) -> None:
         self.folder, self.left = folder, times
@@ -59,7 +59,7 @@ class Blink:
 
 @pytest.fixture
 def blinking(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes a folder blink, so many times, whenever Zarr or emseg looks for a file that tells of voxels."""
+    """Make a folder vanish this many times when Zarr or emseg reads a file about voxels."""
 
     def begin(folder: Path, times: int = 1) -> None:
         blink, get, read, sizes = Blink(folder, times), _local._get, LocalFiles.read, LocalFiles.sizes
@@ -98,7 +98,7 @@ def test_a_volume(kind: dict[str, Any], cache: int, tmp_path: Path, blinking: Ca
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_volume_that_comes_and_goes_all_the_time(kind: dict[str, Any], tmp_path: Path) -> None:
-    """Whatever moment it is, the voxels are right, or there are none."""
+    """At any moment, the voxels are right or there is an error."""
     array = zarr.create_array(tmp_path / "v", shape=SHAPE, chunks=CHUNK, dtype="uint8", **kind)
     array[...] = VALUES
     volume, end, ended = open_volume(tmp_path / "v"), Event(), Counter[str]()
@@ -129,7 +129,7 @@ def test_a_volume_that_comes_and_goes_all_the_time(kind: dict[str, Any], tmp_pat
 def test_the_voxel_size_of_a_volume(tmp_path: Path, blinking: Callable[..., None]) -> None:
     array = zarr.create_array(tmp_path / "v", shape=SHAPE, chunks=CHUNK, dtype="uint8", zarr_format=2)
     array.attrs["voxel_size"] = [40.0, 4.0, 4.0]
-    for times in range(1, 9):  # more files than an array has are looked for
+    for times in range(1, 9):  # more lookups than an array has files
         blinking(tmp_path / "v", times)
         try:
             assert open_volume(tmp_path / "v").spec.scale == (40.0, 4.0, 4.0)
@@ -149,7 +149,7 @@ def test_what_was_never_written_is_still_the_fill_value(tmp_path: Path, blinking
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Shards:
-    """An array as an output has it, all of it written."""
+    """Make a fully written array, as in an output."""
     (tmp_path / "o").mkdir()
     files = LocalFiles(tmp_path / "o")
     create_group(files, "", {})
@@ -187,7 +187,7 @@ def test_a_folder_that_goes_while_it_is_listed(stored: Shards, tmp_path: Path) -
 
 
 def test_a_file_that_goes_while_it_is_listed(tmp_path: Path) -> None:
-    """As each one does that a writer has written, and gives its final name."""
+    """Files vanish when a writer renames them to their final names."""
     files = LocalFiles(tmp_path)
     for number in range(3):
         files.put(f"a/{number}", b"%d" % number)
@@ -199,7 +199,7 @@ def test_a_file_that_goes_while_it_is_listed(tmp_path: Path) -> None:
 
 
 def test_what_a_block_knows_of_its_segments(tmp_path: Path, blinking: Callable[..., None]) -> None:
-    """Without it its segments would keep apart from all others, in silence."""
+    """Without it, its segments would silently stay separate from all others."""
     (tmp_path / "o").mkdir()
     files = LocalFiles(tmp_path / "o")
     scratch = Scratch(files, "emseg/s")
@@ -217,13 +217,13 @@ def test_what_a_block_knows_of_its_segments(tmp_path: Path, blinking: Callable[.
     (tmp_path / "o").rename(tmp_path / "away")
     with pytest.raises(BlockError, match="no longer there"):
         scratch.read_block_segments(3)
-    with pytest.raises(StoreError, match="no longer there"):  # and not one who has lost it to somebody else
+    with pytest.raises(StoreError, match="no longer there"):  # and not a holder that has lost it
         scratch.check()
 
 
 @pytest.mark.parametrize("driver", ["n5", "neuroglancer_precomputed"])
 def test_a_stack_whose_chunks_may_be_missing(driver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read through tensorstore, which cannot be told what else must be there: what is empty is read again."""
+    """tensorstore cannot check which other files must exist, so empty results are read again."""
     folder = tmp_path / driver
     spec: dict[str, Any] = {"driver": driver, "kvstore": f"file://{folder}/", "create": True}
     if driver == "n5":
@@ -268,7 +268,7 @@ def store() -> Iterator[ObjectStore]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_remote_volume(kind: dict[str, Any], store: ObjectStore, tmp_path: Path) -> None:
-    """As a web server whose disk is away has it."""
+    """A web server whose disk is unavailable answers like this."""
     array = zarr.create_array(tmp_path / "v", shape=SHAPE, chunks=CHUNK, dtype="uint8", **kind)
     array[...] = VALUES
     volume = open_volume(store.upload(tmp_path / "v", "v" + "-".join(map(str, kind.items()))))

@@ -1,4 +1,4 @@
-"""A place that vanishes at any call of a read: the voxels are right, or there are none."""
+"""Test that a place that vanishes at any call of a read gives the right voxels or an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from emseg_core.store.volumes.volume import ZarrVolume, open_volume
 
 SHAPE, CHUNK, SHARD = (6, 32, 32), (3, 8, 8), (6, 16, 16)
 VALUES = texture(SHAPE) | 1
-"""Without a 0, which is what missing voxels would be."""
+"""Values without 0, the value of missing voxels."""
 LAYOUTS: dict[str, dict[str, Any]] = {
     "v2": {"zarr_format": 2, "chunks": CHUNK},
     "v3": {"zarr_format": 3, "chunks": CHUNK},
@@ -49,7 +49,7 @@ PROTOTYPE = default_buffer_prototype()
 
 
 class Vanishing:
-    """Counts the files that Zarr reads, and takes the folder away before one of them; for good, or for that moment."""
+    """Counts the files that Zarr reads, and moves the folder away before one of them, for good or for that call."""
 
     def __init__(self, folder: Path, moment: int, *, comes_back: bool) -> None:
         self.folder, self.moment, self.comes_back = folder, moment, comes_back
@@ -58,11 +58,11 @@ class Vanishing:
         self._one = Lock()
 
     def around(self, get: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap what reads a file."""
+        """Wrap a function that reads a file."""
 
         def counted(*arguments: Any, **more: Any) -> Any:
             if not Path(arguments[0]).is_relative_to(self.folder):
-                return get(*arguments, **more)  # asked for by an earlier read, which has failed meanwhile
+                return get(*arguments, **more)  # requested by an earlier read, which has failed meanwhile
             with self._one:
                 self.calls += 1
                 now = self.calls == self.moment
@@ -78,7 +78,7 @@ class Vanishing:
 
 
 def read_or_fault(volume: ZarrVolume, box: Box) -> NDArray[Any] | str:
-    """Voxels, or whose fault it is that there are none."""
+    """Return the voxels, or the fault if reading fails."""
     try:
         return volume.read(box)
     except BlockError as error:
@@ -140,7 +140,7 @@ WAYS: dict[str, Callable[[Store], Awaitable[Any]]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_each_way_of_reading(way: str, tmp_path: Path) -> None:
-    """What is there is found, what was never written is missing, and nothing is missing while the place is away."""
+    """Existing files are found, unwritten ones are missing, and while the place is away none is reported as missing."""
     zarr.create_array(tmp_path / "v", shape=SHAPE, chunks=CHUNK, dtype="uint8")[...] = VALUES
     store = ArrayFiles(LocalFiles(tmp_path / "v"), "zarr.json")
     assert asyncio.run(_awaited(WAYS[way](store)))
@@ -156,7 +156,7 @@ async def _awaited(asked: Awaitable[Any]) -> Any:
 
 
 def test_there_are_no_other_ways(tmp_path: Path) -> None:
-    """A store that offers more than is tried here may be read past its guard."""
+    """A store with other methods could be read without the guard."""
     store: Any = ArrayFiles(LocalFiles(tmp_path), "zarr.json")
     reading = {name for name in dir(store) if "get" in name and not name.startswith("__")}
     known = {"get", "get_partial_values", "get_ranges", "get_ranges_sync", "getsize", "getsize_prefix", "_get_many"}

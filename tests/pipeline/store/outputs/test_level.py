@@ -1,4 +1,4 @@
-"""Levels of an output in files: what is made of what, what counts as done, and what goes with what is taken away."""
+"""Test levels of an output on disk: their sources, what counts as done, and what is removed together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEPS: tuple[Triple, ...] = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
 
 
 def make(path: Path, unit: Triple = (4, 8, 8), *, probabilities: bool = True) -> Output:
-    """An empty output with three coarser levels."""
+    """Make an empty output with three coarser levels."""
     chunk = unit if unit == (3, 15, 21) else (2, 4, 4)
     volume = VolumeSpec((12, 40, 50), "uint8", (4, 8, 8))
     region = Box((3, 4, 5), (12, 34, 46))
@@ -34,7 +34,7 @@ def make(path: Path, unit: Triple = (4, 8, 8), *, probabilities: bool = True) ->
 
 
 def fill(output: Output) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and probabilities of the finest level, stored."""
+    """Store labels and probabilities of the finest level."""
     rng = np.random.default_rng(5)
     labels, probabilities = rng.integers(0, 3, SHAPE, np.uint8), rng.integers(0, 255, (3, *SHAPE), np.uint8)
     for block in output.levels[0].blocks:
@@ -45,7 +45,7 @@ def fill(output: Output) -> tuple[np.ndarray, np.ndarray]:
 
 
 def build(output: Output) -> None:
-    """Build of each level what can be built and is not there."""
+    """Build the missing units of each level whose sources exist."""
     for finer, level in itertools.pairwise(output.levels):
         for index in np.flatnonzero(level.ready(finer.done()) & ~level.done()):
             level.build(finer, level.blocks.block(int(index)), Stopwatch())
@@ -70,7 +70,7 @@ def test_levels_are_those_of_the_whole(tmp_path: Path, unit: Triple, probabiliti
 @settings(max_examples=6)
 @given(st.data())
 def test_what_stands_on_a_missing_unit_is_removed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """Whichever units are gone; what is left is founded, no sound unit is touched, and all is built again as it was."""
+    """Whichever units are removed, the others are unchanged and have all their sources, and a rebuild restores the rest."""
     output = make(tmp_path_factory.mktemp("o") / "o", (4, 16, 16), probabilities=False)
     fill(output)
     build(output)

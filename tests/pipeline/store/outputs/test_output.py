@@ -53,22 +53,22 @@ FORM: dict[str, Any] = {
 
 
 INDEX = 16 + 4
-"""Bytes of the index of a shard with one chunk: offset, length and a checksum."""
+"""Size in bytes of the index of a shard with one chunk: offset, length and a checksum."""
 
 
 def make(path: Path, **changes: Any) -> Output:
-    """An empty output of `REGION`."""
+    """Make an empty output of `REGION`."""
     create_output(path, form(**changes))
     return open_output(path)
 
 
 def form(**changes: Any) -> OutputLayout:
-    """What the outputs here look like."""
+    """Return the layout of the test outputs."""
     return OutputLayout(**{**FORM, **changes})
 
 
 def units(region: Box = REGION, unit: Triple = UNIT) -> list[Box]:
-    """The write units of a region, x fastest, found by cutting one voxel after the other."""
+    """Return the write units of a region, x fastest, found voxel by voxel."""
     cuts = [[*range(a, b, u), b] for a, b, u in zip(region.start, region.stop, unit, strict=True)]
     return [
         Box((z, y, x), (cuts[0][k + 1], cuts[1][j + 1], cuts[2][i + 1]))
@@ -79,7 +79,7 @@ def units(region: Box = REGION, unit: Triple = UNIT) -> list[Box]:
 
 
 def content(box: Box, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and probabilities for a box."""
+    """Return labels and probabilities for a box."""
     random = np.random.default_rng((seed, *map(abs, box.start)))
     return random.integers(0, 3, box.shape, np.uint8), random.integers(0, 255, (3, *box.shape), np.uint8)
 
@@ -128,7 +128,7 @@ def test_metadata_are_what_ome_zarr_says(tmp_path: Path, probabilities: bool, ra
 
 
 def ome(folder: Path) -> dict[str, Any]:
-    """The OME metadata of a group."""
+    """Return the OME metadata of a group."""
     found: Any = group(folder).attrs["ome"]
     return dict(found)
 
@@ -258,7 +258,7 @@ def test_not_done_if_one_array_lacks_the_unit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [0, 1, INDEX, INDEX - 1])
 @pytest.mark.parametrize("file", ["labels/classes/0/c/0/0/0", "probabilities/0/c/0/0/0/0"])
 def test_a_file_cut_short_by_a_power_cut_is_not_done(tmp_path: Path, file: str, size: int) -> None:
-    """An index says where the chunks are, so whatever is not longer than that has none."""
+    """The index at the end locates the chunks, so a file without it has none."""
     output = make(tmp_path / "o", chunk=UNIT, classes=("a",))  # a single chunk in each shard
     box = units()[0]
     output.write(box, np.zeros(box.shape, np.uint8), np.zeros((1, *box.shape), np.uint8))
@@ -330,7 +330,7 @@ def test_a_flipped_bit_is_found_and_can_be_written_over(tmp_path: Path, which: i
 
 
 def test_labels_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there are labels, there are probabilities."""
+    """If there are labels, there are probabilities."""
     output = make(tmp_path / "o")
     box = units()[0]
     replaced: list[Path] = []
@@ -355,7 +355,7 @@ def test_a_full_disk_is_a_block_error_and_leaves_nothing(tmp_path: Path) -> None
     box = units()[0]
     before = files(tmp_path / "o")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # no file may grow beyond, as if the disk were full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # no file may grow beyond this, as if the disk were full
     try:
         with pytest.raises(BlockError, match=r"cannot be written \(file too large\): check the disk"):
             output.write(box, *content(box))
@@ -431,7 +431,7 @@ while True:
 
 
 def test_a_writer_killed_at_any_moment_leaves_nothing_wrong(tmp_path: Path) -> None:
-    """Ten writers one after the other, each killed between two instructions that nobody chose."""
+    """Ten writers run in turn, and each is killed at a random instruction."""
     region, unit = Box((0, 0, 0), (64, 256, 256)), (16, 64, 64)
     volume, random = VolumeSpec(region.shape, "uint8", (64, 64, 64)), np.random.default_rng(0)
     output = make(tmp_path / "o", volume=volume, region=region, classes=("a", "b"), unit=unit, chunk=(16, 32, 64))
@@ -537,7 +537,7 @@ def test_arguments_that_disagree(tmp_path: Path, changes: dict[str, Any], messag
 
 
 def failure(path: Path | str) -> str:
-    """The message with which making an output fails: one line."""
+    """Return the message of a failed creation, which is one line."""
     with pytest.raises(OutputError) as caught:
         make(path)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
@@ -609,7 +609,7 @@ def test_two_makers_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
-    """A folder that anybody may enter but only its owner may write to, while this process is not root."""
+    """Make a folder that anybody may enter but only its owner may write to, while this process is not root."""
     folder = Path(tempfile.mkdtemp())
     make(folder / "o")
     folder.chmod(0o555)
@@ -674,7 +674,7 @@ JSON = st.recursive(
 
 
 def places(document: Any) -> Iterator[tuple[Any, Any]]:
-    """Each container in a JSON document, with each of its keys."""
+    """Yield each container of a JSON document with each of its keys."""
     for key in list(document) if isinstance(document, dict) else range(len(document)):
         yield document, key
         if isinstance(document[key], dict | list):
@@ -704,12 +704,12 @@ def test_damaged_metadata_never_raise_anything_else(documents: dict[Path, str], 
 
 
 def arrays(path: Path) -> set[str]:
-    """The folders of all arrays in an output."""
+    """Return the folders of all arrays in an output."""
     return {str(file.parent.relative_to(path)) for file in path.rglob("zarr.json") if b'"array"' in file.read_bytes()}
 
 
 def filled(path: Path, seed: int, **changes: Any) -> Output:
-    """The output at a path, its first unit written."""
+    """Return the output at a path, with its first unit written."""
     output = open_output(path)
     output.write(units()[0], *content(units()[0], seed))
     return output
@@ -752,11 +752,11 @@ def test_the_new_output_may_have_another_form(tmp_path: Path) -> None:
 
 
 class CrashError(BaseException):
-    """The end of a process, as far as one can have it without one: nothing catches it."""
+    """Simulates the end of a process: no handler catches it."""
 
 
 def crash_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process ends before its `step`-th change of the disk, counted from 0."""
+    """End the process before its `step`-th change on disk, counted from 0."""
     left = iter(range(step))
 
     def counted(change: Any) -> Any:
@@ -806,7 +806,7 @@ def test_a_crash_at_any_step_leaves_the_old_or_the_new_output(
         kept = run == 1 or probabilities
         assert arrays(path) == {f"labels/classes{name}/0", *([f"probabilities{name}/0"] if kept else [])}
         assert Labels.from_zarr(group(path / "labels")).label_paths == [f"classes{name}"]
-        restart_output(path, form(attributes={"run": 9}))  # whatever was left, the next one can begin
+        restart_output(path, form(attributes={"run": 9}))  # the next run can start, whatever was left
         assert open_output(path).attributes == {"run": 9}
         step += 1
     assert sides == sorted(sides)
@@ -850,7 +850,7 @@ def test_settling_leaves_all_else_alone(tmp_path: Path) -> None:
 
 
 def test_half_written_attributes_are_removed(tmp_path: Path) -> None:
-    """Attributes are files too: a run killed while it switches them leaves these."""
+    """Attributes are files too. A run killed while it replaces them leaves these."""
     path = tmp_path / "o"
     make(path)
     before = files(path)

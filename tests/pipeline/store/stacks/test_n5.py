@@ -1,4 +1,4 @@
-"""N5 whose axes lie in any order: each voxel, size and place comes to its own axis."""
+"""Test N5 with axes in any order: each voxel, size and offset belongs to its own axis."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_axes_in_any_order(
     assert stack.stated is not None
     assert stack.stated.units == ("nanometer", "micrometer", "millimeter")
     assert stack.stated.scale == pytest.approx([size[axis] * factor[axis] for axis in AXES])
-    # the centre of the first voxel is in the middle between those of the finer voxels that it stands for
+    # the centre of the first voxel is in the middle of the finer voxels that it covers
     centres = [np.mean([first[axis] + size[axis] * i for i in range(factor[axis])]) for axis in AXES]
     assert stack.stated.translation == pytest.approx(centres, abs=1e-6)
 

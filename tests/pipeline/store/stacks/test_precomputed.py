@@ -1,4 +1,4 @@
-"""Where levels lie in a precomputed volume, and what is one."""
+"""Test where the levels of a precomputed volume are, and what counts as one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ triples = st.tuples(*(st.integers(0, 40) for _ in range(3)))
 
 
 def image(first: tuple[float, ...], start: Triple, factors: list[Triple]) -> ExportImage:
-    """An image of so many levels, without voxels."""
+    """Make an image with this many levels, without voxels."""
     volume = VolumeSpec((99, 99, 99), "uint8", (8, 8, 8), 3, SIZES, cast("Any", first))
     region = Box(start, (99, 99, 99))
     levels = tuple(ExportLevel(Path(), cast("Any", None), None, factor) for factor in factors)

@@ -1,4 +1,4 @@
-"""Which file of a folder is which slice, and which are missing."""
+"""Test which file of a folder is which slice, and which slices are missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same slices from TIFF and from Zarr."""
+"""Test that TIFF and Zarr give the same slices."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_same_slices(name: str, folder: Path, tiny: NDArray[np.uint8]) -> No
 
 
 def test_each_chunk_is_decompressed_once(folder: Path, tiny: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slice by slice with both neighbours, as membrane is made of ids."""
+    """Slices are read with both neighbours, as when membrane is made from ids."""
     opened: list[ZarrVolume] = []
 
     def noting(*how: Any) -> ZarrVolume:

@@ -22,7 +22,7 @@ def voxels(dtype: str = "uint8", shape: tuple[int, ...] = SHAPE) -> np.ndarray:
 
 
 def pages(path: Path, slices: Any, **options: Any) -> Path:
-    """A file in which each page stands for itself."""
+    """Write a file with a separate series for each page."""
     with tifffile.TiffWriter(path) as writer:
         for number, pixels in enumerate(slices):
             given = {name: value[number] if isinstance(value, list) else value for name, value in options.items()}
@@ -38,7 +38,7 @@ def folder(path: Path, slices: Any, **options: Any) -> Path:
 
 
 def error(path: Path | str) -> str:
-    """The message with which opening or reading fails: one line."""
+    """Return the message of a failed open or read, which is one line."""
     with pytest.raises(VolumeError) as caught, open_tiff(path) as stack:
         stack.read(0, stack.shape[0])
     assert "\n" not in str(caught.value)
@@ -46,7 +46,7 @@ def error(path: Path | str) -> str:
 
 
 def strip_single(path: Path) -> None:
-    """Make all pages but the first unknown to the file, as ImageJ does with large stacks."""
+    """Hide all pages but the first, as ImageJ does with large stacks."""
     with tifffile.TiffFile(path) as tif:
         assert len(tif.pages) > 1
         first = tif.pages.first

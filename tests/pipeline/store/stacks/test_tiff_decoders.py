@@ -1,4 +1,4 @@
-"""Strips and tiles of TIFF that hold more than they should, and such as only look so."""
+"""Test strips and tiles of TIFF that hold more than they should, and valid ones that resemble them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from emseg_core.store.stacks.tiff import open_tiff
 
 
 def strips(path: Path, compression: int, *packed: bytes, height: int, rows: int) -> Path:
-    """An image 256 wide of strips."""
+    """Make an image of strips, 256 pixels wide."""
     places = [8 + sum(map(len, packed[:number])) for number in range(len(packed))]
     end = 8 + sum(map(len, packed))
     count = len(packed)
@@ -69,7 +69,7 @@ def test_a_strip_that_is_stored_longer_than_it_can_be(tmp_path: Path) -> None:
 
 
 def test_a_last_strip_that_is_filled_up(tmp_path: Path) -> None:
-    """As some writers do; the image is 100 high, its two strips 64."""
+    """Some writers pad it: the image is 100 high, its two strips 64."""
     data = np.random.default_rng(0).integers(0, 256, (128, 256), "u1")
     packed = [zlib.compress(data[:64].tobytes()), zlib.compress(data[64:].tobytes())]
     np.testing.assert_array_equal(read(strips(tmp_path / "s.tif", 8, *packed, height=100, rows=64))[0], data[:100])

@@ -1,4 +1,4 @@
-"""One channel at one timepoint of an array that holds several: read as if it were an array of its own."""
+"""Test reading one channel at one timepoint of an array as if it were a separate array."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same voxels in each layout."""
+    """Store the same voxels in each layout."""
     folder = tmp_path_factory.mktemp("layouts")
     for name, options in LAYOUTS.items():
         zarr.create_array(folder / name, shape=SHAPE, dtype="uint16", **options)[:] = VALUES
@@ -54,7 +54,7 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def together(name: str) -> int:
-    """Channels, by timepoints, in a chunk, of those that there are."""
+    """Return the number of channels, times timepoints, in a chunk."""
     return prod(map(min, LAYOUTS[name]["chunks"][:2], SHAPE[:2]))
 
 
@@ -109,7 +109,7 @@ def test_a_call_decompresses_no_more_because_channels_lie_together(tmp_path: Pat
 
 
 def test_shards_of_a_remote_store(layouts: Path) -> None:
-    """Where all chunks of a channel are needed, those of the others are not read."""
+    """If all chunks of a channel are needed, those of the others are not read."""
     with object_store() as store:
         for name in ("sharded", "sharded-together"):
             volume = open_volume(store.upload(layouts / name, name), part=Selection("2", 1))
@@ -121,7 +121,7 @@ def test_shards_of_a_remote_store(layouts: Path) -> None:
 
 
 def labelled(version: str, labels: list[Any]) -> dict[str, Any]:
-    """Attributes of an image with channels."""
+    """Return attributes of an image with channels."""
     kinds = {"t": "time", "c": "channel"}
     scale = {"type": "scale", "scale": [2, 1, 40, 4, 4]}
     multiscales = {
@@ -137,7 +137,7 @@ def labelled(version: str, labels: list[Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_names_of_channels(version: str, tmp_path: Path) -> None:
-    """As OME-Zarr has them in both versions, also where the array of a level is named by itself."""
+    """Both OME-Zarr versions have names, also if the path is that of a level's array."""
     zarr_format = 2 if version == "0.4" else 3
     attributes = labelled(version, ["DAPI", "EM", "0"])
     group = zarr.create_group(tmp_path / "v", zarr_format=zarr_format, attributes=attributes)  # type: ignore[arg-type]
@@ -168,7 +168,7 @@ def test_long_lists_of_channels_are_cut(tmp_path: Path) -> None:
 
 
 def test_an_only_channel_is_no_choice(tmp_path: Path) -> None:
-    """Whether it is named or not, the volume is the same."""
+    """The volume is the same whether it is named or not."""
     zarr.create_array(tmp_path / "v", data=VALUES[:1, :1], chunks=(1, 1, *CHUNK))
     specs = {open_volume(tmp_path / "v", part=part).spec for part in (None, Selection(), Selection(0, 0), Selection("0"))}
     assert specs == {VolumeSpec(SHAPE[2:], "uint16", CHUNK)}
@@ -185,7 +185,7 @@ def test_metadata_that_speak_of_no_end_of_channels(tmp_path: Path) -> None:
 
 
 def test_two_axes_of_channels(tmp_path: Path) -> None:
-    """Only one of them may be longer than 1."""
+    """At most one of them may be longer than 1."""
     zarr.create_array(tmp_path / "v", data=VALUES[:, :1], attributes={"axis_names": ["angle", "c", *"zyx"]})
     volume = open_volume(tmp_path / "v", part=Selection(1))
     np.testing.assert_array_equal(volume.read(volume.spec.box), VALUES[1, 0])
@@ -198,7 +198,7 @@ def test_two_axes_of_channels(tmp_path: Path) -> None:
 
 
 def test_channels_of_images(tmp_path: Path) -> None:
-    """Of two axes, (y, x)."""
+    """An image has two axes, (y, x)."""
     zarr.create_array(tmp_path / "v", data=VALUES[0, :, 0], attributes={"axis_names": [*"cyx"]})
     volume = open_volume(tmp_path / "v", part=Selection(2))
     assert volume.spec.shape == (1, *SHAPE[3:])

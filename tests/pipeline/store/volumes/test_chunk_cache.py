@@ -1,4 +1,4 @@
-"""The cache gives the bytes of the volume and decompresses no chunk that it still has, whatever was read before."""
+"""Test that the cache gives the bytes of the volume and never decompresses a chunk that it still holds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ALL = 10**9
 
 
 class Source:
-    """A volume in memory that remembers what was loaded, and cannot load what touches a `broken` voxel."""
+    """A volume in memory that records loads, and fails to load a box with a `broken` voxel."""
 
     def __init__(self, shape: Triple = SHAPE, chunk: Triple = CHUNK) -> None:
         self.values = np.random.default_rng(5).integers(0, 2**16, shape).astype(np.uint16)
@@ -48,14 +48,14 @@ class Source:
         self.broken: Triple | None = None
 
     def load(self, box: Box) -> NDArray[Any]:
-        """A copy of whole chunks."""
+        """Return a copy of whole chunks."""
         self.loads.append(box)
         if self.broken is not None and self.broken in voxels(box):
             raise OSError(5, "broken")
         return self.values[box.slices()].copy()
 
     def cache(self, limit: int = ALL) -> ChunkCache:
-        """A cache of this volume."""
+        """Return a cache of this volume."""
         return ChunkCache(self.spec, self.load, limit)
 
 
@@ -67,7 +67,7 @@ def cases(draw: st.DrawFn) -> tuple[Source, list[Box], int]:
 
 
 def chunks_of(box: Box, spec: VolumeSpec) -> set[Triple]:
-    """The place of each chunk that a box touches, voxel by voxel."""
+    """Return the index of each chunk that a box touches, found voxel by voxel."""
     return {triple(i // length for i, length in zip(voxel, spec.chunk, strict=True)) for voxel in voxels(box)}
 
 
@@ -90,7 +90,7 @@ def test_any_reads_with_any_bound(case: tuple[Source, list[Box], int], call_byte
 @given(cases())
 @settings(max_examples=100)
 def test_what_is_kept_is_what_was_used_last(case: tuple[Source, list[Box], int]) -> None:
-    """As many chunks are loaded as a list of those used last, kept within the bound, does not hold."""
+    """The number of loads is that of a least-recently-used list with the same bound."""
     source, boxes, limit = case
     cache = source.cache(limit)
     used: list[Triple] = []
@@ -117,7 +117,7 @@ def test_what_is_kept_is_what_was_used_last(case: tuple[Source, list[Box], int])
 
 
 def places_voxels(place: Triple, spec: VolumeSpec) -> set[Triple]:
-    """The voxels of a chunk."""
+    """Return the voxels of a chunk."""
     starts = [i * length for i, length in zip(place, spec.chunk, strict=True)]
     stops = [min(a + length, n) for a, length, n in zip(starts, spec.chunk, spec.shape, strict=True)]
     return set(map(triple, itertools.product(*map(range, starts, stops))))

@@ -1,4 +1,4 @@
-"""Shards of remote stores, part by part: each voxel once, and no more requests at a time than are good."""
+"""Test reading shards of remote stores in parts: each voxel once, with a bounded number of concurrent requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VALUES = np.arange(24**3, dtype=np.int32).reshape(24, 24, 24)
 def test_each_voxel_is_in_one_part(
     chunk: tuple[int, int, int], chunks: tuple[int, int, int], start: tuple[int, int, int], shape: tuple[int, int, int]
 ) -> None:
-    """And each part in one shard: all chunks of it that there are, or one of them."""
+    """Each part is in one shard: all of its requested chunks, or one of them."""
     shard = triple(a * b for a, b in zip(chunk, chunks, strict=True))
     box = Box.of_shape(triple(3 * length for length in shape)).shift(start)
     seen = np.zeros(box.shape, int)
@@ -36,7 +36,7 @@ def test_each_voxel_is_in_one_part(
 
 
 def places(box: Box, length: tuple[int, int, int]) -> set[tuple[int, ...]]:
-    """Which chunks of this shape a box touches."""
+    """Return which chunks of this shape a box touches."""
     voxels = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(box.start, box.stop, strict=True)), indexing="ij"), -1)
     return set(map(tuple, (voxels.reshape(-1, 3) // length).tolist()))
 

@@ -1,4 +1,4 @@
-"""Whatever emseg reads is shown as one and the same image: as many levels, with the voxel size and place that emseg found."""
+"""Test that everything emseg reads is shown as one image, with the same levels, voxel size and offset."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPACE = Space(("z", "y", "x"), (40.0, 4.0, 4.5), (80.0, 0.0, -9.0), ("nanometer"
 
 
 def copied(shown: ShownImage, folder: Path) -> zarr.Group:
-    """The group as a viewer finds it."""
+    """Return the group as a viewer finds it."""
     folder.mkdir()
     for name, content in shown.metadata.items():
         (folder / name).write_bytes(content)
@@ -37,14 +37,14 @@ def copied(shown: ShownImage, folder: Path) -> zarr.Group:
 
 
 def spaces(shown: ShownImage) -> list[Space]:
-    """Where the voxels of each level lie, as the viewer is told."""
+    """Return the extent of each level's voxels, as in the viewer's metadata."""
     document = json.loads(shown.metadata.get("zarr.json") or shown.metadata[".zattrs"])
     attributes = document.get("attributes", document)
     return [space for _, space in levels(multiscales_of(attributes))]
 
 
 def pyramid(path: Path, **attributes: Any) -> Path:
-    """An image with three levels."""
+    """Make an image with three levels."""
     named = [(name, SPACE.coarser((1, step, step))) for name, step in (("full", 1), ("half", 2), ("quarter", 4))]
     group = zarr.create_group(
         path, attributes={"ome": {"version": "0.5", "multiscales": multiscales(named, "raw")}, **attributes}
@@ -57,7 +57,7 @@ def pyramid(path: Path, **attributes: Any) -> Path:
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 @pytest.mark.parametrize("codec", [Blosc("lz4"), Blosc("zstd", shuffle=Blosc.BITSHUFFLE), GZip(), None], ids=str)
 def test_an_array_of_version_2(codec: Any, dtype: str, tmp_path: Path) -> None:
-    """With attributes of its own for voxel size and place."""
+    """Its own attributes state voxel size and offset."""
     array = zarr.create_array(
         tmp_path / "v.zarr",
         data=texture(SHAPE).astype(dtype),
@@ -101,7 +101,7 @@ def test_all_levels_of_an_image(tmp_path: Path) -> None:
 
 
 def test_a_level_that_is_named_by_itself(tmp_path: Path) -> None:
-    """Has the voxel size that the image gives it."""
+    """It has the voxel size that the image gives it."""
     assert spaces(shown_image(pyramid(tmp_path / "v.zarr") / "half")) == [SPACE.coarser((1, 2, 2))]
 
 
@@ -140,7 +140,7 @@ def test_codecs_that_browsers_do_not_have(codecs: dict[str, Any], named: str, tm
 
 
 def test_a_unit_that_viewers_do_not_know_is_left_out(tmp_path: Path) -> None:
-    """As it would keep the image from being shown."""
+    """Otherwise viewers would not show the image."""
     zarr.create_array(tmp_path / "v.zarr", data=texture(SHAPE), attributes={**PLACED, "units": "px"})
     (space,) = spaces(shown_image(tmp_path / "v.zarr"))
     assert (space.scale, space.units) == (SPACE.scale, (None, None, None))
@@ -164,7 +164,7 @@ def test_axes_in_front(tmp_path: Path) -> None:
 def test_channels_and_timepoints_have_the_names_that_the_viewer_is_told(
     names: tuple[str, ...], shape: tuple[int, ...], shown_as: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """And are counted, whatever their size was said to be."""
+    """They are counted, whatever their stated size is."""
     size = [8, 4, 4.5][-sum(name in "zyx" for name in names) :]
     attributes: dict[str, Any] = {"axis_names": list(names), "voxel_size": size}
     zarr.create_array(tmp_path / "v.zarr", shape=shape, dtype="uint8", attributes=attributes)

@@ -42,7 +42,7 @@ def voxels(dtype: str, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
 
 
 def save(path: Path, data: np.ndarray, attributes: dict[str, Any] | None = None, **options: Any) -> Path:
-    """A Zarr array on disk, in chunks of 4 and 8 voxels."""
+    """Save a Zarr array in chunks of 4 and 8 voxels."""
     options = {"chunks": (4, 8, 8)[-data.ndim :] if data.ndim < 4 else (1,) * (data.ndim - 3) + (4, 8, 8), **options}
     array = zarr.create_array(path, shape=data.shape, dtype=data.dtype, attributes=attributes or {}, **options)
     array[:] = data
@@ -68,7 +68,7 @@ def move(*values: float) -> dict[str, Any]:
 
 
 def save_image(path: Path, data: np.ndarray, multiscales: Any, version: str = "0.5", **options: Any) -> Path:
-    """An OME-Zarr image with its level 0 at ``s0``."""
+    """Save an OME-Zarr image with its level 0 at ``s0``."""
     if version == "0.4":
         zarr.create_group(path, zarr_format=2, attributes={"multiscales": [{"version": "0.4", **m} for m in multiscales]})
         save(path / "s0", data, zarr_format=2, chunk_key_encoding={"name": "v2", "separator": "/"}, **options)
@@ -80,7 +80,7 @@ def save_image(path: Path, data: np.ndarray, multiscales: Any, version: str = "0
 
 
 def error(path: Path | str) -> str:
-    """The message with which opening fails: one line."""
+    """Return the message of a failed open, which is one line."""
     with pytest.raises(VolumeError) as caught:
         open_volume(path)
     assert "\n" not in str(caught.value)
@@ -372,7 +372,7 @@ def test_a_dataset_outside_its_group_is_refused(tmp_path: Path, inside: Any) -> 
 
 
 def pyramid(path: Path, version: str) -> Path:
-    """An image of two levels, the coarser one in a folder of its own, which begins half a voxel further on."""
+    """Make an image of two levels. The coarser one has its own folder and starts half a voxel later."""
     steps = [[scale(1, 4, 8, 8), move(0, 1, 2, 3)], [scale(1, 4, 16, 16), move(0, 1, 6, 7)]]
     multiscales = image("czyx", *steps[0], overall=[scale(1, 2, 1, 1)])
     multiscales[0]["datasets"].append({"path": "down/s1", "coordinateTransformations": steps[1]})
@@ -384,7 +384,7 @@ def pyramid(path: Path, version: str) -> Path:
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_each_level_of_a_pyramid(tmp_path: Path, version: str) -> None:
-    """Its own array, named or by number, lies where the image says; half of the plane's voxels are as many times as wide."""
+    """Each array, named or by number, has the offset from the image. Coarser voxels are twice as long in the plane."""
     path = pyramid(tmp_path / "v", version)
     for named, coarse in ((path, 1), (level_path(path, 0), 1), (level_path(path, 1), 2), (path / "down" / "s1", 2)):
         found = open_volume(named)
@@ -444,7 +444,7 @@ def test_a_codec_that_runs_code_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
-    """A folder that anybody may enter."""
+    """Make a folder that anybody may enter."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder
@@ -454,7 +454,7 @@ def unprivileged() -> Iterator[Path]:
 
 
 def drop_root() -> None:
-    """For root no permission is ever denied, so become nobody."""
+    """Become nobody, since root is never denied a permission."""
     if os.getuid() == 0:
         os.seteuid(65534)
 
@@ -489,7 +489,7 @@ JSON = st.recursive(
 
 
 def places(document: Any) -> Iterator[tuple[Any, Any]]:
-    """Each container in a JSON document, with each of its keys."""
+    """Yield each container of a JSON document with each of its keys."""
     for key in list(document) if isinstance(document, dict) else range(len(document)):
         yield document, key
         if isinstance(document[key], dict | list):
@@ -498,7 +498,7 @@ def places(document: Any) -> Iterator[tuple[Any, Any]]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
-    """Metadata files of sound images, with what they hold."""
+    """Return metadata files of valid images, with their content."""
     folder = tmp_path_factory.mktemp("images")
     multiscales = image("zyx", scale(10, 4, 4), move(5, 2, 1), overall=[scale(2, 3, 1)])
     new = save_image(

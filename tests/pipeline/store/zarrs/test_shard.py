@@ -1,4 +1,4 @@
-"""Shards have the bytes that zarr-python gives them."""
+"""Test that shards have the bytes of zarr-python's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHARD, CHUNK = (4, 8, 6), (2, 2, 3)
 def test_a_shard_is_what_zarr_writes(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, dtype: str, shape: tuple[int, ...]
 ) -> None:
-    """Also where the array ends within, and where whole chunks hold the fill value, which -0.0 is not."""
+    """This includes shards beyond the array's end, and chunks of only the fill value, which -0.0 is not."""
     numbers = [0.0, -0.0, 1.0] if dtype == "float32" else [0, 1]
     values = data.draw(arrays(dtype, shape, elements=st.sampled_from(numbers), fill=st.just(0)))
     root = tmp_path_factory.mktemp("shard")
@@ -36,7 +36,7 @@ def test_a_shard_is_what_zarr_writes(
 
 @pytest.mark.parametrize(("shape", "channels"), [((9, 20, 13), 0), ((3, 9, 20, 13), 3), ((20, 13), 0), ((2, 20, 13), 2)])
 def test_an_array_is_what_zarr_writes(tmp_path: Path, shape: tuple[int, ...], channels: int) -> None:
-    """All of it at once, with channels and with slices alone."""
+    """The whole array is compared, with channels and with slices alone."""
     rank = len(shape) - bool(channels)
     shard, chunk = ((channels,) * bool(channels) + SHARD[-rank:], (1,) * bool(channels) + CHUNK[-rank:])
     values = np.random.default_rng(0).integers(0, 3, shape, np.uint8)

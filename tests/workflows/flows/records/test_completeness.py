@@ -1,4 +1,4 @@
-"""Whatever is lost or damaged of all that an output consists of is noticed, and made again to the very same bytes."""
+"""Test that any lost or damaged part of an output is noticed, and restored to the same bytes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _levels() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume, a model, a mask, and an output with all that one may have."""
+    """Make a volume, a model, a mask, and an output with all optional parts."""
     folder = tmp_path_factory.mktemp("whole")
     mask = np.zeros((1, 25, 45), bool)
     mask[:, 2:, 3:30] = True
@@ -70,12 +70,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def output(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the output, to be damaged."""
+    """Make a copy of the output, to be damaged."""
     return Path(shutil.copytree(folder / "sound.zarr", tmp_path / "out.zarr"))
 
 
 def parts(output: Path) -> list[Path]:
-    """Each file of an output, but for the records of its runs and who it is."""
+    """Return each file of an output, except its run records and its identity."""
     files = (file for file in sorted(output.rglob("*")) if file.is_file())
     return [file for file in files if not file.relative_to(output).as_posix().startswith(("emseg/run-", IDENTITY))]
 
@@ -109,7 +109,7 @@ KINDS = [
     "probabilities/0/c/",
     "probabilities/1/c/",
 ]
-"""What an output consists of; of shards, where they are."""
+"""The parts of an output; for shards, their folders."""
 
 
 def one_of(output: Path, kind: str) -> Path:
@@ -159,7 +159,7 @@ def test_any_bit_of_a_document_counts(output: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_harmed_is_made_again(folder: Path, output: Path, kind: str) -> None:
-    """A bit of it, or all; of what takes the most time to be made again, one of these."""
+    """One bit or the whole part is damaged. Of the parts that are slow to restore, only one is tried."""
     costly = kind.endswith(("/c/", ".csv"))
     for harm in HARMS[KINDS.index(kind) % 2 :][:1] if costly else HARMS:
         harm(one_of(output, kind))
@@ -170,7 +170,7 @@ def test_what_is_harmed_is_made_again(folder: Path, output: Path, kind: str) -> 
 
 
 def test_all_at_once(folder: Path, output: Path, tmp_path: Path) -> None:
-    """All but the copy of what the output says about itself; what the mask left out is known by that mask alone."""
+    """Everything is damaged except the copy of the output's description. Only the mask knows which blocks it excluded."""
     for number, file in enumerate(parts(output)):
         if file.relative_to(output).as_posix() != "emseg/zarr.json":
             HARMS[number % 2](file)
@@ -239,7 +239,7 @@ def test_a_flipped_bit_makes_label_label_again(folder: Path, output: Path, tmp_p
 
 
 def test_what_is_away_for_a_moment_is_not_damaged(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is not found, and is there after all, was away; nothing is made again."""
+    """A file that is missing at first and found later was unavailable. Nothing is restored."""
     before, read = bytes_of(output), LocalFiles.read
     for name in ("labels/zarr.json", "labels/instances/zarr.json", "labels/classes/1/zarr.json", "emseg/outside.npy"):
         with monkeypatch.context() as patch:
@@ -251,7 +251,7 @@ def test_what_is_away_for_a_moment_is_not_damaged(output: Path, monkeypatch: pyt
 
 
 def test_blocks_that_were_not_there_are_not_missed(folder: Path, tmp_path: Path) -> None:
-    """Instance labels of what there was are whole, also once the rest was computed; but not without one of their parts."""
+    """Instance labels of the present blocks stay complete when more are computed, but not if one of their parts is lost."""
     output = Path(shutil.copytree(folder / "sound.zarr", tmp_path / "out.zarr"))
     one_of(output, "labels/classes/0/c/").unlink()
     assert label(output, threshold=0.6, name="some", allow_incomplete=True, workers=0).exit_code == 0
@@ -266,7 +266,7 @@ def test_blocks_that_were_not_there_are_not_missed(folder: Path, tmp_path: Path)
 
 
 def older(output: Path) -> None:
-    """As outputs were before they kept a copy of what they say about themselves."""
+    """Make an output without a copy of its description, as older versions did."""
     for name in ("zarr.json", "labels/instances/zarr.json"):
         document: dict[str, Any] = json.loads((output / name).read_bytes())
         for key in ("sha256", "table"):

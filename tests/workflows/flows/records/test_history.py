@@ -1,4 +1,4 @@
-"""What the records of several runs tell together."""
+"""Test the combined records of several runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def output(whole: Path, tmp_path: Path) -> Path:
-    """An output whose records are lost."""
+    """Make an output whose records are lost."""
     output = Path(shutil.copytree(whole, tmp_path / "out.zarr"))
     shutil.rmtree(output / "emseg" / "run-0001")
     return output
@@ -47,13 +47,13 @@ def started(output: Path, **more: Any) -> tuple[float, dict[str, Any]]:
 
 
 def ended(at: float, block: int, **more: Any) -> tuple[float, dict[str, Any]]:
-    """A block that has ended some seconds after its run began."""
+    """Return a block that ended some seconds after its run started."""
     outcome = replace(Outcome(block, "done", 1_000_000, Seconds(1, 2, 3, 4, 5), worker="host:1", peak_bytes=7), **more)
     return at, {"event": "block", **outcome.to_json()}
 
 
 def record(output: Path, run: int, *lines: tuple[float, dict[str, Any]] | str) -> None:
-    """The record of a run that began on the day of its number."""
+    """Write the record of a run that started on the day of its number."""
     folder = output / "emseg" / f"run-{run:04d}"
     folder.mkdir(exist_ok=True)
     (folder / "lease.json").write_text('{"released": true}')

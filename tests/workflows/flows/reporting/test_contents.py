@@ -1,4 +1,4 @@
-"""What an output holds is counted right, in all of it or in a part."""
+"""Test that the content of an output is counted correctly, in total and in part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`emseg ingest` and `emseg export` on workers: bytes and refusals of one process, whoever dies or is stopped meanwhile."""
+"""Test `emseg ingest` and `emseg export` on workers: the bytes and refusals of one process, even if workers die or stop."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    """Four workers, each with as many threads as one that `emseg ingest` starts."""
+    """Start four workers, each with as many threads as a worker of `emseg ingest`."""
     with local_cluster(4, BLOCKS_IN_FLIGHT) as client:
         yield client
 
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slabs of four slices, shards of 16 voxels along each edge."""
+    """Use slabs of four slices, and shards of 16 voxels along each edge."""
     monkeypatch.setattr(new_volume, "MAX_SLAB_BYTES", 4 * SHAPE[1] * SHAPE[2] * 2)
     monkeypatch.setattr(new_volume, "CHUNK_SIDE_VOXELS", 4)
 
@@ -122,7 +122,7 @@ def test_the_same_bytes_for_any_shape(tmp_path_factory: pytest.TempPathFactory, 
     if shape[0] == 1 and name.endswith("tif"):
         name = "folder"
     values = np.random.default_rng(data.draw(st.integers(0, 9))).integers(0, 2, shape).astype(dtype)
-    values[:, : data.draw(st.integers(0, 70))] = 0  # shards of nothing but 0 are not stored
+    values[:, : data.draw(st.integers(0, 70))] = 0  # shards of only 0 are not stored
     SAVED[name](folder / name, values)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(new_volume, "MAX_SLAB_BYTES", data.draw(st.integers(1, 2 * values.nbytes)))
@@ -132,7 +132,7 @@ def test_the_same_bytes_for_any_shape(tmp_path_factory: pytest.TempPathFactory, 
 
 
 def test_workers_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small volumes are not worth any, unless somebody asks; others get as many as there are cores and memory for."""
+    """Small volumes get none unless requested. Others get as many as cores and memory allow."""
     source, told = save_png(tmp_path / "s", voxels()), list[Event]()
 
     def workers() -> int:
@@ -232,7 +232,7 @@ def test_slices_of_several_sizes_are_refused_before_the_first_is_copied(tmp_path
 
 @pytest.mark.parametrize("name", ["folder", "png"])
 def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path, name: str) -> None:
-    """Workers do not look into each slice before they begin, but into those that they read."""
+    """Workers do not check every slice before they start, but they check those that they read."""
     SAVED[name](tmp_path / name, voxels())
     with new_volume.new_volume(tmp_path / "v", spec := _spec(), (4, 16, 16), source="s") as volume:
         known = KnownStack(spec.shape, spec.dtype)
@@ -269,7 +269,7 @@ if __name__ == "__main__":
 
 
 def run_dying(tmp_path: Path, what: str, source: Path, file: int, death: str) -> subprocess.CompletedProcess[str]:
-    """How a process with two workers ended, one of which has died in the middle of its n-th file."""
+    """Run two workers, one of which dies in the middle of its n-th file, and return how the command ended."""
     environment = {
         **os.environ,
         "DASK_DISTRIBUTED__WORKER__PRELOAD": str(Path(__file__).parents[3] / "dying_writer.py"),
@@ -279,12 +279,12 @@ def run_dying(tmp_path: Path, what: str, source: Path, file: int, death: str) ->
     }
     words = [sys.executable, "-c", PROGRAM, what, str(source), str(tmp_path / "v.zarr")]
     ended = subprocess.run(words, env=environment, capture_output=True, text=True, start_new_session=True, timeout=120)
-    (tmp_path / "died").unlink()  # so somebody has
+    (tmp_path / "died").unlink()  # so one of them has
     return ended
 
 
 def test_a_worker_that_dies_in_the_middle_of_a_file(tmp_path: Path) -> None:
-    """Its part is copied by another one, and what it has left half-written is gone."""
+    """Another worker copies its part, and its half-written file is removed."""
     source = save_png(tmp_path / "s", voxels())
     ingest(source, tmp_path / "whole.zarr", workers=0)
     ended = run_dying(tmp_path, "ingest", source, 14, "one")
@@ -329,7 +329,7 @@ def test_what_was_stopped_goes_on(tmp_path: Path, request: pytest.FixtureRequest
 
 
 def test_two_at_once(tmp_path: Path) -> None:
-    """The second one is refused, and the first one does not suffer."""
+    """The second one is refused, and the first one is not affected."""
     source, refused = save_mrc(tmp_path / "s.mrc", voxels()), []
     ingest(source, tmp_path / "whole.zarr", workers=0)
 

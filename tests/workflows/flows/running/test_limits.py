@@ -1,4 +1,4 @@
-"""What does not fit is refused in words that name both sizes."""
+"""Test that what does not fit is refused with both sizes in the message."""
 
 import math
 from dataclasses import replace
@@ -80,7 +80,7 @@ def test_space(tmp_path: Path) -> None:
 
 
 def test_a_worker_too_small_for_a_chunk_gets_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is written."""
+    """This is checked before anything is written."""
     volume, model = save_volume(tmp_path / "v.zarr", texture((7, 29, 31))), save_random_model(tmp_path / "m", PLANAR)
     monkeypatch.setattr(SerialExecutor, "memory", 2 * 5 * 16 * 16 - 1)
     before = snapshot(tmp_path)
@@ -91,7 +91,7 @@ def test_a_worker_too_small_for_a_chunk_gets_none(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("tta", [False, True])
 def test_blocks_are_made_smaller_where_a_predictor_is_slow(tta: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that none runs longer than ten minutes; the plan is stored, and gone on with as it is."""
+    """None runs longer than ten minutes. The plan is stored, and a resumed run uses it."""
     volume, model = save_volume(tmp_path / "v.zarr", texture((7, 61, 63))), save_random_model(tmp_path / "m", PLANAR)
     usual = segment(volume, tmp_path / "usual", model=model, tta=tta, workers=0)
     plan = recipe_of(open_output(tmp_path / "usual")).plan

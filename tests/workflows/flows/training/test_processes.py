@@ -1,4 +1,4 @@
-"""Trainings in several processes, through the real commands."""
+"""Test trainings in several processes with the real commands."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def alone(config: Path, text: str) -> NDArray[np.float32]:
-    """The weights that one process trains."""
+    """Train in one process, and return the weights."""
     config.write_text(text.replace("tiny.safetensors", "alone.safetensors"))
     path = train(config)
     found = weights_of(path)
@@ -51,7 +51,7 @@ def alone(config: Path, text: str) -> NDArray[np.float32]:
 
 
 def test_torchrun_gives_the_weights_of_one_process(config: Path) -> None:
-    """And the process that does not lead neither prints nor writes."""
+    """Only the leading process prints and writes."""
     expected, others = alone(config, CONFIG), alone(config, CONFIG.replace("batch = 2", "batch = 1"))
     launch = ["torchrun", "--standalone", "--nproc-per-node", "2", "--redirects", "3", "--log-dir", "said"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -95,7 +95,7 @@ def test_what_is_refused_is_said_once(config: Path, old: str, new: str, message:
 
 
 def test_stopped_and_resumed_by_other_processes(config: Path) -> None:
-    """One signal to the command ends all; what two have begun one finishes, within rounding."""
+    """One signal to the command ends all processes. One process finishes what two have started, within rounding."""
     long = CONFIG.replace("steps = 6", "steps = 300").replace("validate_every = 3", "validate_every = 100")
     expected = alone(config, long)
     config.write_text(long)
@@ -127,7 +127,7 @@ def test_one_that_is_killed_ends_all(config: Path) -> None:
 
 
 def test_no_process_outlives_the_one_that_started_it(config: Path) -> None:
-    """However that ended, and what it has learnt is kept."""
+    """This holds however that process ended. Its progress is kept."""
     config.write_text(CONFIG.replace("steps = 6", "steps = 3000"))
     with emseg_process("train", "tiny.toml", "--processes", "2") as process:
         while not Path("tiny.safetensors.checkpoint").exists() and process.poll() is None:
@@ -151,7 +151,7 @@ def test_processes_within_processes_are_refused(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(("visible", "own"), [("3,GPU-5,7", "GPU-5"), (None, "1")])
 def test_each_process_sees_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, visible: str | None, own: str) -> None:
     for name, value in (("WORLD_SIZE", "3"), ("LOCAL_RANK", "1"), ("CUDA_VISIBLE_DEVICES", visible)):
-        monkeypatch.setenv(name, value or "")  # so that it is put back
+        monkeypatch.setenv(name, value or "")  # so that it is restored
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     select_gpu()
@@ -211,7 +211,7 @@ def test_alone_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("world", ["1", "2"])
 def test_a_stop_is_told_whatever_was_going_on(world: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a signal arrives while some library handles an error of its own."""
+    """This includes a signal that arrives while a library handles its own error."""
     monkeypatch.setenv("WORLD_SIZE", world)
     monkeypatch.setenv("RANK", "0")
 

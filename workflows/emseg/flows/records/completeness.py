@@ -288,7 +288,7 @@ def matches_mask(outside: NDArray[np.bool_], recipe: Recipe) -> bool:
 
 
 def mask_digest(outside: NDArray[np.bool_]) -> str:
-    """Return the SHA-256 of which blocks a mask excludes, as recipes have it."""
+    """Return the SHA-256 of the blocks that a mask excludes, as in recipes."""
     return hashlib.sha256(np.packbits(outside).tobytes()).hexdigest()
 
 
@@ -305,7 +305,7 @@ def find_flaws(stored: Output) -> tuple[Flaw, ...]:
     Returns
     -------
     tuple of Flaw
-        What is missing or damaged.
+        Everything missing or damaged.
 
     Raises
     ------
@@ -330,7 +330,7 @@ def image_levels(stored: Output, found: Inventory, flaws: Sequence[Flaw]) -> dic
     found
         Its contents.
     flaws
-        What is missing or damaged.
+        Everything missing or damaged.
 
     Returns
     -------

@@ -162,7 +162,7 @@ class _Reader:
         self._counted = 0
 
     def read(self, number: int, lines: Iterator[dict[str, Any] | None]) -> None:
-        """Read the record of a run; of its lines, None is one that cannot be read."""
+        """Read the record of a run. A line that cannot be read is returned as None."""
         run, any_lines = RunFacts(number, Tally(self._blocks, 0)), False
         for line in lines:
             any_lines = True

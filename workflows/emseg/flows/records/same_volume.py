@@ -57,7 +57,7 @@ class RecordedDigests:
 
 @dataclass(frozen=True, slots=True)
 class FinishedBlocks:
-    """What is known about the finished blocks of a resumed run."""
+    """The finished blocks of a resumed run, compared with the volume."""
 
     recompute: NDArray[np.bool_] | None
     """Stored blocks without a digest, which are recomputed, ``(z, y, x) bool``; None if there are none.
@@ -113,12 +113,12 @@ def compare_sample(stored: Output, run: int, volume: Place, stages: StageRunner)
     volume
         Place of the volume.
     stages
-        Reads the blocks, and is told of it.
+        Runner of the stage that reads the blocks.
 
     Returns
     -------
     FinishedBlocks
-        What is known about the finished blocks.
+        The finished blocks.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def compare_all(stored: Output, runs: int, volume: Place, stages: StageRunner) -
     volume
         Place of the volume.
     stages
-        Reads the blocks, and is told of it.
+        Runner of the stage that reads the blocks.
 
     Returns
     -------

@@ -28,7 +28,7 @@ def output_to_resume(place: Place, overwrite: bool) -> Output | None:
     Parameters
     ----------
     place
-        Where the output is or will be.
+        Place of the output, which need not exist.
     overwrite
         Whether to start over instead.
 
@@ -92,7 +92,7 @@ def prepare_output(
     Parameters
     ----------
     place
-        Where the output is or will be.
+        Place of the output, which need not exist.
     recipe
         Everything that decides the output's bytes.
     outside

@@ -128,7 +128,7 @@ class Copier:
         return Placement(workers=workers if workers > 1 else 0)
 
     def _forward(self, event: Event) -> None:
-        """Forward an event, but for a failed part and the end of its stage."""
+        """Forward an event, except a failed part and the end of its stage."""
         if isinstance(event, BlockEnded) and event.outcome.status == "failed":
             self.failed = self.failed or event.outcome
         elif self.failed is None or not isinstance(event, RunEnded):

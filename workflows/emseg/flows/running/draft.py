@@ -72,7 +72,7 @@ class Draft:
 
     @property
     def cost(self) -> Cost:
-        """What the plan takes."""
+        """Cost of the plan."""
         return cost_of(self.plan, self.volume, self.settings.probabilities, self.settings.tta, self.steps)
 
     @property
@@ -96,7 +96,7 @@ class Draft:
         numerics
             How predictors compute.
         accuracy
-            What a low precision was measured to cost; None in float32.
+            Measured accuracy of a low precision; None in float32.
 
         Returns
         -------
@@ -195,7 +195,7 @@ def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Rec
 def settle(draft: Draft, executor: Executor, device: Device) -> tuple[Draft, Recipe, tuple[str, ...]]:
     """Settle the recipe of a run, once a worker has tried how predictors compute there.
 
-    Where an output was started, it is the recipe of what these workers would compute, to be compared.
+    For an output that was already started, it is the recipe of these workers, to compare with the stored one.
 
     Returns
     -------
@@ -239,7 +239,7 @@ def settle(draft: Draft, executor: Executor, device: Device) -> tuple[Draft, Rec
 
 
 def _part(settings: RunSettings, started: Recipe | None) -> Selection:
-    """Return the channel and timepoint asked for, else those that the output was started with."""
+    """Return the requested channel and timepoint, else those that the output was started with."""
     there = started.volume.selection if started is not None else None
     if there is None:
         return Selection(settings.channel, settings.timepoint)
@@ -275,7 +275,7 @@ def _told(card: Mapping[str, str]) -> Normalisation | None:
 def _plan(
     volume: VolumeSpec, model: NetworkSpec, box: Box | None, tile: Triple | None, started: Recipe | None, limits: Limits
 ) -> Plan:
-    """Return the stored plan of the output, where it answers what is asked for; else a new one."""
+    """Return the stored plan of the output if it fits the request, else a new one."""
     if started is not None:
         plan = started.plan
         asked = (volume.shape, model, box or volume.box, tile or plan.tile)
@@ -287,7 +287,7 @@ def _plan(
 def _in_time(cost: Cost, choice: Choice, limits: Limits) -> Limits:
     """Return smaller limits if a predictor is so slow that blocks would not end in time; else the same ones.
 
-    It is a power of two, so that it hardly ever depends on how fast the same hardware was this time.
+    The limit is a power of two, so that it hardly ever depends on fluctuations in the speed of the same hardware.
     """
     most = LONGEST_BLOCK_SECONDS * choice.flops_per_second
     if cost.flops <= most * cost.blocks:

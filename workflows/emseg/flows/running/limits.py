@@ -1,4 +1,4 @@
-"""What does not fit is refused before it is begun: chunks and tiles too large for the memory, outputs for the disk."""
+"""Refuse what does not fit before a run starts: chunks and tiles too large for the memory, outputs too large for the disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEAST_OF_VOLUME = 0.01
 
 
 def check_space(output: Place, output_bytes: int) -> None:
-    """Refuse a disk that cannot hold the output however well it is compressed; of an object store nobody knows.
+    """Refuse a disk that cannot hold even a well compressed output. The space of an object store is unknown.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def check_chunks(volume: VolumeSpec, path: Place, budget: int | None = None) -> 
 
 
 def check_claims(volume: VolumeSpec, part: Triple, name: str, target: Path, *, here: bool) -> None:
-    """Refuse to make a volume that this machine cannot hold: a damaged source may say that it is of any size.
+    """Refuse to make a volume that this machine cannot hold: a damaged source may claim any size.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def check_claims(volume: VolumeSpec, part: Triple, name: str, target: Path, *, h
             f"{memory / 2**30:.1f} GiB of memory: {remedy} one with more"
         )
     if not target.parent.is_dir():
-        return  # it will be said what is wrong with that place
+        return  # another check reports what is wrong with that place
     free = shutil.disk_usage(target.parent).free
     if free < LEAST_OF_VOLUME * volume.nbytes:
         raise VolumeError(
@@ -136,7 +136,7 @@ def check_memory(cost: Cost, memory: int | None, plan: Plan, workers: int) -> No
 
 
 def check_gpus(gpus: Mapping[str, Gpu], workers_per_gpu: int, cost: Cost, plan: Plan, device: Device) -> None:
-    """Refuse workers that share a GPU unasked, and a plan whose batch does not fit what is free on it.
+    """Refuse workers that share a GPU without permission, and a plan whose batch does not fit into the GPU's free memory.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def check_gpus(gpus: Mapping[str, Gpu], workers_per_gpu: int, cost: Cost, plan: 
     Raises
     ------
     DeviceError
-        If workers share a GPU unasked.
+        If workers share a GPU without permission.
     PlanError
         If weights and activations of one batch are more than is free.
     """

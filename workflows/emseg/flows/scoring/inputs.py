@@ -131,7 +131,7 @@ class Truth:
 
     @property
     def meaning(self) -> Mapping[str, tuple[int, ...]]:
-        """Values of each class, by its name; of instance ids, none."""
+        """Values of each class by name; empty for instance ids."""
         return self.labels or dict.fromkeys(CLASSES, ())
 
     def check(self, classes: tuple[str, ...]) -> None:

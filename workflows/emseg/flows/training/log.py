@@ -41,7 +41,7 @@ class TrainingLog:
         Parameters
         ----------
         resume
-            Whether the training goes on from a checkpoint.
+            Whether the training resumes from a checkpoint.
 
         Raises
         ------
