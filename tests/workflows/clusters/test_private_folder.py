@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import socket
@@ -120,6 +121,23 @@ def test_many_begin_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(begin, range(200)))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_another_run_is_about_to_remove_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That run takes the new folder for abandoned, and has its lock already."""
+    opened, removers = module._opened, list[int]()
+
+    def overtaken(path: Path) -> int:
+        if not removers:
+            removers.append(opened(path))
+            fcntl.flock(removers[0], fcntl.LOCK_EX)
+        return opened(path)
+
+    monkeypatch.setattr(module, "_opened", overtaken)
+    with private_folder(tmp_path) as folder:
+        first = next(path for path in tmp_path.iterdir() if path.stat().st_ino == os.fstat(removers[0]).st_ino)
+        assert folder != first
+    os.close(removers[0])
 
 
 def test_no_place_for_it_is_told(tmp_path: Path) -> None:

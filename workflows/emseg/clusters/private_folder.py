@@ -69,12 +69,20 @@ def _made(parent: Path) -> tuple[Path, int]:
         path.mkdir(mode=0o700)
         with suppress(FileNotFoundError):  # another run removed it before it was locked
             held = _opened(path)
-            # on a file system without locks, no run removes another's folder
-            with suppress(OSError):
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists():
+            if _locked(held) and path.exists():
                 return path, held
             os.close(held)
+
+
+def _locked(folder: int) -> bool:
+    """Lock an open folder; return False if another run has locked it, which is about to remove it."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # on a file system without locks, no run removes another's folder
+        pass
+    return True
 
 
 def _remove_forgotten(parent: Path) -> None:
