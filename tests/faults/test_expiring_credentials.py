@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,9 @@ from emseg_core.store.files.place import parse_place
 LIFETIME = 6.0
 """Lifetime of credentials in seconds."""
 REQUEST_SECONDS = 0.15
-"""Seconds that the store takes to write an object of the labels, so that a run is slow on any machine."""
+"""Seconds that the store takes to write an object of the labels, so that a run outlives its first credentials."""
+LONG_REQUEST_SECONDS = 2.0
+"""The same until credentials have expired, so that a run cannot end before, however fast the machine is."""
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -45,12 +47,18 @@ def sign_in(store: ObjectStore, undisturbed: Path, tmp_path: Path, monkeypatch: 
     sign_in = use_profile(tmp_path / "aws", monkeypatch)
     store.expired = sign_in.expired
 
-    def slow(key: str, signed: bool) -> str:
-        time.sleep(REQUEST_SECONDS if "/labels/classes/0/c/" in key else 0)
+    store.refuse = slowly(REQUEST_SECONDS)
+    return sign_in
+
+
+def slowly(seconds: float) -> Callable[[str, bool], str]:
+    """Return what makes the store take so long to write an object of the labels, and refuses nothing."""
+
+    def wait(key: str, signed: bool) -> str:
+        time.sleep(seconds if "/labels/classes/0/c/" in key else 0)
         return ""
 
-    store.refuse = slow
-    return sign_in
+    return wait
 
 
 def copied(output: str, into: Path) -> dict[str, str]:
@@ -76,9 +84,11 @@ def test_signed_out_for_a_while(workers: int, store: ObjectStore, undisturbed: P
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < deadline, "the run makes no progress"
         time.sleep(0.05)
+    store.refuse = slowly(LONG_REQUEST_SECONDS)
     sign_in.end()
     time.sleep(2 * LIFETIME + 6)
     assert driver.poll() is None, driver.communicate()
+    store.refuse = slowly(REQUEST_SECONDS)
     sign_in.begin(LIFETIME)
     out, err = driver.communicate(timeout=300)
     assert driver.returncode == 0, out + err
