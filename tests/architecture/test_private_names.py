@@ -77,7 +77,7 @@ def is_private(name: str) -> bool:
     if library in ("emseg", "emseg_core", "__future__"):
         return False
     hidden = any(part.startswith("_") or part == "core" for part in rest)
-    inside = library in ("distributed", "dask_jobqueue") and len(rest) > 1 and rest[0] not in ("security",)
+    inside = library in ("distributed", "dask_jobqueue") and len(rest) > 1
     return hidden or inside
 
 

@@ -45,17 +45,17 @@ class Guard(Router):
     - The token is in a cookie or in ``Authorization: Bearer``. A link with the token sets the cookie.
     """
 
-    def __init__(self, application: Application, proxy: str | None = None, scheduler: GuardedScheduler | None = None) -> None:
+    def __init__(self, application: Application, scheduler: GuardedScheduler, proxy: str | None = None) -> None:
         """Create a guard with a new token.
 
         Parameters
         ----------
         application
             The part of the server that it protects.
-        proxy
-            Host of a proxy, and its port if it has one, as browsers show it.
         scheduler
             Opens its dashboard when a page is asked for that is not there yet.
+        proxy
+            Host of a proxy, and its port if it has one, as browsers show it.
         """
         self._scheduler = scheduler
         self.token = new_token()
@@ -90,8 +90,9 @@ class Guard(Router):
             again = headers.get("Sec-Fetch-Site") == "cross-site" and headers.get("Sec-Fetch-Dest") == "document"
             return self._refuse(request, "open the link with the token that emseg has printed", again=again)
         find = partial(self._application.find_handler, request, **more)
-        if self._scheduler is None or self._scheduler.dashboard_is_open or not _is_unknown(find()):
-            return find()
+        found = find()
+        if self._scheduler.dashboard_is_open or not _is_unknown(found):
+            return found
         return _Opening(self._scheduler, find)
 
     def _is_friendly(self, page: str, host: str) -> bool:
@@ -178,7 +179,7 @@ class GuardedScheduler(Scheduler):
         """Serve only what the guard lets through."""
         super().start_http_server(*arguments, **more)  # type: ignore[no-untyped-call]
         server: Any = self.http_server
-        self.guard = Guard(self.http_application, _named_proxy(server.address, server.port), self)
+        self.guard = Guard(self.http_application, self, _named_proxy(server.address, server.port))
         server.request_callback = self.guard
 
     async def open_dashboard(self) -> None:

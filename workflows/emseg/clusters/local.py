@@ -454,7 +454,7 @@ class GuardedCluster(SpecCluster):
         self._failed_starts = 0
         self._watch = PeriodicCallback(self._replace_lost, 1000 * POLL_SECONDS)
         self.scheduler_spec["cls"] = GuardedScheduler
-        self.scheduler_spec["options"] |= {"dashboard": False, "extensions": {**DEFAULT_EXTENSIONS, "spans": BriefSpans}}
+        self.scheduler_spec["options"]["extensions"] = {**DEFAULT_EXTENSIONS, "spans": BriefSpans}
         await super()._start()  # type: ignore[no-untyped-call]
         self._watch.start()
 

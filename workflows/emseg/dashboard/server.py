@@ -97,12 +97,12 @@ def update_board(run: str, update: RunUpdate, dask_scheduler: Scheduler) -> bool
 def _install(scheduler: Scheduler) -> Boards:
     """Serve boards as JSON and metrics at once, and their page as soon as the scheduler has a dashboard."""
     boards = Boards()
-    known_later: list[Callable[[], object]] | None = getattr(scheduler, "on_dashboard", None)
+    on_dashboard: list[Callable[[], object]] | None = getattr(scheduler, "on_dashboard", None)
     prefix = "/"
-    if known_later is None or getattr(scheduler, "dashboard_is_open", False):
+    if on_dashboard is None or getattr(scheduler, "dashboard_is_open", False):
         prefix = _add_page(scheduler, boards)
     else:
-        known_later.append(partial(_add_page, scheduler, boards))
+        on_dashboard.append(partial(_add_page, scheduler, boards))
     json_route = (rf"{prefix.rstrip('/')}/json/{PAGE_NAME}.json", _Json, {"dask_server": scheduler})
     scheduler.http_application.add_handlers(r".*", [json_route])
     collector.boards = boards.known

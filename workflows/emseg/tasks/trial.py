@@ -142,7 +142,9 @@ def warm_up(trial: Trial) -> None:
         from emseg_core.store.volumes.volume import open_volume
 
         open_volume(trial.volume, part=trial.part)
-        open_predictor(load(trial.model, trial.spec), trial.backend, "float32", trial.threads, trial.device)
+        model = load(trial.model, trial.spec)
+        if not isinstance(model, PythonModel):  # a class of the user is instantiated once for each worker, by the run
+            open_predictor(model, trial.backend, "float32", trial.threads, trial.device)
 
 
 _known: dict[tuple[str, type, Triple, int, Precision, Device], Numerics] = {}

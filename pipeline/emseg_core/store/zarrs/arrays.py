@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -26,6 +27,8 @@ INDEX_ENTRY_BYTES = 16
 """Bytes of a chunk's entry in a shard's index: its offset and length."""
 CHECKSUM_BYTES = 4
 """Bytes of the checksum at the end of the index."""
+
+_cores = functools.cache(usable_cores)  # finding them reads files, and each write of several shards needs them
 
 
 def create_group(files: Files, name: str, attributes: dict[str, Any]) -> None:
@@ -359,7 +362,7 @@ class Shards:
         if len(indices) == 1:
             self._write_shard(indices[0], box, values)
             return
-        with ThreadPoolExecutor(min(len(indices), usable_cores())) as threads:
+        with ThreadPoolExecutor(min(len(indices), _cores())) as threads:
             list(threads.map(lambda index: self._write_shard(index, box, values), indices))
 
     def _write_shard(self, index: Triple, box: Box, values: NDArray[Any]) -> None:
