@@ -35,6 +35,7 @@ from emseg.clusters.local import (
     tunnel_command,
     worker_command,
 )
+from emseg_core.errors import InputError
 from emseg_core.machine import usable_memory
 
 PATIENCE = 120
@@ -289,6 +290,37 @@ def test_a_worker_that_dies_while_it_starts_is_replaced() -> None:
         while not (found := client.run(os.getpid, on_error="ignore")):
             sleep(0.1)
         assert len(found) == 1
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kills", [1, local.FIRST_STARTS])
+def test_a_worker_of_a_new_cluster_is_started_again(kills: int) -> None:
+    """Whatever kills it once, such as a lack of memory that has passed, ends no run."""
+    others = {process.pid for process in psutil.Process().children()}
+    killed: set[int] = set()
+    ended = threading.Event()
+
+    def killer() -> None:
+        while len(killed) < kills and not ended.wait(0.02):
+            for process in psutil.Process().children():
+                with suppress(psutil.Error):
+                    if process.pid not in others | killed and "spawn_main" in " ".join(process.cmdline()):
+                        process.kill()
+                        killed.add(process.pid)
+
+    thread = threading.Thread(target=killer)
+    thread.start()
+    try:
+        if kills < local.FIRST_STARTS:
+            with local_cluster(1, 1) as client:
+                assert client.submit(sum, [1, 2]).result() == 3
+        else:
+            with pytest.raises(InputError, match="ended by SIGKILL"), local_cluster(1, 1):
+                pytest.fail("no worker was left")
+    finally:
+        ended.set()
+        thread.join()
+    assert len(killed) == kills
 
 
 def test_nor_those_of_a_caller_in_another_thread() -> None:

@@ -42,6 +42,8 @@ POLL_SECONDS = 2.0
 """Interval between checks for lost workers."""
 DEATH_TIMEOUT_SECONDS = 60
 """Time for which a worker on another host tries to reach its scheduler."""
+FIRST_STARTS = 3
+"""Number of times that a worker of a new cluster is started if something kills it before it is ready."""
 MAX_FAILED_STARTS = 10
 """Number of workers that may be lost in a row while none is running, before the cluster gives up."""
 WORKER_MODULE = "emseg.clusters.worker"
@@ -295,7 +297,7 @@ class SturdyNanny(Nanny):
         super().__init__(scheduler, worker_class=SilentWorker, **options)
 
     async def instantiate(self) -> Status:
-        """Start the worker process.
+        """Start the worker process; in a new cluster, again if it is killed.
 
         Returns
         -------
@@ -307,13 +309,17 @@ class SturdyNanny(Nanny):
         WorkerStartError
             If the process ended before it was ready.
         """
-        if self.process is not None and self.process.status in (Status.stopped, Status.failed):
-            self.process = None
-        self._ended_with = None
-        status = await super().instantiate()
-        if status != Status.running and self._ended_with is not None:
-            raise WorkerStartError(self._ended_with)
-        return status
+        starts = FIRST_STARTS if self.status in (Status.init, Status.starting) else 1  # later, the nanny itself starts it again
+        while True:
+            if self.process is not None and self.process.status in (Status.stopped, Status.failed):
+                self.process = None
+            self._ended_with = None
+            status = await super().instantiate()
+            if status == Status.running or self._ended_with is None:
+                return status
+            starts -= 1
+            if not starts or self._ended_with >= 0:  # one that ends by itself does so each time
+                raise WorkerStartError(self._ended_with)
 
     async def kill(self, timeout: float = 5, reason: str = "nanny-kill") -> None:
         """Stop the worker process; while this nanny closes, that never fails."""
