@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from emseg_core.errors import BlockError, MemoryShortageError
 from emseg_core.grid.plan import Plan
 from emseg_core.grid.stitch import NOT_COMPUTED, classify, quantise, softmax
 from emseg_core.normalise import Normalisation, normalised
-from emseg_core.ports import Batch, LabelWriter, Predictor
+from emseg_core.ports import Batch, BlockWriter, Predictor
 from emseg_core.recipe import Recipe
 from emseg_core.specs.model import ModelSpec
 from emseg_core.specs.network import NetworkSpec
@@ -28,6 +28,17 @@ AS_IS = Normalisation("volume", (0.0,), (1.0,))
 """Normalisation that leaves intensities unchanged."""
 NUMERICS = Numerics("none 0", "none", "float32", 1, "2" * 64)
 """Made-up numerics."""
+
+
+def in_order(labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None = None) -> list[NDArray[np.uint8]]:
+    """Return the images of classes in the order in which a block of an output is written."""
+    return [*([] if probabilities is None else [probabilities]), labels]
+
+
+def labels_first(values: Sequence[NDArray[Any]]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Return the labels of a block, and its probabilities if there are any."""
+    *probabilities, labels = values
+    return labels, probabilities[0] if probabilities else None
 
 
 class ArrayVolume:
@@ -57,8 +68,9 @@ class MemoryLabels:
         count = len(plan.model.classes)
         self.probabilities = np.full((count, *plan.region.shape), NOT_COMPUTED, np.uint8) if probabilities else None
 
-    def write(self, box: Box, labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None) -> None:
+    def write(self, box: Box, values: Sequence[NDArray[Any]]) -> None:
         """Store whole write units, each at most once."""
+        labels, probabilities = labels_first(values)
         region = self._plan.region
         assert region.contains(box)
         for start, stop, corner, end, unit in zip(box.start, box.stop, region.start, region.stop, self._plan.unit, strict=True):
@@ -89,11 +101,11 @@ class FullDisk(MemoryLabels):
         super().__init__(plan, probabilities)
         self._full_at = full_at
 
-    def write(self, box: Box, labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None) -> None:
+    def write(self, box: Box, values: Sequence[NDArray[Any]]) -> None:
         """Store whole write units, except those of one block."""
         if box == self._full_at:
             raise OSError(28, "No space left on device")
-        super().write(box, labels, probabilities)
+        super().write(box, values)
 
 
 class LocalMean:
@@ -192,7 +204,7 @@ def context_of(
     *,
     normalisation: Normalisation = AS_IS,
     probabilities: bool = True,
-    labels: LabelWriter | None = None,
+    labels: BlockWriter | None = None,
 ) -> BlockContext:
     """Return a block context in memory. Without `labels`, it has `MemoryLabels` for the plan."""
     recipe = recipe_of(volume.spec, plan, normalisation, probabilities)

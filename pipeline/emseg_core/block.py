@@ -7,7 +7,7 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,12 +24,13 @@ from emseg_core.errors import BlockError, Fault, MemoryShortageError
 from emseg_core.grid.blocks import Block
 from emseg_core.grid.mirror import Reflection, reflect
 from emseg_core.grid.plan import Plan
-from emseg_core.grid.stitch import NOT_COMPUTED, QUANTA, Canvas, classify, finite, quantise, softmax
+from emseg_core.grid.stitch import NOT_COMPUTED, QUANTA, Canvas, finite, softmax, stored_values
 from emseg_core.grid.tiles import Tile, hull_of, tiles_of
 from emseg_core.normalise import Normalisation, normalised, refuse_nonfinite
 from emseg_core.outcome import Outcome, Stopwatch
-from emseg_core.ports import Batch, Classifier, LabelWriter, Predictor, StoredValues, VolumeReader
+from emseg_core.ports import Batch, BlockWriter, Classifier, Predictor, VolumeReader
 from emseg_core.recipe import Empty, Recipe
+from emseg_core.specs.heads import StoredImage, parts_of
 
 MAX_CAUSE_LENGTH = 400
 """Longest failure message in an outcome, in characters; libraries may raise pages."""
@@ -45,7 +46,7 @@ class BlockContext:
     """The open volume."""
     predictor: Predictor
     """The network."""
-    labels: LabelWriter
+    output: BlockWriter
     """The open output."""
     turn: AbstractContextManager[object]
     """Lock on the predictor. One block holds it at a time; the others read and write meanwhile."""
@@ -133,24 +134,22 @@ def outcome_of(block: Block, work: Callable[[Stopwatch], str | None]) -> Outcome
 
 
 def _segment(context: BlockContext, block: Block, watch: Stopwatch) -> str:
-    plan, model, box = context.recipe.plan, context.recipe.plan.model, block.write
+    plan, box = context.recipe.plan, block.write
     with watch.phase("read"):
         seen, read = _read(context.volume, context.recipe.normalisation, plan.read_box(block))
     if context.recipe.empty is not None and seen.shows_only(context.recipe.empty.value):
         with watch.phase("write"):
-            context.labels.write(box, *empty_block_values(context.recipe, context.recipe.empty, box))
+            context.output.write(box, empty_block_values(context.recipe, context.recipe.empty, box))
         return read
-    labels: Canvas[np.uint8] = Canvas(box, np.uint8)
-    probabilities: Canvas[np.uint8] | None = Canvas(box, np.uint8, len(model.classes)) if context.recipe.probabilities else None
+    canvases: list[Canvas[Any]] = [Canvas(box, image.dtype, image.channels or None) for image in context.recipe.images]
     predictor = TurnTakingPredictor(context, watch)
     # `closing` gives the turn back if an error ends the loop
     with watch.phase("stitch"), closing(predictor.label(seen, plan.tiles(block))) as found:
-        for target, label, stored in found:
-            labels.paste(target, label)
-            if probabilities is not None and stored is not None:
-                probabilities.paste(target, stored)
+        for target, values in found:
+            for canvas, voxels in zip(canvases, values, strict=True):
+                canvas.paste(target, voxels)
     with watch.phase("write"):
-        context.labels.write(box, labels.finish(), None if probabilities is None else probabilities.finish())
+        context.output.write(box, [canvas.finish() for canvas in canvases])
     return read
 
 
@@ -176,12 +175,12 @@ class TurnTakingPredictor:
         Returns
         -------
         ndarray
-            Logits, ``(n, classes, z', y', x') float32``.
+            Channels of all heads, ``(n, channels, z', y', x') float32``.
         """
         with self._turn():
             return self._context.predictor.predict(tiles)
 
-    def label(self, seen: Seen, tiles: Iterator[Tile]) -> Generator[tuple[Box, *StoredValues]]:
+    def label(self, seen: Seen, tiles: Iterator[Tile]) -> Generator[tuple[Box, list[NDArray[Any]]]]:
         """Label tiles as `label_tiles` does, in turn with the other blocks.
 
         A predictor that makes labels itself works one tile ahead, so it is held for the whole block.
@@ -196,15 +195,14 @@ class TurnTakingPredictor:
         Yields
         ------
         tuple
-            Target of each tile with its labels ``(z, y, x) uint8`` and, where the run keeps them, stored probabilities
-            ``(class, z, y, x) uint8``.
+            Target of each tile with the voxels of each image of the run.
         """
-        batch, probabilities = self._context.recipe.plan.batch, self._context.recipe.probabilities
+        batch, images = self._context.recipe.plan.batch, self._context.recipe.images
         if not isinstance(self._context.predictor, Classifier):
-            yield from label_tiles(self, seen, tiles, batch, probabilities)
+            yield from label_tiles(self, seen, tiles, batch, images)
             return
         with self._turn():
-            yield from label_tiles(self._context.predictor, seen, tiles, batch, probabilities)
+            yield from label_tiles(self._context.predictor, seen, tiles, batch, images)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -240,7 +238,7 @@ def predict_box(
     Returns
     -------
     ndarray
-        Probabilities, ``(class, z, y, x) float32``.
+        Channels of all heads, ``(channel, z, y, x) float32``: probabilities, and values of heads that have none.
 
     Raises
     ------
@@ -248,9 +246,11 @@ def predict_box(
         If the box cannot be read or predicted.
     """
     seen = read_seen(volume, normalisation, hull_of(box, tile, predictor.spec, lead))
-    canvas: Canvas[np.float32] = Canvas(box, np.float32, len(predictor.spec.classes))
-    for target, logits in predict_tiles(predictor, seen, tiles_of(box, tile, predictor.spec, lead), batch=1):
-        canvas.paste(target, softmax(logits))
+    heads = predictor.spec.heads
+    canvas: Canvas[np.float32] = Canvas(box, np.float32, sum(len(head.channels) for head in heads))
+    for target, output in predict_tiles(predictor, seen, tiles_of(box, tile, predictor.spec, lead), batch=1):
+        parts = [softmax(output[part]) if head.kind == "classes" else output[part] for head, part in parts_of(heads)]
+        canvas.paste(target, np.concatenate(parts) if len(parts) > 1 else parts[0])
     return canvas.finish()
 
 
@@ -305,7 +305,7 @@ class Seen:
         return Batch(voxels, mean, deviation)
 
 
-def empty_block_values(recipe: Recipe, empty: Empty, box: Box) -> StoredValues:
+def empty_block_values(recipe: Recipe, empty: Empty, box: Box) -> list[NDArray[Any]]:
     """Return what is stored for a block that is declared empty and therefore not predicted.
 
     Parameters
@@ -319,17 +319,17 @@ def empty_block_values(recipe: Recipe, empty: Empty, box: Box) -> StoredValues:
 
     Returns
     -------
-    labels
-        Labels, ``(z, y, x) uint8``.
-    probabilities
-        Stored probabilities, ``(class, z, y, x) uint8``; None if the run does not keep them.
+    list of ndarray
+        Voxels of each image of the run.
     """
-    labels = np.full(box.shape, empty.label, np.uint8)
-    if not recipe.probabilities:
-        return labels, None
-    probabilities = np.zeros((len(recipe.plan.model.classes), *box.shape), np.uint8)
-    probabilities[empty.label] = QUANTA
-    return labels, probabilities
+    values: list[NDArray[Any]] = []
+    for image in recipe.images:
+        if image.content == "labels":
+            values.append(np.full(box.shape, empty.label, np.uint8))
+        else:
+            values.append(np.zeros((image.channels, *box.shape), np.uint8))
+            values[-1][empty.label] = QUANTA
+    return values
 
 
 def read_seen(volume: VolumeReader, normalisation: Normalisation, box: Box) -> Seen:
@@ -372,9 +372,9 @@ def _mirrored(values: NDArray[Any], reflection: Reflection, normalisation: Norma
 
 
 def label_tiles(
-    predictor: Predictor, seen: Seen, tiles: Iterator[Tile], batch: int, probabilities: bool
-) -> Iterator[tuple[Box, *StoredValues]]:
-    """Predict tiles and turn their logits into labels and stored probabilities.
+    predictor: Predictor, seen: Seen, tiles: Iterator[Tile], batch: int, images: Sequence[StoredImage]
+) -> Iterator[tuple[Box, list[NDArray[Any]]]]:
+    """Predict tiles and turn the predictions into voxels of images.
 
     Parameters
     ----------
@@ -386,24 +386,28 @@ def label_tiles(
         The tiles.
     batch
         Tiles per call of the network.
-    probabilities
-        Whether stored probabilities are wanted.
+    images
+        Images that are stored; of a predictor that makes labels itself, those of classes alone.
 
     Yields
     ------
     tuple
-        Target of each tile with its labels ``(z, y, x) uint8`` and, if wanted, stored probabilities
-        ``(class, z, y, x) uint8``.
+        Target of each tile with the voxels of each image.
 
     Raises
     ------
     BlockError
-        As `predict_tiles`.
+        As `predict_tiles`, or if a prediction cannot be stored.
     """
     if not isinstance(predictor, Classifier):
-        for target, logits in predict_tiles(predictor, seen, tiles, batch):
-            yield target, classify(logits), quantise(softmax(logits)) if probabilities else None
+        parts = {head.name: part for head, part in parts_of(predictor.spec.heads)}
+        for target, output in predict_tiles(predictor, seen, tiles, batch):
+            try:
+                yield target, [stored_values(image, output[parts[image.head.name]]) for image in images]
+            except ValueError as error:
+                raise BlockError(f"{error} in {target}: correct the description of the model") from error
         return
+    probabilities = len(images) > 1
     inputs, outputs = itertools.tee(_grouped(tiles, batch))
     try:
         found = predictor.classify((seen.batch(group) for group in inputs), probabilities)
@@ -412,7 +416,8 @@ def label_tiles(
                 kept = tile.target.relative_to(tile.output.start).slices()
                 if (labels[number] == NOT_COMPUTED).any():
                     raise _not_finite(tile)
-                yield tile.target, labels[number][kept], None if stored is None else stored[number][(slice(None), *kept)]
+                shares = [] if stored is None else [stored[number][(slice(None), *kept)]]
+                yield tile.target, [*shares, labels[number][kept]]
     except MemoryShortageError as error:
         raise _too_large(batch, error) from error
 
@@ -436,7 +441,7 @@ def predict_tiles(
     Yields
     ------
     tuple
-        Target of each tile with its logits ``(class, z, y, x) float32``.
+        Target of each tile with the channels of all heads, ``(channel, z, y, x) float32``.
 
     Raises
     ------

@@ -6,7 +6,7 @@ in whole runs need not even describe its network, see `emseg_core.model.python_p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -62,7 +62,8 @@ class Predictor(Protocol):
         Returns
         -------
         ndarray
-            Logits, ``(n, classes, z', y', x') float32``.
+            Channels of all heads, ``(n, channels, z', y', x') float32``: logits of classes that exclude one another,
+            probabilities of independent classes and affinities, and values.
         """
 
 
@@ -106,20 +107,19 @@ class Classifier(Predictor, Protocol):
         """
 
 
-class LabelWriter(Protocol):
+class BlockWriter(Protocol):
     """An open output. Several threads and processes may write different blocks at the same time."""
 
-    def write(self, box: Box, labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None) -> None:
-        """Store a block. Labels are written last.
+    def write(self, box: Box, values: Sequence[NDArray[Any]]) -> None:
+        """Store a block, its images one after another.
 
         Parameters
         ----------
         box
             Whole write units, in the volume's coordinates.
-        labels
-            Labels, ``(z, y, x) uint8``.
-        probabilities
-            Stored probabilities, ``(class, z, y, x) uint8``, where the run keeps them.
+        values
+            Voxels of each image of the run, in the order of writing: labels ``(z, y, x)``, probabilities and values
+            ``(channel, z, y, x)``, in the image's type.
         """
 
     def is_done(self, box: Box) -> bool:

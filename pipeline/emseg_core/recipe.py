@@ -15,6 +15,7 @@ from typing import Any, Self
 from emseg_core.box import Triple, triple
 from emseg_core.grid.plan import Plan
 from emseg_core.normalise import Normalisation
+from emseg_core.specs.heads import Head, StoredImage, chosen_heads, images_of
 from emseg_core.specs.numerics import Accuracy, Numerics
 from emseg_core.specs.volume import VolumeSpec
 
@@ -57,8 +58,20 @@ class Recipe:
     """SHA-256 of the array of blocks that a mask leaves out; None without a mask."""
     empty: Empty | None = None
     """Declaration for blocks that see a single grey value; None if they are predicted like all others."""
+    heads: tuple[str, ...] = ()
+    """Names of the heads that are stored, in the order of writing; empty for a network of classes alone."""
     predictor: str | None = None
     """Name and version of the user's own predictor class; None for a model in a file."""
+
+    @property
+    def stored_heads(self) -> tuple[Head, ...]:
+        """The heads that are stored."""
+        return chosen_heads(self.plan.model.heads, self.heads or None)
+
+    @property
+    def images(self) -> tuple[StoredImage, ...]:
+        """The images that are stored, in the order of writing."""
+        return images_of(self.stored_heads, self.probabilities)
 
     @property
     def fingerprint(self) -> str:
@@ -104,6 +117,7 @@ class Recipe:
             **({"levels": [list(step) for step in self.steps]} if self.steps else {}),
             **({} if self.mask is None else {"mask": self.mask}),
             **({} if self.empty is None else {"empty": asdict(self.empty)}),
+            **({"heads": list(self.heads)} if self.heads else {}),
             **({} if self.predictor is None else {"predictor": self.predictor}),
         }
 
@@ -123,6 +137,7 @@ class Recipe:
             steps=tuple(triple(step) for step in data.get("levels", ())),
             mask=data.get("mask"),
             empty=Empty(float(data["empty"]["value"]), int(data["empty"]["label"])) if "empty" in data else None,
+            heads=tuple(map(str, data.get("heads", ()))),
             predictor=data.get("predictor"),
         )
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from emseg_core.box import Box
+from emseg_core.specs.heads import classes_head
 from emseg_core.specs.volume import VolumeSpec
 from emseg_core.store.outputs.layout import OutputLayout
 from emseg_core.store.outputs.lifecycle import create_output, open_output
@@ -28,10 +29,12 @@ UNIT = (1, 4, 4)
 def make(path: Path, edge: int) -> None:
     """Make an output with all units written: the first one regularly, the others as copies of its file."""
     region = Box((0, 0, 0), (edge, 4 * edge, 4 * edge))
-    create_output(path, OutputLayout(VolumeSpec(region.shape, "uint8", UNIT), region, ("a", "b"), UNIT, UNIT, False, {}))
+    create_output(
+        path, OutputLayout(VolumeSpec(region.shape, "uint8", UNIT), region, (classes_head(("a", "b")),), UNIT, UNIT, False, {})
+    )
     output = open_output(path)
     first = Box((0, 0, 0), UNIT)
-    output.write(first, np.zeros(UNIT, np.uint8), None)
+    output.write(first, [np.zeros(UNIT, np.uint8)])
     root = path / "labels" / "classes" / "0" / "c"
     document = (root / "0" / "0" / "0").read_bytes()
     for z, y in np.ndindex(edge, edge):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import in_order
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -121,7 +122,7 @@ def write_as_orphans(orphans: list[tuple[Output, Labels]], number: int) -> None:
         block = segment_box(orphan, number)
         part = labels[block.relative_to(orphan.region.start).slices()]
         with suppress(Exception):  # any error may stop it: its arrays may be gone
-            orphan.write(block, part, None)
+            orphan.write(block, in_order(part, None))
 
 
 def segment_box(output: Output, number: int) -> Any:

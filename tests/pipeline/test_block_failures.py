@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +41,7 @@ def run(context: BlockContext) -> list[Outcome]:
     outcomes = list(segment_blocks(context, PLAN))
     assert [outcome.block for outcome in outcomes] == list(range(len(PLAN)))
     for block, outcome in zip(PLAN, outcomes, strict=True):
-        assert context.labels.is_done(block.write) == (outcome.status == "done")
+        assert context.output.is_done(block.write) == (outcome.status == "done")
         assert (outcome.cause is None) == (outcome.status == "done")
         assert outcome.voxels == block.write.voxels
         assert min(outcome.seconds.read, outcome.seconds.wait, outcome.seconds.predict, outcome.seconds.write) >= 0
@@ -189,10 +190,10 @@ class WatchedLabels(MemoryLabels):
 
     turn: threading.Lock
 
-    def write(self, box: Box, labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None) -> None:
+    def write(self, box: Box, values: Sequence[NDArray[Any]]) -> None:
         """Store a block."""
         assert not self.turn.locked()
-        super().write(box, labels, probabilities)
+        super().write(box, values)
 
 
 def test_the_turn_is_held_while_predicting_and_only_then() -> None:

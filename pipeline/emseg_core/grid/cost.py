@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from emseg_core.box import Box, Triple
 from emseg_core.grid.blocks import Blocks
 from emseg_core.grid.plan import Plan
 from emseg_core.grid.pyramid import level_shapes
 from emseg_core.grid.reading import CACHE_BYTES, reading_of
 from emseg_core.grid.symmetry import SYMMETRIES
+from emseg_core.specs.heads import chosen_heads, images_of
 from emseg_core.specs.model import FLOAT32_BYTES
 from emseg_core.specs.volume import VolumeSpec
 
@@ -23,7 +26,7 @@ BLOCKS_IN_FLIGHT = 2
 MIRROR_COPIES = 3
 """Copies of a block's input that exist while it is mirrored axis by axis."""
 CANVASES_PER_BLOCK = 2
-"""Canvases of a block, for labels and probabilities; each marks painted voxels with a byte per voxel."""
+"""Canvases of a block of classes, for labels and probabilities; each marks painted voxels with a byte per voxel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,14 @@ class Cost:
         return {**asdict(self), "bytes_read_per_needed": self.bytes_read / self.bytes_needed}
 
 
-def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = False, steps: Sequence[Triple] = ()) -> Cost:
+def cost_of(
+    plan: Plan,
+    volume: VolumeSpec,
+    probabilities: bool,
+    tta: bool = False,
+    steps: Sequence[Triple] = (),
+    heads: Sequence[str] | None = None,
+) -> Cost:
     """Predict the cost of a plan on a volume.
 
     Parameters
@@ -72,6 +82,8 @@ def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = Fal
         Whether the run uses test-time augmentation.
     steps
         Step (z, y, x) of each coarser pyramid level of the output.
+    heads
+        Names of the heads that the run stores; None for all.
 
     Returns
     -------
@@ -87,7 +99,8 @@ def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = Fal
             stop = min(start + plan.unit[axis], region.stop[axis])
             on_axis += -(-(stop - start // lattice * lattice) // step)
         tiles *= on_axis
-    arrays = 1 + (len(model.classes) if probabilities else 0)
+    images = images_of(chosen_heads(model.heads, heads), probabilities)
+    arrays = sum(max(1, image.channels) * np.dtype(image.dtype).itemsize for image in images)  # bytes of a voxel
     levels = [Blocks(Box.of_shape(shape), plan.unit) for shape in level_shapes(region.shape, steps)]
     return Cost(
         blocks=len(plan),
@@ -95,17 +108,17 @@ def cost_of(plan: Plan, volume: VolumeSpec, probabilities: bool, tta: bool = Fal
         flops=tiles * model.flops(plan.tile) * (len(SYMMETRIES) if tta else 1),
         bytes_needed=region.voxels * volume.itemsize,
         bytes_read=reading_of(volume, region, model, plan.unit, plan.tile).voxels * volume.itemsize * volume.together,
-        bytes_per_worker=_worker_bytes(plan, volume, arrays),
+        bytes_per_worker=_worker_bytes(plan, volume, arrays + max(CANVASES_PER_BLOCK, len(images))),
         bytes_per_predictor=_predictor_bytes(plan),
         output_bytes=sum(level.region.voxels for level in levels) * arrays,
-        output_files=sum(map(len, levels)) * (2 if probabilities else 1),
+        output_files=sum(map(len, levels)) * len(images),
     )
 
 
-def _worker_bytes(plan: Plan, volume: VolumeSpec, arrays: int) -> int:
+def _worker_bytes(plan: Plan, volume: VolumeSpec, canvases: int) -> int:
     """Return the peak memory of a worker: runtime, predictor, chunk cache, and blocks as read, while mirrored, and stitched."""
     seen = plan.read_box(plan.block(0)).voxels  # the first block is not clipped, and mirroring does not change how much is read
-    block = MIRROR_COPIES * seen * volume.itemsize + math.prod(plan.unit) * (arrays + CANVASES_PER_BLOCK)
+    block = MIRROR_COPIES * seen * volume.itemsize + math.prod(plan.unit) * canvases
     others = (volume.together - 1) * volume.chunk_bytes  # channels of the chunk that are decompressed but not wanted
     return RUNTIME_BYTES + _predictor_bytes(plan) + cache_bytes(volume) + BLOCKS_IN_FLIGHT * (block + others)
 

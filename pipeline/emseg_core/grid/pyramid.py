@@ -105,13 +105,13 @@ def coarser_shape(shape: Triple, step: Triple) -> Triple:
 def coarsened(values: NDArray[Any], step: Triple, rule: Rule) -> NDArray[Any]:
     """Compute the voxels of the next coarser level.
 
-    Of equally frequent values, the smallest is taken. Means are rounded, halves up, and leave out voxels that are
-    `NOT_COMPUTED`. All arithmetic is in integers.
+    Of equally frequent values, the smallest is taken. Means leave out voxels that are not computed, `NOT_COMPUTED` or NaN.
+    Those of integers are rounded, halves up, by arithmetic in integers.
 
     Parameters
     ----------
     values
-        Unsigned integers, ``(..., z, y, x)``: all voxels that those of the coarser level represent.
+        Unsigned integers, or `float16` for means, ``(..., z, y, x)``: all voxels that those of the coarser level represent.
     step
         Step (z, y, x) to the coarser level.
     rule
@@ -134,7 +134,13 @@ def coarsened(values: NDArray[Any], step: Triple, rule: Rule) -> NDArray[Any]:
 
 
 def _mean(parts: NDArray[Any]) -> NDArray[Any]:
-    """Return the rounded mean along the first axis of the voxels that are computed."""
+    """Return the mean along the first axis of the voxels that are computed."""
+    if parts.dtype.kind == "f":
+        known = ~np.isnan(parts)
+        sums = np.where(known, parts, 0).astype(np.float32).sum(axis=0)
+        means = sums / np.maximum(known.sum(axis=0, dtype=np.uint32), 1).astype(np.float32)
+        averages: NDArray[Any] = np.where(known.any(axis=0), means, np.nan).astype(parts.dtype)
+        return averages
     there = parts != NOT_COMPUTED
     count = there.sum(axis=0, dtype=np.uint32)
     total = np.where(there, parts, 0).sum(axis=0, dtype=np.uint32)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from emseg_core.box import Box
+from emseg_core.specs.heads import StoredImage
 
 NOT_COMPUTED = 255
 """Value of voxels that no block has written. Labels and quantised probabilities never have it."""
@@ -98,6 +99,50 @@ def quantise(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
     """
     stored: NDArray[np.uint8] = np.rint(probabilities * np.float32(QUANTA)).astype(np.uint8)
     return stored
+
+
+def stored_values(image: StoredImage, values: NDArray[np.float32]) -> NDArray[Any]:
+    """Turn predicted values of a head into voxels of an image.
+
+    Parameters
+    ----------
+    image
+        The image.
+    values
+        Prediction of its head, ``(channel, z, y, x) float32``: logits of classes that exclude one another, probabilities of
+        independent classes and affinities, or values.
+
+    Returns
+    -------
+    ndarray
+        Voxels, ``(z, y, x)`` or ``(channel, z, y, x)`` in the type of the image. Values outside its scale are clipped.
+
+    Raises
+    ------
+    ValueError
+        If a probability is not between 0 and 1, or a value is too large for the image's type.
+    """
+    head = image.head
+    if head.kind == "classes":
+        return classify(values) if image.content == "labels" else quantise(softmax(values))
+    if head.kind != "values":
+        if values.size and not 0 <= float(values.min()) <= float(values.max()) <= 1:
+            raise ValueError(
+                f"the head {head.name!r} is said to give probabilities, but gives {values.min():.4g} to {values.max():.4g}"
+            )
+        if image.content == "probabilities":
+            return quantise(values)
+        number = head.channels.index(image.name)
+        belongs: NDArray[np.uint8] = (values[number] >= np.float32(head.thresholds[number])).astype(np.uint8)
+        return belongs
+    if head.scale is None:
+        with np.errstate(over="ignore"):
+            halves: NDArray[np.float16] = values.astype(np.float16)
+        if not np.isfinite(halves).all():
+            raise ValueError(f"the head {head.name!r} gives {np.abs(values).max():.4g}, too large for float16: state a scale")
+        return halves
+    low, high = map(np.float32, head.scale)
+    return quantise((np.clip(values, low, high) - low) / (high - low))
 
 
 class Canvas(Generic[Scalar]):

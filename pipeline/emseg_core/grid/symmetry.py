@@ -90,8 +90,13 @@ def check_symmetric(spec: NetworkSpec) -> None:
     Raises
     ------
     PlanError
-        If a kernel or a pooling factor differs between y and x.
+        If a kernel or a pooling factor differs between y and x, or a head has directions.
     """
+    if others := [head.name for head in spec.heads if head.kind != "classes"]:
+        raise PlanError(
+            f"--tta turns tiles, and averages the probabilities of classes that exclude one another, but the network has the "
+            f"head {others[0]!r}: leave out --tta"
+        )
     for what, (_, y, x) in spec.planes():
         if y != x:
             raise PlanError(

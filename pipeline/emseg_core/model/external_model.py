@@ -28,7 +28,8 @@ from emseg_core.documents import read_document
 from emseg_core.errors import ModelError
 from emseg_core.installation import install_hint
 from emseg_core.model.package import DESCRIPTIONS, MAX_MODEL_BYTES, read_package
-from emseg_core.specs.contract import Activation, Contract
+from emseg_core.specs.contract import Contract
+from emseg_core.specs.heads import Activation
 
 Kind = Literal["onnx", "exported"]
 

@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 from emseg_core.box import Triple, triple
 from emseg_core.errors import ModelError
+from emseg_core.specs.heads import ACTIVATIONS, Activation, Head, check_heads, classes_head, classes_of
 from emseg_core.specs.network import Tiled
-
-Activation = Literal["logits", "softmax", "sigmoid", "sigmoid logits"]
-"""Output of a network.
-
-Logits of mutually exclusive classes, or their probabilities (``softmax``); or a single channel with the probability that a
-voxel belongs to the second of two classes (``sigmoid``), or its logit.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +24,7 @@ class Contract(Tiled):
     """
 
     classes: tuple[str, ...]
-    """Name of each class, in the order of the label values from 0."""
+    """Name of each class that excludes the others, in the order of the label values from 0; empty if there are none."""
     planar: bool
     """Whether it is a 2-D network, which is run slice by slice."""
     context: Triple
@@ -42,7 +36,7 @@ class Contract(Tiled):
     crop: Triple
     """Voxels (z, y, x) of the context that are cropped from the network's output, because padding affects them."""
     activation: Activation
-    """Output of the network."""
+    """Output of the network, of which ``sigmoid`` is the probability of the second of two classes; ``none`` without classes."""
     local: bool
     """Whether the receptive field of every kept voxel is within the context; only then labels do not depend on tiles."""
     parameters: int
@@ -55,17 +49,35 @@ class Contract(Tiled):
     """The only tile shape (z, y, x) that the network accepts, if there is just one."""
     channel: int | None = None
     """The output channel to use, if there are others."""
+    heads: tuple[Head, ...] = ()
+    """All heads, in the order of their channels in a prediction; by default, the classes alone."""
 
     def __post_init__(self) -> None:
-        if not 2 <= len(self.classes) <= 254:
-            raise ModelError(f"a network has 2 to 254 classes (label 255 means 'not computed'), not {len(self.classes)}")
-        if self.activation not in get_args(Activation):
-            raise ModelError(f"the activation is {self.activation!r}, but must be one of {', '.join(get_args(Activation))}")
-        if self.activation.startswith("sigmoid") and len(self.classes) != 2:
-            raise ModelError(f"one output channel separates two classes, not {len(self.classes)}: name two")
+        if self.classes or not self.heads:
+            self._check_classes()
+        if not self.heads:
+            object.__setattr__(self, "heads", (self._classes_head,))
+        check_heads(self.heads)
+        if self.classes != classes_of(self.heads):
+            raise ModelError(f"the network has the classes {self.classes}, but its heads {classes_of(self.heads)}")
         sizes = (*self.lattice, *self.least, self.flops_per_voxel + 1, self.bytes_per_voxel + 1)
         if min(sizes) < 1 or min(*self.context, *self.crop) < 0:
             raise ModelError(f"the sizes of the contract {self} are out of range")
+
+    def _check_classes(self) -> None:
+        """Check that classes and activation go together."""
+        if not 2 <= len(self.classes) <= 254:
+            raise ModelError(f"a network has 2 to 254 classes (label 255 means 'not computed'), not {len(self.classes)}")
+        known = ACTIVATIONS["classes"]
+        if self.activation not in known:
+            raise ModelError(f"the activation is {self.activation!r}, but must be one of {', '.join(known)}")
+        if self.activation.startswith("sigmoid") and len(self.classes) != 2:
+            raise ModelError(f"one output channel separates two classes, not {len(self.classes)}: name two")
+
+    @property
+    def _classes_head(self) -> Head:
+        """The head of a network that has classes alone."""
+        return classes_head(self.classes, self.activation, self.channel)
 
     @property
     def channels(self) -> int:
@@ -165,6 +177,8 @@ class Contract(Tiled):
     @property
     def gives(self) -> str:
         """Type of output."""
+        if any(head.kind != "classes" for head in self.heads):
+            return "; ".join(map(str, self.heads))
         return self.activation if self.channel is None else f"{self.activation} in channel {self.channel}"
 
     def remarks(self) -> Iterator[tuple[str, str]]:
@@ -179,8 +193,11 @@ class Contract(Tiled):
         yield "exact", exact
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return {"contract": asdict(self)}
+        """Return the fields as JSON values; `heads` only if they are more than classes."""
+        said = asdict(self) | {"heads": [head.to_json() for head in self.heads]}
+        if self.classes and self.heads == (self._classes_head,):
+            del said["heads"]
+        return {"contract": said}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -195,6 +212,7 @@ class Contract(Tiled):
             fields = dict(data["contract"])
             fields |= {name: triple(fields[name]) for name in ("context", "lattice", "least", "crop")}
             fields["classes"] = tuple(fields["classes"])
+            fields["heads"] = tuple(map(Head.from_json, fields.get("heads", ())))
             if fields.get("only_tile") is not None:
                 fields["only_tile"] = triple(fields["only_tile"])
             return cls(**fields)

@@ -24,6 +24,7 @@ from typing import Any, Literal, Self, get_args
 
 from emseg_core.box import Triple, triple
 from emseg_core.errors import ModelError
+from emseg_core.specs.heads import Head, classes_head
 from emseg_core.specs.network import Tiled
 
 OutputKind = Literal["softmax"]
@@ -132,6 +133,11 @@ class ModelSpec(Tiled):
             raise ModelError(f"dropout must be in [0, 1), not {self.dropout}")
         if self.output not in get_args(OutputKind):
             raise ModelError(f"the output kind must be one of {get_args(OutputKind)}, not {reprlib.repr(self.output)}")
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The head of its classes."""
+        return (classes_head(self.classes),)
 
     @classmethod
     def unet(

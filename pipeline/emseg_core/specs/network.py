@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from emseg_core.box import Triple, triple
 from emseg_core.errors import ModelError
+from emseg_core.specs.heads import Head
 
 
 class NetworkSpec(Hashable, Protocol):
@@ -17,8 +18,12 @@ class NetworkSpec(Hashable, Protocol):
     """
 
     @property
+    def heads(self) -> tuple[Head, ...]:
+        """Heads, in the order of their channels in a prediction."""
+
+    @property
     def classes(self) -> tuple[str, ...]:
-        """Name of each class, in the order of the label values from 0."""
+        """Name of each class that excludes the others, in the order of the label values from 0; empty if there are none."""
 
     @property
     def channels(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import recipe_of
+from fakes import in_order, recipe_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from observed import Observed
@@ -51,7 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stored = open_output(folder / "out.zarr")
     box = PLAN.block(0).write
     probabilities = np.full((len(stored.classes), *box.shape), 127, np.uint8)
-    stored.write(box, np.zeros(box.shape, np.uint8), probabilities)
+    stored.write(box, in_order(np.zeros(box.shape, np.uint8), probabilities))
     (folder / "out.zarr" / "emseg" / "run-0001").mkdir()
     (folder / "out.zarr" / "emseg" / "run-0001" / "lease.json").write_text(json.dumps({"holder": {}, "released": True}))
     lines = lines_of(stored.attributes["fingerprint"], str(volume))

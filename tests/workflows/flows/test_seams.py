@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from fakes import in_order
 from runs import PLANAR, plan_of, run_emseg, save_random_model, save_volume, shards, texture
 
 from emseg.flows.records.run_log import recipe_of
@@ -52,7 +53,7 @@ def test_blocks_that_differ_have_some(folder: Path, tmp_path: Path) -> None:
     for number, box in enumerate(_write_units(output)):
         if number % 2:
             labels, probabilities = output.read_labels(box), output.read_probabilities(box)
-            output.write(box, 1 - labels, np.ascontiguousarray(probabilities[::-1]))
+            output.write(box, in_order(1 - labels, np.ascontiguousarray(probabilities[::-1])))
     found = evaluate_seams(tmp_path / "out.zarr")
     assert (found.found, found.exit_code) == (True, 3)
     assert {trace.what for trace in found.traces if trace.excess.suspect} == {"labels", "probabilities"}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import in_order
 from runs import CUBIC, PLANAR, rewrite_description, save_random_model, save_volume, shards, texture
 
 from emseg.flows.segment import segment
@@ -87,7 +88,7 @@ def test_wrong_labels_are_found(folder: Path, tmp_path: Path) -> None:
         start = triple(int(i) * n for i, n in zip(unit, output.unit, strict=True))
         write = Box(start, triple(s + n for s, n in zip(start, output.unit, strict=True))).intersect(output.region)
         labels, probabilities = output.read_labels(write), output.read_probabilities(write)
-        output.write(write, np.roll(labels, 1, axis=2), probabilities)
+        output.write(write, in_order(np.roll(labels, 1, axis=2), probabilities))
     verdict = verify(output.path)
     assert verdict.wrong_labels > 0
     assert verdict.wrong_probabilities == 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from emseg.cli.values import EMPTY, GPUS, TRIPLE, pair
+from emseg.cli.values import EMPTY, GPUS, NAMES, TRIPLE, pair
 from emseg.placement import Placement
 from emseg.settings.fields import texts_of
 from emseg.settings.run import RunSettings
@@ -24,6 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "model": {"metavar": "NAME|FILE"},
     "roi": {"metavar": "Z0:Z1,Y0:Y1,X0:X1"},
     "probabilities": {"is_flag": True},
+    "heads": {"type": NAMES},
     "empty": {"type": EMPTY},
     "tta": {"is_flag": True},
     "pyramid": {"param_decls": ["--pyramid/--no-pyramid"], "default": None},

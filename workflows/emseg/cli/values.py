@@ -72,11 +72,19 @@ def _value_and_class(parts: Iterable[Any]) -> tuple[float, str]:
     return float(number), name
 
 
+def _names(parts: Iterable[Any]) -> tuple[str, ...]:
+    names = tuple(str(part).strip() for part in parts)
+    if not all(names):
+        raise ValueError("a name is empty")
+    return names
+
+
 def pair(name: str) -> Parsed:
     """Return the type of two whole numbers, ``1:8``; `name` describes them, such as ``min:max``."""
     return Parsed(name, f"two whole numbers {name}", ":", _two)
 
 
+NAMES = Parsed("NAME,...", "names separated by commas", ",", _names)
 TRIPLE = Parsed("z,y,x", "three whole numbers z,y,x", ",", lambda parts: triple(_whole(parts)))
 GPUS = Parsed("n,n", "a list of whole numbers n,n", ",", _whole)
 EMPTY = Parsed("value=class", "a grey value and a class, value=class", "=", _value_and_class)

@@ -11,7 +11,6 @@ from PIL import Image, ImageColor
 from emseg.dashboard.board import Board, RunDescription, State
 from emseg.pages.colours import AMBER, BLUE, RED, hex_colour
 from emseg_core.box import Box, Triple
-from emseg_core.grid.stitch import NOT_COMPUTED
 
 MAP_WIDTH_PIXELS, MAP_HEIGHT_PIXELS = 760, 600
 """Largest size of the map in pixels."""
@@ -155,7 +154,7 @@ def draw_slice(description: RunDescription, block: Box) -> tuple[NDArray[np.uint
     InputError
         If the volume or the output cannot be read by this process.
     """
-    from emseg.pages.pictures import contrast, overlay
+    from emseg.pages.pictures import contrast, drawn
     from emseg_core.store.outputs.lifecycle import open_output
     from emseg_core.store.volumes.volume import open_volume
 
@@ -163,9 +162,11 @@ def draw_slice(description: RunDescription, block: Box) -> tuple[NDArray[np.uint
     (top, bottom), (left, right) = (_around(block, description.region, axis) for axis in (1, 2))
     box = Box((z, top, left), (z + 1, bottom, right))
     every = -(-max(box.shape) // MAX_SLICE_PIXELS)
-    labels = open_output(description.output).read_labels(box)[0, ::every, ::every]
+    output = open_output(description.output)
     grey = contrast(open_volume(description.volume, part=description.part).read(box)[0, ::every, ::every])
-    return _rgba(grey), _rgba(overlay(grey, np.where(labels == NOT_COMPUTED, 0, labels), description.classes)), box
+    image = next((image for image in output.images[::-1] if image.content == "labels"), output.images[-1])
+    labels = drawn(image, output.read(image.name, box)[..., 0, ::every, ::every], grey)
+    return _rgba(grey), _rgba(labels), box
 
 
 def _around(block: Box, region: Box, axis: int) -> tuple[int, int]:

@@ -48,7 +48,7 @@ from emseg_core.store.outputs.instances import (
     stored_instances,
     table_path,
 )
-from emseg_core.store.outputs.layout import Generation
+from emseg_core.store.outputs.layout import Generation, label_names
 from emseg_core.store.outputs.level import remove_stale_units
 from emseg_core.store.outputs.lifecycle import open_output
 from emseg_core.store.outputs.output import Output
@@ -234,7 +234,7 @@ def _label(stored: Output, labelling: Labelling, name: str, options: _Options) -
     if before is not None and same and not scratch.has_image:
         if scratch.has_files:  # an earlier process was killed while it published them
             with claim_output(place, notify) as claim, claim.held() as lease:
-                publish(lease.token.files, scratch.folder, name, Generation(stored.generation).classes)
+                publish(lease.token.files, scratch.folder, name, label_names(stored.images, Generation(stored.generation)))
         if not (cause := why_damaged(stored, name, stop)):
             return Labelled(place / f"labels/{name}", place / table_path(name), int(before["segments"]), 0)
         notify(Noticed(f"{cause}: computing {name} again"))
@@ -309,7 +309,7 @@ class _Labeller:
         if (digest := scratch.read_shared("table")) is not None:  # None if an older release started it
             facts["table"] = digest.tobytes().hex()
         describe_image(scratch, instances_group(space, steps, with_digest(facts)))
-        publish(scratch.files, scratch.folder, self.name, Generation(self.stored.generation).classes)
+        publish(scratch.files, scratch.folder, self.name, label_names(self.stored.images, Generation(self.stored.generation)))
         return replace(unfinished, segments=facts["segments"], exit_code=0)
 
     @property
@@ -383,6 +383,7 @@ def _micrometres(recipe: Recipe) -> float | None:
 
 def _class_of(stored: Output, name: str | None, watershed: bool) -> int:
     """Return the number of the class of the boundary, or of the components; by default, that of the usual name."""
+    stored.require_classes()
     if watershed and not stored.keeps_probabilities:
         raise OutputError(
             f"{stored.path} stores no probabilities, but a watershed needs them: run again with --probabilities --overwrite, "

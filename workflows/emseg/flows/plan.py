@@ -143,7 +143,7 @@ def plan(volume: str | Path | Address, settings: RunSettings | None = None, **gi
         plan=made,
         volume=source.spec,
         layouts=layouts,
-        cost=cost_of(made, source.spec, settings.probabilities, settings.tta, steps),
+        cost=cost_of(made, source.spec, settings.probabilities, settings.tta, steps, settings.heads),
         outside=0 if outside is None else int(outside.sum()),
     )
 

@@ -282,10 +282,8 @@ def _left_out(found: Inventory, mask: Path | None) -> NDArray[np.bool_]:
         if not matches_mask(given, recipe):
             raise OutputError(f"the mask {mask} is not the one that {place} was made with: give the right one with --mask")
         return given
-    arrays = [open_shards(found.files, f"{found.generation.labels}/0", 0)]
-    if recipe.probabilities:
-        classes = len(recipe.plan.model.classes)
-        arrays.append(open_shards(found.files, f"{found.generation.probabilities}/0", classes))
+    images = recipe.images[::-1]
+    arrays = [open_shards(found.files, f"{found.generation.path(image)}/0", image.channels) for image in images]
     stored = [array.stored() for array in arrays]
     nowhere: NDArray[np.bool_] = ~np.logical_or.reduce(stored)
     for outside in (nowhere, *(~there for there in stored)):

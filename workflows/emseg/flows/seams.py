@@ -99,6 +99,7 @@ def evaluate_seams(output: str | Place) -> Seams:
         If there is no output, or it is not complete.
     """
     stored = open_output(output)
+    stored.require_classes()
     check_complete(stored)
     recipe = recipe_of(stored)
     sums = [Planes(length) for length in stored.region.shape]

@@ -39,6 +39,7 @@ from emseg_core.outcome import Stopwatch
 from emseg_core.ports import Predictor, VolumeReader
 from emseg_core.printable import printable_lines
 from emseg_core.recipe import Recipe
+from emseg_core.specs.heads import StoredImage, parts_of
 from emseg_core.specs.numerics import Accuracy
 from emseg_core.store.files.faults import translate_errors
 from emseg_core.store.files.lease import newest_run
@@ -64,13 +65,15 @@ class Verdict:
     not_computed: int = 0
     """Voxels that the run has not computed; they are not compared."""
     ties: int = 0
-    """Labels that differ where the two best classes are within `tolerance`, so that rounding decides."""
+    """Labels that differ where the two best classes, or probability and threshold, are within `tolerance`."""
     wrong_labels: int = 0
     """Labels that differ elsewhere."""
     wrong_probabilities: int = 0
-    """Stored probabilities that differ from the computed ones by more than rounding."""
+    """Stored probabilities and values that differ from the computed ones by more than rounding."""
     largest_difference: float = 0.0
-    """Largest difference between a probability computed with the run's tiles and with the other tiles."""
+    """Largest difference between a probability computed with the run's tiles and with the other tiles; of other values,
+    relative to the largest of their channel in the box, or to 1.
+    """
     units: int = 0
     """Write units of coarser levels that were computed again from the next finer level."""
     wrong_units: int = 0
@@ -240,8 +243,10 @@ def _compare(
     lead: Triple,
 ) -> None:
     """Compare one box and add the result."""
-    labels = stored.read_labels(box)
-    computed = labels != NOT_COMPUTED
+    found = {image.name: stored.read(image.name, box) for image in stored.images}
+    last = found[stored.images[-1].name]  # written last: where it is computed, all are
+    computed = ~np.isnan(last) if last.dtype.kind == "f" else last != NOT_COMPUTED
+    computed = computed.reshape(-1, *box.shape).all(axis=0)
     declared = _declared(source, recipe, box)
     verdict.not_computed += int(np.count_nonzero(~computed))
     if not computed.any():
@@ -249,20 +254,63 @@ def _compare(
     verdict.voxels += int(np.count_nonzero(computed))
     as_run = predict_box(source, predictor, recipe.normalisation, box, recipe.plan.tile, (0, 0, 0))
     other = predict_box(source, predictor, recipe.normalisation, box, tile, lead)
-    verdict.largest_difference = max(verdict.largest_difference, float(np.abs(as_run - other).max()))
+    parts = {head.name: part for head, part in parts_of(predictor.spec.heads)}
+    for head in recipe.stored_heads:
+        values, again = as_run[parts[head.name]], other[parts[head.name]]
+        difference = np.abs(values - again) / (_size_of(again) if head.kind == "values" else 1)
+        verdict.largest_difference = max(verdict.largest_difference, float(difference.max()))
+    for image in stored.images:
+        values, voxels = other[parts[image.head.name]], found[image.name]
+        if image.content == "labels":
+            _compare_labels(verdict, image, voxels, values, computed, declared, recipe)
+        else:
+            # the probabilities of declared blocks are not predicted
+            off = _off(image, voxels, values, verdict)
+            verdict.wrong_probabilities += int(np.count_nonzero(off & computed & ~declared))
 
-    expected = other.argmax(axis=0)
-    if recipe.empty is not None:
-        expected[declared] = recipe.empty.label
+
+def _compare_labels(
+    verdict: Verdict,
+    image: StoredImage,
+    labels: NDArray[np.uint8],
+    values: NDArray[np.float32],
+    computed: NDArray[np.bool_],
+    declared: NDArray[np.bool_],
+    recipe: Recipe,
+) -> None:
+    """Compare labels with those that probabilities ``(class, z, y, x)`` give, and add the result."""
+    if image.head.kind == "classes":
+        expected = values.argmax(axis=0)
+        if recipe.empty is not None:
+            expected[declared] = recipe.empty.label
+        best = np.sort(values, axis=0)
+        tied = best[-1] - best[-2] <= verdict.tolerance if len(best) > 1 else np.zeros(labels.shape, bool)
+    else:
+        number = image.head.channels.index(image.name)
+        expected = values[number] >= np.float32(image.head.thresholds[number])
+        tied = np.abs(values[number] - image.head.thresholds[number]) <= verdict.tolerance
     differs = computed & (labels != expected)
-    computed &= ~declared  # their probabilities are not predicted either
-    best = np.sort(other, axis=0)
-    tied = best[-1] - best[-2] <= verdict.tolerance if len(best) > 1 else np.zeros(box.shape, bool)
     verdict.ties += int(np.count_nonzero(differs & tied))
     verdict.wrong_labels += int(np.count_nonzero(differs & ~tied))
-    if recipe.probabilities:
-        off = np.abs(stored.read_probabilities(box).astype(int) - quantise(other).astype(int)) > verdict.allowed_quanta
-        verdict.wrong_probabilities += int(np.count_nonzero(off & computed))
+
+
+def _off(image: StoredImage, voxels: NDArray[Any], values: NDArray[np.float32], verdict: Verdict) -> NDArray[np.bool_]:
+    """Return which stored voxels ``(channel, z, y, x)`` rounding does not explain."""
+    head = image.head
+    if image.dtype == "float16":
+        allowed = verdict.tolerance * _size_of(values) + np.spacing(np.abs(values).astype(np.float16)).astype(np.float32)
+        unlike: NDArray[np.bool_] = np.abs(voxels.astype(np.float32) - values) > allowed
+        return unlike
+    low, high = head.scale or (0.0, 1.0)
+    expected = quantise(np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1))
+    far: NDArray[np.bool_] = np.abs(voxels.astype(int) - expected.astype(int)) > verdict.allowed_quanta
+    return far
+
+
+def _size_of(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the scale on which differences of values ``(channel, z, y, x)`` are judged: the largest of each channel."""
+    largest: NDArray[np.float32] = np.abs(values).max(axis=(1, 2, 3), keepdims=True)
+    return np.maximum(largest, np.float32(1))
 
 
 def _declared(source: VolumeReader, recipe: Recipe, box: Box) -> NDArray[np.bool_]:

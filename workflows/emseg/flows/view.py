@@ -17,7 +17,7 @@ from emseg.flows.records.completeness import CLASSES, find_flaws
 from emseg.flows.records.run_log import recipe_of, volume_of
 from emseg.pages.pictures import contrast_range
 from emseg.viewing.server import LOOPBACK, ViewServer
-from emseg.viewing.state import Contrast, Sources, class_names, fragment, viewer_state
+from emseg.viewing.state import Contrast, HeadSource, Sources, class_names, fragment, viewer_state
 from emseg_core.box import Box, triple
 from emseg_core.errors import BlockError, InputError, OutputError
 from emseg_core.store.files.extras import load_extra
@@ -117,6 +117,7 @@ def view(output: str | Place, *, volume: str | Place | None = None, port: int = 
     names = tuple(name for name in descriptions(stored.files) if not any(flaw.hides(name) for flaw in flaws))
     client = Path(load_extra("neuroglancer", "view", stored.path, "shown").__file__).parent / "static" / "client"
     images = _images(stored, names)
+    notes += [f"{image.name} is not shown: the viewer shows no float16" for image in stored.images if image.dtype == "float16"]
     contrast = None
     try:
         source = volume_of(stored, volume)
@@ -128,7 +129,7 @@ def view(output: str | Place, *, volume: str | Place | None = None, port: int = 
 
     server = ViewServer(client, port, public_url)
     try:
-        sources = _sources(server, images, names)
+        sources = _sources(server, stored, images, names)
         shown = fragment(viewer_state(spec, stored.region, stored.classes, sources, contrast))
         places = {f"{name}/{level}": path for name, image in images.items() for level, path in enumerate(image.arrays)}
         files = {f"{name}/{file}": content for name, image in images.items() for file, content in image.metadata.items()}
@@ -143,23 +144,24 @@ def view(output: str | Place, *, volume: str | Place | None = None, port: int = 
 def _images(stored: Output, instances: tuple[str, ...]) -> dict[str, ShownImage]:
     """Return the images in an output, by the names under which they are served."""
     generation, levels = Generation(stored.generation), _built_levels(stored)
-    images = {"classes": shown_image(stored.path / generation.labels, levels)}
-    if stored.keeps_probabilities:
-        images["probabilities"] = shown_image(stored.path / generation.probabilities, levels)
+    shown = (image for image in stored.images[::-1] if image.dtype != "float16")  # which Neuroglancer does not show
+    images = {image.name: shown_image(stored.path / generation.path(image), levels) for image in shown}
     for number, name in enumerate(instances):
         images[f"instances-{number}"] = shown_image(stored.path / f"labels/{name}")
     return images
 
 
-def _sources(server: ViewServer, images: Mapping[str, ShownImage], instances: tuple[str, ...]) -> Sources:
+def _sources(server: ViewServer, stored: Output, images: Mapping[str, ShownImage], instances: tuple[str, ...]) -> Sources:
     """Return the address at which the viewer finds each image."""
+    others = [image for image in stored.images if image.head.kind != "classes" and image.name in images]
     found = {name: f"{server.data(name)}|zarr{image.zarr_format}:" for name, image in images.items()}
     return Sources(
-        classes=found["classes"],
+        classes=found.get("classes"),
         names=f"precomputed://{server.data('names')}",
         raw=found.get("raw"),
         probabilities=found.get("probabilities"),
         instances={name: found[f"instances-{number}"] for number, name in enumerate(instances)},
+        heads={image.name: HeadSource(found[image.name], image.names if image.channels else ()) for image in others},
     )
 
 

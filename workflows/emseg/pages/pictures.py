@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.pages.colours import class_colours
+from emseg_core.grid.stitch import NOT_COMPUTED
+from emseg_core.specs.heads import StoredImage
 
 OPACITY = 0.6
 
@@ -32,6 +34,30 @@ def contrast(raw: NDArray[Any]) -> Pixels:
     scaled = np.nan_to_num((raw.astype(np.float64) - low) / ((high - low) or 1), posinf=0)
     grey = (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
+
+
+def drawn(image: StoredImage, voxels: NDArray[Any], grey: Pixels) -> Pixels:
+    """Draw a slice of an image of an output.
+
+    Parameters
+    ----------
+    image
+        The image.
+    voxels
+        Labels ``(y, x)``, which are drawn over the raw slice; or probabilities or values ``(channel, y, x)``, of which the
+        first channel is drawn.
+    grey
+        Pixels of the raw slice, ``(y, x, 3) uint8``.
+
+    Returns
+    -------
+    ndarray
+        ``(y, x, 3) uint8``; what is not computed is black.
+    """
+    if image.content == "labels":
+        return overlay(grey, np.where(voxels == NOT_COMPUTED, 0, voxels), len(image.names))
+    first = voxels[0].astype(np.float32)
+    return contrast(np.where(first == NOT_COMPUTED, np.nan, first) if image.dtype == "uint8" else first)
 
 
 def contrast_range(raw: NDArray[Any]) -> tuple[float, float]:

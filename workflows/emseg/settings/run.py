@@ -46,6 +46,11 @@ class RunSettings:
         None, "Part of the volume to segment, z0:z1,y0:y1,x0:x1 in voxels, or in nanometres with nm at the end. Default: all."
     )
     probabilities: bool = setting(False, "Store the probability of each class beside the labels.")
+    heads: tuple[str, ...] | None = setting(
+        None,
+        "Heads of the network to store, by name (see `emseg models show`), of a network that has several: the last one is "
+        "written last. Default: those the output was started with, else all.",
+    )
     empty: tuple[float, str] | None = setting(
         None,
         "A grey value and a class: blocks that contain only this grey value (e.g. padding) are given this class without "
@@ -99,6 +104,7 @@ class RunSettings:
             "timepoint": recipe.volume.timepoint,
             "roi": recipe.plan.region,
             "probabilities": recipe.probabilities,
+            "heads": recipe.heads or None,
             "tta": recipe.tta,
             "normalise": recipe.normalisation.scope,
             "tile": recipe.plan.tile,
@@ -146,6 +152,7 @@ class SettingsKeywords(TypedDict, total=False):
     predictor: str | None
     roi: str | Box | None
     probabilities: bool
+    heads: tuple[str, ...] | None
     empty: tuple[float, str] | None
     tta: bool
     pyramid: bool | None

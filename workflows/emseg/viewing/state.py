@@ -29,16 +29,28 @@ OPACITY = 0.4
 
 
 @dataclass(frozen=True, slots=True)
+class HeadSource:
+    """An image of a head that is more than classes."""
+
+    address: str
+    """Address of the Zarr group."""
+    channels: tuple[str, ...]
+    """Name of each channel; empty for labels."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sources:
     """Addresses of the images, each a Zarr group."""
 
-    classes: str
+    classes: str | None
     names: str
     """Address of the names of classes, in Neuroglancer's own format."""
     raw: str | None = None
     probabilities: str | None = None
     instances: Mapping[str, str] = field(default_factory=dict)
     """Addresses of instance labels, by their names."""
+    heads: Mapping[str, HeadSource] = field(default_factory=dict)
+    """Images of heads that are more than classes, by their names."""
 
 
 def viewer_state(
@@ -73,7 +85,7 @@ def viewer_state(
         "crossSectionScale": min(max(extents[-2:]) / PANEL_PIXELS, MAX_VOXELS_PER_PIXEL),
         "projectionScale": max(extents),
         "layers": _layers(volume, classes, sources, contrast),
-        "selectedLayer": {"layer": "classes", "visible": True},
+        **({"selectedLayer": {"layer": "classes", "visible": True}} if sources.classes else {}),
         "layout": "4panel" if region.shape[0] > 1 else "xy",
         "showDefaultAnnotations": False,
     }
@@ -142,7 +154,15 @@ def _layers(volume: VolumeSpec, classes: tuple[str, ...], sources: Sources, cont
         for label, name in enumerate(classes):
             layers.append({"name": f"probability of {name}", "shader": _shader(label), **_channel(label), **hidden})
     segmentation = {"type": "segmentation", "selectedAlpha": OPACITY}
+    for image, shown in sources.heads.items():
+        for number, name in enumerate(shown.channels):
+            layer = {"type": "image", "source": shown.address, "opacity": 1, "visible": sources.classes is None and number == 0}
+            layers.append({"name": f"{image} {name}", "shader": _shader(number), **_channel(number), **layer})
+        if not shown.channels:
+            layers.append({"name": image, "source": shown.address, "segments": ["1"], **segmentation})
     layers += [{"name": name, "source": source, **segmentation} for name, source in sources.instances.items()]
+    if sources.classes is None:
+        return layers
     layers.append(
         {
             "name": "classes",

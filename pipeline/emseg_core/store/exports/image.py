@@ -189,13 +189,17 @@ def open_image(stored: Output, volume: VolumeSpec, instances: str | None, probab
         dtype = next(kind for kind in ID_DTYPES if count <= np.iinfo(kind).max)
         return ExportImage(instances, "instances", dtype, (), volume, stored.region, _levels(stored, arrays, None))
     if probability is None:
+        stored.require_classes()
         arrays = [level.arrays[-1] for level in stored.levels]
         return ExportImage("classes", "classes", "uint8", stored.classes, volume, stored.region, _levels(stored, arrays, None))
-    if probability not in stored.classes:
-        raise InputError(f"{stored.path} has no class {probability!r}: choose one of {', '.join(stored.classes)}")
-    if not stored.keeps_probabilities:
+    known = [name for head in stored.heads if head.kind != "values" for name in head.channels]
+    if probability not in known:
+        raise InputError(f"{stored.path} has no class {probability!r}: choose one of {', '.join(known)}")
+    kept = (image for image in stored.images if image.content == "probabilities" and probability in image.names)
+    if (image := next(kept, None)) is None:
         raise OutputError(f"{stored.path} stores labels only: run again with --probabilities --overwrite")
-    arrays, channel = [level.arrays[0] for level in stored.levels], stored.classes.index(probability)
+    number, channel = stored.images.index(image), image.names.index(probability)
+    arrays = [level.arrays[number] for level in stored.levels]
     return ExportImage(probability, "probability", "uint8", (), volume, stored.region, _levels(stored, arrays, channel))
 
 

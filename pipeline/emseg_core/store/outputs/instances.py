@@ -236,7 +236,7 @@ def _not_labelled(stored: Output, description: Mapping[str, Any], finest: Level)
     return outside if outside.any() else None
 
 
-def publish(files: Files, scratch: str, name: str, classes: str) -> None:
+def publish(files: Files, scratch: str, name: str, others: Sequence[str]) -> None:
     """Move complete instance labels and their table into place, replacing earlier ones.
 
     Parameters
@@ -247,8 +247,8 @@ def publish(files: Files, scratch: str, name: str, classes: str) -> None:
         Folder of the labelling.
     name
         Name of the instance labels.
-    classes
-        Name of the image of classes.
+    others
+        Names of the label images of the run.
 
     Raises
     ------
@@ -266,7 +266,7 @@ def publish(files: Files, scratch: str, name: str, classes: str) -> None:
         if files.size(f"{scratch}/{IMAGE}/{ZARR_JSON}") is not None:
             files.remove_all(place)
             files.rename_all(f"{scratch}/{IMAGE}", place)
-        list_labels(files, classes)
+        list_labels(files, others)
         with suppress(OSError):  # the next labelling removes what remains
             files.remove_all(scratch)
 
@@ -314,33 +314,33 @@ def digest_of(files: Files, name: str) -> str | None:
         return None if find_file(files, name) is None else digest_of(files, name)
 
 
-def labels_attributes(classes: str, names: Iterable[str]) -> dict[str, Any]:
+def labels_attributes(images: Sequence[str], names: Iterable[str]) -> dict[str, Any]:
     """Return the attributes of the group ``labels``.
 
     Parameters
     ----------
-    classes
-        Name of the image of classes.
+    images
+        Names of the label images of the run.
     names
         Names of all instance labels.
 
     Returns
     -------
     dict
-        OME metadata that list the image of classes and all instance labels.
+        OME metadata that list the label images of the run and all instance labels.
     """
-    return {"ome": {"version": VERSION, "labels": [classes, *sorted(names)]}}
+    return {"ome": {"version": VERSION, "labels": [*images, *sorted(names)]}}
 
 
-def list_labels(files: Files, classes: str) -> None:
-    """List the image of classes and all instance labels in the group ``labels``, and copy the descriptions of the latter.
+def list_labels(files: Files, images: Sequence[str]) -> None:
+    """List the label images of the run and all instance labels in the group ``labels``, and copy the descriptions of these.
 
     Parameters
     ----------
     files
         Files of the output.
-    classes
-        Name of the image of classes.
+    images
+        Names of the label images of the run.
 
     Raises
     ------
@@ -348,7 +348,7 @@ def list_labels(files: Files, classes: str) -> None:
         If the store fails.
     """
     found = descriptions(files)
-    describe_group(files, "labels", labels_attributes(classes, found))
+    describe_group(files, "labels", labels_attributes(images, found))
     write_copies(files, found)
 
 

@@ -149,11 +149,13 @@ class Level:
         """
         for array in self.arrays:
             with translate_errors(f"{name} of {self.path} cannot be read", "compute it again"):
-                highest = int(array.read(box).max())
+                highest = array.read(box).max()  # NaN if one voxel is NaN
             if array.dense:  # the fill value is a valid label
                 continue
             # where blocks are outside, parts of a coarser unit are rightly not computed
-            if highest == array.array.fill_value and (self.outside is None or self.step == (1, 1, 1)):
+            if np.array_equal(highest, array.array.fill_value, equal_nan=True) and (
+                self.outside is None or self.step == (1, 1, 1)
+            ):
                 raise BlockError(f"{name} of {self.path} has voxels that were not computed: compute it again")
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from emseg_core.box import Box, Triple, triple
 from emseg_core.errors import InputError, OutputError, VolumeError
 from emseg_core.grid.pyramid import Rule, level_shapes
-from emseg_core.grid.stitch import NOT_COMPUTED
+from emseg_core.specs.heads import CLASSES, PROBABILITIES, Head, StoredImage, check_heads, classes_head, images_of
 from emseg_core.store.files.atomic_folder import atomic_folder
 from emseg_core.store.files.atomic_write import output_path, translate_oserror
 from emseg_core.store.files.faults import StoreError, describe_error
@@ -37,7 +38,7 @@ from emseg_core.store.outputs.descriptions import (
     write_copies,
 )
 from emseg_core.store.outputs.instances import labels_attributes, list_labels, remove_instances
-from emseg_core.store.outputs.layout import FORMAT, Generation, OutputLayout
+from emseg_core.store.outputs.layout import FORMAT, HEAD_KEY, Generation, OutputLayout, fill_value, label_names
 from emseg_core.store.outputs.level import REPAIR_HINT, Level, complete_parents
 from emseg_core.store.outputs.output import Output
 from emseg_core.store.zarrs.arrays import create_group, describe_group, group_metadata, open_shards
@@ -71,7 +72,9 @@ def is_taken(place: Place) -> bool:
     if isinstance(place, Path):
         return place.exists() or place.is_symlink()
     with translate_oserror(place):
-        return not set(open_files(place).entries()) <= {RECORDS_FOLDER, "labels", Generation(1).probabilities}
+        files = open_files(place)
+        others = set(files.entries()) - {RECORDS_FOLDER, "labels", PROBABILITIES}
+        return not all(_stores_head(files, name) for name in others)
 
 
 def create_output(path: str | Place, layout: OutputLayout, token: Token | None = None) -> None:
@@ -112,7 +115,7 @@ def _fill(files: Files, layout: OutputLayout) -> bytes:
     first = Generation(1)
     root = layout.root(first)
     create_group(files, RECORDS_FOLDER, copies_attributes(root["emseg"], {}))
-    create_group(files, "labels", labels_attributes(first.classes, ()))
+    create_group(files, "labels", labels_attributes(layout.listed(first), ()))
     layout.create_arrays(files, first)
     return group_metadata(root)
 
@@ -139,9 +142,9 @@ def restart_output(place: str | Place, layout: OutputLayout, token: Token | None
     output = open_output(place, token)
     files, new = output.files, Generation(output.generation + 1)
     with translate_oserror(output.path):
-        _remove_other_generations(files, output.generation)
+        _remove_other_generations(files, output)
         layout.create_arrays(files, new)
-        describe_group(files, "labels", labels_attributes(new.classes, ()))
+        describe_group(files, "labels", labels_attributes(layout.listed(new), ()))
         describe_group(files, "", layout.root(new))
         remove_instances(files)
         write_copies(files, {})
@@ -165,9 +168,9 @@ def tidy_output(place: str | Place, token: Token | None = None) -> None:
     output = open_output(place, token)
     files = output.files
     with translate_oserror(output.path):
-        _remove_other_generations(files, output.generation)
+        _remove_other_generations(files, output)
         remove_instances(files, output.generation)
-        list_labels(files, Generation(output.generation).classes)
+        list_labels(files, label_names(output.images, Generation(output.generation)))
         files.tidy("", deep=False)
         files.tidy("labels", deep=False)
         files.tidy(RECORDS_FOLDER)
@@ -209,13 +212,13 @@ def open_output(path: str | Place, token: Token | None = None) -> Output:
             raise OutputError(f"the output {path} is damaged ({ZARR_JSON} does not match its checksum): {REPAIR_HINT}")
         start, stop = own["region"]
         region, classes = Box(triple(start), triple(stop)), tuple(own["classes"])
-        if not 1 <= len(classes) <= NOT_COMPUTED or not all(isinstance(n, str) and len(n) <= MAX_NAME_LENGTH for n in classes):
+        if not all(isinstance(n, str) and len(n) <= MAX_NAME_LENGTH for n in classes):
             raise ValueError("its classes are not a list of names")
         names = Generation(int(own["generation"]))
-        images: list[tuple[str, int, Rule]] = []
-        if own["probabilities"]:
-            images.append((names.probabilities, len(classes), "mean"))
-        images.append((names.labels, 0, "mode"))
+        heads = tuple(map(Head.from_json, own["heads"])) if "heads" in own else (classes_head(classes),)
+        check_heads(heads)
+        probabilities = bool(own["probabilities"])
+        images = [(names.path(image), image) for image in images_of(heads, probabilities)]
         steps = [triple(step) for step in own.get("levels", ())]
         shapes = level_shapes(region.shape, steps)
         levels = [
@@ -238,7 +241,7 @@ def open_output(path: str | Place, token: Token | None = None) -> Output:
             f"the output {path} is damaged ({describe_error(error)}): {REPAIR_HINT}, or remove it, and compute it again"
         ) from error
     attributes = {key: value for key, value in node.attributes["emseg"].items() if key not in (OUTPUT_KEY, DIGEST_KEY)}
-    return Output(files, names.number, region, classes, attributes, tuple(levels))
+    return Output(files, names.number, region, heads, probabilities, attributes, tuple(levels))
 
 
 def _not_an_output(place: Place, error: InputError) -> OutputError:
@@ -289,16 +292,28 @@ def is_output(path: str | Place) -> bool:
     return node.kind == "group" and isinstance(own, dict) and OUTPUT_KEY in own
 
 
-def _remove_other_generations(files: Files, kept: int) -> None:
-    """Remove the arrays of all generations but one.
+def _remove_other_generations(files: Files, output: Output) -> None:
+    """Remove the arrays of all generations but that of the open output.
 
-    A newer generation may be incomplete, and workers that outlive their run may still write to an older one.
+    A newer generation may be incomplete, and workers that outlive their run may still write to an older one. It may have had
+    other heads: their images state what they are.
     """
-    names = Generation(kept)
-    for folder, name, keep in (("labels", "classes", names.classes), ("", "probabilities", names.probabilities)):
-        for found in files.entries(folder):
-            if re.fullmatch(rf"{name}(-\d+)?", found) and found != keep:
-                files.remove_all(f"{folder}/{found}" if folder else found)
+    current = Generation(output.generation)
+    kept = {current.path(image) for image in output.images}
+    for folder, name in (("labels/", CLASSES), ("", PROBABILITIES)):
+        for found in files.entries(folder.rstrip("/")):
+            path = f"{folder}{found}"
+            if path not in kept and (re.fullmatch(rf"{name}(-\d+)?", found) or _stores_head(files, path)):
+                files.remove_all(path)
+
+
+def _stores_head(files: Files, path: str) -> bool:
+    """Return whether an entry of an output is an image of a head that is more than classes."""
+    try:
+        own = json.loads(files.read(f"{path}/{ZARR_JSON}") or b"")["attributes"]["emseg"]
+    except (ValueError, KeyError, TypeError, RecursionError, NotADirectoryError):
+        return False
+    return isinstance(own, dict) and HEAD_KEY in own
 
 
 def _stated_layout(node: Node) -> dict[str, Any]:
@@ -310,16 +325,18 @@ def _stated_layout(node: Node) -> dict[str, Any]:
     return layout
 
 
-def _open_level(files: Files, number: int, step: Triple, shape: Triple, images: Sequence[tuple[str, int, Rule]]) -> Level:
-    """Open a level of images, each given by its path, its number of channels and the rule of its coarser levels."""
-    arrays = [open_shards(files, f"{image}/{number}", channels) for image, channels, _ in images]
-    for shards in arrays:
-        if shards.array.dtype != "uint8" or shards.array.fill_value != NOT_COMPUTED:
+def _open_level(files: Files, number: int, step: Triple, shape: Triple, images: Sequence[tuple[str, StoredImage]]) -> Level:
+    """Open a level of images, each given with its path."""
+    arrays = [open_shards(files, f"{path}/{number}", image.channels) for path, image in images]
+    for shards, (_, image) in zip(arrays, images, strict=True):
+        found = shards.array.fill_value
+        if shards.array.dtype != image.dtype or not np.array_equal(found, fill_value(image), equal_nan=True):
             raise ValueError(
-                f"an array is {shards.array.dtype} with fill value {shards.array.fill_value}, not uint8 with {NOT_COMPUTED}"
+                f"an array is {shards.array.dtype} with fill value {found}, not {image.dtype} with {fill_value(image)}"
             )
         if math.prod(shards.grid) > MAX_WRITE_UNITS:
             raise ValueError(f"an array has {math.prod(shards.grid)} write units, more than {MAX_WRITE_UNITS}")
         if shards.shape != shape:
             raise ValueError(f"an array of level {number} has shape {shards.shape}, not {shape}")
-    return Level(files.place, tuple(arrays), tuple(rule for _, _, rule in images), step)
+    rules: list[Rule] = ["mode" if image.content == "labels" else "mean" for _, image in images]
+    return Level(files.place, tuple(arrays), tuple(rules), step)

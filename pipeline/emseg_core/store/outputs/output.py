@@ -6,23 +6,25 @@ starts at the corner of the region that the output covers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from emseg_core.box import Box, Triple
+from emseg_core.errors import OutputError
 from emseg_core.grid.stitch import NOT_COMPUTED
+from emseg_core.specs.heads import CLASSES, PROBABILITIES, Head, classes_of, images_of
 from emseg_core.store.files.faults import translate_errors
 from emseg_core.store.files.files import Files
 from emseg_core.store.files.place import Place
 from emseg_core.store.files.records import Records
 from emseg_core.store.outputs.level import Level
-from emseg_core.store.zarrs.arrays import Shards
 
 
 class Output:
-    """An open output; implements `emseg_core.ports.LabelWriter`.
+    """An open output; implements `emseg_core.ports.BlockWriter`.
 
     Threads and processes may write different write units at the same time; an `Output` can be pickled.
     """
@@ -32,7 +34,8 @@ class Output:
         files: Files,
         generation: int,
         region: Box,
-        classes: tuple[str, ...],
+        heads: tuple[Head, ...],
+        probabilities: bool,
         attributes: dict[str, Any],
         levels: tuple[Level, ...],
     ) -> None:
@@ -42,17 +45,21 @@ class Output:
         """Number of times that the output was started; the arrays of each generation have different names."""
         self.region = region
         """Region that the output covers, in the volume's coordinates."""
-        self.classes = classes
-        """Name of each class, in the order of the label values from 0."""
+        self.heads = heads
+        """Heads of the network that are stored."""
+        self.images = images_of(heads, probabilities)
+        """The images, in the order of writing."""
+        self.classes = classes_of(heads)
+        """Name of each class that excludes the others, in the order of the label values from 0; empty if there are none."""
         self.attributes = attributes
         """Attributes of the `OutputLayout` that it was created with, as JSON values."""
         self.levels = levels
-        """Arrays of each level, the finest level first: probabilities if the output keeps them, then labels."""
-        *probabilities, self._labels = levels[0].arrays
-        self._probabilities = probabilities[0] if probabilities else None
-        self.unit: Triple = self._labels.unit
+        """Arrays of each level, the finest level first: one for each image, in the order of writing."""
+        self._arrays = {image.name: array for image, array in zip(self.images, levels[0].arrays, strict=True)}
+        self._last = levels[0].arrays[-1]
+        self.unit: Triple = self._last.unit
         """Shape (z, y, x) of a write unit, in voxels; the same on each level."""
-        self.chunk: Triple = self._labels.chunk
+        self.chunk: Triple = self._last.chunk
         """Shape (z, y, x) of the chunks inside a write unit, in voxels."""
 
     def __repr__(self) -> str:
@@ -72,26 +79,24 @@ class Output:
     def outside(self) -> NDArray[np.bool_]:
         """Blocks that a mask excludes, ``(z, y, x) bool`` on the grid of write units."""
         found = self.levels[0].outside
-        return np.zeros(self._labels.grid, bool) if found is None else found
+        return np.zeros(self._last.grid, bool) if found is None else found
 
     @property
     def keeps_probabilities(self) -> bool:
-        """Whether probabilities are stored as well as labels."""
-        return self._probabilities is not None
+        """Whether probabilities of classes are stored as well as labels."""
+        return PROBABILITIES in self._arrays
 
-    def write(self, box: Box, labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None) -> None:
+    def write(self, box: Box, values: Sequence[NDArray[Any]]) -> None:
         """Store a block.
 
-        Labels are written last, so where labels exist, the probabilities do too.
+        Images are written in their order, so where the last one exists, all others do.
 
         Parameters
         ----------
         box
             Whole write units.
-        labels
-            Class of each voxel, ``(z, y, x) uint8``.
-        probabilities
-            ``(class, z, y, x) uint8``, 0 to 254 for 0 to 1; None if the output does not keep them.
+        values
+            Voxels of each image: labels ``(z, y, x)``, probabilities and values ``(channel, z, y, x)``, in the image's type.
 
         Raises
         ------
@@ -100,16 +105,15 @@ class Output:
         OrphanError
             If another run has taken over the output.
         ValueError
-            If `box` does not consist of whole write units, or an array has another shape, dtype or range of values than the
-            output; 255 is reserved.
+            If `box` does not consist of whole write units, or an array has another shape, dtype or range of values than its
+            image; 255 and NaN are reserved.
         """
         inside = box.relative_to(self.region.start)
         self._refuse_partial(box)
-        self._check(box, labels, probabilities)
+        self._check(box, values)
         with translate_errors(f"the block {box} of {self.path} cannot be written", "check the disk"):
-            if self._probabilities is not None and probabilities is not None:
-                self._probabilities.write(inside, probabilities)
-            self._labels.write(inside, labels)
+            for array, voxels in zip(self._arrays.values(), values, strict=True):
+                array.write(inside, voxels)
 
     def is_done(self, box: Box) -> bool:
         """Check whether each write unit of `box` exists in each array of the output.
@@ -155,7 +159,7 @@ class Output:
         return self.levels[0].done(tidy=tidy)
 
     def read_labels(self, box: Box) -> NDArray[np.uint8]:
-        """Read the labels of `box`.
+        """Read the labels of the classes in `box`.
 
         Parameters
         ----------
@@ -172,12 +176,12 @@ class Output:
         BlockError
             If the labels cannot be read.
         ValueError
-            If `box` is not within the region.
+            If `box` is not within the region, or the output has no classes.
         """
-        return self._read(self._labels, box)
+        return self.read(CLASSES, box)
 
     def read_probabilities(self, box: Box) -> NDArray[np.uint8]:
-        """Read the probabilities of `box`.
+        """Read the probabilities of the classes in `box`.
 
         Parameters
         ----------
@@ -196,38 +200,69 @@ class Output:
         ValueError
             If `box` is not within the region, or the output keeps no probabilities.
         """
-        if self._probabilities is None:
-            raise ValueError(f"{self.path} keeps labels only, not probabilities")
-        return self._read(self._probabilities, box)
+        return self.read(PROBABILITIES, box)
+
+    def read(self, name: str, box: Box) -> NDArray[Any]:
+        """Read a box of an image.
+
+        Parameters
+        ----------
+        name
+            Name of one of `images`.
+        box
+            A box within the region, in the volume's coordinates.
+
+        Returns
+        -------
+        ndarray
+            Labels ``(z, y, x)``, or probabilities or values ``(channel, z, y, x)``, in the type of the image.
+
+        Raises
+        ------
+        BlockError
+            If the image cannot be read.
+        ValueError
+            If `box` is not within the region, or there is no such image.
+        """
+        if name not in self._arrays:
+            raise ValueError(f"{self.path} has no {name}, but {', '.join(self._arrays)}")
+        if not self.region.contains(box):
+            raise ValueError(f"the box {box} is not within the region {self.region}")
+        with translate_errors(f"the block {box} of {self.path} cannot be read", "compute it again"):
+            return self._arrays[name].read(box.relative_to(self.region.start))
+
+    def require_classes(self) -> None:
+        """Refuse an output without classes that exclude one another.
+
+        Raises
+        ------
+        OutputError
+            If there are none.
+        """
+        if not self.classes:
+            heads = ", ".join(f"{head.name} ({head.kind})" for head in self.heads)
+            raise OutputError(
+                f"{self.path} stores no classes that exclude one another, but {heads}: read these images with other tools, or "
+                "run a network that has such classes"
+            )
 
     def _refuse_partial(self, box: Box) -> None:
         """Refuse a box that is not whole write units."""
         try:
-            self._labels.indices(box.relative_to(self.region.start))
+            self._last.indices(box.relative_to(self.region.start))
         except ValueError as error:
             raise ValueError(f"{box} is not whole write units of {self.unit} within the region {self.region}") from error
 
-    def _check(self, box: Box, labels: NDArray[np.uint8], probabilities: NDArray[np.uint8] | None) -> None:
+    def _check(self, box: Box, values: Sequence[NDArray[Any]]) -> None:
         """Refuse arrays that do not belong into `box`."""
-        if labels.dtype != np.uint8 or labels.shape != box.shape:
-            raise ValueError(f"labels are {labels.dtype} {labels.shape}, not uint8 {box.shape}")
-        if (highest := int(labels.max())) >= len(self.classes):
-            raise ValueError(f"labels reach {highest}, but there are {len(self.classes)} classes")
-        if (probabilities is None) == self.keeps_probabilities:
-            raise ValueError(
-                f"probabilities kept: {self.keeps_probabilities}, probabilities given: {probabilities is not None}"
-            )
-        if probabilities is None:
-            return
-        shape = (len(self.classes), *box.shape)
-        if probabilities.dtype != np.uint8 or probabilities.shape != shape:
-            raise ValueError(f"probabilities are {probabilities.dtype} {probabilities.shape}, not uint8 {shape}")
-        if int(probabilities.max()) == NOT_COMPUTED:
-            raise ValueError(f"probabilities reach {NOT_COMPUTED}, which means not computed")
-
-    def _read(self, array: Shards, box: Box) -> NDArray[np.uint8]:
-        """Read a box of an array, in the volume's coordinates."""
-        if not self.region.contains(box):
-            raise ValueError(f"the box {box} is not within the region {self.region}")
-        with translate_errors(f"the block {box} of {self.path} cannot be read", "compute it again"):
-            return array.read(box.relative_to(self.region.start))
+        if len(values) != len(self.images):
+            raise ValueError(f"{len(values)} images are given for {', '.join(self._arrays)}")
+        for image, voxels in zip(self.images, values, strict=True):
+            shape = (image.channels, *box.shape) if image.channels else box.shape
+            if voxels.dtype != image.dtype or voxels.shape != shape:
+                raise ValueError(f"{image.name} are {voxels.dtype} {voxels.shape}, not {image.dtype} {shape}")
+            highest = voxels.max()
+            if image.content == "labels" and highest >= len(image.names):
+                raise ValueError(f"{image.name} reach {highest}, but there are {len(image.names)} classes")
+            if np.isnan(highest) if image.dtype == "float16" else highest == NOT_COMPUTED:
+                raise ValueError(f"{image.name} reach {highest}, which means not computed")

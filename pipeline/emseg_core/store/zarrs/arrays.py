@@ -143,7 +143,7 @@ def array_metadata(
     shard: tuple[int, ...],
     chunk: tuple[int, ...],
     dtype: str,
-    fill_value: int,
+    fill_value: float,
     axes: tuple[str, ...],
 ) -> bytes:
     """Return the content of the metadata file of an array.

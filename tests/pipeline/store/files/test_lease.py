@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import in_order
 
 from emseg_core.box import Box
 from emseg_core.errors import OrphanError, OutputError
+from emseg_core.specs.heads import classes_head
 from emseg_core.specs.volume import VolumeSpec
 from emseg_core.store.files import lease as leases
 from emseg_core.store.files.atomic_folder import atomic_folder
@@ -398,7 +400,7 @@ def test_an_orphan_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest.Monk
     box, path = Box((0, 0, 0), (8, 16, 16)), empty_output(tmp_path / "o")
     old = open_output(path, lease_on(path).token)
     ones, both = np.ones(box.shape, np.uint8), np.ones((2, *box.shape), np.uint8)
-    old.write(box, ones, both)
+    old.write(box, in_order(ones, both))
     before = voxels(path)
     assert len(before) == 2
 
@@ -419,10 +421,10 @@ def test_an_orphan_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest.Monk
     else:
         tokens.append(follow())
     with pytest.raises(OrphanError, match="run 1 may not write any more"):
-        old.write(box, 0 * ones, 2 * both)
+        old.write(box, in_order(0 * ones, 2 * both))
     assert voxels(path) == before
     assert not [file for file in path.rglob("*") if file.name.endswith(".partial")]
-    open_output(path, tokens[0]).write(box, 0 * ones, 2 * both)
+    open_output(path, tokens[0]).write(box, in_order(0 * ones, 2 * both))
     assert (open_output(path).read_labels(box) == 0).all()
     assert (open_output(path).read_probabilities(box) == 2).all()
 
@@ -431,7 +433,10 @@ def empty_output(path: Path) -> Path:
     """Make an output of one block."""
     box = Box((0, 0, 0), (8, 16, 16))
     create_output(
-        path, OutputLayout(VolumeSpec(box.shape, "uint8", box.shape), box, ("a", "b"), box.shape, box.shape, True, {})
+        path,
+        OutputLayout(
+            VolumeSpec(box.shape, "uint8", box.shape), box, (classes_head(("a", "b")),), box.shape, box.shape, True, {}
+        ),
     )
     return path
 
@@ -556,7 +561,7 @@ def test_a_removed_output_takes_no_file_and_neither_does_the_next_one(tmp_path: 
         files.tidy,
         lambda: files.writing("x").__enter__(),
         lambda: open_output(path, lease.token).write(
-            Box((0, 0, 0), (8, 16, 16)), np.ones((8, 16, 16), np.uint8), np.ones((2, 8, 16, 16), np.uint8)
+            Box((0, 0, 0), (8, 16, 16)), in_order(np.ones((8, 16, 16), np.uint8), np.ones((2, 8, 16, 16), np.uint8))
         ),
     ]
 

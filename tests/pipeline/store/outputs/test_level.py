@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import in_order
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from emseg_core.box import Box, Triple
 from emseg_core.errors import BlockError
 from emseg_core.grid.pyramid import coarsened
 from emseg_core.outcome import Stopwatch
+from emseg_core.specs.heads import classes_head
 from emseg_core.specs.volume import VolumeSpec
 from emseg_core.store.outputs.layout import OutputLayout
 from emseg_core.store.outputs.level import remove_stale_units
@@ -29,7 +31,7 @@ def make(path: Path, unit: Triple = (4, 8, 8), *, probabilities: bool = True) ->
     chunk = unit if unit == (3, 15, 21) else (2, 4, 4)
     volume = VolumeSpec((12, 40, 50), "uint8", (4, 8, 8))
     region = Box((3, 4, 5), (12, 34, 46))
-    create_output(path, OutputLayout(volume, region, ("a", "b", "c"), unit, chunk, probabilities, {}, STEPS))
+    create_output(path, OutputLayout(volume, region, (classes_head(("a", "b", "c")),), unit, chunk, probabilities, {}, STEPS))
     return open_output(path)
 
 
@@ -40,7 +42,7 @@ def fill(output: Output) -> tuple[np.ndarray, np.ndarray]:
     for block in output.levels[0].blocks:
         where = block.write.slices()
         box = block.write.shift(output.region.start)
-        output.write(box, labels[where], probabilities[(slice(None), *where)] if output.keeps_probabilities else None)
+        output.write(box, in_order(labels[where], probabilities[(slice(None), *where)] if output.keeps_probabilities else None))
     return labels, probabilities
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import zarr
+from fakes import in_order
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ome_zarr_models.common.omero import Omero
@@ -28,6 +29,7 @@ from ome_zarr_models.v05.labels import Labels
 
 from emseg_core.box import Box, Triple, triple
 from emseg_core.errors import BlockError, OutputError
+from emseg_core.specs.heads import classes_head
 from emseg_core.specs.volume import VolumeSpec
 from emseg_core.store.files.files import LocalFiles
 from emseg_core.store.outputs.layout import OutputLayout
@@ -64,7 +66,8 @@ def make(path: Path, **changes: Any) -> Output:
 
 def form(**changes: Any) -> OutputLayout:
     """Return the layout of the test outputs."""
-    return OutputLayout(**{**FORM, **changes})
+    fields = {**FORM, **changes}
+    return OutputLayout(heads=(classes_head(fields.pop("classes")),), **fields)
 
 
 def units(region: Box = REGION, unit: Triple = UNIT) -> list[Box]:
@@ -166,7 +169,7 @@ def test_arrays_are_sharded_and_checked(tmp_path: Path) -> None:
 def test_labels_are_a_volume_that_can_be_opened(tmp_path: Path) -> None:
     output = make(tmp_path / "o", probabilities=False)
     box = units()[-1]
-    output.write(box, content(box)[0], None)
+    output.write(box, in_order(content(box)[0], None))
     for path in (tmp_path / "o", tmp_path / "o" / "labels" / "classes"):
         volume = open_volume(path)
         assert volume.spec.translation == VOLUME.crop(REGION)
@@ -181,7 +184,7 @@ def test_zarr_finds_nothing_strange(tmp_path: Path) -> None:
 
 def test_a_plain_picture_of_the_files(tmp_path: Path) -> None:
     output = make(tmp_path / "o")
-    output.write(units()[-1], *content(units()[-1]))
+    output.write(units()[-1], in_order(*content(units()[-1])))
     assert sorted(files(tmp_path / "o")) == [
         "emseg/zarr.json",
         "labels/classes/0/c/1/1/2",
@@ -216,7 +219,7 @@ def test_blocks_against_a_plain_array(data: st.DataObject, rank: int, probabilit
         output = make(path, volume=volume, region=region, unit=unit, chunk=(1, 8, 8), probabilities=probabilities)
         for number, box in enumerate(chosen):
             labels, found = content(box, number)
-            output.write(box, labels, found if probabilities else None)
+            output.write(box, in_order(labels, found if probabilities else None))
             wanted_labels[box.slices()], wanted_probabilities[:, *box.slices()] = labels, found
         output = open_output(path)
         assert [output.is_done(box) for box in everything] == [box in chosen for box in everything]
@@ -236,11 +239,11 @@ def test_a_block_of_many_units_is_done_when_all_are(tmp_path: Path) -> None:
     for number, box in enumerate(units()):
         assert not output.is_done(REGION)
         assert output.done_units().sum() == number
-        output.write(box, *content(box))
+        output.write(box, in_order(*content(box)))
     assert output.is_done(REGION)
     assert output.done_units().all()
     again = make(tmp_path / "p")
-    again.write(REGION, output.read_labels(REGION), output.read_probabilities(REGION))
+    again.write(REGION, in_order(output.read_labels(REGION), output.read_probabilities(REGION)))
     assert files(tmp_path / "o") == files(tmp_path / "p")
 
 
@@ -248,7 +251,7 @@ def test_not_done_if_one_array_lacks_the_unit(tmp_path: Path) -> None:
     output = make(tmp_path / "o")
     box = units()[0]
     for file in ("labels/classes/0/c/0/0/0", "probabilities/0/c/0/0/0/0"):
-        output.write(box, *content(box))
+        output.write(box, in_order(*content(box)))
         assert output.is_done(box)
         (tmp_path / "o" / file).unlink()
         assert not output.is_done(box)
@@ -261,7 +264,7 @@ def test_a_file_cut_short_by_a_power_cut_is_not_done(tmp_path: Path, file: str, 
     """The index at the end locates the chunks, so a file without it has none."""
     output = make(tmp_path / "o", chunk=UNIT, classes=("a",))  # a single chunk in each shard
     box = units()[0]
-    output.write(box, np.zeros(box.shape, np.uint8), np.zeros((1, *box.shape), np.uint8))
+    output.write(box, in_order(np.zeros(box.shape, np.uint8), np.zeros((1, *box.shape), np.uint8)))
     assert output.is_done(box)
     os.truncate(tmp_path / "o" / file, size)
     assert not output.is_done(box)
@@ -271,7 +274,7 @@ def test_a_file_cut_short_by_a_power_cut_is_not_done(tmp_path: Path, file: str, 
 def test_constant_blocks_are_stored(tmp_path: Path) -> None:
     output = make(tmp_path / "o")
     for box, value in zip(units(), (0, 2, 1), strict=False):
-        output.write(box, np.full(box.shape, value, np.uint8), np.full((3, *box.shape), 127 * value, np.uint8))
+        output.write(box, in_order(np.full(box.shape, value, np.uint8), np.full((3, *box.shape), 127 * value, np.uint8)))
         assert output.is_done(box)
         assert (output.read_labels(box) == value).all()
 
@@ -279,7 +282,7 @@ def test_constant_blocks_are_stored(tmp_path: Path) -> None:
 def test_stray_files_are_not_units_and_half_written_ones_are_removed_when_asked(tmp_path: Path) -> None:
     output = make(tmp_path / "o", probabilities=False)
     box = units()[0]
-    output.write(box, content(box)[0], None)
+    output.write(box, in_order(content(box)[0], None))
     folder = tmp_path / "o" / "labels" / "classes" / "0" / "c" / "0" / "0"
     partial, others = [".1.0f3a.partial", "2.partial"], ["99", ".nfs1", "01", "-1", "\u0661"]
     for name in (*partial, *others):
@@ -298,7 +301,7 @@ def test_same_blocks_give_the_same_bytes_in_any_order(tmp_path: Path) -> None:
     for name, order in (("o", boxes), ("p", boxes[::-1])):
         output = make(tmp_path / name, attributes=attributes)
         for box in order:
-            output.write(box, *content(box))
+            output.write(box, in_order(*content(box)))
     found = files(tmp_path / "o")
     assert found == files(tmp_path / "p")
     assert len(found) == 7 + 2 * len(boxes)
@@ -310,7 +313,7 @@ def test_same_blocks_give_the_same_bytes_in_any_order(tmp_path: Path) -> None:
 def test_a_flipped_bit_is_found_and_can_be_written_over(tmp_path: Path, which: int, array: str) -> None:
     output = make(tmp_path / "o")
     box = units()[which]
-    output.write(box, *content(box))
+    output.write(box, in_order(*content(box)))
     sound = files(tmp_path / "o")
     file = tmp_path / "o" / (array + ("0/0/0" if which == 0 else "1/1/2"))
     raw = file.read_bytes()
@@ -319,13 +322,13 @@ def test_a_flipped_bit_is_found_and_can_be_written_over(tmp_path: Path, which: i
         file.write_bytes(raw[:place] + bytes([raw[place] ^ 4]) + raw[place + 1 :])
         with pytest.raises(BlockError, match=rf"the block {box} of .* cannot be read \(.+\): compute it again"):
             read(box)
-        output.write(box, *content(box))
+        output.write(box, in_order(*content(box)))
         assert files(tmp_path / "o") == sound
     for short in (raw[:-5], raw[:5], b""):
         file.write_bytes(short)
         with pytest.raises(BlockError):
             read(box)
-        output.write(box, *content(box))
+        output.write(box, in_order(*content(box)))
         assert files(tmp_path / "o") == sound
 
 
@@ -344,7 +347,7 @@ def test_labels_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(Path, "replace", refuse_labels)
     with pytest.raises(BlockError, match=rf"the block {box} of .* cannot be written \(no space left\)"):
-        output.write(box, *content(box))
+        output.write(box, in_order(*content(box)))
     assert replaced == [tmp_path / "o" / "probabilities" / "0" / "c" / "0" / "0" / "0" / "0"]
     assert not output.is_done(box)
     assert (output.read_labels(box) == 255).all()
@@ -358,11 +361,11 @@ def test_a_full_disk_is_a_block_error_and_leaves_nothing(tmp_path: Path) -> None
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # no file may grow beyond this, as if the disk were full
     try:
         with pytest.raises(BlockError, match=r"cannot be written \(file too large\): check the disk"):
-            output.write(box, *content(box))
+            output.write(box, in_order(*content(box)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert files(tmp_path / "o") == before
-    output.write(box, *content(box))
+    output.write(box, in_order(*content(box)))
     assert output.is_done(box)
 
 
@@ -380,7 +383,7 @@ def test_a_full_disk_is_a_block_error_and_leaves_nothing(tmp_path: Path) -> None
 def test_a_box_that_is_not_whole_units_is_refused(tmp_path: Path, box: Box) -> None:
     output = make(tmp_path / "o")
     with pytest.raises(ValueError, match=rf"{box} is not whole write units of \(16, 32, 32\) within the region 5:30,6:60,7:88"):
-        output.write(box, *content(box))
+        output.write(box, in_order(*content(box)))
     with pytest.raises(ValueError, match="is not whole write units"):
         output.is_done(box)
     assert not output.done_units().any()
@@ -403,9 +406,9 @@ def test_wrong_blocks_are_refused(tmp_path: Path) -> None:
         (labels, np.maximum(probabilities, 255), "probabilities reach 255, which means not computed"),
     ):
         with pytest.raises(ValueError, match=message):
-            output.write(box, bad, other)
+            output.write(box, in_order(bad, other))
     with pytest.raises(ValueError, match="probabilities kept: False, probabilities given: True"):
-        bare.write(box, labels, probabilities)
+        bare.write(box, in_order(labels, probabilities))
     with pytest.raises(ValueError, match="labels only"):
         bare.read_probabilities(box)
     with pytest.raises(ValueError, match="not within the region"):
@@ -462,7 +465,7 @@ def test_check_unit_finds_what_is_missing_or_damaged(tmp_path: Path) -> None:
     box = units()[0]
     with pytest.raises(BlockError, match="has voxels that were not computed: compute it again"):
         output.levels[0].check(box.relative_to(output.region.start), f"the block {box}")
-    output.write(box, *content(box))
+    output.write(box, in_order(*content(box)))
     output.levels[0].check(box.relative_to(output.region.start), f"the block {box}")
     for file in ("labels/classes/0/c/0/0/0", "probabilities/0/c/0/0/0/0"):
         sound = (tmp_path / "o" / file).read_bytes()
@@ -628,7 +631,7 @@ def test_permission_denied(unprivileged: Path) -> None:
     output = open_output(unprivileged / "o")
     if os.getuid() == 0:
         with pytest.raises(BlockError, match="permission denied"):
-            output.write(units()[0], *content(units()[0]))
+            output.write(units()[0], in_order(*content(units()[0])))
     assert (output.read_labels(REGION) == 255).all()
 
 
@@ -711,7 +714,7 @@ def arrays(path: Path) -> set[str]:
 def filled(path: Path, seed: int, **changes: Any) -> Output:
     """Return the output at a path, with its first unit written."""
     output = open_output(path)
-    output.write(units()[0], *content(units()[0], seed))
+    output.write(units()[0], in_order(*content(units()[0], seed)))
     return output
 
 
@@ -823,8 +826,8 @@ def test_what_an_orphan_writes_late_is_not_seen(tmp_path: Path) -> None:
         if settled:
             tidy_output(path)
         with contextlib.suppress(BlockError):  # its arrays may be gone
-            old.write(box, *content(box, 1))
-            old.write(units()[-1], *content(units()[-1], 1))
+            old.write(box, in_order(*content(box, 1)))
+            old.write(units()[-1], in_order(*content(units()[-1], 1)))
         new = open_output(path)
         assert np.argwhere(new.done_units()).tolist() == [[0, 0, 0]]
         np.testing.assert_array_equal(new.read_labels(box), content(box, 2)[0])

@@ -58,7 +58,7 @@ from emseg_core.store.zarrs.arrays import group_metadata, same_document
 from emseg_core.store.zarrs.ome import levels, multiscales_of
 
 CLASSES = ""
-"""Stands for the image of classes and probabilities, next to the names of instance labels."""
+"""Stands for the images that the run itself has written, next to the names of instance labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Inventory:
                 yield name, document, image
         yield (
             f"labels/{ZARR_JSON}",
-            group_metadata(labels_attributes(self.generation.classes, [*self.instances, *self.unknown])),
+            group_metadata(labels_attributes(form.listed(self.generation), [*self.instances, *self.unknown])),
             None,
         )
         yield COPY_FILE, group_metadata(copies_attributes(self.root, self.instances)), None
@@ -224,7 +224,7 @@ def layout_of(recipe: Recipe, outside: NDArray[np.bool_] | None, attributes: dic
     return OutputLayout(
         volume=recipe.volume,
         region=recipe.plan.region,
-        classes=recipe.plan.model.classes,
+        heads=recipe.stored_heads,
         unit=recipe.plan.unit,
         chunk=recipe.plan.chunk,
         probabilities=recipe.probabilities,

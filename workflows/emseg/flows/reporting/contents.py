@@ -76,6 +76,8 @@ def count_classes(stored: Output) -> ClassShares:
     ClassShares
         The shares. Blocks that cannot be read are counted instead of raising.
     """
+    if not stored.classes:
+        return ClassShares((), 0, everything=False, unreadable=0)
     done, rng = np.flatnonzero(stored.levels[0].written()), np.random.default_rng(0)
     chosen = np.sort(rng.permutation(done)[:MAX_CHUNKS])
     blocks, most = Blocks(stored.region, stored.unit), MAX_CHUNKS // max(1, len(chosen))

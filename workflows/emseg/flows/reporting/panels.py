@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from emseg.pages.charts import round_below
-from emseg.pages.pictures import Pixels, coloured, contrast, overlay, overlay_instances
+from emseg.pages.pictures import Pixels, coloured, contrast, drawn, overlay, overlay_instances
 from emseg_core.box import Box
 from emseg_core.errors import BlockError, OutputError
 from emseg_core.grid.stitch import NOT_COMPUTED
@@ -20,6 +20,8 @@ from emseg_core.store.volumes.volume import ZarrVolume
 
 MAX_SLICE_VOXELS = 1024
 """Longest edge that is drawn, in voxels; of a larger slice, the middle is drawn."""
+MAX_HEAD_PANELS = 2
+"""Most pictures of heads of an output without classes."""
 SYMBOLS = {"nanometer": "nm", "micrometer": "um"}
 """Symbols of units of length."""
 
@@ -82,13 +84,20 @@ def panels_of(stored: Output, source: ZarrVolume | None, box: Box) -> list[Panel
     EmsegError
         If the volume or the output cannot be read there.
     """
-    labels, classes = stored.read_labels(box)[0], len(stored.classes)
-    colours = Panel("labels: " + ", ".join(stored.classes), coloured(labels, classes))
-    panels, grey = [colours], np.zeros((*labels.shape, 3), np.uint8)
+    panels, grey = [], np.zeros((*box.shape[1:], 3), np.uint8)
     if source is not None:
         grey = contrast(source.read(box)[0])
-        both = "both" if (labels != NOT_COMPUTED).all() else "both; grey: not computed"
-        panels = [Panel(f"raw, z = {box.start[0]}", grey), colours, Panel(both, overlay(grey, labels, classes))]
+        panels.append(Panel(f"raw, z = {box.start[0]}", grey))
+    if stored.classes:
+        labels, classes = stored.read_labels(box)[0], len(stored.classes)
+        panels.append(Panel("labels: " + ", ".join(stored.classes), coloured(labels, classes)))
+        if source is not None:
+            both = "both" if (labels != NOT_COMPUTED).all() else "both; grey: not computed"
+            panels.append(Panel(both, overlay(grey, labels, classes)))
+    else:
+        for image in stored.images[:MAX_HEAD_PANELS]:
+            caption = image.name if image.content == "labels" else f"{image.name}: {image.names[0]}"
+            panels.append(Panel(caption, drawn(image, stored.read(image.name, box)[..., 0, :, :], grey)))
     for name in list(descriptions(stored.files))[:1]:  # further pictures would not fit side by side
         try:
             with translate_errors(f"labels/{name} cannot be read", REPAIR_HINT):
@@ -121,7 +130,7 @@ def overview_of(stored: Output, z: int) -> Panel | None:
         If the level cannot be read.
     """
     step = 1
-    for level in stored.levels:
+    for level in stored.levels if stored.classes else ():
         step *= level.step[0]
         depth, *plane = level.blocks.region.shape
         if max(plane) > MAX_SLICE_VOXELS:

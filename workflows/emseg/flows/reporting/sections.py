@@ -131,6 +131,9 @@ def classes(stored: Output, counted: ClassShares) -> Iterator[Markup]:
     Markup
         Elements of the section.
     """
+    if not stored.classes:
+        yield paragraph("No classes that exclude one another are stored.", kind="note")
+        return
     if not counted.voxels:
         yield paragraph("No block can be counted yet.", kind="note")
         return

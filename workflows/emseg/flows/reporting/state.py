@@ -55,7 +55,8 @@ def what_was_run(stored: Output, recipe: Recipe, found: Status) -> Iterator[Mark
         *_card(stored.attributes.get("model")),
         ("file", tag("code", found.model) if found.model else "not recorded"),
         ("SHA-256", tag("code", recipe.model_digest)),
-        ("classes", ", ".join(stored.classes)),
+        ("classes", ", ".join(stored.classes) or "none that exclude one another"),
+        *(("stored head", str(head)) for head in stored.heads if head.kind != "classes"),
         ("network", f"{model.kind}, {model.gives}; context {product(model.context)} voxels (z, y, x) on each side"),
     )
     yield tag("h3", "Settings")

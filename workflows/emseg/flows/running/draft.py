@@ -29,6 +29,7 @@ from emseg_core.model.model_place import ModelPlace, card_of, describe, digest_o
 from emseg_core.normalise import Normalisation, survey
 from emseg_core.recipe import Empty, Recipe
 from emseg_core.specs.contract import Contract
+from emseg_core.specs.heads import chosen_heads
 from emseg_core.specs.network import NetworkSpec
 from emseg_core.specs.numerics import Accuracy, Numerics
 from emseg_core.specs.region import parse_region
@@ -73,7 +74,12 @@ class Draft:
     @property
     def cost(self) -> Cost:
         """Cost of the plan."""
-        return cost_of(self.plan, self.volume, self.settings.probabilities, self.settings.tta, self.steps)
+        return cost_of(self.plan, self.volume, self.settings.probabilities, self.settings.tta, self.steps, self.heads or None)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads that are stored; empty for a network of classes alone."""
+        return heads_stored(self.plan.model, self.settings, self.started)
 
     @property
     def mask(self) -> str | None:
@@ -116,6 +122,7 @@ class Draft:
             steps=self.steps,
             mask=self.mask,
             empty=self.empty,
+            heads=self.heads,
             predictor=title_of(self.model_place),
         )
 
@@ -131,8 +138,51 @@ def check_settings(settings: RunSettings) -> NetworkSpec:
     spec, _ = describe(locate_model(settings.model, settings.predictor))
     if settings.tta:
         check_symmetric(spec)
+    _check_heads(spec, settings, None)
     _empty(settings.empty, spec)
     return spec
+
+
+def heads_stored(spec: NetworkSpec, settings: RunSettings, started: Recipe | None) -> tuple[str, ...]:
+    """Return the names of the heads that a run stores, in the order of writing.
+
+    Parameters
+    ----------
+    spec
+        The network.
+    settings
+        What was asked for.
+    started
+        Recipe of the output, if an earlier run has started it.
+
+    Returns
+    -------
+    tuple of str
+        Empty for a network of classes alone.
+
+    Raises
+    ------
+    InputError
+        If the network has no such heads.
+    """
+    if settings.heads is None and started is not None:
+        return started.heads
+    chosen = chosen_heads(spec.heads, settings.heads)
+    return () if all(head.kind == "classes" for head in spec.heads) else tuple(head.name for head in chosen)
+
+
+def _check_heads(spec: NetworkSpec, settings: RunSettings, started: Recipe | None) -> None:
+    """Refuse settings that the stored heads cannot meet."""
+    heads = chosen_heads(spec.heads, heads_stored(spec, settings, started) or None)
+    kinds, names = {head.kind for head in heads}, ", ".join(head.name for head in heads)
+    if settings.probabilities and not kinds & {"classes", "independent"}:
+        raise PlanError(
+            f"--probabilities is for classes, but the heads {names} have none: leave it out, they are stored anyway"
+        )
+    if settings.empty is not None and kinds != {"classes"}:
+        raise PlanError(
+            f"--empty declares a class, but the heads {names} are stored: leave it out, or store --heads classes alone"
+        )
 
 
 def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Recipe | None) -> Draft:
@@ -163,6 +213,7 @@ def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Rec
     spec, card, known = _described(place, started)
     if settings.tta:
         check_symmetric(spec)
+    _check_heads(spec, settings, started)
     region = parse_region(settings.roi, source.spec) if isinstance(settings.roi, str) else settings.roi
     tile = settings.tile or spec.only_tile
     plan = _plan(source.spec, spec, region, tile, started, limits)

@@ -226,6 +226,7 @@ def open_class_map(path: Place, truth: Truth, stack: ExitStack) -> ClassMap:
         source = stack.enter_context(open_slices(path))
         return _Plain(path, source.shape, tuple(truth.meaning), 1, source, truth)
     output = open_output(path)
+    output.require_classes()
     check_complete(output)
     if truth.shape != output.region.shape and truth.shape == recipe_of(output).volume.shape:
         truth.part = output.region
