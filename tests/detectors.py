@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from emseg_core.specs.contract import Contract
+from emseg_core.specs.heads import Head, classes_head
 
 
 class Dark:
@@ -161,3 +162,23 @@ class NoPredict:
 def function(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
     """Not a class."""
     return tiles[:, None]
+
+
+class Many:
+    """A network with heads of all kinds, as local as a 3 x 5 x 5 mean: values, affinities, independent classes, and classes."""
+
+    version = "1"
+    planar = False
+    heads = (
+        Head("distances", "values", ("dark", "bright"), "none"),
+        Head("coarse", "values", ("dark",), "none", scale=(-1.5, 1.5)),
+        Head("affinities", "affinities", ("-1 0 0", "0 0 -1"), "sigmoid", offsets=((-1, 0, 0), (0, 0, -1))),
+        Head("organelles", "independent", ("mito", "er"), "sigmoid", thresholds=(0.5, 0.4)),
+        classes_head(("inside", "membrane")),
+    )
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the channels of all heads."""
+        mean = Mean().predict(tiles)[:, 2]
+        share = 1 / (1 + np.exp(-mean))
+        return np.stack([mean, -mean, mean, share, 1 - share, share, share**2, -mean, mean], 1).astype(np.float32)

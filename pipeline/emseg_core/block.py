@@ -30,7 +30,7 @@ from emseg_core.normalise import Normalisation, normalised, refuse_nonfinite
 from emseg_core.outcome import Outcome, Stopwatch
 from emseg_core.ports import Batch, BlockWriter, Classifier, Predictor, VolumeReader
 from emseg_core.recipe import Empty, Recipe
-from emseg_core.specs.heads import StoredImage, parts_of
+from emseg_core.specs.heads import StoredImage, channels_of, parts_of
 
 MAX_CAUSE_LENGTH = 400
 """Longest failure message in an outcome, in characters; libraries may raise pages."""
@@ -247,7 +247,7 @@ def predict_box(
     """
     seen = read_seen(volume, normalisation, hull_of(box, tile, predictor.spec, lead))
     heads = predictor.spec.heads
-    canvas: Canvas[np.float32] = Canvas(box, np.float32, sum(len(head.channels) for head in heads))
+    canvas: Canvas[np.float32] = Canvas(box, np.float32, channels_of(heads))
     for target, output in predict_tiles(predictor, seen, tiles_of(box, tile, predictor.spec, lead), batch=1):
         parts = [softmax(output[part]) if head.kind == "classes" else output[part] for head, part in parts_of(heads)]
         canvas.paste(target, np.concatenate(parts) if len(parts) > 1 else parts[0])

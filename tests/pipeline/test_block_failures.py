@@ -21,9 +21,10 @@ from emseg_core.box import Box, Triple
 from emseg_core.errors import BlockError
 from emseg_core.grid.mirror import reflect
 from emseg_core.grid.plan import Plan
-from emseg_core.grid.stitch import NOT_COMPUTED, classify
+from emseg_core.grid.stitch import NOT_COMPUTED, stored_values
 from emseg_core.outcome import Outcome, Seconds
 from emseg_core.serial import segment_blocks
+from emseg_core.specs.heads import StoredImage
 from emseg_core.specs.model import ModelSpec
 
 MODEL = ModelSpec.unet(width=1, depth=0, kernel=(3, 3, 3))
@@ -256,11 +257,12 @@ def test_a_turn_is_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
             held.append(turn.locked())
             return super().predict(tiles)
 
-    def watched(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
-        held.append(turn.locked())
-        return classify(logits)
+    def watched(image: StoredImage, logits: NDArray[np.float32]) -> NDArray[Any]:
+        if image.content == "labels":
+            held.append(turn.locked())
+        return stored_values(image, logits)
 
-    monkeypatch.setattr(emseg_core.block, "classify", watched)
+    monkeypatch.setattr(emseg_core.block, "stored_values", watched)
     plan = plan_by_hand(MODEL, SHAPE, (9, 20, 20), MODEL.tile_for((4, 8, 8)))
     assert (
         segment_block(replace(context_of(ArrayVolume(values()), Watched(MODEL), plan), turn=turn), plan.block(0)).cause is None

@@ -1,13 +1,14 @@
-"""Adapt external networks to the output of emseg's own: logits of each class, for voxels with full context only."""
+"""Adapt external networks to the output of emseg's own: the channels of each head, for voxels with full context only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from emseg_core.specs.contract import Contract
+from emseg_core.specs.heads import Head
 
 
 class AdaptedNetwork(nn.Module):
@@ -36,12 +37,12 @@ class AdaptedNetwork(nn.Module):
         Returns
         -------
         Tensor
-            Logits, ``(n, classes, z', y', x')``.
+            Channels of all heads, ``(n, channels, z', y', x')``.
         """
-        return to_logits(apply_network(self.network, tiles, planar=self.spec.planar), self.spec)
+        return to_prediction(apply_network(self.network, tiles, planar=self.spec.planar), self.spec)
 
 
-def apply_network(network: Callable[[Tensor], Tensor], tiles: Tensor, *, planar: bool) -> Tensor:
+def apply_network(network: Callable[[Tensor], Tensor | Sequence[Tensor]], tiles: Tensor, *, planar: bool) -> tuple[Tensor, ...]:
     """Run a network on tiles one by one, since a program may have been exported for batches of one.
 
     Parameters
@@ -55,35 +56,52 @@ def apply_network(network: Callable[[Tensor], Tensor], tiles: Tensor, *, planar:
 
     Returns
     -------
-    Tensor
-        Output of the network, ``(n, channels, z', y', x')``.
+    tuple of Tensor
+        Outputs of the network, each ``(n, channels, z', y', x')``.
     """
-    if planar:
-        return torch.stack([torch.cat([network(part[None]) for part in tile.unbind(1)]).transpose(0, 1) for tile in tiles])
-    return torch.cat([network(tile[None]) for tile in tiles])
+    if not planar:
+        return tuple(map(torch.cat, zip(*(_outputs(network(tile[None])) for tile in tiles), strict=True)))
+    slices = ([_outputs(network(part[None])) for part in tile.unbind(1)] for tile in tiles)
+    stacked = ([torch.cat(parts).transpose(0, 1) for parts in zip(*outputs, strict=True)] for outputs in slices)
+    return tuple(map(torch.stack, zip(*stacked, strict=True)))
 
 
-def to_logits(output: Tensor, spec: Contract) -> Tensor:
-    """Crop the output of a network and convert it to logits.
+def _outputs(output: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the outputs of a network that may have a single one."""
+    return (output,) if isinstance(output, Tensor) else tuple(output)
+
+
+def to_prediction(outputs: Sequence[Tensor], spec: Contract) -> Tensor:
+    """Crop the outputs of a network, and convert each head to logits, probabilities or values.
 
     Parameters
     ----------
-    output
-        Output of the network, ``(n, channels, z', y', x')``.
+    outputs
+        Outputs of the network that its heads name, by their numbers, each ``(n, channels, z', y', x')``.
     spec
-        Its crop, channel and activation.
+        Its crop and its heads.
 
     Returns
     -------
     Tensor
-        Logits, ``(n, classes, z', y', x')``, where z', y' and x' are smaller by twice the crop.
+        Channels of all heads, ``(n, channels, z', y', x')``, where z', y' and x' are smaller by twice the crop: logits of
+        classes that exclude one another, probabilities of independent classes and affinities, and values.
     """
-    z, y, x = (slice(c, length - c) for c, length in zip(spec.crop, output.shape[2:], strict=True))
-    output = output[..., z, y, x]
-    if spec.channel is not None:
-        output = output[:, spec.channel : spec.channel + 1]
+    parts = []
+    for head in spec.heads:
+        output = outputs[head.output]
+        z, y, x = (slice(c, length - c) for c, length in zip(spec.crop, output.shape[2:], strict=True))
+        output = output[..., z, y, x]
+        parts.append(_of_head(output if head.source is None else output[:, list(head.source)], head))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _of_head(output: Tensor, head: Head) -> Tensor:
+    """Convert the channels of a head."""
+    if head.kind != "classes":
+        return output.sigmoid() if head.activation == "sigmoid logits" else output
     tiny = torch.finfo(torch.float32).tiny
-    match spec.activation:
+    match head.activation:
         case "softmax":
             return output.clamp_min(tiny).log()
         case "sigmoid":

@@ -170,7 +170,7 @@ def contract_of(model: ExternalModel) -> Contract:
 
     def run(tiles: Any) -> Any:
         with torch.inference_mode():
-            return apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar).float().numpy()
+            return torch.cat(apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar), 1).float().numpy()
 
     found = probe(run, planar=planar, hint=_hint(model, shape))
     flops, alive = network.cost((1, 1, *found.least[planar:]))

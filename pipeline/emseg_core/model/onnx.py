@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emseg_core.errors import ModelError
-from emseg_core.model.adapter import apply_network, to_logits
+from emseg_core.model.adapter import apply_network, to_prediction
 from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.compiled import OPENVINO, CompiledGraph, translate_memory_errors
 from emseg_core.model.cpu import vector_instructions
@@ -148,5 +148,5 @@ class OnnxPredictor(BasePredictor):
         """Compute the logits of tiles; see `emseg_core.model.base_predictor.BasePredictor.predict`."""
         with translate_memory_errors():
             output = apply_network(self._network, torch.from_numpy(tiles)[:, None], planar=self.spec.planar)
-        logits: NDArray[np.float32] = to_logits(output, self.spec).numpy()
-        return logits
+        prediction: NDArray[np.float32] = to_prediction(output, self.spec).numpy()
+        return prediction

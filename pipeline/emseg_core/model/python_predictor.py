@@ -9,9 +9,13 @@ Such a class has these attributes::
 
         def predict(self, tiles): ...        # logits (n, classes, z', y', x') of normalised tiles (n, z, y, x), all float32
 
+A class that gives more than classes that exclude one another states its ``heads`` instead of ``classes``, a tuple of
+`emseg_core.specs.heads.Head`, and returns the channels of all of them in their order: logits of classes, probabilities of
+independent classes and affinities, and values.
+
 It is instantiated without arguments, once per process, and called by one thread at a time. Its receptive field, the tile shapes
 that it accepts, and the shifts that it commutes with are measured, see `emseg_core.model.receptive_field`. Instead of
-``classes`` and ``planar``, a class may state all of these in ``spec``, a `emseg_core.specs.contract.Contract`. Costs cannot be
+these attributes, a class may state all of these in ``spec``, a `emseg_core.specs.contract.Contract`. Costs cannot be
 measured in that way; a class may state them as ``flops_per_voxel`` and ``bytes_per_voxel``, as in a contract.
 
 Importing a module runs its code. The name of a class is therefore always an argument and never read from a file: to work with
@@ -37,10 +41,13 @@ from emseg_core.errors import MemoryShortageError, ModelError
 from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.receptive_field import Run, probe
 from emseg_core.specs.contract import Contract
+from emseg_core.specs.heads import Head, channels_of, check_heads, classes_of
 from emseg_core.specs.model import FLOAT32_BYTES
 
 DEFAULT_FLOPS_PER_VOXEL = 10_000
 """Cost assumed for a class that does not state it: that of a small network. A run that is too slow is noticed at its start."""
+FINAL = ("logits", "sigmoid", "none")
+"""Activations of what a class returns."""
 MEMORY_PROBE_VOXELS = 64
 """Length in voxels of each axis of the output for which memory is measured."""
 
@@ -91,7 +98,9 @@ class PythonModel:
     def digest(self) -> str:
         """SHA-256 of the name, the version and the attributes of the class, in hexadecimal."""
         spec = getattr(self.kind, "spec", None)
-        said = spec.to_json() if isinstance(spec, Contract) else [list(self.kind.classes), bool(self.kind.planar)]
+        heads = getattr(self.kind, "heads", None)
+        meaning = [head.to_json() for head in heads] if heads else list(getattr(self.kind, "classes", ()))
+        said = spec.to_json() if isinstance(spec, Contract) else [meaning, bool(self.kind.planar)]
         return hashlib.sha256(json.dumps([self.name, self.version, said], sort_keys=True).encode()).hexdigest()
 
     @property
@@ -135,10 +144,21 @@ def import_model(place: ImportPath, contract: Contract | None = None) -> PythonM
     version, spec = getattr(kind, "version", None), getattr(kind, "spec", None)
     if not isinstance(version, str) or not version.isprintable() or not 1 <= len(version) <= 100:
         raise ModelError(f"the version of the predictor {place} is {version!r}, not a short text: add version = '1'")
+    heads = spec.heads if isinstance(spec, Contract) else getattr(kind, "heads", ())
+    if not isinstance(heads, tuple | list) or not all(isinstance(head, Head) for head in heads):
+        raise ModelError(f"the heads of the predictor {place} are not a tuple of Head: see emseg_core.specs.heads")
+    if unlike := [head for head in heads if head.activation not in FINAL or head.source is not None or head.output]:
+        raise ModelError(
+            f"the predictor {place} gives {unlike[0].activation}, not logits of all classes, probabilities of other heads, and values: "
+            "change its predict and its heads"
+        )
     if isinstance(spec, Contract):
-        if spec.activation != "logits" or spec.channel is not None:
+        pass
+    elif heads:
+        check_heads(heads)
+        if hasattr(kind, "classes") or not isinstance(getattr(kind, "planar", None), bool):
             raise ModelError(
-                f"the predictor {place} gives {spec.gives}, not logits of all classes: change its predict and spec"
+                f"the predictor {place} has heads and classes, or lacks planar, True or False: give heads and planar"
             )
     elif spec is not None:
         raise ModelError(f"the spec of the predictor {place} is a {type(spec).__name__}, not a Contract: remove it")
@@ -180,14 +200,16 @@ def python_contract(model: PythonModel) -> Contract:
         return np.asarray(predict(tiles), np.float32)
 
     found = probe(run, planar=kind.planar)
-    if found.channels != len(kind.classes):
-        raise ModelError(
-            f"{model.name} gives {found.channels} channels, but has {len(kind.classes)} classes: name each channel"
-        )
+    heads = tuple(getattr(kind, "heads", ()))
+    classes = classes_of(heads) if heads else tuple(kind.classes)
+    if found.channels != (expected := channels_of(heads) if heads else len(classes)):
+        what = "channels in its heads" if heads else "classes"
+        raise ModelError(f"{model.name} gives {found.channels} channels, but has {expected} {what}: name each channel")
     contract = found.contract(
-        classes=tuple(kind.classes),
+        classes=classes,
         planar=kind.planar,
-        activation="logits",
+        activation="logits" if classes else "none",
+        named_heads=heads,
         parameters=0,
         flops_per_voxel=getattr(kind, "flops_per_voxel", DEFAULT_FLOPS_PER_VOXEL),
         bytes_per_voxel=getattr(kind, "bytes_per_voxel", 0),
@@ -209,7 +231,7 @@ def _bytes_per_voxel(run: Run, contract: Contract) -> int:
         if not tracing:
             tracemalloc.stop()
     words = -(-(peak + tiles.nbytes) // (FLOAT32_BYTES * math.prod(tile)))
-    return FLOAT32_BYTES * max(words, 1 + len(contract.classes))
+    return FLOAT32_BYTES * max(words, 1 + channels_of(contract.heads))
 
 
 class PythonPredictor(BasePredictor):
@@ -248,7 +270,7 @@ class PythonPredictor(BasePredictor):
         except MemoryError as error:
             raise MemoryShortageError("out of memory") from error
         output = self.spec.output_shape(triple(tiles.shape[1:]))
-        expected = len(tiles), len(self.spec.classes), *(n + 2 * c for n, c in zip(output, self.spec.crop, strict=True))
+        expected = len(tiles), channels_of(self.spec.heads), *(n + 2 * c for n, c in zip(output, self.spec.crop, strict=True))
         if logits.shape != expected:
             raise ModelError(
                 f"{self._numerics.backend} returns shape {logits.shape} for tiles of shape {tiles.shape}, but its contract "

@@ -49,17 +49,19 @@ class Contract(Tiled):
     """The only tile shape (z, y, x) that the network accepts, if there is just one."""
     channel: int | None = None
     """The output channel to use, if there are others."""
-    heads: tuple[Head, ...] = ()
-    """All heads, in the order of their channels in a prediction; by default, the classes alone."""
+    named_heads: tuple[Head, ...] = ()
+    """All heads of a network that has more than classes, in the order of their channels in a prediction."""
 
     def __post_init__(self) -> None:
-        if self.classes or not self.heads:
+        if self.classes or not self.named_heads:
             self._check_classes()
-        if not self.heads:
-            object.__setattr__(self, "heads", (self._classes_head,))
         check_heads(self.heads)
-        if self.classes != classes_of(self.heads):
-            raise ModelError(f"the network has the classes {self.classes}, but its heads {classes_of(self.heads)}")
+        of_classes = next((head.activation for head in self.heads if head.kind == "classes"), "none")
+        if (self.classes, self.activation) != (classes_of(self.heads), of_classes):
+            raise ModelError(
+                f"the network has classes {self.classes} from {self.activation}, but its heads {classes_of(self.heads)} from "
+                f"{of_classes}: give the same ones"
+            )
         sizes = (*self.lattice, *self.least, self.flops_per_voxel + 1, self.bytes_per_voxel + 1)
         if min(sizes) < 1 or min(*self.context, *self.crop) < 0:
             raise ModelError(f"the sizes of the contract {self} are out of range")
@@ -75,9 +77,9 @@ class Contract(Tiled):
             raise ModelError(f"one output channel separates two classes, not {len(self.classes)}: name two")
 
     @property
-    def _classes_head(self) -> Head:
-        """The head of a network that has classes alone."""
-        return classes_head(self.classes, self.activation, self.channel)
+    def heads(self) -> tuple[Head, ...]:
+        """All heads, in the order of their channels in a prediction."""
+        return self.named_heads or (classes_head(self.classes, self.activation, self.channel),)
 
     @property
     def channels(self) -> int:
@@ -177,7 +179,7 @@ class Contract(Tiled):
     @property
     def gives(self) -> str:
         """Type of output."""
-        if any(head.kind != "classes" for head in self.heads):
+        if self.named_heads:
             return "; ".join(map(str, self.heads))
         return self.activation if self.channel is None else f"{self.activation} in channel {self.channel}"
 
@@ -193,11 +195,10 @@ class Contract(Tiled):
         yield "exact", exact
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values; `heads` only if they are more than classes."""
-        said = asdict(self) | {"heads": [head.to_json() for head in self.heads]}
-        if self.classes and self.heads == (self._classes_head,):
-            del said["heads"]
-        return {"contract": said}
+        """Return the fields as JSON values; heads only if there are more than classes."""
+        said = asdict(self)
+        del said["named_heads"]
+        return {"contract": said | ({"heads": [head.to_json() for head in self.named_heads]} if self.named_heads else {})}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -212,7 +213,7 @@ class Contract(Tiled):
             fields = dict(data["contract"])
             fields |= {name: triple(fields[name]) for name in ("context", "lattice", "least", "crop")}
             fields["classes"] = tuple(fields["classes"])
-            fields["heads"] = tuple(map(Head.from_json, fields.get("heads", ())))
+            fields["named_heads"] = tuple(map(Head.from_json, fields.pop("heads", ())))
             if fields.get("only_tile") is not None:
                 fields["only_tile"] = triple(fields["only_tile"])
             return cls(**fields)

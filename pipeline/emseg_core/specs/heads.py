@@ -252,6 +252,22 @@ def parts_of(heads: Sequence[Head]) -> Iterator[tuple[Head, slice]]:
         start += len(head.channels)
 
 
+def channels_of(heads: Sequence[Head]) -> int:
+    """Return the number of channels of a prediction.
+
+    Parameters
+    ----------
+    heads
+        Heads of a network.
+
+    Returns
+    -------
+    int
+        Channels of all heads together.
+    """
+    return sum(len(head.channels) for head in heads)
+
+
 def chosen_heads(heads: Sequence[Head], names: Sequence[str] | None) -> tuple[Head, ...]:
     """Return the heads that a run stores.
 

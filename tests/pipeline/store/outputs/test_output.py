@@ -396,20 +396,20 @@ def test_wrong_blocks_are_refused(tmp_path: Path) -> None:
     bad: Any
     other: Any
     for bad, other, message in (
-        (labels.astype(np.int64), probabilities, "labels are int64"),
-        (labels[:-1], probabilities, "labels are uint8"),
-        (labels + 1, probabilities, "labels reach 3, but there are 3 classes"),
-        (np.full(box.shape, 255, np.uint8), probabilities, "labels reach 255"),
-        (labels, None, "probabilities kept: True, probabilities given: False"),
+        (labels.astype(np.int64), probabilities, "classes are int64"),
+        (labels[:-1], probabilities, "classes are uint8"),
+        (labels + 1, probabilities, "classes reach 3, but there are 3 classes"),
+        (np.full(box.shape, 255, np.uint8), probabilities, "classes reach 255"),
+        (labels, None, "1 images are given for probabilities, classes"),
         (labels, probabilities[:2], "probabilities are uint8"),
         (labels, probabilities.astype(np.float32), "probabilities are float32"),
         (labels, np.maximum(probabilities, 255), "probabilities reach 255, which means not computed"),
     ):
         with pytest.raises(ValueError, match=message):
             output.write(box, in_order(bad, other))
-    with pytest.raises(ValueError, match="probabilities kept: False, probabilities given: True"):
+    with pytest.raises(ValueError, match="2 images are given for classes"):
         bare.write(box, in_order(labels, probabilities))
-    with pytest.raises(ValueError, match="labels only"):
+    with pytest.raises(ValueError, match="has no probabilities, but classes"):
         bare.read_probabilities(box)
     with pytest.raises(ValueError, match="not within the region"):
         output.read_labels(VOLUME.box)
@@ -428,7 +428,7 @@ while True:
     for corner in corners:
         box = Box.of_shape(output.unit).shift(tuple(map(int, corner)))
         noise = np.random.default_rng(corner).integers(0, 200, (2, *box.shape), np.uint8)
-        output.write(box, noise[0] % 2, noise)
+        output.write(box, [noise, noise[0] % 2])
         print("w", end="", flush=True)
 """
 
@@ -488,7 +488,7 @@ output = open_output(sys.argv[1])
 for text in sys.argv[2:]:
     spans = [tuple(map(int, span.split(":"))) for span in text.split(",")]
     box = Box(tuple(a for a, _ in spans), tuple(b for _, b in spans))
-    output.write(box, np.full(box.shape, box.start[0] % 3, np.uint8), np.full((3, *box.shape), box.start[2], np.uint8))
+    output.write(box, [np.full((3, *box.shape), box.start[2], np.uint8), np.full(box.shape, box.start[0] % 3, np.uint8)])
 """
 
 
@@ -506,7 +506,7 @@ def test_processes_write_different_units_at_the_same_time(tmp_path: Path) -> Non
 def test_it_can_be_pickled(tmp_path: Path) -> None:
     output = pickle.loads(pickle.dumps(make(tmp_path / "o", attributes={"a": 1})))
     box = units()[0]
-    output.write(box, *content(box))
+    output.write(box, in_order(*content(box)))
     assert (output.region, output.classes, output.unit, output.chunk) == (REGION, CLASSES, UNIT, CHUNK)
     assert (output.keeps_probabilities, output.attributes) == (True, {"a": 1})
     assert open_output(tmp_path / "o").is_done(box)
@@ -526,8 +526,8 @@ def test_attributes_come_back_as_json(tmp_path: Path) -> None:
     [
         ({"region": Box((0, 0, 0), (41, 70, 90))}, "not within the volume"),
         ({"chunk": (8, 16, 31)}, r"write unit \(16, 32, 32\) is not a multiple of the chunk \(8, 16, 31\)"),
-        ({"classes": ()}, "0 classes do not fit"),
-        ({"classes": ("a",) * 256}, "256 classes do not fit"),
+        ({"classes": ()}, "names 0 channels"),
+        ({"classes": tuple(map(str, range(256)))}, "names 256 channels"),
         ({"attributes": {"output": 1}}, "'output' is reserved"),
         ({"attributes": {"a": float("nan")}}, "not JSON compliant"),
     ],
