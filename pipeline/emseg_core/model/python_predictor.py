@@ -149,8 +149,8 @@ def import_model(place: ImportPath, contract: Contract | None = None) -> PythonM
         raise ModelError(f"the heads of the predictor {place} are not a tuple of Head: see emseg_core.specs.heads")
     if unlike := [head for head in heads if head.activation not in FINAL or head.source is not None or head.output]:
         raise ModelError(
-            f"the predictor {place} gives {unlike[0].activation}, not logits of all classes, probabilities of other heads, and values: "
-            "change its predict and its heads"
+            f"the predictor {place} gives {unlike[0].activation}, not logits of all classes, "
+            "probabilities of other heads, or values: change its predict and spec"
         )
     if isinstance(spec, Contract):
         pass

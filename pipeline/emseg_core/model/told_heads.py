@@ -1,0 +1,132 @@
+"""Heads of a network of others, as ``FILE.toml`` beside it tells them.
+
+There is a table for each::
+
+[[heads]]
+name = "affinities"                            # name of the image; not needed for classes
+kind = "affinities"                            # or "classes", "independent", "values"
+output = "affs"                                # output of the network, by name or number from 0, if it has several
+channels = [0, 1, 2]                           # channels of that output, from 0; default: all of them
+activation = "sigmoid logits"                  # or "sigmoid"; classes: "logits" or "softmax"; values have none
+offsets = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]] # offset (z, y, x) in voxels of each affinity
+anchor = "source"                              # voxel that an affinity is stored at, or "destination"
+repulsive = false                              # whether 1 means different objects instead of the same one
+
+[[heads]]
+name = "organelles"
+kind = "independent"
+channels = [3, 4]
+names = ["mito", "er"]                         # names of classes or of values
+activation = "sigmoid logits"
+threshold = 0.5                                # or a list with one for each class
+
+[[heads]]
+name = "distances"
+kind = "values"
+channels = [5]
+scale = [-1.0, 1.0]                            # stored as uint8, 0 to 254 for this range; default: as float16
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from emseg_core.box import triple
+from emseg_core.errors import ModelError
+from emseg_core.specs.heads import CLASSES, Activation, Head, HeadKind, check_heads
+
+KEYS = (
+    "name", "kind", "output", "channels", "names", "activation", "threshold", "offsets", "anchor", "repulsive", "scale",
+)  # fmt: skip
+"""Keys of a table."""
+
+
+def read_heads(tables: Any, outputs: Sequence[tuple[str, int | None]], beside: str) -> tuple[Head, ...]:
+    """Read the tables of heads.
+
+    Parameters
+    ----------
+    tables
+        Value of ``heads`` in the settings.
+    outputs
+        Name and number of channels, if known, of each output of the network.
+    beside
+        Name of the file with the settings, for messages.
+
+    Returns
+    -------
+    tuple of Head
+        The heads, in the order of the tables.
+
+    Raises
+    ------
+    ModelError
+        If a key is unknown, missing or wrong, or a channel does not exist.
+    """
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, Mapping) for table in tables):
+        raise ModelError(f"heads in {beside} is {tables!r}, not tables [[heads]]: correct it")
+    try:
+        heads = tuple(_head(table, outputs) for table in tables)
+        check_heads(heads)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"the heads in {beside} are not valid: {error}") from error
+    return heads
+
+
+def _head(table: Mapping[str, Any], outputs: Sequence[tuple[str, int | None]]) -> Head:
+    """Return the head of one table."""
+    if unknown := [key for key in table if key not in KEYS]:
+        raise ModelError(f"a head has the unknown key {unknown[0]!r}: use {', '.join(KEYS)}")
+    kind = cast("HeadKind", table.get("kind"))
+    name = str(table.get("name", CLASSES if kind == "classes" else ""))
+    number = _output(table.get("output"), [found for found, _ in outputs], name)
+    source, there = table.get("channels"), outputs[number][1]
+    if source is not None:
+        source = tuple(map(int, source))
+        if there is not None and max(source, default=-1) >= there:
+            raise ModelError(f"the head {name!r} takes the channels {list(source)} of an output that has {there}: correct them")
+    count = len(source) if source is not None else there
+    offsets = tuple(triple(map(int, offset)) for offset in table.get("offsets", ()))
+    activation = cast("Activation", table.get("activation", "none" if kind == "values" else ""))
+    if not activation:
+        raise ModelError(f"the head {name!r} has no activation: say whether its channels are probabilities or their logits")
+    two = kind == "classes" and activation.startswith("sigmoid")
+    names = tuple(map(str, table.get("names", ()))) or _names(kind, name, offsets, 2 if two else count)
+    threshold = table.get("threshold", 0.5)
+    thresholds = tuple(map(float, threshold)) if isinstance(threshold, list) else (float(threshold),) * len(names)
+    scale = table.get("scale")
+    return Head(
+        name=name,
+        kind=kind,
+        channels=names,
+        activation=activation,
+        output=number,
+        source=source,
+        thresholds=thresholds if kind == "independent" or "threshold" in table else (),
+        offsets=offsets,
+        anchor=table.get("anchor", "source"),
+        repulsive=bool(table.get("repulsive", False)),
+        scale=None if scale is None else cast("tuple[float, float]", tuple(map(float, scale))),
+    )
+
+
+def _output(asked: Any, names: Sequence[str], head: str) -> int:
+    """Return the number of an output that is told by its name or number."""
+    known = {**{name: number for number, name in enumerate(names)}, **{number: number for number in range(len(names))}}
+    if asked is None and len(names) > 1:
+        raise ModelError(f"the head {head!r} names none of the outputs {', '.join(names)}: add output = NAME")
+    if (number := 0 if asked is None else known.get(asked)) is None:
+        raise ModelError(f"the head {head!r} has the output {asked!r}, but there are {', '.join(names)}: name one of them")
+    return number
+
+
+def _names(kind: HeadKind, head: str, offsets: Sequence[tuple[int, int, int]], count: int | None) -> tuple[str, ...]:
+    """Return the usual names of channels."""
+    if kind == "affinities":
+        return tuple(" ".join(map(str, offset)) for offset in offsets)
+    if count is None:
+        raise ModelError(f"the head {head!r} does not say how many channels it has: give channels, or names")
+    if kind == "classes":
+        return ("background", "foreground") if count == 2 else tuple(f"class {number}" for number in range(count))
+    return tuple(f"{head}_{number}" for number in range(count))
