@@ -15,6 +15,12 @@ from emseg_core.specs.numerics import Precision
 
 OPENVINO = f"openvino {version('openvino')}"
 """Name and version of the library."""
+CORE = openvino.Core()
+"""The one core of this process.
+
+The CPU plugin of a core gives the thread that first uses it a stack for signal handlers, and frees it at its end. Where two
+plugins come and go in turn, the thread is left with a stack that is freed, and the next signal, such as Ctrl-C, crashes it.
+"""
 PRECISION_HINTS: dict[Precision, str] = {"float32": "f32", "bfloat16": "bf16"}
 MAX_COMPILED_SHAPES = 3
 """Number of tile shapes for which a compiled graph is kept: one for a run, or two if it transposes tiles, and one for the
@@ -60,7 +66,7 @@ class CompiledGraph:
                 "NUM_STREAMS": 1,
                 "ENABLE_CPU_PINNING": False,  # otherwise all workers of a machine would run on the same cores
             }
-            compiled = openvino.Core().compile_model(self._graph_for(shape), "CPU", config)
+            compiled = CORE.compile_model(self._graph_for(shape), "CPU", config)
             self._requests[shape] = compiled.create_infer_request()
         self._requests.move_to_end(shape)
         return self._requests[shape]

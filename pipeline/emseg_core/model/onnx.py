@@ -13,7 +13,7 @@ from torch import Tensor
 from emseg_core.errors import ModelError
 from emseg_core.model.adapter import apply_network, to_prediction
 from emseg_core.model.base_predictor import BasePredictor
-from emseg_core.model.compiled import OPENVINO, CompiledGraph, translate_memory_errors
+from emseg_core.model.compiled import CORE, OPENVINO, CompiledGraph, translate_memory_errors
 from emseg_core.model.cpu import vector_instructions
 from emseg_core.specs.contract import Contract
 
@@ -112,7 +112,7 @@ class OnnxNetwork:
     def _model(self) -> openvino.Model:
         """Parse the graph."""
         try:
-            return openvino.Core().read_model(self._data)  # from memory, so no other file named in it is opened
+            return CORE.read_model(self._data)  # from memory, so no other file named in it is opened
         except RuntimeError as error:
             said = " ".join(str(error).split())[-300:]
             raise ModelError(

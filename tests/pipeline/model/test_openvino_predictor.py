@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
@@ -136,6 +137,41 @@ def test_networks_for_few_shapes_are_kept() -> None:
     first = [predictor.predict(one).tobytes() for one in tiles]
     assert len(predictor._compiled._requests) == MAX_COMPILED_SHAPES
     assert [predictor.predict(one).tobytes() for one in tiles] == first
+
+
+SIGNALLED = """
+import ctypes, signal, sys
+from pathlib import Path
+import numpy as np
+from emseg_core.model.backend import open_predictor
+from emseg_core.model.file import load_model
+
+class Stack(ctypes.Structure):
+    _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+model = load_model(Path(sys.argv[1]))
+predictors = [open_predictor(model, "openvino", "float32", 1, "cpu") for _ in range(2)]
+tile = model.spec.tile_for((1, 8, 8))
+for predictor in predictors:
+    predictor.predict(np.zeros((1, *tile), np.float32))
+del predictor
+while predictors:
+    del predictors[0]
+stack = Stack()
+ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+spans = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+print(not stack.start or any(int(a, 16) <= stack.start < int(b, 16) for a, b in spans))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stacks of other systems are not known here")
+def test_a_signal_finds_a_stack_after_predictors_have_come_and_gone(tmp_path: Path) -> None:
+    """OpenVINO takes the stack for signals back with a plugin, and Ctrl-C would crash a run that has used two in turn."""
+    save_model(tmp_path / "model.safetensors", random_network(PLANAR, 0), {})
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, str(tmp_path / "model.safetensors")], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
 
 
 def test_numerics_say_what_decides_the_last_bits() -> None:
