@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from foreign import Bare, Padded, save_exported, save_onnx, save_package, tile_of
+from foreign import Bare, Padded, save_exported, save_onnx, save_package, state, tile_of
 from runs import PLANAR, assert_same_labels, bytes_of, one_pass, save_random_model, save_volume, shards, texture
 from torch import nn
 
@@ -31,10 +31,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_volume(folder / "v.zarr", texture(SHAPE))
     save_random_model(folder / "native.safetensors", PLANAR)
     network = Bare(PLANAR)
-    save_exported(folder / "exported.pt2", network, tile_of(PLANAR))
-    one = save_onnx(folder / "n.onnx", network, tile_of(PLANAR))
+    state(save_exported(folder / "exported.pt2", network, tile_of(PLANAR)))
+    one = state(save_onnx(folder / "n.onnx", network, tile_of(PLANAR)))
     save_package(folder / "package.zip", {"n.onnx": one.read_bytes()}, weights={"onnx": {"source": "n.onnx"}})
-    save_exported(folder / "padded.pt2", Padded(), (1, 1, 32, 32))
+    state(save_exported(folder / "padded.pt2", Padded(), (1, 1, 32, 32)))
     return folder
 
 
@@ -67,7 +67,7 @@ def test_workers_and_repairs_do_not_experiment_again(folder: Path, tmp_path: Pat
 
 def test_a_network_that_sees_whole_tiles_runs_and_is_told_of(folder: Path, tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.Conv2d(4, 2, 1))
-    save_exported(tmp_path / "n.pt2", network, (1, 1, 32, 32))
+    state(save_exported(tmp_path / "n.pt2", network, (1, 1, 32, 32)))
     told: list[Event] = []
     report = segment(folder / "v.zarr", tmp_path / "o.zarr", model=tmp_path / "n.pt2", workers=0, on_event=told.append)
     assert report.exit_code == 0
@@ -79,7 +79,7 @@ def test_intensities_are_taken_as_the_network_wants_them(folder: Path, tmp_path:
     """A stated mean and deviation are used, unless the user gives others."""
     path = tmp_path / "n.pt2"
     path.write_bytes((folder / "padded.pt2").read_bytes())
-    path.with_name("n.pt2.toml").write_text('mean = 10.0\ndeviation = 51\nclasses = ["inside", "edge"]\n')
+    state(path, "mean = 10.0", "deviation = 51", 'classes = ["inside", "edge"]', 'activation = "logits"')
     for name, asked in (("told", None), ("asked", "volume")):
         assert segment(folder / "v.zarr", tmp_path / name, model=path, workers=0, normalise=asked).exit_code == 0  # type: ignore[arg-type]
     recipes = [json.loads((tmp_path / name / "zarr.json").read_text())["attributes"]["emseg"] for name in ("told", "asked")]

@@ -100,7 +100,6 @@ class RunSettings:
             "roi": recipe.plan.region,
             "probabilities": recipe.probabilities,
             "tta": recipe.tta,
-            "normalise": recipe.normalisation.scope,
             "tile": recipe.plan.tile,
             "threads": recipe.numerics.threads,
         }
