@@ -24,7 +24,8 @@ import hashlib
 import math
 import tomllib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -142,10 +143,31 @@ def read_external(path: Path, contract: Contract | None = None) -> ExternalModel
     ModelError
         If the file cannot be read, or is of a kind that would run code.
     """
+    with reading(path):
+        return _read_file(path, contract) if path.suffix.lower() in KINDS else _read_package(path, contract)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise a `ModelError` in place of what damaged files raise in the ``with`` block.
+
+    Parameters
+    ----------
+    path
+        Path of the network.
+
+    Yields
+    ------
+    None
+        While errors are translated.
+
+    Raises
+    ------
+    ModelError
+        If a file cannot be read.
+    """
     try:
-        if path.suffix.lower() in KINDS:
-            return _read_file(path, contract)
-        return _read_package(path, contract)
+        yield
     except (OSError, ValueError, zipfile.BadZipFile, LookupError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ModelError):
             raise
