@@ -219,7 +219,11 @@ def test_the_last_operation_says_what_an_output_means() -> None:
     assert ends(node("Sigmoid", ["x"], ["y"])) == "sigmoid"
     assert ends(node("Softmax", ["x"], ["y"], axis=1)) == "softmax"
     assert ends(node("LogSoftmax", ["x"], ["y"], axis=-3)) == "log-softmax"
-    last = node("Softmax", ["x"], ["a"], axis=1), node("Cast", ["a"], ["b"], to=TensorProto.FLOAT), node("Identity", ["b"], ["y"])
+    last = (
+        node("Softmax", ["x"], ["a"], axis=1),
+        node("Cast", ["a"], ["b"], to=TensorProto.FLOAT),
+        node("Identity", ["b"], ["y"]),
+    )
     assert ends(*last) == "softmax"
     turned = node("Transpose", ["x"], ["a"], perm=[0, 2, 3, 1]), node("Softmax", ["a"], ["b"], axis=3)
     back = node("Transpose", ["b"], ["y"], perm=[0, 3, 1, 2])
