@@ -49,6 +49,8 @@ SETTINGS = (
     "voxel_size", "only_tile",
 )  # fmt: skip
 """Keys allowed in ``FILE.toml``."""
+MIN_GROWTH = 0.75
+"""Fewest voxels by which the output becomes longer per voxel of the input, in a network that labels voxels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,11 +296,18 @@ def contract_of(model: ExternalModel) -> Contract:
     if shape[1] not in (1, None):
         raise ModelError(f"{model.path} takes {shape[1]} channels, but a volume has 1: use a network with 1 input channel")
 
+    sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
+
     def run(tiles: Any) -> Any:
         with torch.inference_mode():
-            return apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar).float().numpy()
+            output = apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar).float().numpy()
+        sizes[tiles.shape[1:]] = output.shape[2:]
+        return output
 
-    found = probe(run, planar=planar, hint=_hint(model, shape))
+    try:
+        found = probe(run, planar=planar, hint=_hint(model, shape))
+    finally:
+        _check_resolution(sizes, model.path)
     flops, alive = network.cost((1, 1, *found.least[planar:]))
     voxels = math.prod(found.least)
     activation = meaning_of(output, model.stated, found.channels).activation
@@ -311,6 +320,20 @@ def contract_of(model: ExternalModel) -> Contract:
         bytes_per_voxel=-(-alive // voxels),
         channel=model.settings.get("channel"),
     )
+
+
+def _check_resolution(sizes: Mapping[tuple[int, ...], tuple[int, ...]], path: str) -> None:
+    """Refuse a network whose output is longer than its input, or grows more slowly: it labels other voxels than it is given."""
+    for axis in range(3):
+        lengths = sorted({(given[axis], made[axis]) for given, made in sizes.items() if len(made) == 3})
+        if not lengths:
+            continue
+        (short, few), (long, many) = lengths[0], lengths[-1]
+        if few > short or many - few < MIN_GROWTH * (long - short):
+            raise ModelError(
+                f"{path} turns {short} voxels along {'zyx'[axis]} into {few}, and {long} into {many}, so its output has "
+                "another resolution than its input: interpolate it to the size of the input at the end of the network"
+            )
 
 
 def _hint(model: ExternalModel, shape: tuple[int | None, ...]) -> Triple | None:
