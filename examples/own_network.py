@@ -24,6 +24,7 @@ TRAINED = slice(0, 20)
 """Slices for training; the others are for the score."""
 STEPS, CROPS, EDGE = 50, 4, 80
 SETTINGS = """\
+activation = "logits"
 classes = ["inside", "membrane"]
 normalise = "volume"
 """

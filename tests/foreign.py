@@ -74,23 +74,28 @@ def save_onnx(path: Path, network: nn.Module, shape: tuple[int, ...]) -> Path:
     return path
 
 
+def state(path: Path, *lines: str) -> Path:
+    """Write settings beside a network, by default that its channels exclude one another."""
+    path.with_name(f"{path.name}.toml").write_text("\n".join(lines or ('activation = "logits"',)) + "\n")
+    return path
+
+
+AXES: list[dict[str, Any]] = [
+    {"type": "batch"},
+    {"type": "channel", "channel_names": ["inside", "membrane"]},
+    {"type": "space", "id": "y"},
+    {"type": "space", "id": "x"},
+]
+
+
 def save_package(path: Path, files: dict[str, bytes], **described: Any) -> Path:
-    """Save a BioImage.IO package, format 0.5, with these files."""
+    """Save a BioImage.IO package, format 0.5, with these files; by default, its network gives logits of two classes."""
     text = {
         "type": "model",
         "format_version": "0.5.3",
         "name": "somebody's network",
         "inputs": [{"id": "raw", "preprocessing": [{"id": "zero_mean_unit_variance", "kwargs": {"axes": ["y", "x"]}}]}],
-        "outputs": [
-            {
-                "id": "out",
-                "axes": [
-                    {"type": "batch"},
-                    {"type": "channel", "channel_names": ["inside", "membrane"]},
-                    {"type": "space", "id": "y"},
-                ],
-            }
-        ],
+        "outputs": [{"id": "out", "axes": AXES, "postprocessing": [{"id": "softmax"}]}],
         **described,
     }
     with zipfile.ZipFile(path, "w") as archive:

@@ -111,7 +111,13 @@ def normalised(values: NDArray[Any], mean: NDArray[np.float32], deviation: NDArr
     return result
 
 
-def survey(volume: VolumeReader, scope: Scope, seed: int = 0) -> tuple[Normalisation, str]:
+def survey(
+    volume: VolumeReader,
+    scope: Scope,
+    seed: int = 0,
+    percentiles: tuple[float, float] | None = None,
+    eps: float = 0.0,
+) -> tuple[Normalisation, str]:
     """Measure the normalisation of a volume on a sample of it.
 
     The sample depends on the seed alone. Constant padding around the tissue is left out.
@@ -124,11 +130,15 @@ def survey(volume: VolumeReader, scope: Scope, seed: int = 0) -> tuple[Normalisa
         Whether to measure once per volume or once per slice.
     seed
         Seed of the sample.
+    percentiles
+        Two percentiles of the sample that become 0 and 1, in place of mean 0 and deviation 1; only per volume.
+    eps
+        What is added to the deviation, or to the range between the percentiles, in grey values.
 
     Returns
     -------
     normalisation
-        Mean and deviation.
+        Mean and deviation; or the lower percentile and the range between them.
     digest
         SHA-256 of the sampled voxels, in hexadecimal digits.
 
@@ -142,11 +152,15 @@ def survey(volume: VolumeReader, scope: Scope, seed: int = 0) -> tuple[Normalisa
     rows = volume.spec.shape[0] if scope == "slice" else 1
     moments, padded = np.zeros((3, rows)), np.zeros((3, rows))
     digest = hashlib.sha256()
+    kept: dict[bool, list[NDArray[Any]]] = {False: [], True: []}
     for box in sample_boxes(volume.spec, scope, seed):
         values = volume.read(box)
         refuse_nonfinite(values, box, VolumeError)
         digest.update(np.ascontiguousarray(values).tobytes())
         padding = _padding(values)
+        if percentiles is not None:
+            for which, found in kept.items():
+                found.append(values[padding == which])
         where = slice(box.start[0], box.stop[0]) if scope == "slice" else slice(0, 1)
         moments[:, where] += _moments(values, ~padding, scope)
         padded[:, where] += _moments(values, padding, scope)
@@ -154,7 +168,12 @@ def survey(volume: VolumeReader, scope: Scope, seed: int = 0) -> tuple[Normalisa
     count, total, squares = moments
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    deviation[deviation <= MIN_RELATIVE_DEVIATION * np.abs(mean)] = 1
+    if percentiles is not None:
+        sample = np.concatenate(kept[False])
+        mean, high = np.percentile(sample if sample.size else np.concatenate(kept[True]), percentiles)[:, None]
+        deviation = high - mean
+    constant = deviation <= MIN_RELATIVE_DEVIATION * np.abs(mean)
+    deviation = np.where(constant, 1, deviation + eps)
     return Normalisation(scope, tuple(mean.tolist()), tuple(deviation.tolist())), digest.hexdigest()
 
 

@@ -15,7 +15,7 @@ from emseg.settings.toml import read_toml
 from emseg_core.documents import MAX_DOCUMENT_BYTES, read_document
 from emseg_core.errors import InputError, ModelError, VolumeError
 from emseg_core.model.external_model import read_external
-from emseg_core.model.package import MAX_DEPTH, MAX_VALUES, read_package
+from emseg_core.model.package import MAX_DEPTH, MAX_VALUES, open_package
 from emseg_core.store.files.remote import MAX_METADATA_BYTES
 from emseg_core.store.stacks.n5 import open_n5
 from emseg_core.store.stacks.precomputed import open_precomputed
@@ -78,8 +78,8 @@ def test_a_description_out_of_bounds(tmp_path: Path, kind: str, text: str | byte
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_an_alias_is_no_harm(tmp_path: Path, kind: str) -> None:
     text = PLAIN.replace("preprocessing: []", "a: &a {kwargs: {}}, preprocessing: [], b: [*a, *a]")
-    assert read_package(package(tmp_path / "net", text, kind=kind))[0] == b"ONNX"
-    assert read_package(package(tmp_path / "many", laughs(3), kind=kind))[0] == b"ONNX"
+    assert open_package(package(tmp_path / "net", text, kind=kind)).network()[0] == b"ONNX"
+    assert open_package(package(tmp_path / "many", laughs(3), kind=kind)).network()[0] == b"ONNX"
 
 
 def test_a_network_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

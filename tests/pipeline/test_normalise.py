@@ -275,3 +275,41 @@ def test_what_was_measured_becomes_mean_0_and_deviation_1() -> None:
         applied = found.apply(values, Box.of_shape((5, 40, 40)))
         assert applied.mean() == pytest.approx(0, abs=1e-5)
         assert applied.std() == pytest.approx(1, abs=1e-5)
+
+
+# -- percentiles --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_percentiles_are_those_of_the_whole_volume(dtype: str) -> None:
+    values = noise((70, 40, 48), dtype)
+    found, digest = survey(ArrayVolume(values), "volume", percentiles=(1, 99.8), eps=0.5)
+    low, high = np.percentile(values, (1, 99.8))
+    assert (found.scope, found.mean, found.deviation) == ("volume", (low,), (high - low + 0.5,))
+    assert digest == survey(ArrayVolume(values), "volume")[1]  # what was read is the same
+
+
+def test_percentiles_leave_padding_out() -> None:
+    values = noise((4, 64, 64))
+    padded = np.pad(values, ((0, 0), (0, 40), (0, 0)))
+    found, _ = survey(ArrayVolume(padded), "volume", percentiles=(0, 100))
+    assert (found.mean, found.deviation) == ((1.0,), (254.0,))
+    nothing, _ = survey(ArrayVolume(np.full((2, 9, 9), 7, np.uint8)), "volume", percentiles=(1, 99), eps=1e-6)
+    assert (nothing.mean, nothing.deviation) == ((7.0,), (1.0,))
+
+
+def test_percentiles_of_a_large_volume_are_those_of_its_sample() -> None:
+    volume = Hills(LARGE)
+    found, _ = survey(volume, "volume", percentiles=(5, 95))
+    sample = np.concatenate([Hills(LARGE).read(box).ravel() for box in volume.reads])
+    low, high = np.percentile(sample, (5, 95))
+    assert (found.mean, found.deviation) == ((low,), (high - low,))
+    assert survey(Hills(LARGE), "volume", percentiles=(5, 95))[0] == found
+
+
+@pytest.mark.parametrize("scope", ["volume", "slice"])
+def test_eps_is_added_to_what_is_measured(scope: Scope) -> None:
+    volume = ArrayVolume(noise((3, 40, 48)))
+    plain, more = survey(volume, scope)[0], survey(volume, scope, eps=0.25)[0]
+    assert more.deviation == tuple(deviation + 0.25 for deviation in plain.deviation)
+    assert more.mean == plain.mean

@@ -3,12 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.heads import Head
+
+
+class Prepared(nn.Module):
+    """Wrapper that rescales and limits the input of a network, as far as a mean and a deviation cannot.
+
+    Parameters
+    ----------
+    network
+        The network.
+    rescale
+        A factor, and what is added.
+    clip
+        Lowest and highest value.
+    """
+
+    def __init__(self, network: Any, rescale: Sequence[float] | None, clip: Sequence[float] | None) -> None:
+        super().__init__()
+        self.network, self._rescale, self._clip = network, rescale, clip
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """Run the network.
+
+        Parameters
+        ----------
+        tiles
+            Normalised grey values.
+
+        Returns
+        -------
+        Tensor
+            Output of the network.
+        """
+        output: Tensor = self.network(prepare(tiles, self._rescale, self._clip))
+        return output
+
+    def cost(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Estimate the cost of an input; see the wrapped network.
+
+        Parameters
+        ----------
+        shape
+            Shape of the input, batch and channels included.
+
+        Returns
+        -------
+        tuple of int
+            Floating-point operations, and most bytes of intermediate results.
+        """
+        cost: tuple[int, int] = self.network.cost(shape)
+        return cost
+
+
+def prepare(tiles: Tensor, rescale: Sequence[float] | None, clip: Sequence[float] | None) -> Tensor:
+    """Rescale and limit the input of a network.
+
+    Parameters
+    ----------
+    tiles
+        Normalised grey values.
+    rescale
+        A factor, and what is added.
+    clip
+        Lowest and highest value.
+
+    Returns
+    -------
+    Tensor
+        What the network takes; the tiles themselves if there is nothing to do.
+    """
+    if rescale is not None:
+        tiles = tiles * rescale[0] + rescale[1]
+    return tiles if clip is None else tiles.clamp(*clip)
 
 
 class AdaptedNetwork(nn.Module):

@@ -11,7 +11,15 @@ from emseg_core.installation import install_hint
 from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.cpu import has_fast_bfloat16
 from emseg_core.model.device import Device, check_device
-from emseg_core.model.external_model import ExternalModel, Kind, contract_of, is_external, open_onnx, read_external
+from emseg_core.model.external_model import (
+    ExternalModel,
+    Kind,
+    contract_of,
+    is_external,
+    open_exported,
+    open_onnx,
+    read_external,
+)
 from emseg_core.model.python_predictor import ImportPath, PythonModel, PythonPredictor
 from emseg_core.specs.numerics import Backend, Precision
 
@@ -168,9 +176,8 @@ def _open_external(model: ExternalModel, backend: Backend, precision: Precision,
         raise DeviceError(f"{model.path} runs in float32 only, not in {precision}: leave out --precision")
     if model.kind == "exported":
         from emseg_core.model.adapter import AdaptedNetwork
-        from emseg_core.model.torch_export import read_exported
 
-        return _in_torch(AdaptedNetwork(read_exported(model.data, model.path)[0], spec), precision, threads, device)
+        return _in_torch(AdaptedNetwork(open_exported(model)[0], spec), precision, threads, device)
     if device != "cpu":
         raise DeviceError(
             f"{model.path} is an ONNX file, which OpenVINO runs on CPUs, not on {device}: export it with torch.export"

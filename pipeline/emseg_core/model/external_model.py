@@ -1,13 +1,19 @@
 """Read networks trained elsewhere: ONNX files, programs exported by torch, and BioImage.IO packages.
 
-What a file does not say about its network is read from ``FILE.toml`` beside it, or measured by running the network::
+What a file does not say about its network is read from ``FILE.toml`` beside it (``FOLDER.toml`` beside the folder of a
+package), which wins over what a package says. How the network treats tiles is measured by running it::
 
+    output = "labels"                     # output to use, by name or number from 0, if the network has several
+    activation = "softmax"                # see `emseg_core.specs.contract.Activation`; not needed if the network ends with it
+    channel = 1                           # channel to use, if the network has several that do not exclude one another
     classes = ["inside", "membrane"]      # default: numbered
-    activation = "softmax"                # see `emseg_core.specs.contract.Activation`; default: guessed from the output
-    channel = 1                           # channel to use, if the network has several
     normalise = "volume"                  # or "slice": mean 0 and deviation 1 over the volume (default) or each z slice
     mean = 0.0                            # or: subtract this ...
     deviation = 255.0                     # ... and divide by that
+    percentiles = [1, 99.8]               # or: these percentiles of the volume become 0 and 1
+    eps = 1e-6                            # added to the measured deviation, or to the range between percentiles
+    rescale = [2.0, -1.0]                 # then multiply by this and add that
+    clip = [-1.0, 1.0]                    # and limit to this range
     voxel_size = "8 8 8 nm"               # voxel size of the training data
     only_tile = [1, 512, 512]             # the only tile shape (z, y, x) that the network accepts, in voxels
 """
@@ -18,16 +24,20 @@ import hashlib
 import math
 import tomllib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from emseg_core.box import Triple, triple
 from emseg_core.documents import read_document
 from emseg_core.errors import ModelError
 from emseg_core.installation import install_hint
-from emseg_core.model.package import DESCRIPTIONS, MAX_MODEL_BYTES, read_package
+from emseg_core.model.description import INTENSITIES, translate
+from emseg_core.model.output import Output, Statement, index_of, meaning_of
+from emseg_core.model.package import DESCRIPTIONS, MAX_MODEL_BYTES, open_package, read_inside
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.heads import Activation
 
@@ -35,8 +45,13 @@ Kind = Literal["onnx", "exported"]
 
 KINDS: dict[str, Kind] = {".onnx": "onnx", ".pt2": "exported"}
 """Kind of network by file suffix."""
-SETTINGS = ("classes", "activation", "channel", "normalise", "mean", "deviation", "voxel_size", "only_tile")
+SETTINGS = (
+    "output", "activation", "channel", "classes", "normalise", "mean", "deviation", "percentiles", "eps", "rescale", "clip",
+    "voxel_size", "only_tile",
+)  # fmt: skip
 """Keys allowed in ``FILE.toml``."""
+MIN_GROWTH = 0.75
+"""Fewest voxels by which the output becomes longer per voxel of the input, in a network that labels voxels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +65,49 @@ class ExternalModel:
     """SHA-256 of the file and its settings, in hexadecimal."""
     data: bytes = field(repr=False)
     """The ONNX file or the exported program."""
-    settings: Mapping[str, Any] = field(repr=False)
-    """Settings given with the file, by names from `SETTINGS`."""
+    stated: Statement = field(repr=False)
+    """Settings given with the file, by names from `SETTINGS`, and what its package does to the output."""
     contract: Contract | None = None
     """How the network behaves, if that is known already."""
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings given with the file, by names from `SETTINGS`."""
+        return self.stated.settings
+
+    @property
     def card(self) -> dict[str, str]:
-        """Origin of the model, how intensities are normalised, and the voxel size of the training data, if given."""
-        names = ("normalise", "mean", "deviation", "voxel_size")
+        """Origin of the model, what its output is taken for, how intensities are normalised, and voxel size, if given."""
+        names = (*INTENSITIES, "voxel_size")
+        outputs = self.outputs()
+        output = outputs[index_of(outputs, self.stated)]
+        meaning = meaning_of(output, self.stated, output.channels)
+        chosen = [output.name] if len(outputs) > 1 else []
         return {
             "origin": f"{PurePosixPath(self.path).name}, not of emseg",
+            "output": ", ".join([*chosen, meaning.activation, meaning.why]),
             **{name: str(self.settings[name]) for name in names if name in self.settings},
         }
+
+    def outputs(self) -> tuple[Output, ...]:
+        """List the outputs of the network.
+
+        Returns
+        -------
+        tuple of Output
+            Name, channels and last operation of each.
+
+        Raises
+        ------
+        ModelError
+            If the file cannot be read.
+        """
+        if self.kind == "onnx":
+            found: tuple[Output, ...] = _onnx_file(self.path).read_outputs(self.data, self.path)
+            return found
+        from emseg_core.model.torch_export import read_outputs
+
+        return read_outputs(self.data, self.path)
 
 
 def is_external(path: Path) -> bool:
@@ -101,41 +146,122 @@ def read_external(path: Path, contract: Contract | None = None) -> ExternalModel
     ModelError
         If the file cannot be read, or is of a kind that would run code.
     """
+    with reading(path):
+        return _read_file(path, contract) if path.suffix.lower() in KINDS else _read_package(path, contract)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise a `ModelError` in place of what damaged files raise in the ``with`` block.
+
+    Parameters
+    ----------
+    path
+        Path of the network.
+
+    Yields
+    ------
+    None
+        While errors are translated.
+
+    Raises
+    ------
+    ModelError
+        If a file cannot be read.
+    """
     try:
-        if path.suffix.lower() in KINDS:
-            data = read_document(path, MAX_MODEL_BYTES)
-            beside = path.with_name(f"{path.name}.toml")
-            text = read_document(beside) if beside.exists() else b""
-            settings = _checked(tomllib.loads(text.decode()), beside)
-            kind = KINDS[path.suffix.lower()]
-        else:
-            kind = "onnx"  # the only weights accepted from a package
-            data, text, settings = read_package(path)
+        yield
     except (OSError, ValueError, zipfile.BadZipFile, LookupError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ModelError):
             raise
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise ModelError(f"the model {path} cannot be read ({said}): check it, or download it again") from error
-    digest = hashlib.sha256(hashlib.sha256(data).digest() + hashlib.sha256(text).digest()).hexdigest()
-    return ExternalModel(kind, str(path), digest, data, settings, contract)
 
 
-def _checked(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Check the names, types and values of settings."""
-    kinds: dict[str, tuple[type, ...]] = {"classes": (list,), "channel": (int,), "only_tile": (list,)}
-    kinds |= dict.fromkeys(("mean", "deviation"), (int, float))
+def _read_file(path: Path, contract: Contract | None) -> ExternalModel:
+    """Read a network and the settings beside it."""
+    data, kind = read_document(path, MAX_MODEL_BYTES), KINDS[path.suffix.lower()]
+    beside = path.with_name(f"{path.name}.toml")
+    text, settings = _read_settings(beside)
+    whole, others = data, []
+    if kind == "onnx":
+        whole, others = _onnx_file(str(path)).with_weights(data, str(path), partial(read_inside, path.parent))
+    stated = Statement(settings, (), str(path), beside.name)
+    return ExternalModel(kind, str(path), _digest(data, text, *others), whole, stated, contract)
+
+
+def _read_package(path: Path, contract: Contract | None) -> ExternalModel:
+    """Read a package and the settings beside it; only ONNX is accepted."""
+    package = open_package(path)
+    text, told = _read_settings(package.beside)
+    found = translate(package.described, told, str(path), package.beside.name)
+    data, read = package.network()
+    whole, others = _onnx_file(str(path)).with_weights(data, str(path), read)
+    settings = {**found.settings, **told}
+    if told.get("output") in found.outputs:
+        settings["output"] = found.outputs.index(told["output"])
+    stated = Statement(settings, found.postprocessing, str(path), package.beside.name)
+    texts = (package.text, text) if text else (package.text,)
+    return ExternalModel("onnx", str(path), _digest(data, *texts, *others), whole, stated, contract)
+
+
+def _digest(*parts: bytes) -> str:
+    """Return the SHA-256 of the SHA-256 of each part."""
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+def _onnx_file(path: str) -> Any:
+    """Return the module that reads ONNX files, which needs a package that not every installation has."""
+    try:
+        from emseg_core.model import onnx_file
+    except ImportError as error:
+        raise ModelError(f"{path} is an ONNX file, which needs more packages ({error}): {install_hint('openvino')}") from error
+    return onnx_file
+
+
+def _read_settings(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """Read settings, and check their names, types and values."""
+    text = read_document(path) if path.exists() else b""
+    settings = tomllib.loads(text.decode())
+    kinds: dict[str, tuple[type, ...]] = {"channel": (int,), "output": (str, int)}
+    kinds |= dict.fromkeys(("classes", "only_tile", "percentiles", "rescale", "clip"), (list,))
+    kinds |= dict.fromkeys(("mean", "deviation", "eps"), (int, float))
     for name, value in settings.items():
         if name not in SETTINGS:
             raise ModelError(f"{path} has the unknown key {name!r}: use one of {', '.join(SETTINGS)}")
-        if not isinstance(value, kind := kinds.get(name, (str,))):
+        if not isinstance(value, kind := kinds.get(name, (str,))) or isinstance(value, bool):
             raise ModelError(f"{name} in {path} is {value!r}, not {kind[0].__name__}: correct it")
+    if (activation := settings.get("activation", "logits")) not in get_args(Activation):
+        raise ModelError(f"the activation is {activation!r}, but must be one of {', '.join(get_args(Activation))}")
+    _check_intensities(settings, path)
+    return text, settings
+
+
+def _check_intensities(settings: Mapping[str, Any], path: Path) -> None:
+    """Check the settings that say how intensities are normalised."""
     if settings.get("normalise", "volume") not in ("volume", "slice"):
         raise ModelError(f"normalise in {path} is {settings['normalise']!r}, not volume or slice: correct it")
     if ("mean" in settings) != ("deviation" in settings) or not settings.get("deviation", 1) > 0:
         raise ModelError(
             f"{path} has only one of mean and deviation, or a deviation that is not positive: give both, or neither"
         )
-    return dict(settings)
+    ways = [name for name in ("normalise", "mean", "percentiles") if name in settings]
+    if len(ways) > 1 or ("eps" in settings and ways == ["mean"]):
+        raise ModelError(f"{path} has both {' and '.join((*ways, 'eps')[:2])}, of which one would be ignored: give one of them")
+    for name in ("percentiles", "rescale", "clip"):
+        if name in settings and not _are_numbers(settings[name], rising=name != "rescale"):
+            which = "a factor other than 0 and what is added" if name == "rescale" else "two numbers, the lower one first"
+            raise ModelError(f"{name} in {path} is {settings[name]!r}, not {which}: correct it")
+    low, high = settings.get("percentiles", [0, 100])
+    if low < 0 or high > 100 or settings.get("eps", 0) < 0:
+        raise ModelError(f"{path} has percentiles outside of 0 to 100, or a negative eps: correct them")
+
+
+def _are_numbers(values: Sequence[Any], *, rising: bool) -> bool:
+    """Return whether these are two finite numbers, in rising order or with a first one that is not 0."""
+    if len(values) != 2 or not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        return False
+    return bool(values[0] < values[1] if rising else values[0] != 0)
 
 
 def contract_of(model: ExternalModel) -> Contract:
@@ -163,21 +289,31 @@ def contract_of(model: ExternalModel) -> Contract:
 
     if model.contract is not None:
         return model.contract
-    network, shape, parameters = _opened(model)
+    outputs = model.outputs()
+    output = outputs[index_of(outputs, model.stated)]
+    meaning_of(output, model.stated, output.channels)  # refused before anything is computed
+    network, shape, parameters = opened(model)
     planar = len(shape) == 4
     if shape[1] not in (1, None):
         raise ModelError(f"{model.path} takes {shape[1]} channels, but a volume has 1: use a network with 1 input channel")
 
+    sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
+
     def run(tiles: Any) -> Any:
         with torch.inference_mode():
-            return torch.cat(apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar), 1).float().numpy()
+            output = torch.cat(apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar), 1).float().numpy()
+        sizes[tiles.shape[1:]] = output.shape[2:]
+        return output
 
-    found = probe(run, planar=planar, hint=_hint(model, shape))
+    try:
+        found = probe(run, planar=planar, hint=_hint(model, shape))
+    finally:
+        _check_resolution(sizes, model.path)
     flops, alive = network.cost((1, 1, *found.least[planar:]))
     voxels = math.prod(found.least)
-    activation, classes = _classes(model, found.channels, (found.lowest, found.highest), found.sums_to_one)
+    activation = meaning_of(output, model.stated, found.channels).activation
     return found.contract(
-        classes=classes,
+        classes=classes_of(model, found.channels),
         planar=planar,
         activation=activation,
         parameters=parameters,
@@ -185,6 +321,20 @@ def contract_of(model: ExternalModel) -> Contract:
         bytes_per_voxel=-(-alive // voxels),
         channel=model.settings.get("channel"),
     )
+
+
+def _check_resolution(sizes: Mapping[tuple[int, ...], tuple[int, ...]], path: str) -> None:
+    """Refuse a network whose output is longer than its input, or grows more slowly: it labels other voxels than it is given."""
+    for axis in range(3):
+        lengths = sorted({(given[axis], made[axis]) for given, made in sizes.items() if len(made) == 3})
+        if not lengths:
+            continue
+        (short, few), (long, many) = lengths[0], lengths[-1]
+        if few > short or many - few < MIN_GROWTH * (long - short):
+            raise ModelError(
+                f"{path} turns {short} voxels along {'zyx'[axis]} into {few}, and {long} into {many}, so its output has "
+                "another resolution than its input: interpolate it to the size of the input at the end of the network"
+            )
 
 
 def _hint(model: ExternalModel, shape: tuple[int | None, ...]) -> Triple | None:
@@ -195,15 +345,60 @@ def _hint(model: ExternalModel, shape: tuple[int | None, ...]) -> Triple | None:
     return None if None in spatial else triple(cast("tuple[int, ...]", spatial))
 
 
-def _opened(model: ExternalModel) -> tuple[Any, tuple[int | None, ...], int]:
-    """Return the network, the shape of its input, and its number of parameters."""
+def opened(model: ExternalModel) -> tuple[Any, tuple[int | None, ...], int]:
+    """Open a network to experiment with it.
+
+    Parameters
+    ----------
+    model
+        The network.
+
+    Returns
+    -------
+    network : callable
+        From normalised tiles to the output that is used.
+    shape : tuple of int or None
+        Shape of its input; None for axes of any length.
+    parameters : int
+        Number of learned parameters.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be read.
+    """
     if model.kind == "onnx":
         network = open_onnx(model, threads=1)
         return network, network.shape, network.parameters
+    program, shape = open_exported(model)
+    return program.eval(), shape, sum(weight.numel() for weight in program.parameters())
+
+
+def open_exported(model: ExternalModel) -> tuple[Any, tuple[int | None, ...]]:
+    """Open the network of an exported program.
+
+    Parameters
+    ----------
+    model
+        The network and its settings.
+
+    Returns
+    -------
+    network : Prepared
+        The network.
+    shape : tuple of int or None
+        Shape of its input; None for axes of any length.
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be read.
+    """
+    from emseg_core.model.adapter import Prepared
     from emseg_core.model.torch_export import read_exported
 
-    program, shape = read_exported(model.data, model.path)
-    return program.eval(), shape, sum(weight.numel() for weight in program.parameters())
+    network, shape = read_exported(model.data, model.path, index_of(model.outputs(), model.stated))
+    return Prepared(network, model.settings.get("rescale"), model.settings.get("clip")), shape
 
 
 def open_onnx(model: ExternalModel, threads: int) -> Any:
@@ -230,29 +425,32 @@ def open_onnx(model: ExternalModel, threads: int) -> Any:
         from emseg_core.model.onnx import OnnxNetwork
     except ImportError as error:
         raise ModelError(f"{model.path} is an ONNX file, which needs OpenVINO ({error}): {install_hint('openvino')}") from error
-    return OnnxNetwork(model.data, model.path, threads)
+    settings = model.settings
+    index = index_of(model.outputs(), model.stated)
+    return OnnxNetwork(model.data, model.path, threads, index, settings.get("rescale"), settings.get("clip"))
 
 
-def _classes(
-    model: ExternalModel, channels: int, values: tuple[float, float], sums_to_one: bool
-) -> tuple[Activation, tuple[str, ...]]:
-    """Return the activation of a network and the names of its classes, from the settings or guessed from its output."""
-    channel = model.settings.get("channel")
-    if channel is not None and not 0 <= channel < channels:
-        raise ModelError(
-            f"{model.path} has {channels} channels, counted from 0, but its settings select channel {channel}: correct them"
-        )
-    single, shares = channels == 1 or channel is not None, values[0] >= 0 and values[1] <= 1
-    if single:
-        looks = "sigmoid" if shares else "sigmoid logits"
-    elif shares and not sums_to_one and "activation" not in model.settings:
-        raise ModelError(
-            f"{model.path} gives {channels} probabilities that do not add up to 1: choose the channel to use in "
-            f"{model.path}.toml, channel = 0 to {channels - 1}"
-        )
-    else:
-        looks = "softmax" if shares else "logits"
-    activation = cast("Activation", model.settings.get("activation", looks))
+def classes_of(model: ExternalModel, channels: int) -> tuple[str, ...]:
+    """Return the names of the classes of a network.
+
+    Parameters
+    ----------
+    model
+        The network.
+    channels
+        Number of channels of its output.
+
+    Returns
+    -------
+    tuple of str
+        The stated names, or numbers.
+
+    Raises
+    ------
+    ModelError
+        If the settings name another number of classes.
+    """
+    single = channels == 1 or model.settings.get("channel") is not None
     count = 2 if single else channels
     names = tuple(map(str, model.settings.get("classes", ())))
     if len(names) not in (0, count):
@@ -260,4 +458,4 @@ def _classes(
             f"{model.path} has {count} classes, but its settings name {len(names)} ({', '.join(names)}): name each"
         )
     usual = ("background", "foreground") if single else tuple(f"class {number}" for number in range(count))
-    return activation, names or usual
+    return names or usual

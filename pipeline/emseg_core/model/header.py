@@ -140,7 +140,9 @@ def parse_header(file: BufferedIOBase, size: int, path: Path) -> tuple[ModelSpec
     if length > MAX_HEADER_BYTES:  # a short header's length may start with the same bytes as a pickle
         if start.startswith(PICKLE_PREFIXES):
             raise ModelError(
-                f"{path} is a pickle (.pt, .pth), which can run code and is never loaded: {CONVERT_HINT}, or use torch.export"
+                f"{path} is a pickle or TorchScript (.pt, .pth), which can run code and is never loaded: load it yourself in "
+                "Python, and write it with torch.export.save (.pt2) or torch.onnx.export (.onnx), or, if it is a network of "
+                "emseg, with emseg_core.model.file.save_model"
             )
         _refuse(path, f"its header would have {length} bytes, more than {MAX_HEADER_BYTES}")
     if LENGTH_BYTES + length > size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import openvino
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emseg_core.errors import ModelError
-from emseg_core.model.adapter import apply_network, to_prediction
+from emseg_core.model.adapter import apply_network, prepare, to_prediction
 from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.compiled import CORE, OPENVINO, CompiledGraph, translate_memory_errors
 from emseg_core.model.cpu import vector_instructions
@@ -31,15 +32,27 @@ class OnnxNetwork:
         Its path, for messages.
     threads
         Number of threads that run it.
+    output
+        Index of the output to use.
+    rescale, clip
+        What is done to the input first; see `emseg_core.model.adapter.prepare`.
 
     Raises
     ------
     ModelError
-        If the file is damaged, has weights in other files, or has operations that OpenVINO does not know.
+        If the file is damaged, or has operations that OpenVINO does not know.
     """
 
-    def __init__(self, data: bytes, path: str, threads: int) -> None:
-        self._data, self._path = data, path
+    def __init__(
+        self,
+        data: bytes,
+        path: str,
+        threads: int,
+        output: int = 0,
+        rescale: Sequence[float] | None = None,
+        clip: Sequence[float] | None = None,
+    ) -> None:
+        self._data, self._path, self._output, self._prepared = data, path, output, (rescale, clip)
         self._compiled = CompiledGraph(self._shaped, threads, "float32")
         model = self._model()
         if len(model.inputs) != 1:
@@ -65,7 +78,8 @@ class OnnxNetwork:
         Tensor
             Output of the network, float32 with as many axes.
         """
-        output = self._compiled.request(tiles.shape).infer([np.ascontiguousarray(tiles.numpy())])[0]
+        ready = np.ascontiguousarray(prepare(tiles, *self._prepared).numpy())
+        output = self._compiled.request(tiles.shape).infer([ready])[self._output]
         return torch.from_numpy(output.astype(np.float32))
 
     def cost(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -112,12 +126,10 @@ class OnnxNetwork:
     def _model(self) -> openvino.Model:
         """Parse the graph."""
         try:
-            return CORE.read_model(self._data)  # from memory, so no other file named in it is opened
+            return CORE.read_model(self._data)  # it names no other file, see `onnx_file`
         except RuntimeError as error:
             said = " ".join(str(error).split())[-300:]
-            raise ModelError(
-                f"OpenVINO cannot read {self._path} ({said}): export it as one file with its weights and standard operations"
-            ) from error
+            raise ModelError(f"OpenVINO cannot read {self._path} ({said}): export it with standard operations") from error
 
     def _shaped(self, shape: tuple[int, ...]) -> openvino.Model:
         """Build the graph for an input shape."""

@@ -6,8 +6,11 @@ rejected. The formats are 0.4 and 0.5, https://bioimage.io/docs.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,34 +30,103 @@ MAX_DEPTH = 50
 """Maximum nesting depth of a description."""
 
 
-def read_package(path: Path) -> tuple[bytes, bytes, dict[str, Any]]:
-    """Read the ONNX network of a package and its description.
+@dataclass(frozen=True, slots=True)
+class Package:
+    """An open package."""
+
+    path: Path
+    """The zip file or folder."""
+    text: bytes = field(repr=False)
+    """Its description file."""
+    described: Mapping[str, Any] = field(repr=False)
+    """The parsed description."""
+    read: Callable[[str, int], bytes] = field(repr=False)
+    """Reads a file of the package, by its name in it, of at most so many bytes."""
+
+    @property
+    def beside(self) -> Path:
+        """Path of the file with settings beside the package."""
+        return self.path.with_name(f"{self.path.name}.toml")
+
+    def network(self) -> tuple[bytes, Callable[[str, int], bytes]]:
+        """Read the ONNX network.
+
+        Returns
+        -------
+        data : bytes
+            The ONNX file.
+        read : callable
+            Reads a file by its name relative to the ONNX file.
+
+        Raises
+        ------
+        ModelError
+            If there are no weights in ONNX, they are outside the package, or have another checksum than described.
+        """
+        weights = self.described["weights"]
+        if "onnx" not in weights:
+            raise ModelError(
+                f"the package {self.path} has weights as {', '.join(weights)}, which run code when loaded, and only onnx is "
+                "accepted: convert it with `bioimageio add-weights PACKAGE OUT onnx` of bioimageio.core, or use torch.export"
+            )
+        folder = PurePosixPath(_local(weights["onnx"]["source"])).parent
+        return self.file(weights["onnx"]), lambda name, most: self.read(str(folder / name), most)
+
+    def file(self, described: Any) -> bytes:
+        """Read a file that the description names.
+
+        Parameters
+        ----------
+        described
+            Its name, or a mapping with ``source`` and perhaps ``sha256``.
+
+        Returns
+        -------
+        bytes
+            Content of the file.
+
+        Raises
+        ------
+        ModelError
+            If it is outside the package, or has another checksum than described.
+        """
+        known = described if isinstance(described, Mapping) else {"source": described}
+        name = _local(known["source"])
+        data = self.read(name, MAX_MODEL_BYTES)
+        stated, found = known.get("sha256"), hashlib.sha256(data).hexdigest()
+        if stated is not None and str(stated).lower() != found:
+            raise ModelError(
+                f"{name} of the package {self.path} has the SHA-256 {found}, but its description says {stated}: download the "
+                "package again"
+            )
+        return data
+
+
+def open_package(path: Path) -> Package:
+    """Open a package and read its description.
 
     Parameters
     ----------
     path
-        Path of a zip file or a folder.
+        Path of a zip file, a folder, or the description in a folder.
 
     Returns
     -------
-    data : bytes
-        The ONNX file.
-    text : bytes
-        The description file.
-    settings : dict of str to Any
-        Settings read from it, by names from `emseg_core.model.external_model.SETTINGS`.
+    Package
+        The package.
 
     Raises
     ------
     ModelError
-        If it has no weights in ONNX, its weights are outside the package, or its preprocessing is not supported.
+        If it has no description.
     OSError, ValueError, KeyError
         If it is damaged.
     """
     folder = path.parent if path.name in DESCRIPTIONS else path
     if folder.is_dir():
+        path = Path(os.path.abspath(folder))  # a folder may be given as `.`, which has no name  # noqa: PTH100
         names = [name for name in DESCRIPTIONS if (folder / name).is_file()]
-        read: Callable[[str, int], bytes] = partial(_of_folder, folder)
+        read: Callable[[str, int], bytes] = partial(read_inside, folder)
     else:
         archive = zipfile.ZipFile(path)
         names = [name for name in DESCRIPTIONS if name in archive.namelist()]
@@ -62,21 +134,46 @@ def read_package(path: Path) -> tuple[bytes, bytes, dict[str, Any]]:
     if not names:
         raise ModelError(f"{path} is not a BioImage.IO package: it has no {' or '.join(DESCRIPTIONS)}")
     text = read(names[0], MAX_DOCUMENT_BYTES)
-    described = _parsed(text, names[0])
-    weights = described["weights"]
-    if "onnx" in weights:
-        return read(_local(weights["onnx"]["source"]), MAX_MODEL_BYTES), text, _settings_of(described)
-    raise ModelError(
-        f"the package {path} has weights as {', '.join(weights)}, which run code when loaded, and only onnx is accepted: "
-        "convert it with `bioimageio add-weights PACKAGE OUT onnx` of bioimageio.core, or use torch.export"
-    )
+    return Package(path, text, _parsed(text, names[0]), read)
+
+
+def read_inside(folder: Path, name: str, max_bytes: int) -> bytes:
+    """Read a file in a folder, following no link that leads out of it.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    name
+        Path of the file, relative to the folder.
+    max_bytes
+        Largest size of the file.
+
+    Returns
+    -------
+    bytes
+        Content of the file.
+
+    Raises
+    ------
+    ModelError
+        If a link leads out of the folder.
+    OSError, ValueError
+        If the file cannot be read, or is too large.
+    """
+    file = (folder / name).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise ModelError(
+            f"{folder / name} is a link that leads out of its folder: download the whole package, or copy the file"
+        )
+    return read_document(file, max_bytes)
 
 
 def _local(source: Any) -> str:
     """Return the name of a file, which must lie within the package."""
     name = str(source.get("path", "") if isinstance(source, Mapping) else source)
     if "://" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise ModelError(f"the weights of the package are at {name!r}, outside of it: download the whole package")
+        raise ModelError(f"the package has its file {name!r} outside of it: download the whole package")
     return name
 
 
@@ -148,58 +245,3 @@ def _of_archive(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
     if info.file_size > max_bytes:
         raise ValueError(f"{name} has {info.file_size} bytes, more than {max_bytes}")
     return archive.read(info)  # at most info.file_size bytes
-
-
-def _of_folder(folder: Path, name: str, max_bytes: int) -> bytes:
-    """Read a file of at most `max_bytes` bytes from a folder, following no link that leads out of it."""
-    file = (folder / name).resolve()
-    if not file.is_relative_to(folder.resolve()):
-        raise ModelError(f"{folder / name} is a link that leads out of the package: download the whole package")
-    return read_document(file, max_bytes)
-
-
-def _settings_of(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Read settings from a description of format 0.4 or 0.5."""
-    settings: dict[str, Any] = {}
-    source, output = described["inputs"][0], described["outputs"][0]
-    if len(described["inputs"]) != 1:
-        raise ModelError(
-            f"the network of the package has {len(described['inputs'])} inputs, but a volume is 1 input: use a network with 1"
-        )
-    for step in source.get("preprocessing") or ():
-        settings |= _normalised(str(step.get("id", step.get("name"))), step.get("kwargs") or {})
-    if names := _channel_names(output):
-        settings["classes"] = names if len(names) > 1 else ["background", *names]
-    return settings
-
-
-def _channel_names(output: Mapping[str, Any]) -> list[str]:
-    """Return the channel names of an output; none if they are just numbered."""
-    for axis in output.get("axes") or ():
-        if isinstance(axis, Mapping) and axis.get("type") == "channel":
-            names = axis.get("channel_names") or []
-            numbered = all(str(name).removeprefix("channel").isdecimal() for name in names)
-            return [] if isinstance(names, str) or numbered else [str(name) for name in names]
-    return []
-
-
-def _normalised(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate a preprocessing step into settings."""
-    fixed = settings.get("mean"), settings.get("std")
-    match name:
-        case "zero_mean_unit_variance" | "fixed_zero_mean_unit_variance" if None not in fixed:
-            return {"mean": float(_one(fixed[0])), "deviation": float(_one(fixed[1]))}
-        case "zero_mean_unit_variance" | "ensure_dtype":
-            return {}
-        case "scale_linear":
-            gain, offset = float(_one(settings.get("gain", 1.0))), float(_one(settings.get("offset", 0.0)))
-            return {"mean": -offset / gain, "deviation": 1 / gain}
-    raise ModelError(
-        f"the package preprocesses images with {name!r}, which is not supported: extract the network and describe its "
-        "normalisation in FILE.toml beside it, with normalise, or mean and deviation"
-    )
-
-
-def _one(value: Any) -> Any:
-    """Return a number, or the only one in a list."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value

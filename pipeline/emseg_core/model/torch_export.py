@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from emseg_core.errors import ModelError
+from emseg_core.model.output import Ending, Output
 
 OPERATIONS = frozenset(
     " ".join(
@@ -62,7 +63,15 @@ DTYPES = {
     12: torch.bool,
     13: torch.bfloat16,
 }
+FLOATS = (torch.float16, torch.float32, torch.float64, torch.bfloat16)
 MEMORY_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d, 4: torch.preserve_format}
+ENDINGS: dict[str, Ending] = {
+    **dict.fromkeys(("sigmoid", "sigmoid_"), "sigmoid"),
+    **dict.fromkeys(("softmax", "_softmax"), "softmax"),
+    **dict.fromkeys(("log_softmax", "_log_softmax"), "log-softmax"),
+}
+PASSED_ON = ("to", "_to_copy", "clone", "alias", "contiguous", "detach", "detach_", "dropout", "dropout_", "feature_dropout")
+"""Operations at the end of a program that keep what the values mean."""
 EXPORT_HINT = "export it again with torch.export.save(torch.export.export(network.eval(), ...), FILE)"
 MAX_NODES = 100_000
 
@@ -157,7 +166,7 @@ class ExportedNetwork(nn.Module):
         return counter.get_total_flops(), self.peak
 
 
-def read_exported(data: bytes, path: str) -> tuple[ExportedNetwork, tuple[int | None, ...]]:
+def read_exported(data: bytes, path: str, output: int = 0) -> tuple[ExportedNetwork, tuple[int | None, ...]]:
     """Read the network of an exported program.
 
     Parameters
@@ -166,6 +175,8 @@ def read_exported(data: bytes, path: str) -> tuple[ExportedNetwork, tuple[int | 
         The file.
     path
         Its path, for messages.
+    output
+        Index of the output to use.
 
     Returns
     -------
@@ -194,13 +205,74 @@ def read_exported(data: bytes, path: str) -> tuple[ExportedNetwork, tuple[int | 
         if len(outputs) != len(signature["output_specs"]):
             raise archive.refusal("it was exported in training mode, and changes its own weights")
         shape = tuple(size.get("as_int") for size in graph["tensor_values"][source]["sizes"])
-        return ExportedNetwork(nodes, weights, source, outputs[0]), shape
+        return ExportedNetwork(nodes, weights, source, outputs[output]), shape
     except ModelError:
         raise
     except Exception as error:  # a damaged file may raise anything
         raise ModelError(
             f"{path} is not a readable exported program ({type(error).__name__}: {error}): {EXPORT_HINT}"
         ) from error
+
+
+def read_outputs(data: bytes, path: str) -> tuple[Output, ...]:
+    """List the outputs of an exported program.
+
+    Parameters
+    ----------
+    data
+        The file.
+    path
+        Its path, for messages.
+
+    Returns
+    -------
+    tuple of Output
+        Name, channels and last operation of each.
+
+    Raises
+    ------
+    ModelError
+        If the file is damaged.
+    """
+    try:
+        archive = _Archive(zipfile.ZipFile(BytesIO(data)), path)
+        module = archive.json(archive.only("models/", ".json"))["graph_module"]
+        graph, found = module["graph"], []
+        for spec in module["signature"]["output_specs"]:
+            if "user_output" in spec:
+                name = spec["user_output"]["arg"]["as_tensor"]["name"]
+                sizes = graph["tensor_values"][name]["sizes"]
+                channels = sizes[1].get("as_int") if len(sizes) > 1 else None
+                found.append(Output(name, channels, _ending(graph["nodes"], name, len(sizes))))
+        return tuple(found)
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        raise ModelError(
+            f"{path} is not a readable exported program ({type(error).__name__}: {error}): {EXPORT_HINT}"
+        ) from error
+
+
+def _ending(nodes: list[Mapping[str, Any]], name: str, rank: int) -> Ending | None:
+    """Return the activation that a value comes from, if it is one over the channels."""
+    for node in reversed(nodes):
+        *where, operation, _ = ("", *str(node["target"]).split("."))
+        arguments = {given["name"]: given["arg"] for given in node["inputs"]}
+        made = [result["as_tensor"]["name"] for result in node["outputs"] if "as_tensor" in result]
+        source = (node["inputs"][0]["arg"].get("as_tensor") or {}).get("name") if node["inputs"] else None
+        known = where[1:] == ["torch", "ops", "aten"]
+        if name not in made:
+            if source == name and operation.endswith("_") and operation not in PASSED_ON:
+                return None  # changed in place afterwards
+            continue
+        whole = any(DTYPES.get(given.get("as_scalar_type"), torch.float32) not in FLOATS for given in arguments.values())
+        if not known or whole or (operation not in ENDINGS and operation not in PASSED_ON) or source is None:
+            return None
+        if operation in ENDINGS:
+            over = arguments["dim"]["as_int"] if "dim" in arguments else 1
+            return ENDINGS[operation] if over in (1, 1 - rank) else None
+        name = source
+    return None
 
 
 @dataclass(frozen=True, slots=True)

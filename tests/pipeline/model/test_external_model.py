@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from foreign import Bare, Padded, save_exported, save_onnx, save_package, tile_of
+from foreign import Bare, Padded, save_exported, save_onnx, save_package, state, tile_of
 from onnx import TensorProto, helper
 from torch import nn
 
@@ -45,8 +45,8 @@ def padded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def save(folder: Path, kind: str, network: nn.Module, shape: tuple[int, ...] = SHAPE) -> Path:
     """Save a file of this format."""
     if kind == "exported":
-        return save_exported(folder / "n.pt2", network, shape)
-    one = save_onnx(folder / "n.onnx", network, shape)
+        return state(save_exported(folder / "n.pt2", network, shape))
+    one = state(save_onnx(folder / "n.onnx", network, shape))
     if kind == "onnx":
         return one
     return save_package(folder / "n.zip", {"w.onnx": one.read_bytes()}, weights={"onnx": {"source": "w.onnx"}})
@@ -92,7 +92,12 @@ def test_a_cubic_network_predicts_what_it_is(tmp_path: Path, kind: str) -> None:
 )
 def test_whatever_it_gives_becomes_the_same_probabilities(tmp_path: Path, last: nn.Module, channels: int, gives: str) -> None:
     network = nn.Sequential(Padded(channels), last)
-    opened = predictor(save_exported(tmp_path / "n.pt2", network, (1, 1, 32, 32)))
+    path = save_exported(tmp_path / "n.pt2", network, (1, 1, 32, 32))
+    if "logits" in gives:
+        with pytest.raises(ModelError, match=r"nothing says what the .*channels? of"):
+            describe(path)
+        state(path, f'activation = "{gives}"')
+    opened = predictor(path)
     assert opened.spec.gives == gives
     crop = opened.spec.crop[1]
     tile = np.random.default_rng(2).standard_normal((1, 1, 40, 48), np.float32)
@@ -106,7 +111,7 @@ def test_whatever_it_gives_becomes_the_same_probabilities(tmp_path: Path, last: 
 def test_one_channel_of_several_can_be_named(tmp_path: Path) -> None:
     network = nn.Sequential(Padded(3), nn.Sigmoid())
     path = save_exported(tmp_path / "n.pt2", network, (1, 1, 32, 32))
-    with pytest.raises(ModelError, match=r"gives 3 probabilities that do not add up to 1: .* channel = 0 to 2"):
+    with pytest.raises(ModelError, match=r"gives 3 channels that do not exclude one another .*, channel = 0 to 2"):
         describe(path)
     settings = path.with_name("n.pt2.toml")
     settings.write_text('channel = 1\nclasses = ["outside", "boundary"]\nvoxel_size = "8 8 8 nm"\nmean = 0\ndeviation = 255\n')
@@ -122,9 +127,9 @@ def test_one_channel_of_several_can_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("chanel = 1", "has the unknown key 'chanel': use one of classes, activation, channel"),
-        ("channel = 2", r"has 2 channels, counted from 0, but its settings select channel 2"),
-        ("classes = ['a', 'b', 'c']", r"has 2 classes, but its settings name 3 \(a, b, c\)"),
+        ("chanel = 1", "has the unknown key 'chanel': use one of output, activation, channel"),
+        ("channel = 2\nactivation = 'sigmoid'", r"has 2 channels, counted from 0, but its settings select channel 2"),
+        ("classes = ['a', 'b', 'c']\nactivation = 'logits'", r"has 2 classes, but its settings name 3 \(a, b, c\)"),
         ("classes = 'a'", "classes in .* is 'a', not list"),
         ("mean = 3", "has only one of mean and deviation"),
         ("mean = 3\ndeviation = 0.0", "a deviation that is not positive"),
@@ -142,6 +147,20 @@ def test_wrong_settings_are_refused(padded: dict[str, bytes], tmp_path: Path, te
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("kind", ["exported", "onnx"])
+@pytest.mark.parametrize(
+    ("last", "ratio"),
+    [(nn.AvgPool2d(2), "16 voxels along y into 8"), (nn.Upsample(scale_factor=2), "16 voxels along y into 32")],
+)
+def test_an_output_of_another_resolution_is_refused_for_what_it_is(
+    tmp_path: Path, kind: str, last: nn.Module, ratio: str
+) -> None:
+    path = save(tmp_path, kind, nn.Sequential(Padded(), last), (1, 1, 32, 32))
+    with pytest.raises(ModelError, match=f"turns {ratio}, and .* its output has another resolution than its input") as refused:
+        describe(path)
+    assert "\n" not in str(refused.value)
+
+
 # -- ONNX -----------------------------------------------------------------------------------------------------------
 
 
@@ -153,9 +172,9 @@ def graph(*nodes: onnx.NodeProto, constants: list[TensorProto] | None = None) ->
 
 
 def test_an_operation_of_ones_own_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "n.onnx"
+    path = state(tmp_path / "n.onnx", 'activation = "sigmoid"')
     path.write_bytes(graph(helper.make_node("RunCode", ["x"], ["y"], domain="mine")).SerializeToString())
-    with pytest.raises(ModelError, match=r"OpenVINO cannot read .*n.onnx .* export it as one file"):
+    with pytest.raises(ModelError, match=r"OpenVINO cannot read .*n.onnx .* export it with standard operations"):
         describe(path)
 
 
@@ -167,7 +186,7 @@ def test_weights_in_another_file_are_not_opened(tmp_path: Path) -> None:
         weight.external_data.add(key=key, value=value)
     path = tmp_path / "n.onnx"
     path.write_bytes(graph(helper.make_node("Conv", ["x", "k"], ["y"]), constants=[weight]).SerializeToString())
-    with pytest.raises(ModelError, match=r"OpenVINO cannot read"):
+    with pytest.raises(ModelError, match=r"only files in its own folder are read"):
         describe(path)
 
 
@@ -182,7 +201,7 @@ def test_damaged_onnx_is_refused(padded: dict[str, bytes], tmp_path: Path) -> No
 
 def test_each_kind_is_computed_by_one_library(padded: dict[str, bytes], tmp_path: Path) -> None:
     for suffix, library, other in ((".onnx", "openvino", "torch"), (".pt2", "torch", "openvino")):
-        path = tmp_path / f"n{suffix}"
+        path = state(tmp_path / f"n{suffix}")
         path.write_bytes(padded[suffix])
         model = load(path, describe(path)[0])
         with pytest.raises(DeviceError, match=f"runs in {library}, not in {other}"):
@@ -199,7 +218,15 @@ def test_a_package_may_be_a_folder(padded: dict[str, bytes], tmp_path: Path) -> 
     with zipfile.ZipFile(package) as archive:
         archive.extractall(tmp_path / "folder")
     for path in (tmp_path / "folder", tmp_path / "folder" / "rdf.yaml"):
-        assert describe(path) == (describe(package)[0], {"origin": f"{path.name}, not of emseg"})
+        assert describe(path) == (
+            describe(package)[0],
+            {
+                "origin": f"{path.name}, not of emseg",
+                "output": "logits, the package's postprocessing is a softmax",
+                "normalise": "volume",
+                "eps": "1e-06",
+            },
+        )
         assert digest_of(path) == digest_of(package)
 
 
@@ -233,8 +260,8 @@ def test_how_a_package_prepares_images_is_known_or_refused(padded: dict[str, byt
     assert (float(card["mean"]), float(card["deviation"])) == (128, 128)
     card = describe(package(id="fixed_zero_mean_unit_variance", kwargs={"mean": 101.5, "std": 11.0}))[1]
     assert (float(card["mean"]), float(card["deviation"])) == (101.5, 11)
-    with pytest.raises(ModelError, match="preprocesses images with 'scale_range'"):
-        describe(package(id="scale_range", kwargs={"min_percentile": 1}))
+    with pytest.raises(ModelError, match="preprocesses images with 'scale_mean_variance'"):
+        describe(package(id="scale_mean_variance", kwargs={"reference_tensor": "other"}))
 
 
 def test_an_object_in_yaml_is_not_made(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from emseg.cli.options import json_option
-from emseg.cli.saying import say, say_json
+from emseg.cli.saying import say, say_json, say_result
 
 if TYPE_CHECKING:
     from emseg_core.specs.network import NetworkSpec
@@ -36,6 +38,18 @@ def show(model: str, as_json: bool) -> None:
     from emseg_core.model.model_place import describe
 
     _print_models({model: describe(resolve_model(model))}, as_json)
+
+
+@models.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@json_option
+def check(package: Path, as_json: bool) -> None:
+    """Run the test inputs of a BioImage.IO PACKAGE as a run would, and compare with its test outputs."""
+    from emseg_core.model.package_check import check_package
+
+    found = check_package(package)
+    say_result(found, as_json)
+    sys.exit(0 if found.holds else 1)
 
 
 def _print_models(known: Mapping[str, tuple[NetworkSpec, dict[str, str]]], as_json: bool) -> None:

@@ -106,7 +106,6 @@ class RunSettings:
             "probabilities": recipe.probabilities,
             "heads": recipe.heads or None,
             "tta": recipe.tta,
-            "normalise": recipe.normalisation.scope,
             "tile": recipe.plan.tile,
             "threads": recipe.numerics.threads,
         }

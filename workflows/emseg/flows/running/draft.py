@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +27,8 @@ from emseg_core.grid.symmetry import check_symmetric
 from emseg_core.model.backend import backend_of
 from emseg_core.model.device import Device
 from emseg_core.model.model_place import ModelPlace, card_of, describe, digest_of, locate_model, title_of
-from emseg_core.normalise import Normalisation, survey
+from emseg_core.normalise import Normalisation, Scope, survey
+from emseg_core.ports import VolumeReader
 from emseg_core.recipe import Empty, Recipe
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.heads import chosen_heads
@@ -218,8 +220,9 @@ def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Rec
     tile = settings.tile or spec.only_tile
     plan = _plan(source.spec, spec, region, tile, started, limits)
     check_chunks(source.spec, volume)
-    normalisation, digest = survey(source, settings.normalise or ("slice" if card.get("normalise") == "slice" else "volume"))
-    normalisation = normalisation if settings.normalise else _told(card) or normalisation
+    normalisation, digest = _normalisation(source, card, settings.normalise)
+    if started is not None and settings.normalise is None:  # same model and same voxels are compared by their digests
+        normalisation = started.normalisation
     if started is not None:
         before = started.numerics
         settings = replace(
@@ -318,9 +321,27 @@ def _empty(empty: tuple[float, str] | None, spec: NetworkSpec) -> Empty | None:
     return Empty(float(value), spec.classes.index(name))
 
 
-def _told(card: Mapping[str, str]) -> Normalisation | None:
-    """Return the mean and deviation that a model was trained with, if its card has them."""
-    return Normalisation("volume", (float(card["mean"]),), (float(card["deviation"]),)) if "mean" in card else None
+def _normalisation(source: VolumeReader, card: Mapping[str, str], asked: Scope | None) -> tuple[Normalisation, str]:
+    """Return the normalisation that was asked for, else the one that the model wants, and the digest of the sample.
+
+    Raises
+    ------
+    PlanError
+        If the model does something else to intensities than what was asked for.
+    """
+    if asked is not None:
+        if more := [name for name in ("rescale", "clip") if name in card]:
+            raise PlanError(
+                f"--normalise {asked} would feed the model other intensities than its {' and '.join(more)} is meant for: leave "
+                "it out, or state how the model normalises beside its file"
+            )
+        return survey(source, asked)
+    percentiles = tuple(json.loads(card["percentiles"])) if "percentiles" in card else None
+    scope: Scope = "slice" if card.get("normalise") == "slice" else "volume"
+    measured, digest = survey(source, scope, percentiles=percentiles, eps=float(card.get("eps", 0)))
+    if "mean" in card:
+        return Normalisation("volume", (float(card["mean"]),), (float(card["deviation"]),)), digest
+    return measured, digest
 
 
 def _plan(
@@ -354,6 +375,8 @@ def _warnings(draft: Draft) -> Iterator[str]:
         yield "the network sees more of a tile than its context: labels depend on tiles, and may have seams"
     if not draft.plan.model.planar and volume.shape[0] == 1:
         yield "the model is three-dimensional, the volume has a single slice: mirroring repeats it along z"
+    if "output" in draft.card:
+        yield f"the output of the network is taken for: {draft.card['output']}"
     trained = draft.card.get("voxel_size", "")
     here = " ".join(f"{scale:g}" for scale in volume.scale)
     if trained and None in volume.units[-volume.rank :]:
