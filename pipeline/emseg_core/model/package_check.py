@@ -136,7 +136,7 @@ def _computed(model: ExternalModel, source: NDArray[Any]) -> NDArray[Any]:
     """Run a network on one tile, its test input; the result is what the package says that the output is."""
     import torch  # takes seconds
 
-    from emseg_core.model.adapter import apply_network, to_logits
+    from emseg_core.model.adapter import apply_network, to_prediction
 
     network, shape, _ = opened(model)
     if source.ndim != len(shape) or source.shape[1] != 1:
@@ -164,7 +164,7 @@ def _computed(model: ExternalModel, source: NDArray[Any]) -> NDArray[Any]:
         bytes_per_voxel=0,
         channel=model.settings.get("channel"),
     )
-    logits = to_logits(output, contract)
+    logits = to_prediction(output, contract)
     single = meaning.activation.startswith("sigmoid")
     if "binarize" in model.stated.postprocessing:
         found = logits.argmax(dim=1, keepdim=True)
