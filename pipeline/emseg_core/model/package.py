@@ -126,6 +126,11 @@ def open_package(path: Path) -> Package:
     if folder.is_dir():
         path = Path(os.path.abspath(folder))  # a folder may be given as `.`, which has no name  # noqa: PTH100
         names = [name for name in DESCRIPTIONS if (folder / name).is_file()]
+        if misplaced := [name for name in names if (folder / f"{name}.toml").exists()]:
+            raise ModelError(
+                f"{folder / misplaced[0]}.toml is within the package, where it would be ignored: move it to {path.name}.toml "
+                "beside it"
+            )
         read: Callable[[str, int], bytes] = partial(read_inside, folder)
     else:
         archive = zipfile.ZipFile(path)

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from foreign import Padded, save_onnx, save_package, state
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
 from onnx.external_data_helper import convert_model_to_external_data
 
 import emseg_core.model.onnx_file
@@ -188,12 +188,8 @@ def test_tensors_are_found_wherever_they_are() -> None:
     values = np.array([1, 2], np.float32)
     complete, files = with_weights(model.SerializeToString(), "n.onnx", lambda name, most: values.tobytes())
     assert files == [values.tobytes()]
-    read = ModelProto.FromString(complete)
-    found = list(emseg_core.model.onnx_file._tensors(read))
-    assert len(found) == 8
-    for tensor in found:
-        assert (tensor.data_location, len(tensor.external_data)) == (TensorProto.DEFAULT, 0)
-        np.testing.assert_array_equal(numpy_helper.to_array(tensor), values)
+    assert complete.count(values.tobytes()) == 8
+    assert b"location" not in complete
 
 
 def test_a_model_in_one_file_stays_as_it_is(whole: Path) -> None:

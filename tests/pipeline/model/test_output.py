@@ -112,7 +112,7 @@ def test_the_last_operation_is_a_statement(
     assert isinstance(spec, Contract)
     assert spec.activation == activation
     assert card["output"] == f"{activation}, the network ends with a {ending}"
-    assert card_of(path) == card == load(path, spec).card  # type: ignore[union-attr]
+    assert card_of(path) == card == load(path, spec).card
     state(path, 'activation = "sigmoid logits"', "channel = 0")
     assert (
         describe(path)[1]["output"] == f"sigmoid logits, stated in {path.name}.toml, although the network ends with a {ending}"
@@ -250,6 +250,8 @@ def test_settings_beside_a_folder_are_read(tmp_path: Path, monkeypatch: pytest.M
         assert isinstance(spec, Contract)
         assert spec.gives == "sigmoid in channel 1"
         assert digest_of(path) != before
+    state(folder / "rdf.yaml", "channel = 2")
+    refused(folder, "is within the package, where it would be ignored: move it to folder.toml beside it")
 
 
 def test_one_of_several_outputs_of_a_package_is_chosen(tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ def package(
     return save_package(folder / "p.zip", files, **described)
 
 
-EXACT = {"config": {"bioimageio": {"reproducibility_tolerance": [{"relative_tolerance": 1e-5, "absolute_tolerance": 1e-5}]}}}
+EXACT: dict[str, Any] = {
+    "config": {"bioimageio": {"reproducibility_tolerance": [{"relative_tolerance": 1e-5, "absolute_tolerance": 1e-5}]}}
+}
 REFERENCE: dict[str, Callable[..., NDArray[Any]]] = {
     "scale_linear": lambda x, gain=1, offset=0: x * gain + offset,
     "fixed_zero_mean_unit_variance": lambda x, mean, std: (x - mean) / std,
@@ -173,7 +175,7 @@ def test_other_steps_are_refused_by_name(tmp_path: Path, steps: list[Step], said
     ids=range(4),
 )
 def test_outputs_are_postprocessed(tmp_path: Path, network: nn.Module, steps: list[Step], wanted: Callable[[Any], Any]) -> None:
-    before = [("zero_mean_unit_variance", {})]
+    before: list[Step] = [("zero_mean_unit_variance", {})]
     path = package(tmp_path, wanted(applied(before)), before, steps, network)
     assert check_package(path).mismatches == 0
     assert not check_package(package(tmp_path, 1 - wanted(applied(before)).astype(np.float32), before, steps, network)).holds
@@ -231,9 +233,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         package(tmp_path, RAW[..., :-1]), r"turns its test input \(1, 1, 40, 48\) into \(1, 1, 40, 48\), but its test output"
     )
     refused(package(tmp_path, np.array([{}], object)), "is not a readable array")
-    bare = {"inputs": [{"id": "raw"}], "outputs": [{"id": "out"}]}
+    bare: dict[str, Any] = {"inputs": [{"id": "raw"}], "outputs": [{"id": "out"}]}
     refused(package(tmp_path, RAW, **bare), "has no test tensors for its inputs")
-    remote = {"inputs": [{"id": "raw", "test_tensor": {"source": "https://somewhere.org/in.npy"}}]}
+    remote: dict[str, Any] = {"inputs": [{"id": "raw", "test_tensor": {"source": "https://somewhere.org/in.npy"}}]}
     refused(package(tmp_path, RAW, **remote), "outside of it: download the whole package")
     for source in ("../in.npy", "/in.npy"):
         refused(package(tmp_path, RAW, inputs=[{"id": "raw", "test_tensor": {"source": source}}]), "outside of it")
