@@ -22,7 +22,7 @@ from emseg_core.errors import DeviceError, PlanError
 from emseg_core.grid.cost import BLOCKS_IN_FLIGHT
 from emseg_core.grid.layout import DEFAULT_TILE_BYTES, SMALL_TILE_BYTES
 from emseg_core.installation import install_hint
-from emseg_core.machine import raise_file_limit, usable_cores, usable_memory
+from emseg_core.machine import SEMAPHORES_PER_WORKER, check_semaphores, raise_file_limit, usable_cores, usable_memory
 from emseg_core.model.device import Device, smallest_gpu_memory
 from emseg_core.store.files.place import Place, sibling
 
@@ -116,10 +116,10 @@ def check_main(placement: Placement) -> None:
         end_if_being_started()
 
 
-def check_open_files(placement: Placement) -> None:
-    """Refuse a run whose workers need more open files than this process may have: connections are files, too.
+def check_limits(placement: Placement) -> None:
+    """Refuse a run whose workers need more open files or semaphores than this process may have: connections are files, too.
 
-    It is called before anything is read or written, and raises the soft limit to the hard one first.
+    It is called before anything is read or written, and raises the soft limit on open files to the hard one first.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def check_open_files(placement: Placement) -> None:
     Raises
     ------
     PlanError
-        If the hard limit is too low.
+        If the hard limit on open files is too low, or there is no place for semaphores.
     """
     workers = placement.adapt[1] if placement.adapt is not None else placement.workers
     if workers is None:
@@ -140,6 +140,9 @@ def check_open_files(placement: Placement) -> None:
         raise PlanError(
             f"a run with {workers} workers needs {needed} open files, but this process may have only {allowed}: {remedy}"
         )
+    if not placement.batch:
+        who = f"a run with {workers} worker processes"
+        check_semaphores(workers * SEMAPHORES_PER_WORKER, who, ", or compute without them (--workers 0)")
 
 
 def with_shared_gpus(placement: Placement) -> Placement:
