@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from programs import path_of
+from mounts import with_mount
 from runs import save_volume, texture
 
-from emseg_core.machine import SEMAPHORES_PER_WORKER
+from emseg_core.machine import SEMAPHORES_PER_WORKER, SHARED_MEMORY
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 ENOUGH = 2 * SEMAPHORES_PER_WORKER * PAGE
-
-
-def with_shared_memory(options: str, *command: object) -> subprocess.CompletedProcess[str]:
-    """Run a module of Python in a namespace of mounts with this file system as shared memory."""
-    inside = f'mount -t tmpfs -o {options} tmpfs /dev/shm && exec "$0" -m "$@"'
-    spaces = [path_of("unshare"), "--mount", "--propagation=private"]
-    if os.geteuid() != 0:
-        spaces += ["--user", "--map-root-user"]
-    if subprocess.run([*spaces, "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], capture_output=True).returncode:
-        pytest.skip("no namespaces of mounts here")
-    words = [*spaces, "bash", "-c", inside, sys.executable, *map(str, command)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture
@@ -44,7 +30,7 @@ def volume(tmp_path: Path) -> Path:
     ids=["full", "read-only"],
 )
 def test_too_little_is_refused_at_once(options: str, why: str, volume: Path, tmp_path: Path) -> None:
-    ran = with_shared_memory(options, "emseg", "run", volume, "--output", tmp_path / "o.zarr", "--workers", 2)
+    ran = with_mount(options, SHARED_MEMORY, "emseg", "run", volume, "--output", tmp_path / "o.zarr", "--workers", 2)
     assert (ran.returncode, ran.stderr) == (
         2,
         f"error: a run with 2 worker processes needs {2 * SEMAPHORES_PER_WORKER} semaphores in /dev/shm, but they cannot be made "
@@ -56,12 +42,12 @@ def test_too_little_is_refused_at_once(options: str, why: str, volume: Path, tmp
 
 @pytest.mark.parametrize(("options", "workers"), [(f"size={ENOUGH}", 2), ("size=1m,ro", 0)])
 def test_enough_is_enough(options: str, workers: int, volume: Path, tmp_path: Path) -> None:
-    ran = with_shared_memory(options, "emseg", "run", volume, "--output", tmp_path / "o.zarr", "--workers", workers)
+    ran = with_mount(options, SHARED_MEMORY, "emseg", "run", volume, "--output", tmp_path / "o.zarr", "--workers", workers)
     assert ran.returncode == 0, ran.stderr
 
 
 def test_a_worker_on_a_node_says_it_in_its_log() -> None:
-    ran = with_shared_memory("size=1m,ro", "emseg.clusters.worker", "tls://127.0.0.1:9")
+    ran = with_mount("size=1m,ro", SHARED_MEMORY, "emseg.clusters.worker", "tls://127.0.0.1:9")
     assert ran.returncode == 1
     assert ran.stderr.startswith("error: a worker on ")
     assert f"needs {SEMAPHORES_PER_WORKER} semaphores in /dev/shm" in ran.stderr
