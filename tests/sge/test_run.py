@@ -12,7 +12,7 @@ from runs import bytes_of, run_emseg, save_volume, texture
 from sge.cluster import SgeCluster
 
 EMSEG = (sys.executable, "-m", "emseg")
-SITE = 'memory = "3G"\ninterface = "net0"\ncpus = 1\ntime = "0:10:00"\n'
+SITE = 'memory = "2G"\ninterface = "net0"\ncpus = 1\ntime = "0:10:00"\n'
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +65,15 @@ def test_a_job_that_is_deleted_is_replaced(sge: SgeCluster, expected: dict[str, 
     assert "died" in finished(run)
     assert bytes_of(sge.scratch / "deleted.zarr") == expected
     assert len(logs(sge.scratch / "deleted.zarr")) == 2
+
+
+def test_what_sge_says_of_a_request_that_it_rejects(sge: SgeCluster, expected: dict[str, str]) -> None:
+    assert expected
+    (sge.scratch / "wrong.toml").write_text(f'{SITE}partition = "nowhere"\n')
+    process = started(sge, "wrong.zarr", "--workers", 1, "--site", "wrong.toml")
+    with process:
+        _, err = process.communicate(timeout=240)
+    assert process.returncode == 2
+    assert 'unknown queue "nowhere"' in err
+    assert "Traceback" not in err
+    assert not sge.jobs()
