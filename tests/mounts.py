@@ -12,7 +12,7 @@ from programs import path_of
 
 
 def with_mount(options: str, place: Path, *command: object) -> subprocess.CompletedProcess[str]:
-    """Run a module of Python where a new file system, with these options of a tmpfs, is mounted at a place; or skip the test."""
+    """Run a module of Python where a tmpfs with these options is mounted at a place; skip the test if that cannot be."""
     spaces = [path_of("unshare"), "--mount", "--propagation=private"]
     if os.geteuid() != 0:
         spaces += ["--user", "--map-root-user"]

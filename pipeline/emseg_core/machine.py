@@ -1,31 +1,22 @@
-"""Resources of this process: cores and memory, as limited by machine, cgroups and SLURM job; open files; semaphores."""
+"""Resources of this process: cores and memory, as limited by machine, cgroups and SLURM job, and open files."""
 
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import psutil
-
-from emseg_core.errors import PlanError
 
 CGROUPS = Path("/sys/fs/cgroup")
 """Where Linux shows the limits of groups of processes."""
 OWN_CGROUPS = Path("/proc/self/cgroup")
 """Where Linux lists the groups of this process, of version 1 and 2."""
-KIBIBYTE = 2**10
 MEBIBYTE = 2**20
 MOST_OPEN_FILES = 2**16
 """The soft limit is not raised further: some programs close every number below it when they start."""
-SHARED_MEMORY = Path("/dev/shm")
-"""Where Linux keeps semaphores, of a page each."""
-SEMAPHORES_PER_WORKER = 6
-"""The two queues between a worker process and the one that starts it again have three each."""
 
 
 def usable_cores() -> int:
@@ -72,39 +63,6 @@ def raise_file_limit() -> int:
     if allowed > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     return max(soft, allowed)
-
-
-def check_semaphores(count: int, who: str, else_do: str = "") -> None:
-    """Check that this process can make semaphores, by making this many at once.
-
-    Parameters
-    ----------
-    count
-        Number of semaphores.
-    who
-        What needs them, for the message.
-    else_do
-        What helps apart from more shared memory, for the message.
-
-    Raises
-    ------
-    PlanError
-        If it cannot: in containers, `SHARED_MEMORY` may be small, full, read-only or absent.
-    """
-    spawned = multiprocessing.get_context("spawn")
-    made = []
-    try:
-        while len(made) < count:
-            made.append(spawned.Semaphore())
-    except OSError as error:
-        there = error.strerror or str(error)
-        with suppress(OSError):
-            usage = psutil.disk_usage(str(SHARED_MEMORY))
-            there += f"; {usage.free // KIBIBYTE} of {usage.total // KIBIBYTE} KiB are free"
-        raise PlanError(
-            f"{who} needs {count} semaphores in {SHARED_MEMORY}, but they cannot be made there ({there}): mount a writable tmpfs "
-            f"of 64 MiB there (docker run --shm-size 64m){else_do}"
-        ) from error
 
 
 def _affinity() -> int:

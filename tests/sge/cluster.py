@@ -100,8 +100,8 @@ class SgeCluster:
         self.folder = folder
         self.scratch = folder / "scratch"
         root = folder / "root"
-        for path in (self.scratch, root / "default" / "common", root / "spool" / "qmaster" / "job_scripts", root / "spool" / "execd"):
-            path.mkdir(parents=True)
+        for path in ("default/common", "spool/qmaster/job_scripts", "spool/execd", "../scratch"):
+            (root / path).mkdir(parents=True)
         (root / "default" / "common" / "bootstrap").write_text(BOOTSTRAP.format(root=root, libraries=LIBRARIES))
         (root / "default" / "common" / "act_qmaster").write_text("node\n")
         (root / "slots").write_text(SLOTS)
@@ -120,7 +120,8 @@ class SgeCluster:
     def start(self) -> None:
         """Start the host and wait until its queue takes jobs."""
         spaces = (*SPACES, "--propagation=private", "--fork", "--kill-child", "--mount-proc")
-        command = [path_of("setpriv"), "--pdeathsig", "KILL", path_of("unshare"), *spaces, "bash", "-c", INSIDE, "node", SOFTWARE]
+        mortal = (path_of("setpriv"), "--pdeathsig", "KILL")
+        command = [*mortal, path_of("unshare"), *spaces, "bash", "-c", INSIDE, "node", SOFTWARE]
         with (self.folder / "log").open("wb") as log:
             options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
             self._host = subprocess.Popen([*map(str, command)], env=self.env, **options)
@@ -184,7 +185,8 @@ def missing() -> str:
         return f"tests/sge/setup was not run: no {absent}"
     if not SOFTWARE.exists():
         return "tests/sge/setup was not run"
-    trial = f"mount -t overlay overlay -o lowerdir={SOFTWARE}/usr/lib:/usr/lib /usr/lib && ip link add net0 type veth peer name net1"
+    overlay = f"mount -t overlay overlay -o lowerdir={SOFTWARE}/usr/lib:/usr/lib /usr/lib"
+    trial = f"{overlay} && ip link add net0 type veth peer name net1"
     tried = subprocess.run(
         ["unshare", *SPACES, "--fork", "bash", "-c", trial], env=os.environ | {"PATH": PATH}, capture_output=True, text=True
     )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.access import token_file, token_file_kept
+from emseg.clusters.semaphores import SEMAPHORES_PER_WORKER, check_semaphores
 from emseg.executors.port import Executor, Watch
 from emseg.placement import Placement
 from emseg.runs.events import Event, Noticed
@@ -22,7 +23,7 @@ from emseg_core.errors import DeviceError, PlanError
 from emseg_core.grid.cost import BLOCKS_IN_FLIGHT
 from emseg_core.grid.layout import DEFAULT_TILE_BYTES, SMALL_TILE_BYTES
 from emseg_core.installation import install_hint
-from emseg_core.machine import SEMAPHORES_PER_WORKER, check_semaphores, raise_file_limit, usable_cores, usable_memory
+from emseg_core.machine import raise_file_limit, usable_cores, usable_memory
 from emseg_core.model.device import Device, smallest_gpu_memory
 from emseg_core.store.files.place import Place, sibling
 

@@ -9,7 +9,7 @@ import pytest
 from mounts import with_mount
 from runs import save_volume, texture
 
-from emseg_core.machine import SEMAPHORES_PER_WORKER, SHARED_MEMORY
+from emseg.clusters.semaphores import SEMAPHORES_PER_WORKER, SHARED_MEMORY
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 ENOUGH = 2 * SEMAPHORES_PER_WORKER * PAGE
@@ -33,8 +33,8 @@ def test_too_little_is_refused_at_once(options: str, why: str, volume: Path, tmp
     ran = with_mount(options, SHARED_MEMORY, "emseg", "run", volume, "--output", tmp_path / "o.zarr", "--workers", 2)
     assert (ran.returncode, ran.stderr) == (
         2,
-        f"error: a run with 2 worker processes needs {2 * SEMAPHORES_PER_WORKER} semaphores in /dev/shm, but they cannot be made "
-        f"there ({why}): mount a writable tmpfs of 64 MiB there (docker run --shm-size 64m), or compute without them "
+        f"error: a run with 2 worker processes needs {2 * SEMAPHORES_PER_WORKER} semaphores in /dev/shm, but they cannot be "
+        f"made there ({why}): mount a writable tmpfs of 64 MiB there (docker run --shm-size 64m), or compute without them "
         "(--workers 0)\n",
     )
     assert [path.name for path in tmp_path.iterdir()] == ["v.zarr"]

@@ -14,8 +14,9 @@ from pathlib import Path
 from distributed.cli.dask_worker import main as dask_worker
 
 from emseg.clusters.private_folder import private_folder
+from emseg.clusters.semaphores import SEMAPHORES_PER_WORKER, check_semaphores
 from emseg_core.errors import EmsegError
-from emseg_core.machine import SEMAPHORES_PER_WORKER, check_semaphores, raise_file_limit
+from emseg_core.machine import raise_file_limit
 
 
 def main(words: Sequence[str]) -> None:

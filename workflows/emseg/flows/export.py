@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from emseg.flows.records.run_log import recipe_of
 from emseg.flows.running.copying import Copier, CopyStage
-from emseg.launch import check_main, check_limits
+from emseg.launch import check_limits, check_main
 from emseg.placement import Placement, Where
 from emseg.runs.dispatch import Policy
 from emseg.runs.events import Observer

@@ -10,7 +10,7 @@ from typing import Unpack
 
 from emseg.flows.running.copying import Copier, CopyStage
 from emseg.flows.running.limits import check_claims
-from emseg.launch import check_main, check_limits
+from emseg.launch import check_limits, check_main
 from emseg.placement import Placement, Where
 from emseg.runs.dispatch import Policy
 from emseg.runs.events import Observer

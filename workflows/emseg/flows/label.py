@@ -18,7 +18,7 @@ from emseg.flows.records.completeness import why_damaged
 from emseg.flows.records.run_log import recipe_of
 from emseg.flows.running.claim import claim_output, worker_token
 from emseg.flows.running.stages import StageRunner
-from emseg.launch import Launch, check_main, check_limits, open_executor
+from emseg.launch import Launch, check_limits, check_main, open_executor
 from emseg.placement import Placement, Where
 from emseg.runs.dispatch import Policy
 from emseg.runs.events import Noticed, Observer
