@@ -15,6 +15,8 @@ from runs import bytes_of, run_emseg, save_volume, texture
 from trainings import TOGETHER
 
 THREADS = {"OMP_NUM_THREADS": "64", "MKL_NUM_THREADS": "64", "KMP_AFFINITY": "compact", "OMP_PROC_BIND": "close"}
+OLD_CPU = {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"}
+"""Settings with which libraries compute as on an older CPU, and round otherwise."""
 NOBODY = "http://127.0.0.1:9"
 """Address without a proxy."""
 PROXIES = {f"{name}_PROXY": NOBODY for name in ("HTTP", "HTTPS", "ALL")}
@@ -46,6 +48,23 @@ def segmented(volume: Path, output: Path, environment: dict[str, str]) -> dict[s
 @pytest.mark.parametrize("environment", [THREADS, PROXIES, NO_FOLDER], ids=["threads", "proxies", "no temporary folder"])
 def test_the_same_bytes(environment: dict[str, str], volume: Path, expected: dict[str, str], tmp_path: Path) -> None:
     assert segmented(volume, tmp_path / "o.zarr", environment) == expected
+
+
+@pytest.mark.parametrize("environment", [THREADS, OLD_CPU], ids=["threads", "instructions"])
+def test_a_resumed_run_has_the_same_bytes_or_is_refused(
+    environment: dict[str, str], volume: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "o.zarr"
+    segmented(volume, output, {})
+    first = min(path for path in (output / "labels" / "classes" / "0" / "c").rglob("*") if path.is_file())
+    first.unlink()
+    ran = run_emseg("run", volume, "--output", output, "--workers", 2, env={**os.environ, **environment})
+    if ran.returncode == 0:
+        assert bytes_of(output) == expected
+    else:
+        assert environment == OLD_CPU
+        assert "was started with other settings: numerics.canary was" in ran.stderr
+        assert not first.exists()
 
 
 @contextmanager
