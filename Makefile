@@ -3,13 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install -c deploy/constraints.txt
 
-.PHONY: demo test lint docs slurm browser hosts faults fuzz tissue bench clean
+.PHONY: demo test lint docs slurm sge browser hosts faults fuzz tissue bench clean
 
 demo: .venv/demo
 	$(BIN)/python examples/segment_sample.py demo
 
-# What takes long, or more than pip installs, has targets of its own: faults, fuzz, tissue, browser, hosts, slurm. `.ci/run` runs all.
-APART := faults fuzz tissue browser hosts slurm
+# What takes long, or more than pip installs, has targets of its own: faults, fuzz, tissue, browser, hosts, slurm, sge. `.ci/run` runs all but sge.
+APART := faults fuzz tissue browser hosts slurm sge
 test: lint
 	$(BIN)/pytest -n 2 --dist worksteal $(APART:%=--ignore=tests/%)
 
@@ -17,6 +17,11 @@ test: lint
 slurm: .venv/test
 	tests/slurm/setup
 	$(BIN)/pytest tests/slurm
+
+# A real SGE on this machine, of packages that are unpacked and not installed; it must be root, too.
+sge: .venv/test
+	tests/sge/setup
+	$(BIN)/pytest tests/sge
 
 # A browser that looks at the dashboard, at `emseg view` and at reports; and runs that span hosts, several on one machine.
 # Both install Debian's packages, so they must be root.

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg.access import token_file, token_file_kept
+from emseg.clusters.semaphores import SEMAPHORES_PER_WORKER, check_semaphores
 from emseg.executors.port import Executor, Watch
 from emseg.placement import Placement
 from emseg.runs.events import Event, Noticed
@@ -116,10 +117,10 @@ def check_main(placement: Placement) -> None:
         end_if_being_started()
 
 
-def check_open_files(placement: Placement) -> None:
-    """Refuse a run whose workers need more open files than this process may have: connections are files, too.
+def check_limits(placement: Placement) -> None:
+    """Refuse a run whose workers need more open files or semaphores than this process may have: connections are files, too.
 
-    It is called before anything is read or written, and raises the soft limit to the hard one first.
+    It is called before anything is read or written, and raises the soft limit on open files to the hard one first.
 
     Parameters
     ----------
@@ -129,7 +130,7 @@ def check_open_files(placement: Placement) -> None:
     Raises
     ------
     PlanError
-        If the hard limit is too low.
+        If the hard limit on open files is too low, or there is no place for semaphores.
     """
     workers = placement.adapt[1] if placement.adapt is not None else placement.workers
     if workers is None:
@@ -140,6 +141,9 @@ def check_open_files(placement: Placement) -> None:
         raise PlanError(
             f"a run with {workers} workers needs {needed} open files, but this process may have only {allowed}: {remedy}"
         )
+    if not placement.batch:
+        who = f"a run with {workers} worker processes"
+        check_semaphores(workers * SEMAPHORES_PER_WORKER, who, ", or compute without them (--workers 0)")
 
 
 def with_shared_gpus(placement: Placement) -> Placement:

@@ -71,6 +71,13 @@ def test_a_setting_that_a_batch_system_lacks_is_refused_by_name(system: str, val
         module.requests(Site(**values))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("memory", ["1G", "2047M"])
+def test_address_space_that_no_worker_of_sge_starts_in_is_refused(memory: str) -> None:
+    with pytest.raises(InputError, match=f"memory is '{memory}', but SGE limits address space .* needs 2 GiB: raise it"):
+        sge.requests(Site(memory=memory, cpus=2))
+    assert sge.requests(Site(memory="2G", cpus=2))["resource_spec"] == f"h_vmem={2**30}"
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_run_that_would_queue_itself_again_is_refused(system: str, tmp_path: Path) -> None:
     save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
@@ -108,7 +115,7 @@ def test_a_run_on_jobs_gives_the_bytes_of_a_local_run(
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     save_volume(tmp_path / "volume.zarr", texture((3, 40, 40)))
-    (tmp_path / "site.toml").write_text('memory = "1G"\n')
+    (tmp_path / "site.toml").write_text('memory = "2G"\n')
     local = run_emseg("run", "volume.zarr", "-o", "local.zarr", "--workers", "0", cwd=tmp_path)
     assert local.returncode == 0, local.stderr
     words = ("--cluster", system, "--adapt", "1:2", "--site", "site.toml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from distributed import Worker
-from runs import snapshot
+from mounts import with_mount
+from runs import save_volume, snapshot, texture
 
 from emseg.clusters import private_folder as module
 from emseg.clusters.local import local_cluster
@@ -142,8 +144,38 @@ def test_a_folder_that_another_run_is_about_to_remove_is_not_used(tmp_path: Path
 
 def test_no_place_for_it_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"no private folder can be made in .*file \(File exists\): choose another"):
+    with pytest.raises(InputError, match=r"no private folder can be made in .*file on .* \(File exists\): choose another"):
         private_folder(tmp_path / "file").__enter__()
+
+
+@pytest.mark.parametrize(("options", "why"), [("size=8k", "No space left on device"), ("ro", "Read-only file system")])
+def test_a_node_without_room_for_it_says_so_in_the_workers_log(options: str, why: str, tmp_path: Path) -> None:
+    ran = with_mount(options, tmp_path, "emseg.clusters.worker", "tls://127.0.0.1:9", "--local-directory", tmp_path)
+    assert ran.returncode == 1
+    assert ran.stderr == (
+        f"error: no private folder can be made in {tmp_path} on {socket.gethostname()} ({why}): choose another folder with "
+        "TMPDIR, or with scratch in the site file\n"
+    )
+
+
+def test_a_folder_on_a_full_disk_is_removed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="No space left on device"), private_folder(tmp_path):
+        pass
+    assert not [*tmp_path.iterdir()]
+
+
+def test_file_systems_without_programs_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No program is started from there."""
+    (tmp_path / "v").mkdir()
+    volume = save_volume(tmp_path / "v" / "v.zarr", texture((3, 40, 40)))
+    (tmp_path / "t").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
+    ran = with_mount("noexec", tmp_path / "t", "emseg", "run", volume, "--workers", 2)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_all_of_a_cluster_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,9 @@ import dask
 
 from emseg_core.errors import InputError
 
+PROBE_BYTES = 2**16
+"""A private folder holds at least this much: certificates, locks, logs."""
+
 
 @contextmanager
 def private_folder(parent: Path | None = None) -> Iterator[Path]:
@@ -50,10 +53,11 @@ def private_folder(parent: Path | None = None) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         _remove_forgotten(parent)
         path, held = _made(parent.resolve())
+        _check_space(path, held)
     except OSError as error:
         raise InputError(
-            f"no private folder can be made in {parent or 'the temporary folder'} ({error.strerror or error}): choose another "
-            "folder with TMPDIR, or with scratch in the site file"
+            f"no private folder can be made in {parent or 'the temporary folder'} on {socket.gethostname()} "
+            f"({error.strerror or error}): choose another folder with TMPDIR, or with scratch in the site file"
         ) from error
     try:
         yield path
@@ -72,6 +76,18 @@ def _made(parent: Path) -> tuple[Path, int]:
             if _locked(held) and path.exists():
                 return path, held
             os.close(held)
+
+
+def _check_space(folder: Path, held: int) -> None:
+    """Write a file in a new folder, and remove it; where that fails, remove the folder: full disks still take folders."""
+    try:
+        probe = folder / "probe"
+        probe.write_bytes(bytes(PROBE_BYTES))
+        probe.unlink()
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+        raise
 
 
 def _locked(folder: int) -> bool:

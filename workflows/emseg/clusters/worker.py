@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 from distributed.cli.dask_worker import main as dask_worker
 
 from emseg.clusters.private_folder import private_folder
-from emseg_core.errors import InputError
+from emseg.clusters.semaphores import SEMAPHORES_PER_WORKER, check_semaphores
+from emseg_core.errors import EmsegError
 from emseg_core.machine import raise_file_limit
 
 
@@ -30,9 +32,10 @@ def main(words: Sequence[str]) -> None:
     own, others = parser.parse_known_args(words)
     raise_file_limit()
     try:
+        check_semaphores(SEMAPHORES_PER_WORKER, f"a worker on {socket.gethostname()}")
         with private_folder(own.local_directory) as folder:
             dask_worker([*others, "--local-directory", str(folder)])
-    except InputError as error:
+    except EmsegError as error:
         sys.exit(f"error: {error}")
 
 

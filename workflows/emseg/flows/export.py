@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from emseg.flows.records.run_log import recipe_of
 from emseg.flows.running.copying import Copier, CopyStage
-from emseg.launch import check_main, check_open_files
+from emseg.launch import check_limits, check_main
 from emseg.placement import Placement, Where
 from emseg.runs.dispatch import Policy
 from emseg.runs.events import Observer
@@ -100,7 +100,7 @@ def export(
     """
     placement = Placement(**where)
     check_main(placement)
-    check_open_files(placement)
+    check_limits(placement)
     stored, kind = open_output(output), file_format or _format_of(Path(target))
     _refuse_inside(stored.path, output_path(target))
     image = open_image(stored, recipe_of(stored).volume, instances, probability)

@@ -10,7 +10,7 @@ from typing import Unpack
 
 from emseg.flows.running.copying import Copier, CopyStage
 from emseg.flows.running.limits import check_claims
-from emseg.launch import check_main, check_open_files
+from emseg.launch import check_limits, check_main
 from emseg.placement import Placement, Where
 from emseg.runs.dispatch import Policy
 from emseg.runs.events import Observer
@@ -113,7 +113,7 @@ def ingest(
     notify, policy, stop = on_event or log, policy or Policy(), stop or Stop()
     placement = Placement(**where)
     check_main(placement)
-    check_open_files(placement)
+    check_limits(placement)
     given = None if voxel_size is None else _given_size(voxel_size, unit)
     target = output_path(volume_path)
     with open_stack(source, dataset, allow_missing=allow_missing) as stack:

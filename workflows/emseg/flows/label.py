@@ -18,7 +18,7 @@ from emseg.flows.records.completeness import why_damaged
 from emseg.flows.records.run_log import recipe_of
 from emseg.flows.running.claim import claim_output, worker_token
 from emseg.flows.running.stages import StageRunner
-from emseg.launch import Launch, check_main, check_open_files, open_executor
+from emseg.launch import Launch, check_limits, check_main, open_executor
 from emseg.placement import Placement, Where
 from emseg.runs.dispatch import Policy
 from emseg.runs.events import Noticed, Observer
@@ -151,7 +151,7 @@ def label(
     """
     placement = Placement(**where)
     check_main(placement)
-    check_open_files(placement)
+    check_limits(placement)
     stored = open_output(parse_place(output).absolute())
     recipe, watershed = recipe_of(stored), method == "watershed"
     given = {"threshold": threshold, "smoothing": smoothing}
@@ -193,7 +193,7 @@ def label_again(
     """
     placement = Placement(**where)
     check_main(placement)
-    check_open_files(placement)
+    check_limits(placement)
     stored = open_output(parse_place(output).absolute())
     try:
         labelling = Labelling.from_json((stored_instances(stored.files, name) or {})["labelling"])

@@ -21,7 +21,7 @@ from emseg.flows.running.late_writes import SentObjects
 from emseg.flows.running.limits import check_chunks, check_gpus, check_memory, check_space, limits_of
 from emseg.flows.running.output_location import check_output_place, default_output
 from emseg.flows.running.stages import StageRunner
-from emseg.launch import Launch, check_main, check_open_files, open_executor, open_watch, with_shared_gpus
+from emseg.launch import Launch, check_limits, check_main, open_executor, open_watch, with_shared_gpus
 from emseg.placement import Placement, WhereOnGpus
 from emseg.runs.dispatch import Policy
 from emseg.runs.events import BlockEnded, Event, Noticed, Observer, RunEnded, RunStarted
@@ -101,7 +101,7 @@ def segment(
         where["performance_report"] = Path(performance_report)
     policy, stop, notify, placement = policy or Policy(), stop or Stop(), on_event or log, Placement(**where)
     check_main(placement)
-    check_open_files(placement)
+    check_limits(placement)
     placement = with_shared_gpus(placement)
     if not isinstance(volume, str | Path | Address):
         check_settings(settings)  # before the array is stored

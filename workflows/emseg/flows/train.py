@@ -18,6 +18,7 @@ from emseg_core.metrics.pixel import confusion, counts_of
 from emseg_core.model.device import Device
 from emseg_core.model.file import save_model
 from emseg_core.model.unet import UNet
+from emseg_core.store.files.place import local_path
 from emseg_core.training.fit import fit
 from emseg_core.training.spec import Progress
 from emseg_core.training.truth_reader import ValidationVolume
@@ -63,7 +64,7 @@ def train(
     """
     config_path = Path(config_path)
     config = load_train_config(config_path)
-    output = Path(config.output).absolute()
+    output = local_path(config.output)
     checkpoint = output.with_name(f"{output.name}.checkpoint")
     _check_output(output, checkpoint, resume)
     data = open_training_data(config, config_path)

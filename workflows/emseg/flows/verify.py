@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from emseg.flows.records.run_log import model_of, recipe_of, volume_of
 from emseg.flows.records.same_volume import VolumeComparison, compare_all
 from emseg.flows.running.stages import StageRunner
-from emseg.launch import Launch, check_open_files, open_executor
+from emseg.launch import Launch, check_limits, open_executor
 from emseg.placement import Placement
 from emseg.runs.dispatch import Policy
 from emseg.runs.events import Observer
@@ -222,7 +222,7 @@ def verify(
 
 def _reread(stored: Output, source: ZarrVolume, workers: int, stop: Stop, notify: Observer) -> VolumeComparison:
     """Read the volume again and compare it with what the blocks read."""
-    check_open_files(Placement(workers=workers))
+    check_limits(Placement(workers=workers))
     launch = Launch(Placement(workers=workers), stored.outside.size, 1, stored.path, notify)
     with open_executor(launch, stop) as executor:
         stages = StageRunner(stored.path, executor, None, Policy(), stop, notify)

@@ -68,7 +68,8 @@ def write_tiff(
     if os.path.lexists(target) and not overwrite:
         raise OutputError(f"{target} already exists: choose another name, or replace it with --overwrite")
     # OME-XML requires a unique name, which tifffile would draw at random: derive it from the content instead.
-    name = uuid.uuid5(uuid.NAMESPACE_OID, f"{target.name} {description} {shape} {dtype} {volume.to_json()}")
+    shown = os.fsencode(target.name).decode(errors="backslashreplace")  # where the locale is not UTF-8, names may not be text
+    name = uuid.uuid5(uuid.NAMESPACE_OID, f"{shown} {description} {shape} {dtype} {volume.to_json()}")
     metadata: dict[str, Any] = {"axes": "ZYX", "Name": description, "UUID": str(name)}
     for axis, size, unit in zip(AXES, volume.scale, volume.units, strict=True):
         if unit in SYMBOLS:

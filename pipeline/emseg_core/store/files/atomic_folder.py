@@ -10,6 +10,7 @@ The key follows from the name, so what a killed process has left is found, and r
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,7 +46,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     OrphanError
         If another process has taken over.
     """
-    folder = staging_folder(path, hashlib.sha256(path.name.encode()).hexdigest()[:12])
+    folder = staging_folder(path, hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12])
     lease = lease_folder(folder, path)
     work, aside = folder / f"{lease.run}-{lease.taking}", folder / "old"
     removed = folder.with_name(f"{folder.name}-{lease.taking}")
