@@ -10,6 +10,10 @@ What a file does not say about its network is read from ``FILE.toml`` beside it,
     deviation = 255.0                     # ... and divide by that
     voxel_size = "8 8 8 nm"               # voxel size of the training data
     only_tile = [1, 512, 512]             # the only tile shape (z, y, x) that the network accepts, in voxels
+    context = [0, 64, 64]                 # voxels (z, y, x) to remove from each side of a tile; default: as many as needed
+    lattice = [1, 32, 32]                 # shift (z, y, x) in voxels that the network commutes with
+
+What is told is used even if something else is found. Labels may then depend on tiles, which the contract says.
 """
 
 from __future__ import annotations
@@ -34,8 +38,12 @@ Kind = Literal["onnx", "exported"]
 
 KINDS: dict[str, Kind] = {".onnx": "onnx", ".pt2": "exported"}
 """Kind of network by file suffix."""
-SETTINGS = ("classes", "activation", "channel", "normalise", "mean", "deviation", "voxel_size", "only_tile")
+SETTINGS = (
+    "classes", "activation", "channel", "normalise", "mean", "deviation", "voxel_size", "only_tile", "context", "lattice",
+)  # fmt: skip
 """Keys allowed in ``FILE.toml``."""
+TRIPLES = {"only_tile": 1, "context": 0, "lattice": 1}
+"""Settings that are three numbers (z, y, x), and the least that each may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +129,18 @@ def read_external(path: Path, contract: Contract | None = None) -> ExternalModel
 
 def _checked(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Check the names, types and values of settings."""
-    kinds: dict[str, tuple[type, ...]] = {"classes": (list,), "channel": (int,), "only_tile": (list,)}
+    kinds: dict[str, tuple[type, ...]] = {"classes": (list,), "channel": (int,)}
+    kinds |= dict.fromkeys(TRIPLES, (list,))
     kinds |= dict.fromkeys(("mean", "deviation"), (int, float))
     for name, value in settings.items():
         if name not in SETTINGS:
             raise ModelError(f"{path} has the unknown key {name!r}: use one of {', '.join(SETTINGS)}")
         if not isinstance(value, kind := kinds.get(name, (str,))):
             raise ModelError(f"{name} in {path} is {value!r}, not {kind[0].__name__}: correct it")
+    for name, least in TRIPLES.items():
+        numbers = settings.get(name, [least] * 3)
+        if len(numbers) != 3 or any(type(number) is not int or number < least for number in numbers):
+            raise ModelError(f"{name} in {path} is {numbers}, not three whole numbers [z, y, x] of at least {least}: correct it")
     if settings.get("normalise", "volume") not in ("volume", "slice"):
         raise ModelError(f"normalise in {path} is {settings['normalise']!r}, not volume or slice: correct it")
     if ("mean" in settings) != ("deviation" in settings) or not settings.get("deviation", 1) > 0:
@@ -158,11 +171,11 @@ def contract_of(model: ExternalModel) -> Contract:
     import torch  # takes seconds
 
     from emseg_core.model.adapter import apply_network
-    from emseg_core.model.receptive_field import probe
+    from emseg_core.model.receptive_field import Told, probe
 
     if model.contract is not None:
         return model.contract
-    network, shape, parameters = _opened(model)
+    network, shape, example, parameters = _opened(model)
     planar = len(shape) == 4
     if shape[1] not in (1, None):
         raise ModelError(f"{model.path} takes {shape[1]} channels, but a volume has 1: use a network with 1 input channel")
@@ -171,8 +184,20 @@ def contract_of(model: ExternalModel) -> Contract:
         with torch.inference_mode():
             return apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar).float().numpy()
 
-    found = probe(run, planar=planar, hint=_hint(model, shape))
-    flops, alive = network.cost((1, 1, *found.least[planar:]))
+    def cost(tile: Triple) -> tuple[int, int]:
+        return network.cost((1, 1, *tile[planar:]))
+
+    told = {name: triple(model.settings[name]) for name in TRIPLES if name in model.settings}
+    found = probe(
+        run,
+        planar=planar,
+        declared=_spatial(example),
+        static=_spatial(shape) is not None,
+        told=Told(**told, place=f"{model.path}.toml"),
+        cost=cost,
+        tracing=lambda tile: network.trace((1, 1, *tile[planar:])),
+    )
+    flops, alive = cost(found.least)
     voxels = math.prod(found.least)
     activation, classes = _classes(model, found.channels, (found.lowest, found.highest), found.sums_to_one)
     return found.contract(
@@ -186,23 +211,21 @@ def contract_of(model: ExternalModel) -> Contract:
     )
 
 
-def _hint(model: ExternalModel, shape: tuple[int | None, ...]) -> Triple | None:
-    """Return the tile shape (z, y, x) that the settings or the network's input fix, if any."""
-    if "only_tile" in model.settings:
-        return triple(int(length) for length in model.settings["only_tile"])
+def _spatial(shape: tuple[int | None, ...]) -> Triple | None:
+    """Return the shape (z, y, x) of a tile, if that of an input says it."""
     spatial = (1, *shape[2:]) if len(shape) == 4 else shape[2:]
     return None if None in spatial else triple(cast("tuple[int, ...]", spatial))
 
 
-def _opened(model: ExternalModel) -> tuple[Any, tuple[int | None, ...], int]:
-    """Return the network, the shape of its input, and its number of parameters."""
+def _opened(model: ExternalModel) -> tuple[Any, tuple[int | None, ...], tuple[int | None, ...], int]:
+    """Return the network, the shape of its input, that of the input it was exported with, and its number of parameters."""
     if model.kind == "onnx":
         network = open_onnx(model, threads=1)
-        return network, network.shape, network.parameters
+        return network, network.shape, network.shape, network.parameters
     from emseg_core.model.torch_export import read_exported
 
-    program, shape = read_exported(model.data, model.path)
-    return program.eval(), shape, sum(weight.numel() for weight in program.parameters())
+    program, shape, example = read_exported(model.data, model.path)
+    return program.eval(), shape, example, sum(weight.numel() for weight in program.parameters())
 
 
 def open_onnx(model: ExternalModel, threads: int) -> Any:

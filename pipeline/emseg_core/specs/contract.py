@@ -18,6 +18,18 @@ Logits of mutually exclusive classes, or their probabilities (``softmax``); or a
 voxel belongs to the second of two classes (``sigmoid``), or its logit.
 """
 
+Basis = Literal["experiment", "graph", "graph and experiment", "told"]
+"""What a contract rests on.
+
+Experiments; arithmetic on the operations of the network, which experiments may have confirmed; or the word of the user.
+"""
+BASES: dict[Basis, str] = {
+    "experiment": "found by experiment",
+    "graph": "found by arithmetic on the operations of the network",
+    "graph and experiment": "found by arithmetic on the operations of the network, and confirmed by experiment",
+    "told": "told, and not checked",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Contract(Tiled):
@@ -55,6 +67,10 @@ class Contract(Tiled):
     """The only tile shape (z, y, x) that the network accepts, if there is just one."""
     channel: int | None = None
     """The output channel to use, if there are others."""
+    basis: Basis = "experiment"
+    """What context and lattice rest on."""
+    reason: str = ""
+    """Why labels depend on tiles, if they do."""
 
     def __post_init__(self) -> None:
         if not 2 <= len(self.classes) <= 254:
@@ -173,9 +189,9 @@ class Contract(Tiled):
         yield "tiles", f"{least} voxels" + (", or longer by multiples of the lattice" if self.only_tile is None else " only")
         if any(self.crop):
             yield "padding", f"affects {' x '.join(map(str, self.crop))} voxels on each side of the output, which are cropped"
-        exact = "NO: voxels see the whole tile (as with instance normalisation), so labels depend on tiles"
+        exact = f"NO, because of {self.reason or 'voxels that see more of a tile than the context'}: labels depend on tiles"
         if self.local:
-            exact = "found by experiment: no kept voxel is affected by the end of its tile, so labels do not depend on tiles"
+            exact = f"{BASES[self.basis]}: no kept voxel is affected by the end of its tile, so labels do not depend on tiles"
         yield "exact", exact
 
     def to_json(self) -> dict[str, Any]:
