@@ -15,6 +15,8 @@ from emseg_core.model.adapter import apply_network, to_logits
 from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.compiled import OPENVINO, CompiledGraph, translate_memory_errors
 from emseg_core.model.cpu import vector_instructions
+from emseg_core.model.onnx_graph import trace_graph
+from emseg_core.model.receptive_arithmetic import Trace
 from emseg_core.specs.contract import Contract
 
 FLOAT32_BYTES = 4
@@ -102,6 +104,21 @@ class OnnxNetwork:
                 entry[0] -= 1
                 alive -= entry[1] if entry[0] == 0 else 0
         return flops, peak
+
+    def trace(self, shape: tuple[int, ...]) -> Trace:
+        """Follow how the elements of all values lie over an input, without running the graph.
+
+        Parameters
+        ----------
+        shape
+            Shape of the input, batch and channels included.
+
+        Returns
+        -------
+        Trace
+            What arithmetic says about the graph. Any exception is raised if it does not accept such an input.
+        """
+        return trace_graph(self._shaped(shape), shape)
 
     @property
     def parameters(self) -> int:

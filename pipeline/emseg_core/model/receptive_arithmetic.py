@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 Mode = Literal["nearest", "linear", "cubic"]
 """Kind of interpolation."""
@@ -126,6 +126,8 @@ class Value:
     """One for each dimension; None where the value does not move with the input, as along channels."""
     lost: bool = False
     """Whether it depends on the input in a way that is not known."""
+    origin: tuple[Value, tuple[int, ...]] | None = None
+    """Axes and shape before it was reshaped so that they were lost, while its elements are still in the same order."""
 
     @property
     def spatial(self) -> tuple[int, ...]:
@@ -146,7 +148,9 @@ class Notes:
     fixed: dict[str, None] = field(default_factory=dict)
     """Operations that fix the length of a tile."""
     unknown: dict[str, None] = field(default_factory=dict)
-    """Operations that are not known."""
+    """Operations after which it is not known how a value lies over the input."""
+    numbers: list[Any] = field(default_factory=list)
+    """Numbers that may depend on the size of the tile, and that the elements of values are combined with."""
     periods: dict[int, int] = field(default_factory=dict)
     """Common period of all values for each axis of the input, in voxels."""
 
@@ -183,11 +187,12 @@ class Notes:
         Value
             The axes of the result.
         """
-        axes: list[Axis | None] = [None] * len(shape)
+        parts, axes = list(parts), list[Axis | None]([None] * len(shape))
         constant = [False] * len(shape)
         for value, sizes in parts:
             if value is not None and value.lost:
-                return self.lose(operation, len(shape))
+                kept = all(other is None or other is value or not other.axes for other, _ in parts) and value.origin
+                return replace(value, axes=(None,) * len(shape)) if kept else self.lose(operation, len(shape))
             axes_of = (None,) * len(sizes) if value is None else value.axes
             for index, (axis, size) in enumerate(zip(axes_of, sizes, strict=True), len(shape) - len(sizes)):
                 if size == 1 and shape[index] != 1:
@@ -231,14 +236,17 @@ class Notes:
         Value
             The axes in the new shape.
         """
+        shape, result = tuple(shape), tuple(result)
+        if value.origin is not None and value.origin[1] == result:
+            return value.origin[0]
         axes: list[Axis | None] = [None] * len(result)
         for dim in value.spatial:
             before = math.prod(shape[:dim])
             places = [index for index, size in enumerate(result) if size == shape[dim] and math.prod(result[:index]) == before]
             if not places:
-                return self.lose(operation, len(result))
+                return replace(self.lose(operation, len(result)), origin=(value, shape))
             axes[places[-1] if shape[dim] > 1 else places[0]] = value.axes[dim]
-        return Value(tuple(axes), value.lost)
+        return Value(tuple(axes), value.lost, value.origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +257,3 @@ class Trace:
     """Shape of the output."""
     output: Value
     notes: Notes
-
-    @property
-    def known(self) -> bool:
-        """Whether all operations are known on the way to the output."""
-        return not self.output.lost and not self.notes.unknown

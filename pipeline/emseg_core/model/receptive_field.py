@@ -45,6 +45,8 @@ TRIED_LATTICES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Shifts, in voxels, that are tried as the lattice."""
 PROBE_LENGTH_PLANAR, PROBE_LENGTH_CUBIC = 640, 176
 """Length of the tested axis, in voxels, for 2-D and 3-D networks that accept any length."""
+USUAL_LENGTH_PLANAR, USUAL_LENGTH_CUBIC = 512, 128
+"""Usual length of tiles, in voxels, if a network does not say for which it was made."""
 MAX_OPERATIONS = 2 * 10**12
 """Floating-point operations of all experiments together; about a minute on two cores."""
 MAX_BYTES = 2**32
@@ -223,7 +225,7 @@ class _Probe:
 
     def result(self) -> ProbeResult:
         """Return what was found."""
-        trace = self._trace(self._base)
+        trace = self._good_trace()
         if trace is None:
             along, basis = self._by_experiment(), "experiment"
         else:
@@ -293,6 +295,30 @@ class _Probe:
                 ) from error
             raise ModelError(f"the network rejects a tile of {size} voxels, the shape that its file declares ({said})") from error
 
+    def _good_trace(self) -> Trace | None:
+        """Return the arithmetic for the base, or for a tile near it that the network treats as it does longer ones.
+
+        A network that resizes to the shape of skips accepts lengths that it treats differently from all others.
+        """
+        trace = self._trace(self._base)
+        if trace is None or self._fixed or trace.notes.fixed:
+            return trace
+        first = self._base
+        for count in (0, 1, 2, 4):
+            cells = [self._period(trace, axis) for axis in range(3)]
+            shape = first if not count else triple(
+                cell * max(count, -(-length // cell)) if axis in self._axes else 1
+                for axis, (cell, length) in enumerate(zip(cells, first, strict=True))
+            )
+            if self._accepts(shape):
+                self._base = shape
+                other = self._trace(shape)
+                assert other is not None
+                if not other.output.lost and len(other.shape) == len(trace.shape) and self._grows(other):
+                    return other
+        self._base = first
+        return trace
+
     def _at(self, shape: Triple, axis: int, length: int) -> Triple:
         return triple(length if index == axis else side for index, side in enumerate(shape))
 
@@ -351,7 +377,7 @@ class _Probe:
                 )
 
     def _period(self, trace: Trace, axis: int) -> int:
-        return trace.notes.periods.get(axis - self._planar, 1)
+        return trace.notes.periods.get(axis - self._planar, 1) if axis in self._axes else 1
 
     def _longer(self, trace: Trace) -> Triple:
         return triple(
@@ -366,6 +392,8 @@ class _Probe:
             other = self._tracing(shape)
         except Exception:
             return False
+        if trace.notes.numbers != other.notes.numbers:
+            return False
         for axis in self._axes:
             one, two = (made.output.axes[2:][axis - self._planar] for made in (trace, other))
             added = shape[axis] - self._base[axis]
@@ -379,8 +407,11 @@ class _Probe:
         found = trace.output.axes[2:][axis - self._planar]
         needed = max(found.before, found.after) if found is not None else base // 4
         reason, crop = ", ".join(notes.reasons), needed
-        if reason and (self._declared or self._fixed):  # nothing makes it exact: as much as such networks are used with
-            crop = min(crop, base // 4)
+        if reason:  # nothing makes it exact: as much as such networks are used with
+            usual = USUAL_LENGTH_PLANAR if self._planar else USUAL_LENGTH_CUBIC
+            crop = min(crop, (base if self._declared or self._fixed else usual) // 4)
+            if found is not None and crop < needed and self._told.context is None:
+                reason += f", and a context of fewer than the {valid + needed} voxels that the network sees"
         if self._fixed and self._told.context is None and base - 2 * (valid + crop) < lattice:
             crop = max(0, min(base // 4 - valid, (base - 2 * valid - lattice) // 2))
             if found is not None:

@@ -34,8 +34,7 @@ NORMALISATIONS = {
     "layer_norm": "layer normalisation",
     "native_layer_norm": "layer normalisation",
 }
-ENDLESS = 2**62
-"""End of a slice that is not limited."""
+RESHAPES = frozenset("view reshape _unsafe_view flatten unflatten".split())
 
 
 class Tracer:
@@ -80,7 +79,10 @@ class Tracer:
             return  # of numbers and weights
         operation = call._schema.name.replace("::", ".")
         node = _Node(self.notes, operation, arguments, given, values, self._parts(given), tensors[0])
-        value = self.notes.seen(node.value())
+        try:
+            value = self.notes.seen(node.value())
+        except Exception:  # a use of the operation that is not foreseen
+            value = self.notes.lose(operation, tensors[0].dim())
         for name, part in zip(results, parts, strict=False):
             if isinstance(part, Tensor):
                 self.values[name] = value if part.dim() == len(value.axes) else self.notes.lose(operation, part.dim())
@@ -138,7 +140,7 @@ class _Node:
         if name in ATTENTION and sum(value is not None for value in self._all_values()) > 1:
             self.notes.reason("attention", self.operation)
             return self._lost()
-        if source.lost:
+        if source.lost and name not in RESHAPES:
             return self._lost()
         if name in ("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d", "convolution"):
             return self._convolution(source)
@@ -174,7 +176,7 @@ class _Node:
             given, whole = self.given[name], argument if isinstance(argument, list) else [argument]
             if not isinstance(argument, Tensor):
                 if self.name not in ("expand", "full_like") and hasattr(given, "name"):
-                    self.notes.reason("a number that depends on the size of the tile", self.operation)
+                    self.notes.numbers.append(argument)
                 continue
             for tensor, value in zip(whole, self.parts(name), strict=True):
                 if "batch_norm" in self.name and value is None:
