@@ -140,7 +140,9 @@ def _checked(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for name, least in TRIPLES.items():
         numbers = settings.get(name, [least] * 3)
         if len(numbers) != 3 or any(type(number) is not int or number < least for number in numbers):
-            raise ModelError(f"{name} in {path} is {numbers}, not three whole numbers [z, y, x] of at least {least}: correct it")
+            raise ModelError(
+                f"{name} in {path} is {numbers}, not three whole numbers [z, y, x] of at least {least}: correct it"
+            )
     if settings.get("normalise", "volume") not in ("volume", "slice"):
         raise ModelError(f"normalise in {path} is {settings['normalise']!r}, not volume or slice: correct it")
     if ("mean" in settings) != ("deviation" in settings) or not settings.get("deviation", 1) > 0:
@@ -185,7 +187,7 @@ def contract_of(model: ExternalModel) -> Contract:
             return apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar).float().numpy()
 
     def cost(tile: Triple) -> tuple[int, int]:
-        return network.cost((1, 1, *tile[planar:]))
+        return cast("tuple[int, int]", network.cost((1, 1, *tile[planar:])))
 
     told = {name: triple(model.settings[name]) for name in TRIPLES if name in model.settings}
     found = probe(

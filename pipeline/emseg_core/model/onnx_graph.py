@@ -22,10 +22,10 @@ ELEMENTWISE = frozenset(
     ).split()
 )
 """Operations that work on each element by itself, or on elements at the same place."""
-CONVOLUTIONS = frozenset("Convolution GroupConvolution ConvolutionBackpropData GroupConvolutionBackpropData".split())
+CONVOLUTIONS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
 NORMALISATIONS = {"MVN": "instance normalisation", "GroupNormalization": "group normalisation"}
 INTERPOLATIONS: Mapping[str, Mode] = {"nearest": "nearest", "linear": "linear", "linear_onnx": "linear", "cubic": "cubic"}
-UNCHANGED = frozenset("Identity Squeeze Unsqueeze".split())
+UNCHANGED = ("Identity", "Squeeze", "Unsqueeze")
 
 
 def trace_graph(model: openvino.Model, shape: Sequence[int]) -> Trace:
@@ -64,11 +64,11 @@ class _Follower:
 
     def __init__(self, shape: Sequence[int], folded: Mapping[str, Any]) -> None:
         axes = (None, None, *(Axis(axis, length) for axis, length in enumerate(shape[2:])))
-        self._source, self._folded = Value(axes), folded
+        self._source, self.folded = Value(axes), folded
         self.notes = Notes()
         self.values: dict[tuple[str, int], Value] = {}
         """Axes of all values that depend on the elements of the input, by node and number of output."""
-        self._sized: set[tuple[str, int]] = set()
+        self.sized: set[tuple[str, int]] = set()
         """Values that depend on the size of the input."""
 
     def follow(self, node: Any) -> None:
@@ -79,118 +79,143 @@ class _Follower:
             return
         inputs = [_key(value) for value in node.input_values()]
         if node.get_type_name() == "ShapeOf" or not any(key in self.values for key in inputs):
-            if node.get_type_name() == "ShapeOf" or any(key in self._sized for key in inputs):
-                self._sized.update(_key(output) for output in outputs)
+            if node.get_type_name() == "ShapeOf" or any(key in self.sized for key in inputs):
+                self.sized.update(_key(output) for output in outputs)
             return
         operation = str(node.get_type_name())
         rank = len(outputs[0].get_shape()) if outputs else 0
         try:
-            value = self.notes.seen(self._value(node, operation)) if outputs else Value(())
+            value = self.notes.seen(_Node(self, node, operation).value()) if outputs else Value(())
         except Exception:  # a use of the operation that is not foreseen
             value = self.notes.lose(operation, rank)
         for output in outputs:
             fits = len(output.get_shape()) == len(value.axes)
             self.values[_key(output)] = value if fits else self.notes.lose(operation, len(output.get_shape()))
 
-    def _of(self, node: Any, index: int) -> Value | None:
-        return self.values.get(_key(node.input_value(index)))
 
-    def _numbers(self, node: Any, index: int) -> list[int]:
-        """Return the numbers that are an input of a node."""
-        return [int(number) for number in np.ravel(self._constant(node, index).get_data())]
+class _Node:
+    """One operation of a graph, whose result is to be found."""
 
-    def _constant(self, node: Any, index: int) -> Any:
+    def __init__(self, follower: _Follower, node: Any, operation: str) -> None:
+        self._follower, self.node, self.operation, self.notes = follower, node, operation, follower.notes
+        self.made = tuple(node.output(0).get_shape())
+        self.source = self._of(0)
+        """Axes of the first input."""
+        self.shape = tuple(node.input_value(0).get_shape())
+        """Its shape."""
+
+    @property
+    def known(self) -> Value:
+        """Axes of the first input, which must be known."""
+        if self.source is None:
+            raise LookupError(self.operation)
+        return self.source
+
+    def _of(self, index: int) -> Value | None:
+        return self._follower.values.get(_key(self.node.input_value(index)))
+
+    def _numbers(self, index: int) -> list[int]:
+        """Return the numbers that are an input of the operation."""
+        return [int(number) for number in np.ravel(self._constant(index).get_data())]
+
+    def _constant(self, index: int) -> Any:
         """Return the constant that is an input of a node, computed from the size of the input if need be."""
-        source = node.input_value(index).get_node()
+        source = self.node.input_value(index).get_node()
         if source.get_type_name() != "Constant":
-            source = self._folded[node.get_friendly_name()].input_value(index).get_node()
+            source = self._follower.folded[self.node.get_friendly_name()].input_value(index).get_node()
         if source.get_type_name() != "Constant":
             raise LookupError(index)
         return source
 
-    def _fixes(self, node: Any, index: int) -> bool:
+    def _fixes(self, index: int) -> bool:
         """Return whether the numbers do not follow the size of the input."""
-        return _key(node.input_value(index)) not in self._sized
+        return _key(self.node.input_value(index)) not in self._follower.sized
 
-    def _value(self, node: Any, operation: str) -> Value:
-        made = tuple(node.output(0).get_shape())
-        source = self._of(node, 0)
-        if operation in ELEMENTWISE:
-            return self._elementwise(node, operation, made)
-        if operation == "Concat":
-            return self._concat(node, operation, made)
-        if operation in ("MatMul", "ScaledDotProductAttention"):
-            return self._matmul(node, operation, made)
+    def value(self) -> Value:
+        """Return the axes of the results."""
+        if self.operation in ELEMENTWISE:
+            return self._elementwise()
+        if self.operation == "Concat":
+            return self._concat()
+        if self.operation in ("MatMul", "ScaledDotProductAttention"):
+            return self._matmul()
+        source = self.source
         if source is None:
-            return self.notes.lose(operation, len(made))
-        shape = tuple(node.input_value(0).get_shape())
-        if operation in NORMALISATIONS:
-            axes = range(2, len(shape)) if operation != "MVN" else [dim % len(shape) for dim in self._numbers(node, 1)]
+            return self._lost()
+        if self.operation in NORMALISATIONS:
+            axes = range(2, len(self.shape)) if self.operation != "MVN" else [dim % len(self.shape) for dim in self._numbers(1)]
             if source.lost or any(source.axes[dim] is not None for dim in axes):
-                self.notes.reason(NORMALISATIONS[operation], operation)
+                self.notes.reason(NORMALISATIONS[self.operation], self.operation)
             return source
-        if operation.startswith("Reduce"):
-            keep = bool(node.get_attributes().get("keep_dims"))
-            what = "global pooling" if keep and operation in ("ReduceMean", "ReduceMax") else "a statistic of the whole tile"
-            return self.notes.reduce(source, self._numbers(node, 1), operation, what, keep=keep)
-        if operation in ("Reshape", *UNCHANGED):
-            return self._reshape(node, operation, source, shape, made)
+        if self.operation.startswith("Reduce"):
+            keep = bool(self.node.get_attributes().get("keep_dims"))
+            what = (
+                "global pooling" if keep and self.operation in ("ReduceMean", "ReduceMax") else "a statistic of the whole tile"
+            )
+            return self.notes.reduce(source, self._numbers(1), self.operation, what, keep=keep)
+        if self.operation in ("Reshape", *UNCHANGED):
+            return self._reshape()
         if source.lost:
-            return self.notes.lose(operation, len(made))
-        if operation in CONVOLUTIONS:
-            return self._convolution(node, operation, source, shape, made)
-        if operation in ("MaxPool", "AvgPool"):
-            return self._pool(node, operation, source, shape, made)
-        if operation == "Interpolate":
-            return self._interpolate(node, operation, source, shape, made)
-        other: Callable[..., Value] | None = getattr(self, f"_{operation.lower()}", None)
-        return self.notes.lose(operation, len(made)) if other is None else other(node, operation, source, shape, made)
+            return self._lost()
+        if self.operation in CONVOLUTIONS:
+            return self._convolution()
+        if self.operation in ("MaxPool", "AvgPool"):
+            return self._pool()
+        if self.operation == "Interpolate":
+            return self._interpolate()
+        other: Callable[..., Value] | None = getattr(self, f"_{self.operation.lower()}", None)
+        return self._lost() if other is None else other()
 
-    def _each(self, value: Value, change: Callable[[int, Axis], Axis | None]) -> Value:
+    def _lost(self) -> Value:
+        return self.notes.lose(self.operation, len(self.made))
+
+    def _each(self, change: Callable[[int, Axis], Axis | None]) -> Value:
+        """Return the value of the first input with each axis changed."""
+        value = self.known
         for dim in value.spatial:
             axis = value.axes[dim]
             assert axis is not None
             value = value.put(dim, change(dim, axis))
         return value
 
-    # -- each kind of operation ---------------------------------------------------------------------------------------
+    # -- each kind of operation --------------------------------------------------------------------------------------------
 
-    def _elementwise(self, node: Any, operation: str, made: tuple[int, ...]) -> Value:
+    def _elementwise(self) -> Value:
         parts = []
-        for index, given in enumerate(node.input_values()):
-            if operation == "Broadcast" and index or operation == "ConvertLike" and index:
+        for index, given in enumerate(self.node.input_values()):
+            if index and self.operation in ("Broadcast", "ConvertLike"):
                 continue
-            if operation == "BatchNormInference" and _key(given) not in self.values:
+            if self.operation == "BatchNormInference" and _key(given) not in self._follower.values:
                 continue  # for each channel
-            if _key(given) in self._sized:
-                self.notes.numbers.append(self._constant(node, index).get_data().tobytes())
-            parts.append((self.values.get(_key(given)), tuple(given.get_shape())))
-        return self.notes.merge(parts, made, operation)
+            if _key(given) in self._follower.sized:
+                self.notes.numbers.append(self._constant(index).get_data().tobytes())
+            parts.append((self._follower.values.get(_key(given)), tuple(given.get_shape())))
+        return self.notes.merge(parts, self.made, self.operation)
 
-    def _concat(self, node: Any, operation: str, made: tuple[int, ...]) -> Value:
-        at, parts = int(node.get_attributes()["axis"]) % len(made), []
-        for given in node.input_values():
-            value = self.values.get(_key(given))
+    def _concat(self) -> Value:
+        at, parts = int(self.node.get_attributes()["axis"]) % len(self.made), []
+        for given in self.node.input_values():
+            value = self._follower.values.get(_key(given))
             if value is not None and value.axes[at] is not None:
-                return self.notes.lose(operation, len(made))
-            parts.append((value, tuple(made[dim] if dim == at else size for dim, size in enumerate(given.get_shape()))))
-        return self.notes.merge(parts, made, operation)
+                return self._lost()
+            parts.append((value, tuple(self.made[dim] if dim == at else size for dim, size in enumerate(given.get_shape()))))
+        return self.notes.merge(parts, self.made, self.operation)
 
-    def _matmul(self, node: Any, operation: str, made: tuple[int, ...]) -> Value:
-        values = [self._of(node, index) for index in range(len(node.input_values()))]
+    def _matmul(self) -> Value:
+        values = [self._of(index) for index in range(len(self.node.input_values()))]
+        mixed = self.node.get_attributes().get("transpose_a") or values[0] is None or values[0].lost or not values[0].axes
         if sum(value is not None for value in values) > 1:
-            self.notes.reason("attention", operation)
-        elif values[0] is not None and not values[0].lost and not node.get_attributes().get("transpose_a"):
-            if values[0].axes and values[0].axes[-1] is None:
-                return values[0]
-        return self.notes.lose(operation, len(made))
+            self.notes.reason("attention", self.operation)
+        elif values[0] is not None and not mixed and values[0].axes[-1] is None:
+            return values[0]
+        return self._lost()
 
-    def _reshape(self, node: Any, operation: str, source: Value, shape: tuple[int, ...], made: tuple[int, ...]) -> Value:
-        result = self.notes.reshape(source, shape, made, operation)
-        if operation == "Reshape" and self._fixes(node, 1):
-            pattern = self._numbers(node, 1)
+    def _reshape(self) -> Value:
+        result = self.notes.reshape(self.known, self.shape, self.made, self.operation)
+        if self.operation == "Reshape" and self._fixes(1):
+            pattern = self._numbers(1)
             if any(pattern[dim] > 0 for dim in result.spatial) or (result.lost and sum(size > 1 for size in pattern) > 2):
-                self.notes.fixed.setdefault(operation)
+                self.notes.fixed.setdefault(self.operation)
         return result
 
     def _padding(self, attributes: Mapping[str, Any], at: int, axis: Axis, length: int, window: int) -> int:
@@ -203,120 +228,120 @@ class _Follower:
             return total // 2 if kind == "same_upper" else total - total // 2
         return int(attributes["pads_begin"][at])
 
-    def _convolution(self, node: Any, operation: str, source: Value, shape: tuple[int, ...], made: tuple[int, ...]) -> Value:
-        attributes, weight = node.get_attributes(), tuple(node.input_value(1).get_shape())
-        count = len(shape) - 2
+    def _convolution(self) -> Value:
+        attributes, weight = self.node.get_attributes(), tuple(self.node.input_value(1).get_shape())
+        count = len(self.shape) - 2
 
         def change(dim: int, axis: Axis) -> Axis:
             at = dim - 2
             kernel, stride, space = weight[len(weight) - count + at], attributes["strides"][at], attributes["dilations"][at]
-            if "Backprop" in operation:
+            if "Backprop" in self.operation:
                 if str(attributes.get("auto_pad", "explicit")) not in ("explicit", "valid"):
                     raise LookupError("padding")
-                return axis.transposed(made[dim], kernel, stride, attributes["pads_begin"][at], space)
-            padding = self._padding(attributes, at, axis, made[dim], (kernel - 1) * space + 1)
-            return axis.windowed(made[dim], kernel, stride, padding, space)
+                return axis.transposed(self.made[dim], kernel, stride, attributes["pads_begin"][at], space)
+            padding = self._padding(attributes, at, axis, self.made[dim], (kernel - 1) * space + 1)
+            return axis.windowed(self.made[dim], kernel, stride, padding, space)
 
-        return self._each(source, change)
+        return self._each(change)
 
-    def _pool(self, node: Any, operation: str, source: Value, shape: tuple[int, ...], made: tuple[int, ...]) -> Value:
-        attributes = node.get_attributes()
+    def _pool(self) -> Value:
+        attributes = self.node.get_attributes()
 
         def change(dim: int, axis: Axis) -> Axis | None:
             at = dim - 2
-            kernel, space = attributes["kernel"][at], (attributes.get("dilations") or [1] * len(shape))[at]
-            if made[dim] == 1 and kernel >= axis.length > 1:
-                self.notes.reason("global pooling", operation)
-                self.notes.fixed.setdefault(operation)
+            kernel, space = attributes["kernel"][at], (attributes.get("dilations") or [1] * len(self.shape))[at]
+            if self.made[dim] == 1 and kernel >= axis.length > 1:
+                self.notes.reason("global pooling", self.operation)
+                self.notes.fixed.setdefault(self.operation)
                 return None
-            padding = self._padding(attributes, at, axis, made[dim], (kernel - 1) * space + 1)
-            return axis.windowed(made[dim], kernel, attributes["strides"][at], padding, space)
+            padding = self._padding(attributes, at, axis, self.made[dim], (kernel - 1) * space + 1)
+            return axis.windowed(self.made[dim], kernel, attributes["strides"][at], padding, space)
 
-        return self._each(source, change)
+        return self._each(change)
 
-    def _interpolate(self, node: Any, operation: str, source: Value, shape: tuple[int, ...], made: tuple[int, ...]) -> Value:
-        attributes = node.get_attributes()
+    def _interpolate(self) -> Value:
+        attributes = self.node.get_attributes()
         place = str(attributes.get("coordinate_transformation_mode", "half_pixel"))
-        if str(attributes["shape_calculation_mode"]) == "sizes" and self._fixes(node, 1):
-            self.notes.fixed.setdefault(operation)
+        if str(attributes["shape_calculation_mode"]) == "sizes" and self._fixes(1):
+            self.notes.fixed.setdefault(self.operation)
         mode = INTERPOLATIONS[str(attributes["mode"])]
 
         def change(dim: int, axis: Axis) -> Axis | None:
-            if made[dim] == axis.length:
+            if self.made[dim] == axis.length:
                 return axis
             if axis.length == 1:
                 return None  # of a pooled image
             if place == "align_corners":
-                self.notes.reason("upsampling with align_corners=True, which stretches with the tile", operation)
-            elif mode == "nearest" and made[dim] % axis.length:
+                self.notes.reason("upsampling with align_corners=True, which stretches with the tile", self.operation)
+            elif mode == "nearest" and self.made[dim] % axis.length:
                 raise LookupError("resize")
-            return axis.resized(made[dim], "cubic" if mode == "linear" and "half_pixel" not in place else mode)
+            return axis.resized(self.made[dim], "cubic" if mode == "linear" and "half_pixel" not in place else mode)
 
-        return self._each(source, change)
+        return self._each(change)
 
-    def _pad(self, node: Any, operation: str, source: Value, shape: tuple[int, ...], made: tuple[int, ...]) -> Value:
-        before, after = self._numbers(node, 1), self._numbers(node, 2)
-        return self._each(source, lambda dim, axis: axis.padded(made[dim], before[dim], after[dim]))
+    def _pad(self) -> Value:
+        before, after = self._numbers(1), self._numbers(2)
+        return self._each(lambda dim, axis: axis.padded(self.made[dim], before[dim], after[dim]))
 
-    def _slice(self, node: Any, operation: str, source: Value, shape: tuple[int, ...], made: tuple[int, ...]) -> Value:
-        starts, stops, steps = (self._numbers(node, index) for index in (1, 2, 3))
-        dims = self._numbers(node, 4) if len(node.input_values()) > 4 else list(range(len(starts)))
-        for dim, start, stop, step in zip((dim % len(shape) for dim in dims), starts, stops, steps, strict=True):
-            source = self._cut(node, operation, source, dim, (start, stop, step), made)
+    def _slice(self) -> Value:
+        source = self.known
+        starts, stops, steps = (self._numbers(index) for index in (1, 2, 3))
+        dims = self._numbers(4) if len(self.node.input_values()) > 4 else list(range(len(starts)))
+        for dim, start, stop, step in zip((dim % len(self.shape) for dim in dims), starts, stops, steps, strict=True):
+            source = self._cut(source, dim, (start, stop, step))
         return source
 
-    def _cut(
-        self, node: Any, operation: str, source: Value, dim: int, ends: tuple[int, int, int], made: tuple[int, ...]
-    ) -> Value:
+    def _cut(self, source: Value, dim: int, ends: tuple[int, int, int]) -> Value:
         (start, stop, step), axis = ends, source.axes[dim]
         if axis is None:
             return source
         if step < 1:
             raise LookupError("step")
-        if (0 <= stop < axis.length and self._fixes(node, 2)) or (start < 0 and self._fixes(node, 1)):
-            self.notes.fixed.setdefault(operation)
+        if (0 <= stop < axis.length and self._fixes(2)) or (start < 0 and self._fixes(1)):
+            self.notes.fixed.setdefault(self.operation)
         start = max(0, start + axis.length) if start < 0 else start
-        return source.put(dim, axis.windowed(made[dim], 1, step, -start))
+        return source.put(dim, axis.windowed(self.made[dim], 1, step, -start))
 
-    def _stridedslice(self, node: Any, operation: str, source: Value, shape: tuple[int, ...], made: tuple[int, ...]) -> Value:
-        attributes = node.get_attributes()
+    def _stridedslice(self) -> Value:
+        source = self.known
+        attributes = self.node.get_attributes()
         if any(any(attributes.get(name) or ()) for name in ("new_axis_mask", "shrink_axis_mask", "ellipsis_mask")):
             raise LookupError("mask")
-        starts, stops = self._numbers(node, 1), self._numbers(node, 2)
-        steps = self._numbers(node, 3) if len(node.input_values()) > 3 else [1] * len(starts)
+        starts, stops = self._numbers(1), self._numbers(2)
+        steps = self._numbers(3) if len(self.node.input_values()) > 3 else [1] * len(starts)
         for dim, (start, stop, step) in enumerate(zip(starts, stops, steps, strict=True)):
             masked = [bool((attributes.get(name) or [0] * len(starts))[dim]) for name in ("begin_mask", "end_mask")]
             ends = (0 if masked[0] else start, 2**31 if masked[1] else stop, step)
-            source = self._cut(node, operation, source, dim, ends, made)
+            source = self._cut(source, dim, ends)
         return source
 
-    def _transpose(self, node: Any, operation: str, source: Value, shape: tuple[int, ...], made: tuple[int, ...]) -> Value:
-        return Value(tuple(source.axes[dim] for dim in self._numbers(node, 1)))
+    def _transpose(self) -> Value:
+        return Value(tuple(self.known.axes[dim] for dim in self._numbers(1)))
 
-    def _split(self, node: Any, operation: str, source: Value, shape: tuple[int, ...], made: tuple[int, ...]) -> Value:
-        if source.axes[self._numbers(node, 1)[0]] is not None:
-            return self.notes.lose(operation, len(made))
-        return source
+    def _split(self) -> Value:
+        if self.known.axes[self._numbers(1)[0]] is not None:
+            return self._lost()
+        return self.known
 
     _variadicsplit = _split
 
-    def _gather(self, node: Any, operation: str, source: Value, shape: tuple[int, ...], made: tuple[int, ...]) -> Value:
-        dim = self._numbers(node, 2)[0] % len(shape)
-        if source.axes[dim] is not None or _key(node.input_value(1)) in self.values:
-            return self.notes.lose(operation, len(made))
-        gathered = (None,) * len(node.input_value(1).get_shape())
-        return Value((*source.axes[:dim], *gathered, *source.axes[dim + 1 :]))
+    def _gather(self) -> Value:
+        dim = self._numbers(2)[0] % len(self.shape)
+        if self.known.axes[dim] is not None or _key(self.node.input_value(1)) in self._follower.values:
+            return self._lost()
+        gathered = (None,) * len(self.node.input_value(1).get_shape())
+        return Value((*self.known.axes[:dim], *gathered, *self.known.axes[dim + 1 :]))
 
-    def _softmax(self, node: Any, operation: str, source: Value, shape: tuple[int, ...], made: tuple[int, ...]) -> Value:
-        if source.axes[int(node.get_attributes()["axis"])] is not None:
-            self.notes.reason("softmax over space", operation)
-        return source
+    def _softmax(self) -> Value:
+        if self.known.axes[int(self.node.get_attributes()["axis"])] is not None:
+            self.notes.reason("softmax over space", self.operation)
+        return self.known
 
     _logsoftmax = _softmax
 
-    def _depthtospace(self, node: Any, operation: str, source: Value, shape: tuple[int, ...], made: tuple[int, ...]) -> Value:
-        return self._each(source, lambda dim, axis: axis.resized(made[dim], "nearest"))
+    def _depthtospace(self) -> Value:
+        return self._each(lambda dim, axis: axis.resized(self.made[dim], "nearest"))
 
-    def _spacetodepth(self, node: Any, operation: str, source: Value, shape: tuple[int, ...], made: tuple[int, ...]) -> Value:
-        factor = int(node.get_attributes()["block_size"])
-        return self._each(source, lambda dim, axis: axis.windowed(made[dim], factor, factor, 0))
+    def _spacetodepth(self) -> Value:
+        factor = int(self.node.get_attributes()["block_size"])
+        return self._each(lambda dim, axis: axis.windowed(self.made[dim], factor, factor, 0))

@@ -212,9 +212,7 @@ class Notes:
         """Return the value of a sum, a mean or a largest element over some dimensions."""
         rank = len(value.axes)
         gone = {dim % rank for dim in dims} if rank else set()
-        if value.lost:
-            self.reason(what, operation)
-        elif any(value.axes[dim] is not None for dim in gone):
+        if value.lost or any(value.axes[dim] is not None for dim in gone):
             self.reason(what, operation)
         axes = [None if dim in gone else axis for dim, axis in enumerate(value.axes) if keep or dim not in gone]
         return Value(tuple(axes), value.lost)

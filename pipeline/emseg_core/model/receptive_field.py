@@ -226,6 +226,7 @@ class _Probe:
     def result(self) -> ProbeResult:
         """Return what was found."""
         trace = self._good_trace()
+        basis: Basis
         if trace is None:
             along, basis = self._by_experiment(), "experiment"
         else:
@@ -293,7 +294,9 @@ class _Probe:
                 raise ModelError(
                     f"{self._told.place} says only_tile = {list(shape)}, but the network rejects it ({said}): correct it"
                 ) from error
-            raise ModelError(f"the network rejects a tile of {size} voxels, the shape that its file declares ({said})") from error
+            raise ModelError(
+                f"the network rejects a tile of {size} voxels, the shape that its file declares ({said})"
+            ) from error
 
     def _good_trace(self) -> Trace | None:
         """Return the arithmetic for the base, or for a tile near it that the network treats as it does longer ones.
@@ -306,9 +309,13 @@ class _Probe:
         first = self._base
         for count in (0, 1, 2, 4):
             cells = [self._period(trace, axis) for axis in range(3)]
-            shape = first if not count else triple(
-                cell * max(count, -(-length // cell)) if axis in self._axes else 1
-                for axis, (cell, length) in enumerate(zip(cells, first, strict=True))
+            shape = (
+                first
+                if not count
+                else triple(
+                    cell * max(count, -(-length // cell)) if axis in self._axes else 1
+                    for axis, (cell, length) in enumerate(zip(cells, first, strict=True))
+                )
             )
             if self._accepts(shape):
                 self._base = shape
@@ -349,8 +356,8 @@ class _Probe:
         notes = trace.notes
         if notes.fixed and self._told.only_tile and self._declared and self._told.only_tile != self._declared:
             raise ModelError(
-                f"{self._told.place} says only_tile = {list(self._told.only_tile)}, but {next(iter(notes.fixed))} in the network "
-                f"fixes its size at {list(self._declared)}: leave it out, or export it for the other size"
+                f"{self._told.place} says only_tile = {list(self._told.only_tile)}, but {next(iter(notes.fixed))} in the "
+                f"network fixes its size at {list(self._declared)}: leave it out, or export it for the other size"
             )
         if trace.output.lost and not notes.reasons:
             self._fixed = self._fixed or bool(notes.fixed)
@@ -372,8 +379,8 @@ class _Probe:
             assert found is not None
             if found.step != 1:
                 raise ModelError(
-                    f"along {'zyx'[axis]} the network gives one value for every {found.step} voxels of its input: let it end with "
-                    "an upsampling to the resolution of its input, and export it again"
+                    f"along {'zyx'[axis]} the network gives one value for every {found.step} voxels of its input: let it end "
+                    "with an upsampling to the resolution of its input, and export it again"
                 )
 
     def _period(self, trace: Trace, axis: int) -> int:
@@ -416,8 +423,8 @@ class _Probe:
             crop = max(0, min(base // 4 - valid, (base - 2 * valid - lattice) // 2))
             if found is not None:
                 reason = reason or (
-                    f"the only tile, of {' x '.join(map(str, self._base))} voxels, which is shorter than the {valid + needed} voxels "
-                    "on each side that the network sees"
+                    f"the only tile, of {' x '.join(map(str, self._base))} voxels, which is shorter than the {valid + needed} "
+                    "voxels on each side that the network sees"
                 )
         least = base
         if not self._fixed and not (reason and self._declared):  # statistics should be of tiles as large as it was made for
@@ -464,7 +471,7 @@ class _Probe:
     def _as_told(self, axis: int, known: _Along) -> _Along:
         """Return what is known, with what is told in its place."""
         told, name = self._told, "zyx"[axis]
-        if told.context is None and told.lattice is None or axis not in self._axes:
+        if (told.context is None and told.lattice is None) or axis not in self._axes:
             return known
         reasons = [known.reason] if known.reason else []
         crop, lattice = known.crop, known.lattice
@@ -479,8 +486,10 @@ class _Probe:
                 reasons.append(f"the context, which is told; the network sees {known.valid + known.crop} voxels along {name}")
         if told.lattice is not None:
             lattice = told.lattice[axis]
-            if lattice % known.lattice and not self._fixed and not self._accepts(
-                self._at(self._base, axis, self._base[axis] + lattice)
+            if (
+                lattice % known.lattice
+                and not self._fixed
+                and not self._accepts(self._at(self._base, axis, self._base[axis] + lattice))
             ):
                 raise ModelError(
                     f"{told.place} says lattice = {list(told.lattice)}, but along {name} the network accepts "
@@ -513,7 +522,9 @@ class _Probe:
             cells = 4 if self._planar else 2
             for count in (cells, 1):
                 small = triple(
-                    self._shortest(axis, known.lattice, max(16, 2 * known.valid + count * known.lattice)) if axis in self._axes else 1
+                    self._shortest(axis, known.lattice, max(16, 2 * known.valid + count * known.lattice))
+                    if axis in self._axes
+                    else 1
                     for axis, known in enumerate(along)
                 )
                 if self._accepts(small):
@@ -650,12 +661,12 @@ class _Axis:
         base, name = self.base[self.axis], "zyx"[self.axis]
         if self._coarse(given) or 0 < given <= base // 2:
             raise ModelError(
-                f"the network turns {base} voxels along {name} into {given}, as if its output had another resolution: let it end "
-                "with an upsampling to the resolution of its input, and export it again"
+                f"the network turns {base} voxels along {name} into {given}, as if its output had another resolution: let it "
+                "end with an upsampling to the resolution of its input, and export it again"
             )
         raise ModelError(
-            f"the network turns {base} voxels along {name} into {given}, but must crop the same number from both sides: give it "
-            "a fixed shape, or pad it"
+            f"the network turns {base} voxels along {name} into {given}, but must crop the same number from both sides: give "
+            "it a fixed shape, or pad it"
         )
 
     def _tile(self, values: NDArray[np.float32], length: int) -> NDArray[np.float32]:

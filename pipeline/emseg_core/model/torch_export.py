@@ -55,11 +55,22 @@ OPERATIONS = frozenset(
 Each is a function of its arguments alone. None reads or runs anything, and none has an effect but on its first argument,
 which `_checked_effects` keeps away from weights.
 """
-UNINITIALISED = frozenset(("empty", "empty_like", "new_empty"))
+UNINITIALISED = ("empty", "empty_like", "new_empty")
 """Operations whose result is whatever lies in memory; it is set to 0."""
-FACTORIES = frozenset(("zeros", "ones", "full", "arange", "empty"))
+FACTORIES = ("zeros", "ones", "full", "arange", "empty")
 """Operations that make a tensor on a device of their choice."""
-MAY_ALIAS = frozenset("reshape contiguous to flatten dropout feature_dropout type_as expand_as view_as unflatten".split())
+MAY_ALIAS = (
+    "reshape",
+    "contiguous",
+    "to",
+    "flatten",
+    "dropout",
+    "feature_dropout",
+    "type_as",
+    "expand_as",
+    "view_as",
+    "unflatten",
+)
 """Operations that may return a view of their input though their signature does not say so."""
 SIZE_OPERATIONS: dict[str, Callable[..., Any]] = {
     name: getattr(operator, name)
@@ -91,7 +102,8 @@ Lengths = tuple[int | None, ...]
 class Node:
     """One operation of a program."""
 
-    call: Callable[..., Any]
+    call: Any
+    """The operation, which is called with the arguments."""
     arguments: tuple[Any, ...]
     """Values, or a `ValueName` for the result of an earlier node, also within lists."""
     keywords: dict[str, Any]
@@ -346,9 +358,7 @@ def _node(node: Mapping[str, Any], archive: _Archive) -> Node:
     elif where[:3] == ["torch", "ops", "aten"] and len(where) == 4 and where[3] in OPERATIONS:
         call = getattr(getattr(torch.ops.aten, where[3]), name)
     else:
-        raise archive.refusal(
-            f"it calls {target[:80]!r}, which is not an operation that networks may use here", ONNX_HINT
-        )
+        raise archive.refusal(f"it calls {target[:80]!r}, which is not an operation that networks may use here", ONNX_HINT)
     arguments, keywords = [], {}
     for given in node["inputs"]:
         if given["name"] in ("train", "training") and given["arg"].get("as_bool"):

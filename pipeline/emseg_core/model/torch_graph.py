@@ -22,11 +22,11 @@ ELEMENTWISE = frozenset(
         )
     ).split()
 )
-"""Operations that work on each element by itself, or on elements at the same place; in-place ones have the same name and ``_``."""
-REDUCTIONS = frozenset("mean sum var amax amin max min linalg_vector_norm norm cumsum".split())
-POOLS = frozenset("max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool2d avg_pool3d".split())
+"""Operations that work on each element by itself, or on elements at the same place, also in place (``relu_``)."""
+REDUCTIONS = ("mean", "sum", "var", "amax", "amin", "max", "min", "linalg_vector_norm", "norm", "cumsum")
+POOLS = ("max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d")
 UPSAMPLINGS: Mapping[str, Mode] = {"nearest": "nearest", "bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}
-ATTENTION = frozenset("matmul bmm einsum scaled_dot_product_attention".split())
+ATTENTION = ("matmul", "bmm", "einsum", "scaled_dot_product_attention")
 NORMALISATIONS = {
     "instance_norm": "instance normalisation",
     "group_norm": "group normalisation",
@@ -34,7 +34,7 @@ NORMALISATIONS = {
     "layer_norm": "layer normalisation",
     "native_layer_norm": "layer normalisation",
 }
-RESHAPES = frozenset("view reshape _unsafe_view flatten unflatten".split())
+RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten")
 
 
 class Tracer:
@@ -142,6 +142,8 @@ class _Node:
             return self._lost()
         if source.lost and name not in RESHAPES:
             return self._lost()
+        if name in ("cat", "stack"):
+            return self._cat() if name == "cat" else self._stack()
         if name in ("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d", "convolution"):
             return self._convolution(source)
         if name in POOLS:
@@ -236,7 +238,9 @@ class _Node:
         count = 3 if "3d" in self.name else 2
         kernel = _each(self.arguments["kernel_size"], count)
         stride = _each(self.arguments.get("stride") or kernel, count)
-        padding, dilation = (_each(self.arguments.get(key, default), count) for key, default in (("padding", 0), ("dilation", 1)))
+        padding, dilation = (
+            _each(self.arguments.get(key, default), count) for key, default in (("padding", 0), ("dilation", 1))
+        )
         start = len(source.axes) - count
 
         def change(dim: int, axis: Axis) -> Axis | None:
@@ -292,7 +296,7 @@ class _Node:
         except _UnknownError:
             return self._lost()
 
-    def _cat(self, source: Value) -> Value:
+    def _cat(self) -> Value:
         tensors, values = self.arguments["tensors"], self.parts("tensors")
         dim = self.arguments["dim"] % self.made.dim()
         parts = []
@@ -303,7 +307,7 @@ class _Node:
             parts.append((value, sizes))
         return self.notes.merge(parts, tuple(self.made.shape), self.operation)
 
-    def _stack(self, source: Value) -> Value:
+    def _stack(self) -> Value:
         dim = self.arguments["dim"] % self.made.dim()
         parts = []
         for value in self.parts("tensors"):
@@ -507,4 +511,3 @@ def named_arguments(call: Any, arguments: Sequence[Any], keywords: Mapping[str, 
 def is_operation(call: Any) -> bool:
     """Return whether this is an operation on tensors, not one on sizes."""
     return isinstance(call, torch._ops.OpOverload)
-
