@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from emseg_core.box import triple
 from emseg_core.errors import MemoryShortageError, ModelError
 from emseg_core.model.base_predictor import BasePredictor
-from emseg_core.model.receptive_field import Run, probe
+from emseg_core.model.receptive_field import Run, Told, probe
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.model import FLOAT32_BYTES
 
@@ -179,7 +179,7 @@ def python_contract(model: PythonModel) -> Contract:
     def run(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(predict(tiles), np.float32)
 
-    found = probe(run, planar=kind.planar)
+    found = probe(run, planar=kind.planar, told=Told(place=f"a Contract that {model.name} states as its spec"))
     if found.channels != len(kind.classes):
         raise ModelError(
             f"{model.name} gives {found.channels} channels, but has {len(kind.classes)} classes: name each channel"
