@@ -45,6 +45,10 @@ class Prepared(nn.Module):
         output: Tensor = self.network(prepare(tiles, self._rescale, self._clip))
         return output
 
+    def trace(self, shape: tuple[int, ...]) -> Any:
+        """Follow how elements lie over an input; see the wrapped network."""
+        return self.network.trace(shape)
+
     def cost(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Estimate the cost of an input; see the wrapped network.
 
@@ -115,7 +119,7 @@ class AdaptedNetwork(nn.Module):
         return to_prediction(apply_network(self.network, tiles, planar=self.spec.planar), self.spec)
 
 
-def apply_network(network: Callable[[Tensor], Tensor | Sequence[Tensor]], tiles: Tensor, *, planar: bool) -> tuple[Tensor, ...]:
+def apply_network(network: Callable[[Tensor], Tensor], tiles: Tensor, *, planar: bool) -> Tensor:
     """Run a network on tiles one by one, since a program may have been exported for batches of one.
 
     Parameters
@@ -129,28 +133,21 @@ def apply_network(network: Callable[[Tensor], Tensor | Sequence[Tensor]], tiles:
 
     Returns
     -------
-    tuple of Tensor
-        Outputs of the network, each ``(n, channels, z', y', x')``.
+    Tensor
+        Output of the network, ``(n, channels, z', y', x')``.
     """
-    if not planar:
-        return tuple(map(torch.cat, zip(*(_outputs(network(tile[None])) for tile in tiles), strict=True)))
-    slices = ([_outputs(network(part[None])) for part in tile.unbind(1)] for tile in tiles)
-    stacked = ([torch.cat(parts).transpose(0, 1) for parts in zip(*outputs, strict=True)] for outputs in slices)
-    return tuple(map(torch.stack, zip(*stacked, strict=True)))
+    if planar:
+        return torch.stack([torch.cat([network(part[None]) for part in tile.unbind(1)]).transpose(0, 1) for tile in tiles])
+    return torch.cat([network(tile[None]) for tile in tiles])
 
 
-def _outputs(output: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the outputs of a network that may have a single one."""
-    return (output,) if isinstance(output, Tensor) else tuple(output)
-
-
-def to_prediction(outputs: Sequence[Tensor], spec: Contract) -> Tensor:
-    """Crop the outputs of a network, and convert each head to logits, probabilities or values.
+def to_prediction(output: Tensor, spec: Contract) -> Tensor:
+    """Crop the output of a network, and convert each head to logits, probabilities or values.
 
     Parameters
     ----------
-    outputs
-        Outputs of the network that its heads name, by their numbers, each ``(n, channels, z', y', x')``.
+    output
+        Output of the network, ``(n, channels, z', y', x')``.
     spec
         Its crop and its heads.
 
@@ -160,12 +157,9 @@ def to_prediction(outputs: Sequence[Tensor], spec: Contract) -> Tensor:
         Channels of all heads, ``(n, channels, z', y', x')``, where z', y' and x' are smaller by twice the crop: logits of
         classes that exclude one another, probabilities of independent classes and affinities, and values.
     """
-    parts = []
-    for head in spec.heads:
-        output = outputs[head.output]
-        z, y, x = (slice(c, length - c) for c, length in zip(spec.crop, output.shape[2:], strict=True))
-        output = output[..., z, y, x]
-        parts.append(_of_head(output if head.source is None else output[:, list(head.source)], head))
+    z, y, x = (slice(c, length - c) for c, length in zip(spec.crop, output.shape[2:], strict=True))
+    output = output[..., z, y, x]
+    parts = [_of_head(output if head.source is None else output[:, list(head.source)], head) for head in spec.heads]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 

@@ -16,6 +16,12 @@ package), which wins over what a package says. How the network treats tiles is m
     clip = [-1.0, 1.0]                    # and limit to this range
     voxel_size = "8 8 8 nm"               # voxel size of the training data
     only_tile = [1, 512, 512]             # the only tile shape (z, y, x) that the network accepts, in voxels
+    context = [0, 64, 64]                 # voxels (z, y, x) to remove from each side of a tile; default: as many as needed
+    lattice = [1, 32, 32]                 # shift (z, y, x) in voxels that the network commutes with
+    [[heads]]                             # what channels mean, if they are more than classes that exclude one another,
+                                          # see `emseg_core.model.told_heads`
+
+What is told is used even if something else is found. Labels may then depend on tiles, which the contract says.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from emseg_core.box import Triple, triple
 from emseg_core.documents import read_document
@@ -38,18 +44,23 @@ from emseg_core.installation import install_hint
 from emseg_core.model.description import INTENSITIES, translate
 from emseg_core.model.output import Output, Statement, index_of, meaning_of
 from emseg_core.model.package import DESCRIPTIONS, MAX_MODEL_BYTES, open_package, read_inside
+from emseg_core.model.told_heads import check_channels, outputs_of, read_heads
 from emseg_core.specs.contract import Contract
-from emseg_core.specs.heads import Activation
+from emseg_core.specs.heads import ACTIVATIONS, Head
+from emseg_core.specs.heads import classes_of as classes_in
 
 Kind = Literal["onnx", "exported"]
+Lengths = tuple[int | None, ...]
 
 KINDS: dict[str, Kind] = {".onnx": "onnx", ".pt2": "exported"}
 """Kind of network by file suffix."""
 SETTINGS = (
-    "output", "activation", "channel", "classes", "normalise", "mean", "deviation", "percentiles", "eps", "rescale", "clip",
-    "voxel_size", "only_tile",
+    "output", "activation", "channel", "classes", "heads", "normalise", "mean", "deviation", "percentiles", "eps", "rescale",
+    "clip", "voxel_size", "only_tile", "context", "lattice",
 )  # fmt: skip
 """Keys allowed in ``FILE.toml``."""
+TRIPLES = {"only_tile": 1, "context": 0, "lattice": 1}
+"""Settings that are three numbers (z, y, x), and the least that each may be."""
 MIN_GROWTH = 0.75
 """Fewest voxels by which the output becomes longer per voxel of the input, in a network that labels voxels."""
 
@@ -80,14 +91,31 @@ class ExternalModel:
         """Origin of the model, what its output is taken for, how intensities are normalised, and voxel size, if given."""
         names = (*INTENSITIES, "voxel_size")
         outputs = self.outputs()
-        output = outputs[index_of(outputs, self.stated)]
-        meaning = meaning_of(output, self.stated, output.channels)
-        chosen = [output.name] if len(outputs) > 1 else []
+        if self.heads:
+            taken = f"heads {', '.join(head.name for head in self.heads)}, stated in {self.stated.beside}"
+        else:
+            output = outputs[index_of(outputs, self.stated)]
+            meaning = meaning_of(output, self.stated, output.channels)
+            taken = ", ".join([*([output.name] if len(outputs) > 1 else []), meaning.activation, meaning.why])
         return {
             "origin": f"{PurePosixPath(self.path).name}, not of emseg",
-            "output": ", ".join([*chosen, meaning.activation, meaning.why]),
+            "output": taken,
             **{name: str(self.settings[name]) for name in names if name in self.settings},
         }
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The heads that are told; empty if the network is told to have classes alone."""
+        if "heads" not in self.settings:
+            return ()
+        return read_heads(self.settings["heads"], self.outputs(), self.stated.beside)
+
+    @property
+    def used_outputs(self) -> tuple[int, ...]:
+        """Indices of the outputs that are used; channels of several are joined in this order."""
+        if "heads" in self.settings:
+            return outputs_of(self.settings["heads"], self.outputs(), self.stated.beside)
+        return (index_of(self.outputs(), self.stated),)
 
     def outputs(self) -> tuple[Output, ...]:
         """List the outputs of the network.
@@ -224,15 +252,23 @@ def _read_settings(path: Path) -> tuple[bytes, dict[str, Any]]:
     text = read_document(path) if path.exists() else b""
     settings = tomllib.loads(text.decode())
     kinds: dict[str, tuple[type, ...]] = {"channel": (int,), "output": (str, int)}
-    kinds |= dict.fromkeys(("classes", "only_tile", "percentiles", "rescale", "clip"), (list,))
+    kinds |= dict.fromkeys(("classes", "heads", "percentiles", "rescale", "clip", *TRIPLES), (list,))
     kinds |= dict.fromkeys(("mean", "deviation", "eps"), (int, float))
     for name, value in settings.items():
         if name not in SETTINGS:
             raise ModelError(f"{path} has the unknown key {name!r}: use one of {', '.join(SETTINGS)}")
         if not isinstance(value, kind := kinds.get(name, (str,))) or isinstance(value, bool):
             raise ModelError(f"{name} in {path} is {value!r}, not {kind[0].__name__}: correct it")
-    if (activation := settings.get("activation", "logits")) not in get_args(Activation):
-        raise ModelError(f"the activation is {activation!r}, but must be one of {', '.join(get_args(Activation))}")
+    if (activation := settings.get("activation", "logits")) not in ACTIVATIONS["classes"]:
+        raise ModelError(f"the activation is {activation!r}, but must be one of {', '.join(ACTIVATIONS['classes'])}")
+    if "heads" in settings and (others := {"output", "activation", "channel", "classes"} & settings.keys()):
+        raise ModelError(f"{path} has both heads and {min(others)}, which would be ignored: state it in the tables of heads")
+    for name, least in TRIPLES.items():
+        numbers = settings.get(name, [least] * 3)
+        if len(numbers) != 3 or any(type(number) is not int or number < least for number in numbers):
+            raise ModelError(
+                f"{name} in {path} is {numbers}, not three whole numbers [z, y, x] of at least {least}: correct it"
+            )
     _check_intensities(settings, path)
     return text, settings
 
@@ -285,14 +321,15 @@ def contract_of(model: ExternalModel) -> Contract:
     import torch  # takes seconds
 
     from emseg_core.model.adapter import apply_network
-    from emseg_core.model.receptive_field import probe
+    from emseg_core.model.receptive_field import Told, probe
 
     if model.contract is not None:
         return model.contract
-    outputs = model.outputs()
-    output = outputs[index_of(outputs, model.stated)]
-    meaning_of(output, model.stated, output.channels)  # refused before anything is computed
-    network, shape, parameters = opened(model)
+    heads = model.heads
+    if not heads:
+        output = model.outputs()[model.used_outputs[0]]
+        meaning_of(output, model.stated, output.channels)  # refused before anything is computed
+    network, shape, example, parameters = opened(model)
     planar = len(shape) == 4
     if shape[1] not in (1, None):
         raise ModelError(f"{model.path} takes {shape[1]} channels, but a volume has 1: use a network with 1 input channel")
@@ -301,25 +338,45 @@ def contract_of(model: ExternalModel) -> Contract:
 
     def run(tiles: Any) -> Any:
         with torch.inference_mode():
-            output = torch.cat(apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar), 1).float().numpy()
-        sizes[tiles.shape[1:]] = output.shape[2:]
-        return output
+            made = apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar).float().numpy()
+        sizes[tiles.shape[1:]] = made.shape[2:]
+        return made
 
+    def cost(tile: Triple) -> tuple[int, int]:
+        return cast("tuple[int, int]", network.cost((1, 1, *tile[planar:])))
+
+    told = {name: triple(model.settings[name]) for name in TRIPLES if name in model.settings}
     try:
-        found = probe(run, planar=planar, hint=_hint(model, shape))
+        found = probe(
+            run,
+            planar=planar,
+            declared=_spatial(example),
+            static=_spatial(shape) is not None,
+            told=Told(**told, place=model.stated.beside),
+            cost=cost,
+            tracing=lambda tile: network.trace((1, 1, *tile[planar:])),
+        )
     finally:
         _check_resolution(sizes, model.path)
-    flops, alive = network.cost((1, 1, *found.least[planar:]))
+    flops, alive = cost(found.least)
     voxels = math.prod(found.least)
-    activation = meaning_of(output, model.stated, found.channels).activation
+    if heads:
+        check_channels(heads, found.channels, model.path)
+        activation = next((head.activation for head in heads if head.kind == "classes"), "none")
+        facts: dict[str, Any] = {"classes": classes_in(heads), "activation": activation, "named_heads": heads}
+    else:
+        activation = meaning_of(output, model.stated, found.channels).activation
+        facts = {
+            "classes": classes_of(model, found.channels),
+            "activation": activation,
+            "channel": model.settings.get("channel"),
+        }
     return found.contract(
-        classes=classes_of(model, found.channels),
         planar=planar,
-        activation=activation,
         parameters=parameters,
         flops_per_voxel=-(-flops // voxels),
         bytes_per_voxel=-(-alive // voxels),
-        channel=model.settings.get("channel"),
+        **facts,
     )
 
 
@@ -337,15 +394,13 @@ def _check_resolution(sizes: Mapping[tuple[int, ...], tuple[int, ...]], path: st
             )
 
 
-def _hint(model: ExternalModel, shape: tuple[int | None, ...]) -> Triple | None:
-    """Return the tile shape (z, y, x) that the settings or the network's input fix, if any."""
-    if "only_tile" in model.settings:
-        return triple(int(length) for length in model.settings["only_tile"])
+def _spatial(shape: tuple[int | None, ...]) -> Triple | None:
+    """Return the shape (z, y, x) of a tile, if that of an input says it."""
     spatial = (1, *shape[2:]) if len(shape) == 4 else shape[2:]
     return None if None in spatial else triple(cast("tuple[int, ...]", spatial))
 
 
-def opened(model: ExternalModel) -> tuple[Any, tuple[int | None, ...], int]:
+def opened(model: ExternalModel) -> tuple[Any, Lengths, Lengths, int]:
     """Open a network to experiment with it.
 
     Parameters
@@ -359,6 +414,8 @@ def opened(model: ExternalModel) -> tuple[Any, tuple[int | None, ...], int]:
         From normalised tiles to the output that is used.
     shape : tuple of int or None
         Shape of its input; None for axes of any length.
+    example : tuple of int or None
+        Shape of the input that it was exported with, as far as the file says.
     parameters : int
         Number of learned parameters.
 
@@ -369,12 +426,12 @@ def opened(model: ExternalModel) -> tuple[Any, tuple[int | None, ...], int]:
     """
     if model.kind == "onnx":
         network = open_onnx(model, threads=1)
-        return network, network.shape, network.parameters
-    program, shape = open_exported(model)
-    return program.eval(), shape, sum(weight.numel() for weight in program.parameters())
+        return network, network.shape, network.shape, network.parameters
+    program, shape, example = open_exported(model)
+    return program.eval(), shape, example, sum(weight.numel() for weight in program.parameters())
 
 
-def open_exported(model: ExternalModel) -> tuple[Any, tuple[int | None, ...]]:
+def open_exported(model: ExternalModel) -> tuple[Any, Lengths, Lengths]:
     """Open the network of an exported program.
 
     Parameters
@@ -388,6 +445,8 @@ def open_exported(model: ExternalModel) -> tuple[Any, tuple[int | None, ...]]:
         The network.
     shape : tuple of int or None
         Shape of its input; None for axes of any length.
+    example : tuple of int or None
+        Shape of the input that it was exported with.
 
     Raises
     ------
@@ -397,8 +456,8 @@ def open_exported(model: ExternalModel) -> tuple[Any, tuple[int | None, ...]]:
     from emseg_core.model.adapter import Prepared
     from emseg_core.model.torch_export import read_exported
 
-    network, shape = read_exported(model.data, model.path, index_of(model.outputs(), model.stated))
-    return Prepared(network, model.settings.get("rescale"), model.settings.get("clip")), shape
+    network, shape, example = read_exported(model.data, model.path, model.used_outputs)
+    return Prepared(network, model.settings.get("rescale"), model.settings.get("clip")), shape, example
 
 
 def open_onnx(model: ExternalModel, threads: int) -> Any:
@@ -426,8 +485,7 @@ def open_onnx(model: ExternalModel, threads: int) -> Any:
     except ImportError as error:
         raise ModelError(f"{model.path} is an ONNX file, which needs OpenVINO ({error}): {install_hint('openvino')}") from error
     settings = model.settings
-    index = index_of(model.outputs(), model.stated)
-    return OnnxNetwork(model.data, model.path, threads, index, settings.get("rescale"), settings.get("clip"))
+    return OnnxNetwork(model.data, model.path, threads, model.used_outputs, settings.get("rescale"), settings.get("clip"))
 
 
 def classes_of(model: ExternalModel, channels: int) -> tuple[str, ...]:

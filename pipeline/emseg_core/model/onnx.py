@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import openvino
+import openvino.opset13 as opset
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,6 +17,8 @@ from emseg_core.model.adapter import apply_network, prepare, to_prediction
 from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.compiled import CORE, OPENVINO, CompiledGraph, translate_memory_errors
 from emseg_core.model.cpu import vector_instructions
+from emseg_core.model.onnx_graph import trace_graph
+from emseg_core.model.receptive_arithmetic import Trace
 from emseg_core.specs.contract import Contract
 
 FLOAT32_BYTES = 4
@@ -32,8 +35,8 @@ class OnnxNetwork:
         Its path, for messages.
     threads
         Number of threads that run it.
-    output
-        Index of the output to use.
+    outputs
+        Indices of the outputs to use, whose channels are joined in this order.
     rescale, clip
         What is done to the input first; see `emseg_core.model.adapter.prepare`.
 
@@ -48,11 +51,11 @@ class OnnxNetwork:
         data: bytes,
         path: str,
         threads: int,
-        output: int = 0,
+        outputs: Sequence[int] = (0,),
         rescale: Sequence[float] | None = None,
         clip: Sequence[float] | None = None,
     ) -> None:
-        self._data, self._path, self._output, self._prepared = data, path, output, (rescale, clip)
+        self._data, self._path, self._outputs, self._prepared = data, path, outputs, (rescale, clip)
         self._compiled = CompiledGraph(self._shaped, threads, "float32")
         model = self._model()
         if len(model.inputs) != 1:
@@ -79,7 +82,7 @@ class OnnxNetwork:
             Output of the network, float32 with as many axes.
         """
         ready = np.ascontiguousarray(prepare(tiles, *self._prepared).numpy())
-        output = self._compiled.request(tiles.shape).infer([ready])[self._output]
+        output = self._compiled.request(tiles.shape).infer([ready])[0]
         return torch.from_numpy(output.astype(np.float32))
 
     def cost(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -117,6 +120,21 @@ class OnnxNetwork:
                 alive -= entry[1] if entry[0] == 0 else 0
         return flops, peak
 
+    def trace(self, shape: tuple[int, ...]) -> Trace:
+        """Follow how the elements of all values lie over an input, without running the graph.
+
+        Parameters
+        ----------
+        shape
+            Shape of the input, batch and channels included.
+
+        Returns
+        -------
+        Trace
+            What arithmetic says about the graph. Any exception is raised if it does not accept such an input.
+        """
+        return trace_graph(self._shaped(shape), shape)
+
     @property
     def parameters(self) -> int:
         """Number of parameters."""
@@ -124,9 +142,14 @@ class OnnxNetwork:
         return sum(math.prod(node.output(0).get_shape()) for node in constants if node.get_element_type().is_real())
 
     def _model(self) -> openvino.Model:
-        """Parse the graph."""
+        """Parse the graph, and leave only the outputs that are used, joined to one."""
         try:
-            return CORE.read_model(self._data)  # it names no other file, see `onnx_file`
+            model = CORE.read_model(self._data)  # it names no other file, see `onnx_file`
+            if len(model.outputs) == 1:
+                return model
+            used = [model.outputs[number].get_node().input_value(0) for number in self._outputs]
+            joined = used[0] if len(used) == 1 else opset.concat(used, 1).output(0)
+            return openvino.Model([joined], model.get_parameters())
         except RuntimeError as error:
             said = " ".join(str(error).split())[-300:]
             raise ModelError(f"OpenVINO cannot read {self._path} ({said}): export it with standard operations") from error

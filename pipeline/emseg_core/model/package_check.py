@@ -84,6 +84,10 @@ def check_package(path: Path) -> TensorCheck:
     if not is_external(path) or path.suffix.lower() in (".onnx", ".pt2"):
         raise ModelError(f"{path} is not a BioImage.IO package, and only packages have test tensors: give a package")
     model = read_external(path)
+    if model.heads:
+        raise ModelError(
+            f"{path} has heads in {model.stated.beside}, and its test tensors are compared without them: move it away"
+        )
     index = index_of(model.outputs(), model.stated)
     with reading(path):
         package = open_package(path)
@@ -138,7 +142,7 @@ def _computed(model: ExternalModel, source: NDArray[Any]) -> NDArray[Any]:
 
     from emseg_core.model.adapter import apply_network, to_prediction
 
-    network, shape, _ = opened(model)
+    network, shape, _, _ = opened(model)
     if source.ndim != len(shape) or source.shape[1] != 1:
         raise ModelError(
             f"the test input of {model.path} has the shape {source.shape}, but the network takes {shape}: use another"

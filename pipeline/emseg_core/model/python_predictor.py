@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from emseg_core.box import triple
 from emseg_core.errors import MemoryShortageError, ModelError
 from emseg_core.model.base_predictor import BasePredictor
-from emseg_core.model.receptive_field import Run, probe
+from emseg_core.model.receptive_field import Run, Told, probe
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.heads import Head, channels_of, check_heads, classes_of
 from emseg_core.specs.model import FLOAT32_BYTES
@@ -147,7 +147,7 @@ def import_model(place: ImportPath, contract: Contract | None = None) -> PythonM
     heads = spec.heads if isinstance(spec, Contract) else getattr(kind, "heads", ())
     if not isinstance(heads, tuple | list) or not all(isinstance(head, Head) for head in heads):
         raise ModelError(f"the heads of the predictor {place} are not a tuple of Head: see emseg_core.specs.heads")
-    if unlike := [head for head in heads if head.activation not in FINAL or head.source is not None or head.output]:
+    if unlike := [head for head in heads if head.activation not in FINAL or head.source is not None]:
         raise ModelError(
             f"the predictor {place} gives {unlike[0].activation}, not logits of all classes, "
             "probabilities of other heads, or values: change its predict and spec"
@@ -199,7 +199,7 @@ def python_contract(model: PythonModel) -> Contract:
     def run(tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(predict(tiles), np.float32)
 
-    found = probe(run, planar=kind.planar)
+    found = probe(run, planar=kind.planar, told=Told(place=f"a Contract that {model.name} states as its spec"))
     heads = tuple(getattr(kind, "heads", ()))
     classes = classes_of(heads) if heads else tuple(kind.classes)
     if found.channels != (expected := channels_of(heads) if heads else len(classes)):

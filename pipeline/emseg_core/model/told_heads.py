@@ -34,7 +34,8 @@ from typing import Any, cast
 
 from emseg_core.box import triple
 from emseg_core.errors import ModelError
-from emseg_core.specs.heads import CLASSES, Activation, Head, HeadKind, check_heads
+from emseg_core.model.output import Output
+from emseg_core.specs.heads import CLASSES, Activation, Head, HeadKind, channels_of, check_heads
 
 KEYS = (
     "name", "kind", "output", "channels", "names", "activation", "threshold", "offsets", "anchor", "repulsive", "scale",
@@ -42,7 +43,7 @@ KEYS = (
 """Keys of a table."""
 
 
-def read_heads(tables: Any, outputs: Sequence[tuple[str, int | None]], beside: str) -> tuple[Head, ...]:
+def read_heads(tables: Any, outputs: Sequence[Output], beside: str) -> tuple[Head, ...]:
     """Read the tables of heads.
 
     Parameters
@@ -50,43 +51,100 @@ def read_heads(tables: Any, outputs: Sequence[tuple[str, int | None]], beside: s
     tables
         Value of ``heads`` in the settings.
     outputs
-        Name and number of channels, if known, of each output of the network.
+        Outputs of the network.
     beside
         Name of the file with the settings, for messages.
 
     Returns
     -------
     tuple of Head
-        The heads, in the order of the tables.
+        The heads, in the order of the tables. Their channels are counted over all outputs that are used.
 
     Raises
     ------
     ModelError
         If a key is unknown, missing or wrong, or a channel does not exist.
     """
-    if not isinstance(tables, list) or not tables or not all(isinstance(table, Mapping) for table in tables):
-        raise ModelError(f"heads in {beside} is {tables!r}, not tables [[heads]]: correct it")
+    used = outputs_of(tables, outputs, beside)
+    starts: dict[int, int] = {}
+    for number, previous in zip(used, (None, *used), strict=False):
+        starts[number] = 0 if previous is None else starts[previous] + _channels(outputs[previous], beside)
     try:
-        heads = tuple(_head(table, outputs) for table in tables)
+        heads = tuple(_head(table, outputs, starts) for table in tables)
         check_heads(heads)
     except (TypeError, ValueError) as error:
         raise ModelError(f"the heads in {beside} are not valid: {error}") from error
     return heads
 
 
-def _head(table: Mapping[str, Any], outputs: Sequence[tuple[str, int | None]]) -> Head:
+def outputs_of(tables: Any, outputs: Sequence[Output], beside: str) -> tuple[int, ...]:
+    """Return the outputs that heads use.
+
+    Parameters
+    ----------
+    tables
+        Value of ``heads`` in the settings.
+    outputs
+        Outputs of the network.
+    beside
+        Name of the file with the settings, for messages.
+
+    Returns
+    -------
+    tuple of int
+        Their indices, in rising order.
+
+    Raises
+    ------
+    ModelError
+        If the tables are none, or name an output that does not exist.
+    """
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, Mapping) for table in tables):
+        raise ModelError(f"heads in {beside} is {tables!r}, not tables [[heads]]: correct it")
+    return tuple(sorted({_output(table, outputs) for table in tables}))
+
+
+def check_channels(heads: Sequence[Head], channels: int, path: str) -> None:
+    """Check that a network has the channels that its heads use.
+
+    Parameters
+    ----------
+    heads
+        The heads.
+    channels
+        Number of channels of all outputs that are used.
+    path
+        Path of the network, for messages.
+
+    Raises
+    ------
+    ModelError
+        If it has not.
+    """
+    for head in heads:
+        wanted = channels_of([head]) if head.source is None else max(head.source) + 1
+        wanted = 1 if head.source is None and head.kind == "classes" and head.activation.startswith("sigmoid") else wanted
+        if wanted > channels or (head.source is None and wanted != channels):
+            raise ModelError(f"the head {head.name!r} has {wanted} channels, but {path} gives {channels}: correct its table")
+
+
+def _head(table: Mapping[str, Any], outputs: Sequence[Output], starts: Mapping[int, int]) -> Head:
     """Return the head of one table."""
     if unknown := [key for key in table if key not in KEYS]:
         raise ModelError(f"a head has the unknown key {unknown[0]!r}: use {', '.join(KEYS)}")
     kind = cast("HeadKind", table.get("kind"))
     name = str(table.get("name", CLASSES if kind == "classes" else ""))
-    number = _output(table.get("output"), [found for found, _ in outputs], name)
-    source, there = table.get("channels"), outputs[number][1]
+    output = outputs[_output(table, outputs)]
+    start, source = starts[_output(table, outputs)], table.get("channels")
     if source is not None:
         source = tuple(map(int, source))
-        if there is not None and max(source, default=-1) >= there:
-            raise ModelError(f"the head {name!r} takes the channels {list(source)} of an output that has {there}: correct them")
-    count = len(source) if source is not None else there
+        if output.channels is not None and max(source, default=-1) >= output.channels:
+            raise ModelError(
+                f"the head {name!r} takes the channels {list(source)}, but there are {output.channels}: correct them"
+            )
+    count = len(source) if source is not None else output.channels
+    if len(starts) > 1:  # several outputs are joined
+        source = tuple(start + channel for channel in (source if source is not None else range(output.channels or 0)))
     offsets = tuple(triple(map(int, offset)) for offset in table.get("offsets", ()))
     activation = cast("Activation", table.get("activation", "none" if kind == "values" else ""))
     if not activation:
@@ -101,7 +159,6 @@ def _head(table: Mapping[str, Any], outputs: Sequence[tuple[str, int | None]]) -
         kind=kind,
         channels=names,
         activation=activation,
-        output=number,
         source=source,
         thresholds=thresholds if kind == "independent" or "threshold" in table else (),
         offsets=offsets,
@@ -111,14 +168,26 @@ def _head(table: Mapping[str, Any], outputs: Sequence[tuple[str, int | None]]) -
     )
 
 
-def _output(asked: Any, names: Sequence[str], head: str) -> int:
-    """Return the number of an output that is told by its name or number."""
-    known = {**{name: number for number, name in enumerate(names)}, **{number: number for number in range(len(names))}}
+def _output(table: Mapping[str, Any], outputs: Sequence[Output]) -> int:
+    """Return the number of the output that a table tells by its name or number."""
+    asked, head = table.get("output"), table.get("name")
+    names = [output.name for output in outputs]
+    known: dict[Any, int] = {**dict(zip(names, range(len(names)), strict=True)), **dict(enumerate(range(len(names))))}
     if asked is None and len(names) > 1:
         raise ModelError(f"the head {head!r} names none of the outputs {', '.join(names)}: add output = NAME")
     if (number := 0 if asked is None else known.get(asked)) is None:
         raise ModelError(f"the head {head!r} has the output {asked!r}, but there are {', '.join(names)}: name one of them")
     return number
+
+
+def _channels(output: Output, beside: str) -> int:
+    """Return the number of channels of an output, which its file must say if others follow."""
+    if output.channels is None:
+        raise ModelError(
+            f"heads in {beside} use several outputs, but the file does not say how many channels {output.name!r} has: export "
+            "the network with fixed numbers of channels"
+        )
+    return output.channels
 
 
 def _names(kind: HeadKind, head: str, offsets: Sequence[tuple[int, int, int]], count: int | None) -> tuple[str, ...]:

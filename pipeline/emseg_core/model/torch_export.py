@@ -12,7 +12,7 @@ import json
 import math
 import operator
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import PurePosixPath
@@ -24,26 +24,55 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from emseg_core.errors import ModelError
 from emseg_core.model.output import Ending, Output
+from emseg_core.model.receptive_arithmetic import Trace, Value
+from emseg_core.model.torch_graph import Tracer, is_operation, named_arguments
 
 OPERATIONS = frozenset(
     " ".join(
         (
-            "conv2d conv3d convolution conv_transpose2d conv_transpose3d linear addmm mm bmm matmul relu relu_ leaky_relu",
-            "leaky_relu_ elu elu_ gelu silu silu_ hardtanh hardtanh_ hardswish hardsigmoid mish prelu selu softplus",
-            "sigmoid sigmoid_ tanh softmax _softmax log_softmax _log_softmax exp log sqrt rsqrt abs neg pow clamp",
-            "clamp_min clamp_max max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool2d",
-            "avg_pool3d adaptive_avg_pool2d adaptive_avg_pool3d mean sum var amax amin max min upsample_nearest2d",
-            "upsample_nearest3d upsample_bilinear2d upsample_trilinear3d pixel_shuffle batch_norm",
-            "_native_batch_norm_legit_no_training instance_norm group_norm native_group_norm layer_norm native_layer_norm",
-            "add add_ sub sub_ mul mul_ div div_ rsub minimum maximum where eq ne lt le gt ge cat stack slice select view",
-            "reshape _unsafe_view flatten unflatten permute transpose t squeeze unsqueeze expand contiguous clone alias",
-            "split split_with_sizes chunk pad constant_pad_nd reflection_pad2d reflection_pad3d replication_pad2d",
-            "replication_pad3d narrow index_select roll flip repeat dropout dropout_ feature_dropout detach detach_ to",
-            "_to_copy _assert_tensor_metadata zeros_like ones_like full_like sym_size size sym_numel",
+            "conv2d conv3d convolution conv_transpose2d conv_transpose3d linear addmm mm bmm baddbmm matmul einsum",
+            "scaled_dot_product_attention relu relu_ leaky_relu leaky_relu_ elu elu_ celu celu_ gelu silu silu_ hardtanh",
+            "hardtanh_ relu6 relu6_ hardswish hardswish_ hardsigmoid hardsigmoid_ mish mish_ prelu selu selu_ softplus",
+            "log_sigmoid threshold threshold_ sigmoid sigmoid_ tanh tanh_ softmax _softmax log_softmax _log_softmax exp log",
+            "sqrt rsqrt square reciprocal abs sign neg pow erf sin cos floor ceil round clamp clamp_ clamp_min clamp_max",
+            "max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool2d avg_pool3d",
+            "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d mean sum var amax amin max min",
+            "cumsum linalg_vector_norm upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_trilinear3d",
+            "upsample_bicubic2d pixel_shuffle pixel_unshuffle batch_norm _native_batch_norm_legit_no_training instance_norm",
+            "group_norm native_group_norm layer_norm native_layer_norm add add_ sub sub_ mul mul_ div div_ rsub minimum",
+            "maximum where eq ne lt le gt ge logical_and logical_or logical_not masked_fill masked_fill_ cat stack slice",
+            "select unbind index view view_as reshape _unsafe_view flatten unflatten permute movedim transpose swapaxes",
+            "swapdims t squeeze unsqueeze expand expand_as contiguous clone alias split split_with_sizes chunk tensor_split",
+            "pad constant_pad_nd reflection_pad2d reflection_pad3d replication_pad2d replication_pad3d narrow index_select",
+            "roll flip repeat dropout dropout_ feature_dropout feature_dropout_ alpha_dropout feature_alpha_dropout detach",
+            "detach_ to type_as _to_copy lift_fresh lift_fresh_copy copy copy_ fill fill_ zero_ slice_scatter",
+            "select_scatter _assert_tensor_metadata zeros ones full arange empty zeros_like ones_like full_like empty_like",
+            "new_zeros new_ones new_full new_empty sym_size size sym_numel",
         )
     ).split()
 )
-"""Names of operations of ``torch.ops.aten`` that a node may call: arithmetic on tensors, no files, no devices."""
+"""Names of operations of ``torch.ops.aten`` that a node may call: arithmetic on tensors, no files, no devices.
+
+Each is a function of its arguments alone. None reads or runs anything, and none has an effect but on its first argument,
+which `_checked_effects` keeps away from weights.
+"""
+UNINITIALISED = ("empty", "empty_like", "new_empty")
+"""Operations whose result is whatever lies in memory; it is set to 0."""
+FACTORIES = ("zeros", "ones", "full", "arange", "empty")
+"""Operations that make a tensor on a device of their choice."""
+MAY_ALIAS = (
+    "reshape",
+    "contiguous",
+    "to",
+    "flatten",
+    "dropout",
+    "feature_dropout",
+    "type_as",
+    "expand_as",
+    "view_as",
+    "unflatten",
+)
+"""Operations that may return a view of their input though their signature does not say so."""
 SIZE_OPERATIONS: dict[str, Callable[..., Any]] = {
     name: getattr(operator, name)
     for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem", "eq", "ne", "lt", "le", "gt", "ge")
@@ -73,18 +102,28 @@ ENDINGS: dict[str, Ending] = {
 PASSED_ON = ("to", "_to_copy", "clone", "alias", "contiguous", "detach", "detach_", "dropout", "dropout_", "feature_dropout")
 """Operations at the end of a program that keep what the values mean."""
 EXPORT_HINT = "export it again with torch.export.save(torch.export.export(network.eval(), ...), FILE)"
+ONNX_HINT = "export it to ONNX instead, with torch.onnx.export(network.eval(), ..., external_data=False)"
 MAX_NODES = 100_000
+JOINED = "the channels of several outputs"
+"""Name of a result that no program has."""
+Lengths = tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
     """One operation of a program."""
 
-    call: Callable[..., Any]
+    call: Any
+    """The operation, which is called with the arguments."""
     arguments: tuple[Any, ...]
     """Values, or a `ValueName` for the result of an earlier node, also within lists."""
     keywords: dict[str, Any]
     results: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the operation, such as ``conv2d``; empty for one on sizes."""
+        return str(self.call._schema.name).removeprefix("aten::") if is_operation(self.call) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +154,8 @@ class ExportedNetwork(nn.Module):
         self.weights = nn.ParameterList(nn.Parameter(weights[name], requires_grad=False) for name in self._names)
         self._nodes, self._source, self._result = nodes, source, result
         self._last = _last_uses(nodes, result)
+        self._changes_input = _checked_effects(nodes, source, weights)
+        self._shapes = {name: weight.to("meta") for name, weight in weights.items()}
         self.peak = 0
         """Most bytes of intermediate results alive at once in the last call."""
 
@@ -131,13 +172,23 @@ class ExportedNetwork(nn.Module):
         Tensor
             The output of the program.
         """
-        weights = dict(zip(self._names, self.weights, strict=True))
-        values: dict[str, Any] = {self._source: tiles}
+        return self._run(tiles, dict(zip(self._names, self.weights, strict=True)))
+
+    def _run(self, tiles: Tensor, weights: Mapping[str, Tensor], tracer: Tracer | None = None) -> Tensor:
+        """Run the program with these weights, and let a tracer follow."""
+        values: dict[str, Any] = {self._source: tiles.clone() if self._changes_input else tiles}
         self.peak = alive = _bytes(tiles)
         for node, ended in zip(self._nodes, self._last, strict=True):
-            arguments = (_filled(argument, values, weights) for argument in node.arguments)
+            arguments = [_filled(argument, values, weights) for argument in node.arguments]
             keywords = {name: _filled(argument, values, weights) for name, argument in node.keywords.items()}
+            if node.name in FACTORIES:
+                keywords["device"] = tiles.device
             made = node.call(*arguments, **keywords)
+            if node.name in UNINITIALISED:
+                made.zero_()
+            if tracer is not None and node.name:
+                named = named_arguments(node.call, arguments, keywords)
+                tracer.follow(node.call, named, named_arguments(node.call, node.arguments, node.keywords), node.results, made)
             values |= zip(node.results, made if len(node.results) > 1 else (made,), strict=False)
             alive += sum(_bytes(values[name]) for name in node.results if name in values)
             self.peak = max(self.peak, alive)
@@ -162,11 +213,29 @@ class ExportedNetwork(nn.Module):
             Most bytes of intermediate results alive at once.
         """
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            self.to("meta")(torch.empty(shape, device="meta"))
+            self._run(torch.empty(shape, device="meta"), self._shapes)
         return counter.get_total_flops(), self.peak
 
+    def trace(self, shape: tuple[int, ...]) -> Trace:
+        """Follow how the elements of all values lie over an input, without running the program.
 
-def read_exported(data: bytes, path: str, output: int = 0) -> tuple[ExportedNetwork, tuple[int | None, ...]]:
+        Parameters
+        ----------
+        shape
+            Shape of the input, batch and channels included.
+
+        Returns
+        -------
+        Trace
+            What arithmetic says about the program. Any exception is raised if it does not accept such an input.
+        """
+        tracer = Tracer(self._source, shape)
+        with torch.inference_mode():
+            made = self._run(torch.empty(shape, device="meta"), self._shapes, tracer)
+        return Trace(tuple(made.shape), tracer.values.get(self._result, Value((None,) * made.dim())), tracer.notes)
+
+
+def read_exported(data: bytes, path: str, outputs: Sequence[int] = (0,)) -> tuple[ExportedNetwork, Lengths, Lengths]:
     """Read the network of an exported program.
 
     Parameters
@@ -175,8 +244,8 @@ def read_exported(data: bytes, path: str, output: int = 0) -> tuple[ExportedNetw
         The file.
     path
         Its path, for messages.
-    output
-        Index of the output to use.
+    outputs
+        Indices of the outputs to use, whose channels are joined in this order.
 
     Returns
     -------
@@ -184,6 +253,8 @@ def read_exported(data: bytes, path: str, output: int = 0) -> tuple[ExportedNetw
         The network.
     shape : tuple of int or None
         Shape of its input; None for axes of any length.
+    example : tuple of int or None
+        Shape of the input that it was exported with; None for axes of which the file does not say it.
 
     Raises
     ------
@@ -199,19 +270,29 @@ def read_exported(data: bytes, path: str, output: int = 0) -> tuple[ExportedNetw
         if len(graph["nodes"]) > MAX_NODES:
             raise archive.refusal(f"it has {len(graph['nodes'])} nodes")
         nodes = [_node(node, archive) for node in graph["nodes"]]
-        outputs = [
-            spec["user_output"]["arg"]["as_tensor"]["name"] for spec in signature["output_specs"] if "user_output" in spec
-        ]
-        if len(outputs) != len(signature["output_specs"]):
+        found = [spec["user_output"]["arg"]["as_tensor"]["name"] for spec in signature["output_specs"] if "user_output" in spec]
+        if len(found) != len(signature["output_specs"]):
             raise archive.refusal("it was exported in training mode, and changes its own weights")
-        shape = tuple(size.get("as_int") for size in graph["tensor_values"][source]["sizes"])
-        return ExportedNetwork(nodes, weights, source, outputs[output]), shape
+        sizes = graph["tensor_values"][source]["sizes"]
+        shape = tuple(size.get("as_int") for size in sizes)
+        example = tuple(_example(size) for size in sizes)
+        result = _joined(nodes, [found[number] for number in outputs])
+        return ExportedNetwork(nodes, weights, source, result), shape, example
     except ModelError:
         raise
     except Exception as error:  # a damaged file may raise anything
         raise ModelError(
             f"{path} is not a readable exported program ({type(error).__name__}: {error}): {EXPORT_HINT}"
         ) from error
+
+
+def _joined(nodes: list[Node], results: Sequence[str]) -> str:
+    """Return the name of the result with the channels of all of these; add the operation that joins several."""
+    if len(results) == 1:
+        return results[0]
+    parts = [ValueName(name) for name in results]
+    nodes.append(Node(torch.ops.aten.cat.default, (parts, 1), {}, (JOINED,)))
+    return JOINED
 
 
 def read_outputs(data: bytes, path: str) -> tuple[Output, ...]:
@@ -314,9 +395,9 @@ class _Archive:
             found[key] = _tensor(self.read(str(file)), entry["tensor_meta"])
         return found
 
-    def refusal(self, why: str) -> ModelError:
+    def refusal(self, why: str, remedy: str = EXPORT_HINT) -> ModelError:
         """Return the error that rejects the file."""
-        return ModelError(f"{self.path} is not accepted as a network: {why}; {EXPORT_HINT}")
+        return ModelError(f"{self.path} is not accepted as a network: {why}; {remedy}")
 
 
 def _tensor(data: bytes, meta: Mapping[str, Any]) -> Tensor:
@@ -359,7 +440,7 @@ def _node(node: Mapping[str, Any], archive: _Archive) -> Node:
     elif where[:3] == ["torch", "ops", "aten"] and len(where) == 4 and where[3] in OPERATIONS:
         call = getattr(getattr(torch.ops.aten, where[3]), name)
     else:
-        raise archive.refusal(f"it calls {target[:80]!r}, which is not an operation that networks may use here")
+        raise archive.refusal(f"it calls {target[:80]!r}, which is not an operation that networks may use here", ONNX_HINT)
     arguments, keywords = [], {}
     for given in node["inputs"]:
         if given["name"] in ("train", "training") and given["arg"].get("as_bool"):
@@ -442,6 +523,39 @@ def _last_uses(nodes: list[Node], result: str) -> list[list[str]]:
         if name != result:
             ended[number].append(name)
     return ended
+
+
+def _example(size: Mapping[str, Any]) -> int | None:
+    """Return the length of an axis of the input in the example that a program was exported with."""
+    hint = size.get("as_expr", {}).get("hint") or {}
+    length = size.get("as_int", hint.get("as_int"))
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def _checked_effects(nodes: list[Node], source: str, weights: Mapping[str, Tensor]) -> bool:
+    """Return whether the program changes its input in place.
+
+    Raises
+    ------
+    ModelError
+        If it changes its own weights, so that its output would depend on how often it has run.
+    """
+    owners = {name: name for name in (source, *weights)}
+    """The input or weight of which each value may be a view."""
+    changed = set()
+    for node in nodes:
+        if not node.name:
+            continue
+        first = node.arguments[0] if node.arguments else next(iter(node.keywords.values()), None)
+        owner = owners.get(first.name) if isinstance(first, ValueName) else None
+        schema = node.call._schema
+        if owner is not None and any(entry.alias_info and entry.alias_info.is_write for entry in schema.arguments):
+            changed.add(owner)
+        if owner is not None and (node.name in MAY_ALIAS or any(entry.alias_info for entry in schema.returns)):
+            owners |= dict.fromkeys(node.results, owner)
+    if own := sorted(changed - {source}):
+        raise ModelError(f"the exported program changes its own weights ({own[0][:80]}): {ONNX_HINT}")
+    return source in changed
 
 
 def _bytes(value: Any) -> int:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from emseg_core.box import Triple, triple
 from emseg_core.errors import ModelError
 from emseg_core.specs.heads import ACTIVATIONS, Activation, Head, check_heads, classes_head, classes_of
 from emseg_core.specs.network import Tiled
+
+Basis = Literal["experiment", "graph", "graph and experiment", "told"]
+"""What a contract rests on.
+
+Experiments; arithmetic on the operations of the network, which experiments may have confirmed; or the word of the user.
+"""
+BASES: dict[Basis, str] = {
+    "experiment": "found by experiment",
+    "graph": "found by arithmetic on the operations of the network",
+    "graph and experiment": "found by arithmetic on the operations of the network, and confirmed by experiment",
+    "told": "told, and not checked",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,10 @@ class Contract(Tiled):
     """The output channel to use, if there are others."""
     named_heads: tuple[Head, ...] = ()
     """All heads of a network that has more than classes, in the order of their channels in a prediction."""
+    basis: Basis = "experiment"
+    """What context and lattice rest on."""
+    reason: str = ""
+    """Why labels depend on tiles, if they do."""
 
     def __post_init__(self) -> None:
         if self.classes or not self.named_heads:
@@ -189,15 +205,18 @@ class Contract(Tiled):
         yield "tiles", f"{least} voxels" + (", or longer by multiples of the lattice" if self.only_tile is None else " only")
         if any(self.crop):
             yield "padding", f"affects {' x '.join(map(str, self.crop))} voxels on each side of the output, which are cropped"
-        exact = "NO: voxels see the whole tile (as with instance normalisation), so labels depend on tiles"
+        exact = f"NO, because of {self.reason or 'voxels that see more of a tile than the context'}: labels depend on tiles"
         if self.local:
-            exact = "found by experiment: no kept voxel is affected by the end of its tile, so labels do not depend on tiles"
+            exact = f"{BASES[self.basis]}: no kept voxel is affected by the end of its tile, so labels do not depend on tiles"
         yield "exact", exact
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values; heads only if there are more than classes."""
         said = asdict(self)
         del said["named_heads"]
+        for name in ("basis", "reason"):  # which older outputs do not have
+            if said[name] == self.__dataclass_fields__[name].default:
+                del said[name]
         return {"contract": said | ({"heads": [head.to_json() for head in self.named_heads]} if self.named_heads else {})}
 
     @classmethod

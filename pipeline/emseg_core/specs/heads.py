@@ -62,10 +62,8 @@ class Head:
     """Name of each channel; of classes, in the order of the label values from 0."""
     activation: Activation
     """What the network's output is."""
-    output: int = 0
-    """Number of the network's output that holds it, counted from 0."""
     source: tuple[int, ...] | None = None
-    """Channels of that output, counted from 0; None for all of them."""
+    """Channels of the network's output, counted from 0; None for all of them. Outputs that a network has besides follow."""
     thresholds: tuple[float, ...] = ()
     """Probability from which a voxel belongs to each independent class."""
     offsets: tuple[Triple, ...] = ()
@@ -168,9 +166,7 @@ class Head:
             raise ModelError(f"the description of a head is not valid: {error}") from error
 
 
-def classes_head(
-    classes: tuple[str, ...], activation: Activation = "logits", channel: int | None = None, output: int = 0
-) -> Head:
+def classes_head(classes: tuple[str, ...], activation: Activation = "logits", channel: int | None = None) -> Head:
     """Return the head of a network that has exclusive classes.
 
     Parameters
@@ -181,15 +177,13 @@ def classes_head(
         What the network's output is.
     channel
         The only channel to use, if there are others.
-    output
-        Number of the network's output.
 
     Returns
     -------
     Head
         The head.
     """
-    return Head(CLASSES, "classes", classes, activation, output, None if channel is None else (channel,))
+    return Head(CLASSES, "classes", classes, activation, None if channel is None else (channel,))
 
 
 def classes_of(heads: Sequence[Head]) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def test_the_only_tile_that_fits_is_used() -> None:
 
     with pytest.raises(ModelError, match="rejects every tile of 16 to 292 voxels"):
         found(One())
-    known = found(One(), hint=(1, 104, 72))
+    known = found(One(), declared=(1, 104, 72))
     assert (known.only_tile, known.local, known.lattice) == ((1, 104, 72), True, (1, 2, 2))
     assert known.context == found(Padded()).context
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -65,7 +66,7 @@ def test_a_program_computes_what_its_network_does(tmp_path: Path, network: nn.Mo
 def test_what_a_program_costs_is_known_without_computing(tmp_path: Path) -> None:
     spec = SPECS[0]
     shape = tile_of(spec)
-    network, _ = read_exported(save_exported(tmp_path / "n.pt2", Bare(spec), shape).read_bytes(), "n")
+    network, *_ = read_exported(save_exported(tmp_path / "n.pt2", Bare(spec), shape).read_bytes(), "n")
     flops, alive = network.cost(shape)
     tile = (1, shape[2], shape[3])
     assert 0.9 < flops / spec.flops(tile) < 1.3  # torch counts each tap of an up-convolution
@@ -117,6 +118,77 @@ def test_pickled_weights_are_refused(program: Path) -> None:
         read(changed)
 
 
+class Rare(nn.Module):
+    """A network with operations of transformers and of rare layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.register_buffer("order", torch.tensor([2, 0, 3, 1]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fine = nn.functional.dropout2d(self.first(x), 0.5, self.training, inplace=True)
+        mask = torch.zeros(4, device=x.device).fill_(1).masked_fill(torch.tensor([True, False, False, True]), 0.5)
+        picked = torch.einsum("nchw,c->nchw", fine[:, self.order], mask)
+        rows = torch.empty((1, 4, 1, 1), device=x.device).fill_(2)
+        return torch.cat([picked * rows, torch.square(picked), picked.new_zeros(picked.shape)], 1)
+
+
+def test_operations_of_transformers_compute_what_they_do(tmp_path: Path) -> None:
+    network = Rare().eval()
+    program = read(save_exported(tmp_path / "n.pt2", network, (1, 1, 16, 16), fixed=True))
+    x = torch.randn(1, 1, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(program(x), network(x))
+
+
+def test_uninitialised_memory_is_never_read(tmp_path: Path) -> None:
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(1, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([self.first(x), torch.empty(x.shape), torch.empty_like(x), x.new_empty(x.shape)], 1)
+
+    program = read(save_exported(tmp_path / "n.pt2", Empty(), (1, 1, 64, 64), fixed=True))
+    for _ in range(3):
+        left = torch.full((1, 1, 64, 64), 7.0)
+        del left
+        with torch.inference_mode():
+            assert not program(torch.randn(1, 1, 64, 64))[:, 2:].any()
+
+
+def test_neither_weights_nor_the_input_are_changed(program: Path, tmp_path: Path) -> None:
+    """A program that changes its weights would give something else each time."""
+
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(1, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            given: torch.Tensor = self.first(x[:, :, 1:].relu_())
+            return given
+
+    path = save_exported(tmp_path / "first.pt2", First(), (1, 1, 16, 16), fixed=True)
+    document = json.loads(zipfile.ZipFile(path).read("first/models/model.json"))
+    assert any("relu_" in node["target"] for node in document["graph_module"]["graph"]["nodes"])
+    x = torch.full((1, 1, 16, 16), -1.0)
+    with torch.inference_mode():
+        read(path)(x)
+    assert (x == -1).all()
+
+    def change(document: Any) -> None:
+        nodes = document["graph_module"]["graph"]["nodes"]
+        node = next(node for node in nodes if "relu_" in node["target"])
+        node["inputs"][0]["arg"] = {"as_tensor": {"name": "p_first_weight"}}
+
+    with pytest.raises(ModelError, match=r"changes its own weights \(p_first_weight\): export it to ONNX"):
+        read(with_program(program, change))
+
+
 @pytest.mark.parametrize(
     "target",
     [
@@ -136,7 +208,7 @@ def test_nothing_but_arithmetic_is_called(program: Path, target: str) -> None:
     def change(document: Any) -> None:
         document["graph_module"]["graph"]["nodes"][0]["target"] = target
 
-    with pytest.raises(ModelError, match=r"it calls '.*', which is not an operation"):
+    with pytest.raises(ModelError, match=r"it calls '.*', which is not an operation .*; export it to ONNX instead"):
         read(with_program(program, change))
 
 

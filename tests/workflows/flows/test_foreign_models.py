@@ -100,8 +100,8 @@ def test_what_was_found_out_is_shown(folder: Path) -> None:
 
     padded = shown(folder / "padded.pt2")
     assert "classes class 0, class 1, logits" in padded
-    assert "padding: affects 0 x 6 x 6 voxels on each side of the output, which are cropped" in padded
-    assert "exact: found by experiment" in padded
+    assert "padding: affects 0 x 5 x 5 voxels on each side of the output, which are cropped" in padded
+    assert "exact: found by arithmetic on the operations of the network, and confirmed by experiment" in padded
     assert "padding" not in shown(folder / "n.onnx")
     assert json.loads(shown(folder / "n.onnx", "--json")).popitem()[1]["spec"]["contract"]["context"] == [
         0,

@@ -372,7 +372,8 @@ def _warnings(draft: Draft) -> Iterator[str]:
     """Yield warnings that do not stop a run."""
     volume = draft.volume
     if isinstance(draft.plan.model, Contract) and not draft.plan.model.local:
-        yield "the network sees more of a tile than its context: labels depend on tiles, and may have seams"
+        because = f", because of {draft.plan.model.reason}" if draft.plan.model.reason else ""
+        yield f"the network sees more of a tile than its context{because}: labels depend on tiles, and may have seams"
     if not draft.plan.model.planar and volume.shape[0] == 1:
         yield "the model is three-dimensional, the volume has a single slice: mirroring repeats it along z"
     if "output" in draft.card:
