@@ -289,6 +289,8 @@ class _Chain:
         if over is not None and not set("zyx" if "z" in self.axes else "yx") <= set(over):
             raise self._refusal(f"{name!r} over the axes {over}, not over the whole image")
         eps = self._number(name, given, "eps", DEFAULT_EPS) * self.deviation
+        if eps < 0:
+            raise self._refusal(f"{name!r} with eps {given['eps']}")
         self.measured, self.mean, self.deviation = {**settings, "eps": eps}, 0.0, 1.0
 
     def _check_type(self, dtype: str) -> None:

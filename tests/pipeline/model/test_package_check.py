@@ -153,9 +153,10 @@ def test_steps_of_format_0_4(tmp_path: Path, steps: list[Step]) -> None:
         ([("scale_range", {"reference_tensor": "other"})], "'scale_range' with {'reference_tensor': 'other'}"),
         ([("scale_range", {"min_percentile": 99.0, "max_percentile": 1.0})], "'scale_range' with"),
         ([("clip", {"min_percentile": 1.0})], "'clip' with min_percentile"),
+        ([("zero_mean_unit_variance", {"eps": -1.0})], "'zero_mean_unit_variance' with eps -1.0"),
         ([("scale_linear", {"gain": 0.1}), ("ensure_dtype", {"dtype": "uint8"})], "'ensure_dtype' with uint8"),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_other_steps_are_refused_by_name(tmp_path: Path, steps: list[Step], said: str) -> None:
     with pytest.raises(ModelError, match=f"preprocesses images with .*{said}") as refused:
