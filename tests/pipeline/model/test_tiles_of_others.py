@@ -61,7 +61,7 @@ def test_the_lattice_does_not_depend_on_how_strong_deep_levels_are(tmp_path: Pat
     network = Chain(5)
     with torch.no_grad():
         for up in network.up:
-            up.weight.mul_(1e-3)  # type: ignore[union-attr, operator]
+            up.weight.mul_(1e-3)  # type: ignore[operator]
     spec = contract(save_exported(tmp_path / "n.pt2", network, (1, 1, 64, 64)), activation="logits")
     assert (spec.lattice, spec.local) == ((1, 16, 16), True)
 
