@@ -479,7 +479,7 @@ class _Probe:
                     f"{known.valid} voxels on each side: tell at least as many"
                 )
             if crop < known.crop and not known.reason:
-                reasons.append(f"the context, which is told; the network sees {known.valid + known.crop} voxels along {name}")
+                reasons.append(f"the context, which is told; the network sees {known.valid + known.crop} voxels")
         if told.lattice is not None:
             lattice = told.lattice[axis]
             if (
@@ -492,7 +492,7 @@ class _Probe:
                     f"{self._base[axis]} voxels and not {lattice} more: its lattice is {known.lattice}"
                 )
             if lattice % known.lattice:
-                reasons.append(f"the lattice, which is told; that of the network is {known.lattice} along {name}")
+                reasons.append(f"the lattice, which is told; that of the network is {known.lattice}")
         least = known.least
         if not self._fixed:
             least = self._shortest(axis, lattice, max(2 * (known.valid + crop) + 1, 1))

@@ -95,7 +95,7 @@ def test_a_context_that_is_told_is_used_with_a_note(folder: Path, tmp_path: Path
     report = segment(folder / "v.zarr", tmp_path / "o.zarr", model=tmp_path / "n.pt2", workers=0, on_event=told.append)
     assert report.exit_code == 0
     notes = [event.message for event in told if isinstance(event, Noticed)]
-    assert any("because of the context, which is told; the network sees 5 voxels along y" in note for note in notes), notes
+    assert any("because of the context, which is told; the network sees 5 voxels" in note for note in notes), notes
 
 
 def test_intensities_are_taken_as_the_network_wants_them(folder: Path, tmp_path: Path) -> None:
