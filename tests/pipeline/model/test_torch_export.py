@@ -125,7 +125,7 @@ class Rare(nn.Module):
         super().__init__()
         torch.manual_seed(4)
         self.first = nn.Conv2d(1, 4, 3, padding=1)
-        self.register_buffer("order", torch.tensor([2, 0, 3, 1]))
+        self.order = nn.Buffer(torch.tensor([2, 0, 3, 1]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         fine = nn.functional.dropout2d(self.first(x), 0.5, self.training, inplace=True)

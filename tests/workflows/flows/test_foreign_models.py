@@ -15,9 +15,11 @@ from click.testing import CliRunner
 from foreign import Bare, Padded, save_exported, save_onnx, save_package, state, tile_of
 from onnx.external_data_helper import convert_model_to_external_data
 from runs import PLANAR, assert_same_labels, bytes_of, one_pass, save_random_model, save_volume, shards, texture
+from structured import Resized
 from torch import nn
 
 import emseg_core.model.model_place
+import emseg_core.model.receptive_field
 from emseg import segment
 from emseg.cli import cli
 from emseg.flows.repair import repair
@@ -60,6 +62,7 @@ def test_workers_and_repairs_do_not_experiment_again(folder: Path, tmp_path: Pat
     asked: dict[str, Any] = {"model": folder / "padded.pt2", "tile": (1, 40, 40)}
     assert segment(folder / "v.zarr", output, workers=2, **asked).exit_code == 0
     monkeypatch.setattr(emseg_core.model.model_place, "contract_of", None)
+    monkeypatch.setattr(emseg_core.model.receptive_field, "probe", None)
     sound = bytes_of(output)
     shards(output)[0].unlink()
     assert repair(output, workers=0).holds
@@ -77,6 +80,26 @@ def test_a_network_that_sees_whole_tiles_runs_and_is_told_of(folder: Path, tmp_p
     assert report.exit_code == 0
     notes = [event.message for event in told if isinstance(event, Noticed)]
     assert any("labels depend on tiles, and may have seams" in note for note in notes), notes
+
+
+def test_a_network_for_tiles_of_one_size_runs_on_these(folder: Path, tmp_path: Path) -> None:
+    """Labels do not depend on where these tiles are."""
+    save_exported(tmp_path / "n.pt2", Resized(), (1, 1, 32, 32), fixed=True)
+    tmp_path.joinpath("n.pt2.toml").write_text('activation = "logits"\n')
+    assert segment(folder / "v.zarr", tmp_path / "o.zarr", model=tmp_path / "n.pt2", workers=0).exit_code == 0
+    recipe = json.loads((tmp_path / "o.zarr" / "zarr.json").read_text())["attributes"]["emseg"]["recipe"]
+    assert "[1, 32, 32]" in json.dumps(recipe)
+    assert verify(tmp_path / "o.zarr", boxes=3).holds
+
+
+def test_a_context_that_is_told_is_used_with_a_note(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "n.pt2").write_bytes((folder / "padded.pt2").read_bytes())
+    (tmp_path / "n.pt2.toml").write_text("context = [0, 1, 1]\n")
+    told: list[Event] = []
+    report = segment(folder / "v.zarr", tmp_path / "o.zarr", model=tmp_path / "n.pt2", workers=0, on_event=told.append)
+    assert report.exit_code == 0
+    notes = [event.message for event in told if isinstance(event, Noticed)]
+    assert any("because of the context, which is told; the network sees 5 voxels" in note for note in notes), notes
 
 
 def test_intensities_are_taken_as_the_network_wants_them(folder: Path, tmp_path: Path) -> None:
