@@ -18,7 +18,7 @@ from distributed import Client, Nanny
 from runs import worker_processes
 
 from emseg.clusters import fork_server as module
-from emseg.clusters.fork_server import NANNY_ENVIRONMENT, PARENT_VARIABLE, Spawn, fork_server, launch
+from emseg.clusters.fork_server import NANNY_ENVIRONMENT, PARENT_VARIABLE, fork_server, launch
 from emseg.clusters.local import local_cluster
 
 PATIENCE = 120
@@ -130,7 +130,7 @@ def test_the_exit_code_of_a_fork_is_told(
         for name, value in {**NANNY_ENVIRONMENT, **os.environ, PARENT_VARIABLE: str(os.getpid())}.items():
             monkeypatch.setenv(name, value)
         process.start()
-        assert type(process._popen) is not Spawn
+        assert type(process._popen).__module__ == module.__name__
         process.join(PATIENCE)
         assert process.exitcode == code
 
