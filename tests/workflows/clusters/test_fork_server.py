@@ -76,6 +76,20 @@ def test_two_clusters_share_the_server() -> None:
     assert not psutil.pid_exists(server.pid)
 
 
+def test_the_server_lives_as_long_as_the_last_cluster() -> None:
+    first, second = local_cluster(1, 1), local_cluster(1, 1)
+    first.__enter__()
+    client = second.__enter__()
+    try:
+        (server,) = servers()
+        first.__exit__(None, None, None)
+        assert servers() == [server]
+        assert parents(client) == {server.pid}
+    finally:
+        second.__exit__(None, None, None)
+    assert not servers()
+
+
 @pytest.mark.parametrize("change", ["environment", "folder", "path"])
 def test_what_changes_after_the_server_started_is_seen_by_workers(
     change: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -26,6 +26,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -50,7 +51,14 @@ PARENT_VARIABLE = "__DASK_PARENT_PID"
 """Variable to which it sets the number of its process."""
 START = "import sys; sys.path[:] = {path!r}; from emseg.clusters.fork_server import serve; serve({descriptor})"
 """Program of the server."""
-MODULES = ("emseg.clusters.guard", "emseg.executors.dask", "emseg.tasks.labelling")
+MODULES = (
+    "emseg.clusters.local",
+    "emseg.executors.dask",
+    "emseg.tasks.labelling",
+    "numpy.random",
+    "prometheus_client",
+    "tornado.platform.asyncio",
+)
 """What the server imports for its forks; none of it starts a thread, as OpenVINO and torch do."""
 MAX_DESCRIPTORS = 64
 """Maximum number of open files that a worker inherits."""
@@ -112,22 +120,27 @@ class ForkServer:
 
 
 _server: ForkServer | None = None
+_users = 0
+_lock = threading.Lock()
 
 
 @contextmanager
 def fork_server() -> Iterator[None]:
-    """Have workers forked where that is possible, until the end of the ``with``; one within another changes nothing."""
-    global _server  # noqa: PLW0603
-    server = None
-    if _server is None and sys.platform == "linux":  # elsewhere, libraries of the system may not be used in a fork
-        with suppress(OSError):  # then each worker is a new process, or the reason is reported when it starts
-            _server = server = ForkServer()
+    """Have workers forked where that is possible, until the end of the ``with``; all that overlap share one server."""
+    global _server, _users  # noqa: PLW0603
+    with _lock:
+        _users += 1
+        if _server is None and sys.platform == "linux":  # elsewhere, libraries of the system may not be used in a fork
+            with suppress(OSError):  # then each worker is a new process, or the reason is reported when it starts
+                _server = ForkServer()
     try:
         yield
     finally:
-        if server is not None:
-            _server = None
-            server.stop()
+        with _lock:
+            _users -= 1
+            if _server is not None and not _users:
+                _server.stop()
+                _server = None
 
 
 def launch(process: Any) -> Any:
@@ -143,10 +156,11 @@ def launch(process: Any) -> Any:
     Popen
         What multiprocessing knows a started process by.
     """
-    if _server is not None and _server.fits:
-        process.name = TyingName(process.name, _server.pid)
+    server = _server
+    if server is not None and server.fits:
+        process.name = TyingName(process.name, server.pid)
         with suppress(OSError, EOFError):  # the server has just been killed
-            return _Fork(process, _server)
+            return _Fork(process, server)
     process.name = TyingName(process.name, os.getpid())
     return Spawn(process)
 
