@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -59,7 +60,11 @@ def test_the_environment_is_that_of_spawned_workers(monkeypatch: pytest.MonkeyPa
     """The server starts before Dask's configuration can be read: if it adds something else, nothing is forked."""
     for name in NANNY_ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
-    assert Nanny("tcp://127.0.0.1:1").pre_spawn_env == NANNY_ENVIRONMENT
+
+    async def added() -> dict[str, str]:
+        return Nanny("tcp://127.0.0.1:1").pre_spawn_env
+
+    assert asyncio.run(added()) == NANNY_ENVIRONMENT
     with local_cluster(1, 1) as client:
         (found,) = environments(client)
         assert found.items() >= NANNY_ENVIRONMENT.items()
