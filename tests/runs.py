@@ -45,6 +45,21 @@ def save_random_model(path: Path, spec: ModelSpec, seed: int = 3, card: dict[str
     return path
 
 
+def worker_processes(driver: int) -> list[psutil.Process]:
+    """Return the worker processes that a process has started, itself or by its fork server, and that still run."""
+    found, servers = [], set()
+    for process in psutil.Process(driver).children(recursive=True):  # parents first
+        try:
+            command, parent = " ".join(process.cmdline()), process.ppid()
+        except psutil.Error:  # it has ended
+            continue
+        if "spawn_main" in command or parent in servers:
+            found.append(process)
+        elif "fork_server" in command:
+            servers.add(process.pid)
+    return found
+
+
 def texture(shape: Triple, seed: int = 0) -> NDArray[np.uint8]:
     """Return blobs with noise ``(z, y, x) uint8``. A random network assigns all of its classes to them."""
     rng = np.random.default_rng(seed)

@@ -32,11 +32,18 @@ def loaded_by(code: str) -> set[str]:
         ("import emseg_core.serial, emseg_core.grid.layout, emseg_core.grid.cost", {"torch", "zarr", "tifffile", "dask"}),
         ("import emseg", {"torch", "zarr", "dask", "distributed", "click"}),
         ("import emseg.cli", {"numpy", "torch", "zarr", "dask", "distributed", "rich"}),
+        ("import emseg.clusters.fork_server", {"numpy", "torch", "zarr", "dask", "distributed"}),
         ("import emseg.flows.segment", {"torch", "dask", "distributed"}),
     ],
 )
 def test_imports_are_light(code: str, unwanted: set[str]) -> None:
     assert not loaded_by(code) & unwanted
+
+
+def test_a_command_imports_no_other() -> None:
+    probe = "import sys; from emseg.cli import cli; cli.get_command(None, 'models'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert {f"emseg.cli.{name}" for name in cli.commands} & set(done.stdout.split()) == {"emseg.cli.models"}
 
 
 def test_public_names() -> None:

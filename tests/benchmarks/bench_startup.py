@@ -2,12 +2,14 @@
 
     python tests/benchmarks/bench_startup.py [OTHER_PYTHON]
 
-Each command runs as a process of its own on a volume of 8 x 64 x 64 voxels, five times; medians of wall-clock seconds. With
-OTHER_PYTHON, the interpreter of an environment that has another build of emseg, both builds take turns, and ratios are given.
+Each command runs as a process of its own on a volume of 8 x 64 x 64 voxels, five times; medians of wall-clock seconds,
+and of the processor's. With OTHER_PYTHON, the interpreter of an environment that has another build of emseg, both builds take
+turns, and ratios are given.
 """
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
 import sys
@@ -50,17 +52,21 @@ def main(folder: Path, pythons: list[str]) -> None:
     for python, place in zip(pythons, places, strict=True):
         place.mkdir()
         emseg(python, f"run {volume} -o {place}/labels.zarr --probabilities --workers 0")
-    print("".join((f"{'seconds, median of ' + str(ROUNDS):<24}", *(f"{name:>12}" for name in ("this", "other", "ratio")))))
+    heads = (f"{name + suffix:>12}" for suffix in ("", ", CPU") for name in ("this", "other", "ratio"))
+    print("".join((f"{'seconds, median of ' + str(ROUNDS):<24}", *heads)))
     for name, command in COMMANDS.items():
-        taken: list[list[float]] = [[] for _ in pythons]
+        taken: list[list[tuple[float, float]]] = [[] for _ in pythons]
         for _ in range(ROUNDS):
             for python, place, seconds in zip(pythons, places, taken, strict=True):
                 shutil.rmtree(place / "copy.zarr", ignore_errors=True)
                 shutil.copytree(place / "labels.zarr", place / "copy.zarr")
                 seconds.append(emseg(python, command.format(volume=volume, folder=place)))
-        found = [median(seconds) for seconds in taken]
-        ratio = f"{found[0] / found[1]:>12.2f}" if len(found) > 1 else ""
-        print(f"{name:<24}" + "".join(f"{seconds:>12.2f}" for seconds in found) + ratio, flush=True)
+        print(f"{name:<24}", end="")
+        for clock in (0, 1):
+            found = [median(each[clock] for each in seconds) for seconds in taken]
+            ratio = f"{found[0] / found[1]:>12.2f}" if len(found) > 1 else f"{'':>24}"
+            print("".join(f"{seconds:>12.2f}" for seconds in found) + ratio, end="")
+        print(flush=True)
     for workers in (0, 2):
         print(f"\ntimeline of a run with {workers} workers, seconds from its start")
         began = time()
@@ -69,11 +75,12 @@ def main(folder: Path, pythons: list[str]) -> None:
         print(f"{time() - began:8.2f}  the process has ended", flush=True)
 
 
-def emseg(python: str, command: str) -> float:
-    """Run a command with one of the builds, and return the seconds it took."""
-    began = perf_counter()
+def emseg(python: str, command: str) -> tuple[float, float]:
+    """Run a command with one of the builds, and return the seconds it took, and those of the processor."""
+    began, before = perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([python, "-m", "emseg", *command.split()], check=True, capture_output=True)
-    return perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return perf_counter() - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def timeline(began: float, volume: str, output: str, workers: int) -> None:

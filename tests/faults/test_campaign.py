@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from runs import bytes_of, emseg_process, run_emseg, save_volume, shards, slowed, texture
+from runs import bytes_of, emseg_process, run_emseg, save_volume, shards, slowed, texture, worker_processes
 
 from emseg.flows.records.run_log import lines_of
 from emseg_core.store.outputs.lifecycle import open_output
@@ -72,8 +72,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """Return the worker processes of a run."""
     try:
-        family = psutil.Process(process.pid).children(recursive=True)
-        return [child for child in family if "spawn_main" in " ".join(child.cmdline())]
+        return worker_processes(process.pid)
     except psutil.Error:
         return []
 

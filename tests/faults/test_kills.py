@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import PLANAR, bytes_of, emseg_process, run_emseg, save_random_model
+from runs import PLANAR, bytes_of, emseg_process, run_emseg, save_random_model, worker_processes
 
 LONG = "EMSEG_FAULTS" in os.environ
 SEED = int(os.environ.get("EMSEG_FAULTS", "0"))
@@ -69,8 +69,7 @@ def stage_of(output: Path) -> str:
 def struck(process: subprocess.Popen[str], victim: str, rng: random.Random) -> bool:
     """Kill the victim, and return whether that was done."""
     try:
-        children = psutil.Process(process.pid).children(recursive=True)
-        workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        workers = worker_processes(process.pid)
     except psutil.Error:
         return False
     if victim in ("one worker", "driver and one worker"):

@@ -9,10 +9,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from object_store import ObjectStore, object_store
-from runs import bytes_of, emseg_process, run_emseg, save_volume, slowed, texture
+from runs import bytes_of, emseg_process, run_emseg, save_volume, slowed, texture, worker_processes
 
 from emseg.flows.status import status
 from emseg_core.store.files.files import open_files
@@ -53,8 +52,7 @@ def test_killed_resumed_and_cut_off(store: ObjectStore, tmp_path: Path) -> None:
 
     driver = emseg_process(*command, cwd=tmp_path, env=slowed(1.0))
     wait_for(output, 4)
-    worker = next(each for each in psutil.Process(driver.pid).children(recursive=True) if "spawn_main" in str(each.cmdline()))
-    worker.kill()
+    worker_processes(driver.pid)[0].kill()
     wait_for(output, 8)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.communicate()

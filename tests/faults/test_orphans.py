@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import save_volume, texture
+from runs import save_volume, texture, worker_processes
 
 from emseg.clusters.local import local_cluster
 
@@ -82,10 +82,6 @@ def wait_for(driver: subprocess.Popen[str], happened: Callable[[], bool]) -> Non
         time.sleep(0.02)
 
 
-def workers_of(driver: subprocess.Popen[str]) -> list[psutil.Process]:
-    return [child for child in psutil.Process(driver.pid).children() if "spawn_main" in str(child.cmdline())]
-
-
 def session_of(driver: subprocess.Popen[str]) -> list[int]:
     """Return the processes of a driver's session that still run, whoever their parent is."""
     found = []
@@ -107,16 +103,19 @@ def assert_gone(driver: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("moment", ["starting", "importing", "computing", "suspended"])
+@pytest.mark.parametrize("moment", ["starting", "importing", "computing", "suspended", "all suspended"])
 def test_nobody_outlives_a_driver_that_is_killed(moment: str, start: Start, tmp_path: Path) -> None:
     driver = start(CLUSTER, *["slow"] * (moment == "importing"))
     if moment == "starting":
-        wait_for(driver, lambda: bool(workers_of(driver)))
+        wait_for(driver, lambda: bool(worker_processes(driver.pid)))
     else:
         wait_for(driver, (tmp_path / ("importing" if moment == "importing" else "computing")).exists)
-    if moment == "suspended":
-        for worker in workers_of(driver):
-            worker.suspend()
+    workers = worker_processes(driver.pid)
+    if "suspended" in moment:
+        for process in {*workers, *(worker.parent() for worker in workers if moment == "all suspended")}:
+            assert process is not None
+            assert process.pid != driver.pid
+            process.suspend()
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     assert_gone(driver)

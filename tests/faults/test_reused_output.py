@@ -12,7 +12,18 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import PLANAR, bytes_of, emseg_process, run_emseg, save_random_model, save_volume, shards, slowed, texture
+from runs import (
+    PLANAR,
+    bytes_of,
+    emseg_process,
+    run_emseg,
+    save_random_model,
+    save_volume,
+    shards,
+    slowed,
+    texture,
+    worker_processes,
+)
 
 from emseg.flows.segment import segment
 from emseg.runs.events import BlockEnded, Event, Noticed
@@ -96,8 +107,7 @@ def test_a_removed_output_does_not_come_back(folder: Path, tmp_path: Path) -> No
 
 def test_a_worker_that_was_suspended_comes_back_too_late(folder: Path, older: subprocess.Popen[str]) -> None:
     """Its driver has died meanwhile, and another output was started."""
-    family = psutil.Process(older.pid).children(recursive=True)
-    workers = [child for child in family if "spawn_main" in " ".join(child.cmdline())]
+    workers = worker_processes(older.pid)
     assert workers
     for worker in workers:
         worker.suspend()

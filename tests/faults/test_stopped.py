@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import bytes_of, emseg_process, run_emseg, save_volume, shards, slowed, texture
+from runs import bytes_of, emseg_process, run_emseg, save_volume, shards, slowed, texture, worker_processes
 
 PATIENCE = 60
 """Seconds that a run may take to stop: the grace period of its blocks, and as long again for a busy machine."""
@@ -49,7 +49,7 @@ def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """Return the Dask workers that a run has started."""
-    workers = [child for child in family_of(process) if "spawn_main" in " ".join(child.cmdline())]
+    workers = worker_processes(process.pid)
     assert len(workers) == 2
     return workers
 

@@ -23,7 +23,7 @@ import pytest
 from dashboards import Door
 from distributed import Client, Security, Worker
 from distributed.comm.core import connect
-from runs import own_address
+from runs import own_address, worker_processes
 
 from emseg.clusters import local
 from emseg.clusters.certificates import run_security
@@ -281,10 +281,9 @@ def test_a_worker_that_dies_while_it_starts_is_replaced() -> None:
     """Its nanny gives up in that case."""
     with local_cluster(1, 1) as client:
         for _ in range(6):
-            for process in psutil.Process().children():
+            for process in worker_processes(os.getpid()):
                 with suppress(psutil.Error):  # it has ended by itself
-                    if "spawn_main" in " ".join(process.cmdline()):
-                        process.kill()
+                    process.kill()
             sleep(0.3)
         client.wait_for_workers(1, timeout=PATIENCE)
         while not (found := client.run(os.getpid, on_error="ignore")):
@@ -296,15 +295,15 @@ def test_a_worker_that_dies_while_it_starts_is_replaced() -> None:
 @pytest.mark.parametrize("kills", [1, local.FIRST_STARTS])
 def test_a_worker_of_a_new_cluster_is_started_again(kills: int) -> None:
     """Whatever kills it once, such as a lack of memory that has passed, ends no run."""
-    others = {process.pid for process in psutil.Process().children()}
+    others = {process.pid for process in worker_processes(os.getpid())}
     killed: set[int] = set()
     ended = threading.Event()
 
     def killer() -> None:
         while len(killed) < kills and not ended.wait(0.02):
-            for process in psutil.Process().children():
+            for process in worker_processes(os.getpid()):
                 with suppress(psutil.Error):
-                    if process.pid not in others | killed and "spawn_main" in " ".join(process.cmdline()):
+                    if process.pid not in others | killed:
                         process.kill()
                         killed.add(process.pid)
 
@@ -368,7 +367,7 @@ def test_a_bad_day_ends_in_silence(driver_dies: bool) -> None:
         assert driver.stdout is not None
         driver.stdout.readline()
         family = psutil.Process(driver.pid).children(recursive=True)
-        assert len(family) == 3  # two workers and the process that tracks their semaphores
+        assert len(family) == 4  # two workers, the server that forked them, and the process that tracks their semaphores
         if driver_dies:
             driver.kill()
         _, printed = driver.communicate("\n", timeout=PATIENCE)

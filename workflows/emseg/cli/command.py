@@ -4,32 +4,56 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from types import FrameType
+from typing import Any, cast
 
 import click
 
-from emseg.cli.evaluate import evaluate
 from emseg.cli.exit import exit_stopped, exit_with_message
-from emseg.cli.export import export
-from emseg.cli.ingest import ingest
-from emseg.cli.label import label
-from emseg.cli.models import models
-from emseg.cli.plan import plan
-from emseg.cli.preview import preview
-from emseg.cli.report import report
-from emseg.cli.run import run
-from emseg.cli.status import status
-from emseg.cli.submit import submit
-from emseg.cli.train import train
-from emseg.cli.verify import verify
-from emseg.cli.view import view
 from emseg.runs.stop import StoppedError
 from emseg_core import __version__
 from emseg_core.errors import EmsegError, UnfinishedError
 from emseg_core.printable import guard_streams
 
+COMMANDS = (
+    "evaluate",
+    "export",
+    "ingest",
+    "label",
+    "models",
+    "plan",
+    "preview",
+    "report",
+    "run",
+    "status",
+    "submit",
+    "train",
+    "verify",
+    "view",
+)
+"""Names of all commands; each is a function of that name in a module of that name."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+
+class _Commands(Mapping[str, click.Command]):
+    """All commands by name. Each is imported when it is first asked for."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in COMMANDS:
+            raise KeyError(name)
+        return cast("click.Command", getattr(import_module(f"emseg.cli.{name}"), name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+@click.group(
+    commands=cast("Any", _Commands()), context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+)
 @click.version_option(__version__)
 def cli() -> None:
     """Segment electron-microscopy volumes of any size, exactly as one pass over the whole volume would.
@@ -39,10 +63,6 @@ def cli() -> None:
     emseg run volume.zarr --workers 8
     emseg preview volume.emseg.zarr
     """  # noqa: D301  click wants the backspace itself
-
-
-for command in (evaluate, export, ingest, label, models, plan, preview, report, run, status, submit, train, verify, view):
-    cli.add_command(command)
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ CONNECTIVITY: dict[str, Literal[6, 18, 26]] = {"6": 6, "18": 18, "26": 26}
 @json_option
 def label(as_json: bool, output: Place, connectivity: Literal["6", "18", "26"], where: Where, **options: Any) -> None:
     """Segment neurons: give each one an id (resumes if interrupted)."""
-    with on_terminal() as terminal:
+    with on_terminal(where=where) as terminal:
         from emseg.flows.label import label as flow
 
         labelled = flow(output, connectivity=CONNECTIVITY[connectivity], **where, **options, **terminal)

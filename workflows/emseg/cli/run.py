@@ -102,7 +102,7 @@ def run(
     stop = Stop(grace, job.seconds_left() if job else None)
     restarted = job is not None and job.restarts > 0  # what is started over is so once
     try:
-        with on_terminal(stop) as terminal:
+        with on_terminal(stop, where) as terminal:
             from emseg.flows.segment import segment
             from emseg.runs.dispatch import Policy
 

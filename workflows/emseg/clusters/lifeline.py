@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 THREAD = "emseg-lifeline"
 """Name of the thread of a worker process that watches its parent."""
@@ -31,13 +31,27 @@ UNGUARDED_EXIT_CODE = 86
 
 
 class TyingName(str):
-    """The name of a process; ties that process to this one when it is unpickled there."""
+    """The name of a process; ties that process to its parent when it is unpickled there."""
 
-    __slots__ = ()
+    parent: int
+
+    def __new__(cls, name: str, parent: int) -> Self:
+        """Make the name.
+
+        Parameters
+        ----------
+        name
+            The name.
+        parent
+            Process id of the parent: this process, or the one that forks the new process.
+        """
+        made = super().__new__(cls, name)
+        made.parent = parent
+        return made
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         tie_there = _Later(operator.getitem, _Later(runpy.run_path, __file__), tie.__name__)
-        return operator.call, (tie_there, str(self), os.getpid())
+        return operator.call, (tie_there, str(self), self.parent)
 
 
 class _Later:
@@ -72,10 +86,15 @@ def tie(name: str, parent: int) -> str:
         os._exit(1)
 
     if not _tied():
-        if sys.platform == "linux":  # wake a suspended process, which would not check
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
+        wake_at_death_of_parent()
         threading.Thread(target=follow, name=THREAD, daemon=True).start()
     return name
+
+
+def wake_at_death_of_parent() -> None:
+    """Have this process resumed when its parent ends: while it is suspended, it would not see that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
 def _tied() -> bool:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import resource_tracker
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -27,8 +26,8 @@ from tornado.ioloop import PeriodicCallback
 
 from emseg.access import hub_address, link_with
 from emseg.clusters.certificates import run_security
+from emseg.clusters.fork_server import fork_server, launch, signals_blocked
 from emseg.clusters.guard import GuardedScheduler, SilentWorker, dashboard_address
-from emseg.clusters.lifeline import TyingName
 from emseg.clusters.lifetime import START_SECONDS, Notify, WorkerStartError, closing_safely, ignore_message, start_cluster
 from emseg.clusters.private_folder import private_folder
 from emseg_core.errors import InputError
@@ -108,7 +107,7 @@ def local_cluster(
         If ``host`` is not an address of this machine, there is no place for temporary files, or a worker does not start.
     """
     _check_own(host)
-    with private_folder() as folder, ExitStack() as held:
+    with private_folder() as folder, fork_server(), ExitStack() as held:
         security = security or held.enter_context(run_security(folder / "tls"))
         options = {
             "host": host,
@@ -273,7 +272,8 @@ class TiedProcess(AsyncProcess):
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)  # type: ignore[no-untyped-call]
-        self._process.name = TyingName(self._process.name)
+        process: Any = self._process
+        process._Popen = launch
 
 
 nanny.AsyncProcess = TiedProcess  # type: ignore[attr-defined]  # a nanny has no option for it
@@ -521,26 +521,6 @@ class GuardedCluster(SpecCluster):
     def dashboard_link(self) -> str:
         """Link to the first page of the dashboard, with the token."""
         return link_with(dashboard_address(LOOPBACK, self.scheduler_info["services"]["dashboard"]), self.token)
-
-
-@contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Block SIGINT and SIGTERM in threads and processes that are started within the ``with``.
-
-    Ctrl-C in a terminal, and a batch system near its limit, signal every process of a job. The driver alone decides then; its
-    workers continue with the blocks in progress. A signal that arrives meanwhile is handled after the ``with``.
-
-    Yields
-    ------
-    None
-        While the signals are blocked.
-    """
-    resource_tracker.ensure_running()  # started later, in the event loop's thread, it would unblock the signals there
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _external_security(authority: Path, certificate: Path, key: Path) -> Security:
