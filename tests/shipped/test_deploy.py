@@ -16,6 +16,7 @@ LINES = [
 ]
 PINS = {line.name: str(line.specifier).removeprefix("==") for line in LINES if line.marker is None or line.marker.evaluate()}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+FOR_DEVELOPERS = {"bench", "dev", "docs"}
 ONLY_ON_LINUX = {"cuda-bindings", "dask-cuda", "nvidia-ml-py"}
 
 
@@ -33,6 +34,16 @@ def test_each_dependency_is_pinned() -> None:
 def test_each_python_has_one_pin_of_each_package(python: str) -> None:
     names = [line.name for line in LINES if line.marker is None or line.marker.evaluate({"python_version": python})]
     assert sorted(names) == sorted(PINS)
+
+
+def test_minima_are_the_lower_bounds() -> None:
+    """Of all that a user may install; those of `cuda` need a GPU, and follow dask-cuda."""
+    extras = {name: lines for name, lines in PROJECT["optional-dependencies"].items() if name not in FOR_DEVELOPERS | {"cuda"}}
+    allowed = [Requirement(line) for lines in (PROJECT["dependencies"], *extras.values()) for line in lines]
+    bounds = {line.name: [limit.version for limit in line.specifier if limit.operator == ">="] for line in allowed}
+    minima = [Requirement(line) for line in (ROOT / "deploy" / "minima.txt").read_text().splitlines() if not line.startswith("#")]
+    assert {line.name: [str(line.specifier).removeprefix("==")] for line in minima} == bounds
+    assert len(minima) == len(bounds)
 
 
 @pytest.mark.parametrize("name", sorted(PINS))
