@@ -11,9 +11,14 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-LINES = [
-    Requirement(line) for line in (ROOT / "deploy" / "constraints.txt").read_text().splitlines() if not line.startswith("#")
-]
+
+
+def requirements_in(name: str) -> list[Requirement]:
+    """Return the requirements that a file in deploy/ lists."""
+    return [Requirement(line) for line in (ROOT / "deploy" / name).read_text().splitlines() if not line.startswith("#")]
+
+
+LINES = requirements_in("constraints.txt")
 PINS = {line.name: str(line.specifier).removeprefix("==") for line in LINES if line.marker is None or line.marker.evaluate()}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FOR_DEVELOPERS = {"bench", "dev", "docs"}
@@ -41,7 +46,7 @@ def test_minima_are_the_lower_bounds() -> None:
     extras = {name: lines for name, lines in PROJECT["optional-dependencies"].items() if name not in FOR_DEVELOPERS | {"cuda"}}
     allowed = [Requirement(line) for lines in (PROJECT["dependencies"], *extras.values()) for line in lines]
     bounds = {line.name: [limit.version for limit in line.specifier if limit.operator == ">="] for line in allowed}
-    minima = [Requirement(line) for line in (ROOT / "deploy" / "minima.txt").read_text().splitlines() if not line.startswith("#")]
+    minima = requirements_in("minima.txt")
     assert {line.name: [str(line.specifier).removeprefix("==")] for line in minima} == bounds
     assert len(minima) == len(bounds)
 
