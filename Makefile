@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install -c deploy/constraints.txt
 
-.PHONY: demo test lint docs slurm sge browser hosts faults fuzz tissue bench clean
+.PHONY: demo test lint docs slurm sge browser hosts faults fuzz tissue minima bench clean
 
 demo: .venv/demo
 	$(BIN)/python examples/segment_sample.py demo
@@ -52,6 +52,10 @@ fuzz: .venv/test
 # Real sections with truth, where EMSEG_DATA names a folder that has them.
 tissue: .venv/test
 	$(BIN)/pytest tests/tissue
+
+# The oldest dependencies that emseg allows, on Python 3.11, in an environment of their own. They include a torch of 3 GB.
+minima: .venv/demo
+	.ci/pythons minima
 
 # Measurements: they take minutes and judge nothing.
 bench: .venv/test

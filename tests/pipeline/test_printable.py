@@ -81,5 +81,5 @@ raise ValueError("end \\x1b[3m\\u202e \\udcff")
     for words in (r"warning \x1b[1m", r"log \x9b1m", r"thread \x1b[2m", r"end \x1b[3m\u202e \udcff"):
         assert words in said
     assert all(line.isprintable() for line in said.splitlines())
-    assert said.count("ValueError") == 2
+    assert said.count("ValueError: ") == 2
     assert done.stdout.decode(encoding).strip().startswith("5 ")

@@ -11,11 +11,17 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-LINES = [
-    Requirement(line) for line in (ROOT / "deploy" / "constraints.txt").read_text().splitlines() if not line.startswith("#")
-]
+
+
+def requirements_in(name: str) -> list[Requirement]:
+    """Return the requirements that a file in deploy/ lists."""
+    return [Requirement(line) for line in (ROOT / "deploy" / name).read_text().splitlines() if not line.startswith("#")]
+
+
+LINES = requirements_in("constraints.txt")
 PINS = {line.name: str(line.specifier).removeprefix("==") for line in LINES if line.marker is None or line.marker.evaluate()}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+FOR_DEVELOPERS = {"bench", "dev", "docs"}
 ONLY_ON_LINUX = {"cuda-bindings", "dask-cuda", "nvidia-ml-py"}
 
 
@@ -33,6 +39,16 @@ def test_each_dependency_is_pinned() -> None:
 def test_each_python_has_one_pin_of_each_package(python: str) -> None:
     names = [line.name for line in LINES if line.marker is None or line.marker.evaluate({"python_version": python})]
     assert sorted(names) == sorted(PINS)
+
+
+def test_minima_are_the_lower_bounds() -> None:
+    """Of all that a user may install; those of `cuda` need a GPU, and follow dask-cuda."""
+    extras = {name: lines for name, lines in PROJECT["optional-dependencies"].items() if name not in FOR_DEVELOPERS | {"cuda"}}
+    allowed = [Requirement(line) for lines in (PROJECT["dependencies"], *extras.values()) for line in lines]
+    bounds = {line.name: [limit.version for limit in line.specifier if limit.operator == ">="] for line in allowed}
+    minima = requirements_in("minima.txt")
+    assert {line.name: [str(line.specifier).removeprefix("==")] for line in minima} == bounds
+    assert len(minima) == len(bounds)
 
 
 @pytest.mark.parametrize("name", sorted(PINS))

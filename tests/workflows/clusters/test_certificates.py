@@ -32,9 +32,10 @@ def test_files_are_private_from_the_start(tmp_path: Path, monkeypatch: pytest.Mo
     """Permissions are set before the key is written."""
     made = []
 
-    def watched(path: Path, flags: int, mode: int) -> int:
-        made.append((mode, bool(flags & os.O_EXCL)))
-        return opened(path, flags, mode)
+    def watched(path: Path, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_CREAT:
+            made.append((mode, bool(flags & os.O_EXCL)))
+        return opened(path, flags, mode, dir_fd=dir_fd)
 
     opened = os.open
     monkeypatch.setattr(os, "open", watched)
