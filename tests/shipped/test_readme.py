@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from emseg.access import token_file
 from emseg.clusters.local import DASHBOARD_PORT, LOOPBACK
 from emseg_core.metrics.membrane import best_threshold, f1
 from emseg_core.model.external_model import SETTINGS, read_external
+from emseg_core.model.output import Output
+from emseg_core.model.told_heads import read_heads
 
 SAMPLE = ROOT / "examples" / "fib25-sample" / "raw.tif"
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
@@ -33,7 +36,7 @@ BLOCKS = {
     "README.md": ["make demo", "emseg ingest", "from emseg"],
     f"{TUTORIALS}/tiff-to-neurons.md": ["emseg ingest", "emseg plan", "emseg label"],
     f"{TUTORIALS}/train-on-five-slices.md": ["name =", "emseg train", "EMSEG_DATA="],
-    f"{TUTORIALS}/your-own-network.md": ["classes =", "import numpy"],
+    f"{TUTORIALS}/your-own-network.md": ["output =", "[[heads]]", "normalise =", "mean =", "percentiles =", "import numpy"],
     f"{TUTORIALS}/object-stores.md": ["emseg run"],
     f"{HOW_TO}/evaluate.md": ["emseg run"],
     f"{HOW_TO}/proxy.md": ["export DASK_"],
@@ -143,10 +146,13 @@ def test_on_an_object_store(tmp_path: Path) -> None:
 def test_what_is_told_of_a_network_of_others_is_known(tmp_path: Path) -> None:
     (tmp_path / "n.onnx").touch()
     known: set[str] = set()
-    for start in ("output =", "normalise =", "mean =", "percentiles ="):
+    for start in ("output =", "[[heads]]", "normalise =", "mean =", "percentiles ="):
         (tmp_path / "n.onnx.toml").write_text(block(f"{TUTORIALS}/your-own-network.md", start))
         known |= set(read_external(tmp_path / "n.onnx").settings)
     assert known == set(SETTINGS)
+    tables = tomllib.loads(block(f"{TUTORIALS}/your-own-network.md", "[[heads]]"))["heads"]
+    heads = read_heads(tables, (Output("out", 8, None),), "n.onnx.toml")
+    assert [head.kind for head in heads] == ["affinities", "independent", "values", "classes"]
 
 
 def test_a_class_of_ones_own(tmp_path: Path) -> None:
