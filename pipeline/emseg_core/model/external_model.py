@@ -61,8 +61,6 @@ SETTINGS = (
 """Keys allowed in ``FILE.toml``."""
 TRIPLES = {"only_tile": 1, "context": 0, "lattice": 1}
 """Settings that are three numbers (z, y, x), and the least that each may be."""
-MIN_GROWTH = 0.75
-"""Fewest voxels by which the output becomes longer per voxel of the input, in a network that labels voxels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,30 +332,23 @@ def contract_of(model: ExternalModel) -> Contract:
     if shape[1] not in (1, None):
         raise ModelError(f"{model.path} takes {shape[1]} channels, but a volume has 1: use a network with 1 input channel")
 
-    sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
-
     def run(tiles: Any) -> Any:
         with torch.inference_mode():
-            made = apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar).float().numpy()
-        sizes[tiles.shape[1:]] = made.shape[2:]
-        return made
+            return apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar).float().numpy()
 
     def cost(tile: Triple) -> tuple[int, int]:
         return cast("tuple[int, int]", network.cost((1, 1, *tile[planar:])))
 
     told = {name: triple(model.settings[name]) for name in TRIPLES if name in model.settings}
-    try:
-        found = probe(
-            run,
-            planar=planar,
-            declared=_spatial(example),
-            static=_spatial(shape) is not None,
-            told=Told(**told, place=model.stated.beside),
-            cost=cost,
-            tracing=lambda tile: network.trace((1, 1, *tile[planar:])),
-        )
-    finally:
-        _check_resolution(sizes, model.path)
+    found = probe(
+        run,
+        planar=planar,
+        declared=_spatial(example),
+        static=_spatial(shape) is not None,
+        told=Told(**told, place=model.stated.beside),
+        cost=cost,
+        tracing=lambda tile: network.trace((1, 1, *tile[planar:])),
+    )
     flops, alive = cost(found.least)
     voxels = math.prod(found.least)
     if heads:
@@ -378,20 +369,6 @@ def contract_of(model: ExternalModel) -> Contract:
         bytes_per_voxel=-(-alive // voxels),
         **facts,
     )
-
-
-def _check_resolution(sizes: Mapping[tuple[int, ...], tuple[int, ...]], path: str) -> None:
-    """Refuse a network whose output is longer than its input, or grows more slowly: it labels other voxels than it is given."""
-    for axis in range(3):
-        lengths = sorted({(given[axis], made[axis]) for given, made in sizes.items() if len(made) == 3})
-        if not lengths:
-            continue
-        (short, few), (long, many) = lengths[0], lengths[-1]
-        if few > short or many - few < MIN_GROWTH * (long - short):
-            raise ModelError(
-                f"{path} turns {short} voxels along {'zyx'[axis]} into {few}, and {long} into {many}, so its output has "
-                "another resolution than its input: interpolate it to the size of the input at the end of the network"
-            )
 
 
 def _spatial(shape: tuple[int | None, ...]) -> Triple | None:

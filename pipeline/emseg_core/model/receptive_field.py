@@ -369,8 +369,8 @@ class _Probe:
             assert found is not None
             if found.step != 1:
                 raise ModelError(
-                    f"along {'zyx'[axis]} the network gives one value for every {found.step} voxels of its input: let it end "
-                    "with an upsampling to the resolution of its input, and export it again"
+                    f"along {'zyx'[axis]} the network gives one value for every {found.step} voxels of its input, so its "
+                    "output has another resolution: let it end at the resolution of its input, and export it again"
                 )
 
     def _period(self, trace: Trace, axis: int) -> int:

@@ -26,7 +26,8 @@ SIDE = (1, 1, 32, 32)
 
 
 def contract(path: Path, **told: Any) -> Contract:
-    """Return the contract of a file with these settings."""
+    """Return the contract of a file with these settings, of logits unless told otherwise."""
+    told = {"activation": "logits", **told}
     path.with_name(f"{path.name}.toml").write_text("\n".join(f"{name} = {value!r}" for name, value in told.items()))
     spec, _ = describe(path)
     assert isinstance(spec, Contract)
@@ -133,7 +134,7 @@ def test_attention_is_the_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fixed", [True, False])
 def test_an_output_of_half_the_resolution_is_refused_for_that(tmp_path: Path, fixed: bool) -> None:
     path = save_exported(tmp_path / "n.pt2", nn.Conv2d(1, 2, 3, 2, 1), SIDE, fixed=fixed)
-    with pytest.raises(ModelError, match="one value for every 2 voxels of its input: let it end with an upsampling"):
+    with pytest.raises(ModelError, match="one value for every 2 voxels of its input, so its output"):
         contract(path)
 
 
