@@ -228,6 +228,8 @@ def _read_package(path: Path, contract: Contract | None) -> ExternalModel:
     settings = {**found.settings, **told}
     if told.get("output") in found.outputs:
         settings["output"] = found.outputs.index(told["output"])
+    if "heads" in told:
+        settings["heads"] = found.settings["heads"]
     stated = Statement(settings, found.postprocessing, str(path), package.beside.name)
     texts = (package.text, text) if text else (package.text,)
     return ExternalModel("onnx", str(path), _digest(data, *texts, *others), whole, stated, contract)

@@ -130,6 +130,33 @@ def outputs_of(tables: Any, outputs: Sequence[Output], beside: str) -> tuple[int
     return tuple(sorted({_output(table, outputs) for table in tables}))
 
 
+def numbered(tables: Any, names: Sequence[str], beside: str) -> list[dict[str, Any]]:
+    """Return tables that name outputs by number, for a network whose file may give its outputs other names.
+
+    Parameters
+    ----------
+    tables
+        Value of ``heads`` in the settings.
+    names
+        Names of the outputs, in the order of those of the network.
+    beside
+        Name of the file with the settings, for messages.
+
+    Returns
+    -------
+    list of dict
+        The tables.
+
+    Raises
+    ------
+    ModelError
+        As `outputs_of`.
+    """
+    outputs = [Output(name, None, None) for name in names]
+    outputs_of(tables, outputs, beside)
+    return [{**table, "output": _output(table, outputs)} for table in tables]
+
+
 def check_channels(heads: Sequence[Head], channels: int, path: str) -> None:
     """Check that a network has the channels that its heads use.
 

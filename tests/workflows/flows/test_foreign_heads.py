@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign import save_exported, save_onnx
+from foreign import AXES, save_exported, save_onnx, save_package
 from numpy.typing import NDArray
 from runs import save_volume, texture
 from torch import Tensor, nn
@@ -182,3 +182,20 @@ def test_what_heads_would_hide_is_refused(folder: Path, tmp_path: Path) -> None:
         path.with_name("n.pt2.toml").write_text(f"{line}\n{TABLES}")
         with pytest.raises(ModelError, match=f"has both heads and {name}"):
             read_external(path)
+
+
+def test_a_package_with_several_outputs_has_heads(folder: Path, tmp_path: Path) -> None:
+    """Tables name outputs as the package does, and replace its postprocessing, whatever that is."""
+    outputs = [{"id": name, "axes": AXES, "postprocessing": [{"id": "scale_linear"}]} for name in ("far", "near", "kinds")]
+    path = save_package(
+        tmp_path / "p.zip",
+        {"w.onnx": (folder / "n.onnx").read_bytes()},
+        outputs=outputs,
+        weights={"onnx": {"source": "w.onnx"}},
+    )
+    tables = TABLES.replace("output = 0", 'output = "far"').replace("output = 1", 'output = "near"')
+    path.with_name("p.zip.toml").write_text(tables.replace("output = 2", 'output = "kinds"'))
+    assert contract_of(read_external(path)).heads == contract_of(read_external(folder / "n.onnx")).heads
+    path.with_name("p.zip.toml").write_text(TABLES.replace("output = 0", 'output = "farther"'))
+    with pytest.raises(ModelError, match="has the output 'farther', but there are far, near, kinds"):
+        read_external(path)
