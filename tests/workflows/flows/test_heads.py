@@ -269,3 +269,8 @@ def test_old_heads_are_found_again_if_their_removal_was_interrupted(
     assert removed == ["affinities/0"]
     tidy_output(output)
     assert not (output / "affinities").exists()
+
+
+def test_a_network_with_other_heads_is_another_network(folder: Path, output: Path) -> None:
+    with pytest.raises(InputError, match=r"model_digest was .*, now"):
+        segment(folder / "volume.zarr", output, predictor="detectors:Alike", workers=0)
