@@ -34,7 +34,7 @@ from typing import Any, cast
 
 from emseg_core.box import triple
 from emseg_core.errors import ModelError
-from emseg_core.model.output import Output
+from emseg_core.model.output import NetworkOutput
 from emseg_core.specs.heads import CLASSES, Activation, Head, HeadKind, channels_of, check_heads
 
 Check = Callable[[Any], bool]
@@ -67,7 +67,7 @@ KEYS: dict[str, tuple[str, Check]] = {
 """Keys of a table: what the value of each is, and a check of that. To convert another value would be to guess."""
 
 
-def read_heads(tables: Any, outputs: Sequence[Output], beside: str) -> tuple[Head, ...]:
+def read_heads(tables: Any, outputs: Sequence[NetworkOutput], beside: str) -> tuple[Head, ...]:
     """Read the tables of heads.
 
     Parameters
@@ -101,7 +101,7 @@ def read_heads(tables: Any, outputs: Sequence[Output], beside: str) -> tuple[Hea
     return heads
 
 
-def outputs_of(tables: Any, outputs: Sequence[Output], beside: str) -> tuple[int, ...]:
+def outputs_of(tables: Any, outputs: Sequence[NetworkOutput], beside: str) -> tuple[int, ...]:
     """Return the outputs that heads use.
 
     Parameters
@@ -152,7 +152,7 @@ def numbered(tables: Any, names: Sequence[str], beside: str) -> list[dict[str, A
     ModelError
         As `outputs_of`.
     """
-    outputs = [Output(name, None, None) for name in names]
+    outputs = [NetworkOutput(name, None, None) for name in names]
     outputs_of(tables, outputs, beside)
     return [{**table, "output": _output(table, outputs)} for table in tables]
 
@@ -191,7 +191,7 @@ def _check_keys(table: Mapping[str, Any], beside: str) -> None:
             raise ModelError(f"the head {table.get('name')!r} in {beside} has {key} = {value!r}, not {words}: correct it")
 
 
-def _head(table: Mapping[str, Any], outputs: Sequence[Output], starts: Mapping[int, int], beside: str) -> Head:
+def _head(table: Mapping[str, Any], outputs: Sequence[NetworkOutput], starts: Mapping[int, int], beside: str) -> Head:
     """Return the head of one table."""
     kind = cast("HeadKind", table.get("kind"))
     name = str(table.get("name", CLASSES if kind == "classes" else ""))
@@ -231,7 +231,7 @@ def _head(table: Mapping[str, Any], outputs: Sequence[Output], starts: Mapping[i
     )
 
 
-def _output(table: Mapping[str, Any], outputs: Sequence[Output]) -> int:
+def _output(table: Mapping[str, Any], outputs: Sequence[NetworkOutput]) -> int:
     """Return the number of the output that a table tells by its name or number."""
     asked, head = table.get("output"), table.get("name")
     names = [output.name for output in outputs]
@@ -243,7 +243,7 @@ def _output(table: Mapping[str, Any], outputs: Sequence[Output]) -> int:
     return number
 
 
-def _channels(output: Output, beside: str) -> int:
+def _channels(output: NetworkOutput, beside: str) -> int:
     """Return the number of channels of an output, which its file must say if others follow."""
     if output.channels is None:
         raise ModelError(
