@@ -18,7 +18,7 @@ from emseg.dashboard.server import open_board, update_board
 from emseg_core.box import Box
 
 RUN = RunDescription(
-    "run", "/v.zarr", "/o.zarr", 2, Box((0, 0, 0), (1, 1, 2)), (1, 1, 2), (1, 1, 1), (1, 1, 1), zlib.compress(bytes(2))
+    "run", "/v.zarr", "/o.zarr", Box((0, 0, 0), (1, 1, 2)), (1, 1, 2), (1, 1, 1), (1, 1, 1), zlib.compress(bytes(2))
 )
 """A run with two waiting blocks."""
 

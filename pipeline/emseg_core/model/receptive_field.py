@@ -90,12 +90,6 @@ class ProbeResult:
     crop: Triple
     local: bool
     """The five fields above and this one mean the same as in `emseg_core.specs.contract.Contract`."""
-    lowest: float
-    """Smallest value of the output."""
-    highest: float
-    """Largest value of the output."""
-    sums_to_one: bool
-    """Whether the channels of each voxel sum to 1."""
     only_tile: Triple | None
     """The only tile shape (z, y, x) that the network accepts, if there is just one."""
     basis: Basis = "experiment"
@@ -238,7 +232,6 @@ class _Probe:
         reason = "; ".join(dict.fromkeys(known.reason for known in along if known.reason))
         if not reason and (basis == "graph" or self._told.context or self._told.lattice):
             basis, reason = self._confirmed(along, basis)
-        values = np.moveaxis(output[0], 0, -1)
         only = self._base if self._fixed else None
         return ProbeResult(
             channels=output.shape[1],
@@ -247,9 +240,6 @@ class _Probe:
             least=only or triple(known.least for known in along),
             crop=triple(known.crop for known in along),
             local=not reason,
-            lowest=float(values.min()),
-            highest=float(values.max()),
-            sums_to_one=bool(np.allclose(values.sum(axis=-1), 1, atol=1e-3)),
             only_tile=only,
             basis=basis,
             reason=reason,

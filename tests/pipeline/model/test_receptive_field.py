@@ -91,11 +91,3 @@ def test_the_only_tile_that_fits_is_used() -> None:
 def test_a_network_whose_output_is_not_in_the_middle_is_refused() -> None:
     with pytest.raises(ModelError, match="the network turns 16 voxels along y into 13, but must crop"):
         found(nn.Conv2d(1, 2, 4))
-
-
-def test_kinds_of_outputs_are_told_apart() -> None:
-    shares = found(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Softmax(dim=1)))
-    assert shares.sums_to_one
-    one = found(nn.Sequential(nn.Conv2d(1, 1, 3), nn.Sigmoid()))
-    assert (one.channels, one.sums_to_one) == (1, False)
-    assert 0 <= one.lowest < one.highest <= 1

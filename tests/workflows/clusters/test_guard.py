@@ -29,7 +29,7 @@ from emseg_core.errors import InputError
 SECRET = "/secret/out.zarr"
 """Text that must not be shown."""
 DESCRIPTION = RunDescription(
-    "run", "/secret/volume.zarr", SECRET, 2, Box((0, 0, 0), (1, 1, 1)), (1, 1, 1), (1, 1, 1), (1, 1, 1), b""
+    "run", "/secret/volume.zarr", SECRET, Box((0, 0, 0), (1, 1, 1)), (1, 1, 1), (1, 1, 1), (1, 1, 1), b""
 )
 HUB = "https://hub.example.org/user/me/proxy/{port}/status"
 

@@ -34,7 +34,7 @@ def board_of(grid: Triple, states: np.ndarray | None = None, scale: tuple[float,
     states = np.zeros(math.prod(grid), np.uint8) if states is None else states
     stop = tuple(first + blocks * length - 3 for first, blocks, length in zip((10, 20, 30), grid, UNIT, strict=True))
     region = Box((10, 20, 30), (stop[0], stop[1], stop[2]))
-    return Board(RunDescription("run", "/v", "/o", 2, region, grid, UNIT, scale, zlib.compress(states.tobytes())))
+    return Board(RunDescription("run", "/v", "/o", region, grid, UNIT, scale, zlib.compress(states.tobytes())))
 
 
 @pytest.mark.parametrize("grid", [(3, 5, 7), (50, 40, 41), (1, 1, 1), (200, 3, 900)])

@@ -269,7 +269,7 @@ def test_the_newest_slice(folder: Path, tmp_path: Path) -> None:
     segment(volume, out, model=folder / "model.safetensors", workers=0)
     stored = open_output(out)
     region, unit = stored.region, stored.unit
-    description = RunDescription("run", str(volume), str(out), len(stored.classes), region, (1, 1, 1), unit, (1, 1, 1), b"")
+    description = RunDescription("run", str(volume), str(out), region, (1, 1, 1), unit, (1, 1, 1), b"")
     raw, both, box = draw_slice(description, region)
     assert raw.shape == both.shape == (234, 30)
     assert max(raw.shape) <= MAX_SLICE_PIXELS

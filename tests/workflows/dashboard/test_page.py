@@ -25,7 +25,7 @@ def board_of(run: str, grid: Triple = (2, 3, 4)) -> Board:
     states = np.zeros(np.prod(grid), np.uint8)
     states[:2] = State.DONE, State.FAILED
     box = Box((0, 0, 0), (grid[0] * 8, grid[1] * 8, grid[2] * 8))
-    return Board(RunDescription(run, "/v", HOSTILE, 2, box, grid, (8, 8, 8), (1, 1, 1), zlib.compress(states.tobytes())))
+    return Board(RunDescription(run, "/v", HOSTILE, box, grid, (8, 8, 8), (1, 1, 1), zlib.compress(states.tobytes())))
 
 
 def seen(view: RunView) -> Observed:

@@ -158,7 +158,7 @@ def test_what_is_shown_of_it(output: Path, folder: Path, tmp_path: Path) -> None
     for place in (output, truth):
         found = open_output(place)
         volume, part = str(volume_of(found, None).path), recipe_of(found).volume.selection
-        description = RunDescription("run", volume, str(place), 2, found.region, (1, 1, 1), found.unit, (1, 1, 1), b"", part)
+        description = RunDescription("run", volume, str(place), found.region, (1, 1, 1), found.unit, (1, 1, 1), b"", part)
         drawn.append(draw_slice(description, found.region))
     assert all(map(np.array_equal, *[each[:2] for each in drawn]))
 

@@ -42,8 +42,6 @@ class RunDescription:
     """Identifier of the run on this scheduler."""
     volume: str
     output: str
-    classes: int
-    """Number of classes."""
     region: Box
     """Segmented region, in the volume's coordinates."""
     grid: Triple

@@ -131,7 +131,6 @@ class DashboardReporter:
             run=self._run,
             volume=str(job.volume),
             output=str(job.output),
-            classes=len(plan.model.classes),
             region=plan.region,
             grid=plan.grid,
             unit=plan.unit,
