@@ -109,6 +109,12 @@ class Probabilities(Stated):
     spec = Contract(**{name: getattr(Stated.spec, name) for name in Stated.spec.__slots__} | {"activation": "softmax"})
 
 
+class Sigmoid(Stated):
+    """Predictor that states the probability of the second class, which only networks in files may give."""
+
+    spec = Contract(**{name: getattr(Stated.spec, name) for name in Stated.spec.__slots__} | {"activation": "sigmoid"})
+
+
 class Nameless(Dark):
     """Predictor that names too few classes."""
 
@@ -182,3 +188,19 @@ class Many:
         mean = Mean().predict(tiles)[:, 2]
         share = 1 / (1 + np.exp(-mean))
         return np.stack([mean, -mean, mean, share, 1 - share, share, share**2, -mean, mean], 1).astype(np.float32)
+
+
+class Alike:
+    """A network whose heads have channels of the same name."""
+
+    version = "1"
+    planar = True
+    heads = (
+        Head("near", "affinities", ("0 0 1",), "sigmoid", offsets=((0, 0, 1),)),
+        Head("far", "affinities", ("0 0 1", "0 0 9"), "sigmoid", offsets=((0, 0, 1), (0, 0, 9))),
+    )
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the channels of both heads."""
+        share = 1 / (1 + np.exp(-tiles))
+        return np.stack([share, 1 - share, share**2], 1).astype(np.float32)

@@ -156,7 +156,7 @@ def _segment(context: BlockContext, block: Block, watch: Stopwatch) -> str:
 class TurnTakingPredictor:
     """Predictor of a worker as one of its blocks uses it: blocks take turns, and waiting and predicting are timed.
 
-    The turn passes from tile to tile, so that while one block turns logits into labels, a tile of another is predicted.
+    The turn passes from tile to tile, so that while one block turns predictions into labels, a tile of another is predicted.
     """
 
     def __init__(self, context: BlockContext, watch: Stopwatch) -> None:
@@ -449,11 +449,11 @@ def predict_tiles(
         If the network predicts NaN or infinity, or if memory is too short for a batch that cannot be made smaller.
     """
     for group in _grouped(tiles, batch):
-        for tile, logits in zip(group, _predict(predictor, normalised(*seen.batch(group))), strict=True):
-            if not finite(logits):
+        for tile, output in zip(group, _predict(predictor, normalised(*seen.batch(group))), strict=True):
+            if not finite(output):
                 raise _not_finite(tile)
             kept = tile.target.relative_to(tile.output.start).slices()
-            yield tile.target, logits[(slice(None), *kept)]
+            yield tile.target, output[(slice(None), *kept)]
 
 
 def _grouped(tiles: Iterator[Tile], batch: int) -> Iterator[list[Tile]]:

@@ -137,8 +137,8 @@ def _mean(parts: NDArray[Any]) -> NDArray[Any]:
     """Return the mean along the first axis of the voxels that are computed."""
     if parts.dtype.kind == "f":
         known = ~np.isnan(parts)
-        sums = np.where(known, parts, 0).astype(np.float32).sum(axis=0)
-        means = sums / np.maximum(known.sum(axis=0, dtype=np.uint32), 1).astype(np.float32)
+        sums = np.where(known, parts, 0).sum(axis=0, dtype=np.float64)  # exact, so it does not depend on the order
+        means = sums / np.maximum(known.sum(axis=0, dtype=np.uint32), 1)
         averages: NDArray[Any] = np.where(known.any(axis=0), means, np.nan).astype(parts.dtype)
         return averages
     there = parts != NOT_COMPUTED

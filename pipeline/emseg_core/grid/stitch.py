@@ -1,4 +1,4 @@
-"""From logits to stored values, and from tiles to a block."""
+"""From predictions to stored values, and from tiles to a block."""
 
 from __future__ import annotations
 
@@ -63,20 +63,20 @@ def classify(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
     return labels
 
 
-def finite(logits: NDArray[np.float32]) -> bool:
-    """Return whether all logits ``(class, z, y, x)`` are finite. It works slice by slice, as `classify` does.
+def finite(values: NDArray[np.float32]) -> bool:
+    """Return whether all predicted values are finite. It works slice by slice, as `classify` does.
 
     Parameters
     ----------
-    logits
-        ``(class, z, y, x) float32``.
+    values
+        ``(channel, z, y, x) float32``.
 
     Returns
     -------
     bool
         False if one of them is NaN or infinite.
     """
-    return all(bool(np.isfinite(by_class).all()) for by_class in logits.swapaxes(0, 1))
+    return all(bool(np.isfinite(by_channel).all()) for by_channel in values.swapaxes(0, 1))
 
 
 def quantise(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -104,7 +104,7 @@ class AdaptedNetwork(nn.Module):
         self.network, self.spec = network, spec
 
     def forward(self, tiles: Tensor) -> Tensor:
-        """Compute the logits of tiles.
+        """Compute the channels of all heads of tiles.
 
         Parameters
         ----------

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emseg_core.errors import ModelError
+from emseg_core.model.told_heads import numbered
 
 INTENSITIES = ("normalise", "mean", "deviation", "percentiles", "eps", "rescale", "clip")
 """Settings of intensities; one of them beside a package replaces all that the package says of intensities."""
@@ -80,15 +81,22 @@ def translate(described: Mapping[str, Any], told: Mapping[str, Any], path: str, 
             f"the network of the package {path} has {len(inputs)} inputs, but a volume is 1 input: use a network with 1"
         )
     names = tuple(_name(output, number) for number, output in enumerate(outputs))
-    index = _index(names, told, path, beside)
-    source, output = inputs[0], outputs[index]
-    axes = _check_axes(source, output, path)
-    settings: dict[str, Any] = {"output": index} if len(outputs) > 1 else {}
+    source, settings = inputs[0], dict[str, Any]()
+    if "heads" in told:
+        settings["heads"] = numbered(told["heads"], names, beside)
+        used = sorted({table["output"] for table in settings["heads"]})
+    else:
+        used = [_index(names, told, path, beside)]
+        settings |= {"output": used[0]} if len(outputs) > 1 else {}
+    axes, *_ = [_check_axes(source, outputs[number], path) for number in used]
     if not any(name in told for name in INTENSITIES):
         chain = _Chain(path, beside, [_name(source, 0)], axes)
         for step in source.get("preprocessing") or ():
             chain.add(*_step(step))
         settings |= chain.settings()
+    if "heads" in told:  # which say what the network itself gives
+        return Description(settings, (), names)
+    output = outputs[used[0]]
     if classes := _channel_names(output):
         channel = told.get("channel")
         if channel is not None and 0 <= channel < len(classes):

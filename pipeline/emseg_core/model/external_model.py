@@ -42,7 +42,7 @@ from emseg_core.documents import read_document
 from emseg_core.errors import ModelError
 from emseg_core.installation import install_hint
 from emseg_core.model.description import INTENSITIES, translate
-from emseg_core.model.output import Output, Statement, index_of, meaning_of
+from emseg_core.model.output import NetworkOutput, Statement, index_of, meaning_of
 from emseg_core.model.package import DESCRIPTIONS, MAX_MODEL_BYTES, open_package, read_inside
 from emseg_core.model.told_heads import check_channels, outputs_of, read_heads
 from emseg_core.specs.contract import Contract
@@ -115,12 +115,12 @@ class ExternalModel:
             return outputs_of(self.settings["heads"], self.outputs(), self.stated.beside)
         return (index_of(self.outputs(), self.stated),)
 
-    def outputs(self) -> tuple[Output, ...]:
+    def outputs(self) -> tuple[NetworkOutput, ...]:
         """List the outputs of the network.
 
         Returns
         -------
-        tuple of Output
+        tuple of NetworkOutput
             Name, channels and last operation of each.
 
         Raises
@@ -129,7 +129,7 @@ class ExternalModel:
             If the file cannot be read.
         """
         if self.kind == "onnx":
-            found: tuple[Output, ...] = _onnx_file(self.path).read_outputs(self.data, self.path)
+            found: tuple[NetworkOutput, ...] = _onnx_file(self.path).read_outputs(self.data, self.path)
             return found
         from emseg_core.model.torch_export import read_outputs
 
@@ -226,6 +226,8 @@ def _read_package(path: Path, contract: Contract | None) -> ExternalModel:
     settings = {**found.settings, **told}
     if told.get("output") in found.outputs:
         settings["output"] = found.outputs.index(told["output"])
+    if "heads" in told:
+        settings["heads"] = found.settings["heads"]
     stated = Statement(settings, found.postprocessing, str(path), package.beside.name)
     texts = (package.text, text) if text else (package.text,)
     return ExternalModel("onnx", str(path), _digest(data, *texts, *others), whole, stated, contract)

@@ -180,7 +180,7 @@ class OnnxPredictor(BasePredictor):
         self._network = network
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Compute the logits of tiles; see `emseg_core.model.base_predictor.BasePredictor.predict`."""
+        """Compute the channels of all heads; see `emseg_core.model.base_predictor.BasePredictor.predict`."""
         with translate_memory_errors():
             output = apply_network(self._network, torch.from_numpy(tiles)[:, None], planar=self.spec.planar)
         prediction: NDArray[np.float32] = to_prediction(output, self.spec).numpy()

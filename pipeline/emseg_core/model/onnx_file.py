@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from emseg_core.errors import ModelError
-from emseg_core.model.output import Ending, Output
+from emseg_core.model.output import Ending, NetworkOutput
 
 ReadBeside = Callable[[str, int], bytes]
 """Function that reads a file beside the model, by its relative name, of at most so many bytes."""
@@ -86,7 +86,7 @@ def with_weights(data: bytes, path: str, read: ReadBeside) -> tuple[bytes, list[
     return model.SerializeToString(), list(files.values())
 
 
-def read_outputs(data: bytes, path: str) -> tuple[Output, ...]:
+def read_outputs(data: bytes, path: str) -> tuple[NetworkOutput, ...]:
     """List the outputs of a network.
 
     Parameters
@@ -98,7 +98,7 @@ def read_outputs(data: bytes, path: str) -> tuple[Output, ...]:
 
     Returns
     -------
-    tuple of Output
+    tuple of NetworkOutput
         Name, channels and last operation of each.
 
     Raises
@@ -112,7 +112,7 @@ def read_outputs(data: bytes, path: str) -> tuple[Output, ...]:
     for output in model.graph.output:
         dimensions = output.type.tensor_type.shape.dim
         channels = dimensions[CHANNEL_AXIS].dim_value if len(dimensions) > CHANNEL_AXIS else 0
-        found.append(Output(output.name, channels or None, _ending(model.graph, output.name, len(dimensions), opset)))
+        found.append(NetworkOutput(output.name, channels or None, _ending(model.graph, output.name, len(dimensions), opset)))
     return tuple(found)
 
 

@@ -22,7 +22,7 @@ AS_POSTPROCESSED: dict[str, Activation] = {"softmax": "logits", "sigmoid": "sigm
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class NetworkOutput:
     """An output of a network, as its file describes it."""
 
     name: str
@@ -55,7 +55,7 @@ class Meaning:
     """Who says so."""
 
 
-def index_of(outputs: Sequence[Output], stated: Statement) -> int:
+def index_of(outputs: Sequence[NetworkOutput], stated: Statement) -> int:
     """Return which output of a network is used.
 
     Parameters
@@ -92,7 +92,7 @@ def index_of(outputs: Sequence[Output], stated: Statement) -> int:
     return index
 
 
-def meaning_of(output: Output, stated: Statement, channels: int | None) -> Meaning:
+def meaning_of(output: NetworkOutput, stated: Statement, channels: int | None) -> Meaning:
     """Return what an output is taken for.
 
     Parameters
@@ -139,7 +139,7 @@ def meaning_of(output: Output, stated: Statement, channels: int | None) -> Meani
     return meaning
 
 
-def _told(output: Output, stated: Statement) -> Meaning | None:
+def _told(output: NetworkOutput, stated: Statement) -> Meaning | None:
     """Return the meaning that the settings state."""
     activation: Activation | None = stated.settings.get("activation")
     if activation is None:
@@ -150,7 +150,7 @@ def _told(output: Output, stated: Statement) -> Meaning | None:
     )
 
 
-def _found(output: Output, stated: Statement) -> Meaning | None:
+def _found(output: NetworkOutput, stated: Statement) -> Meaning | None:
     """Return the meaning that follows from the last operation of the network and the package's postprocessing."""
     applied = [step for step in stated.postprocessing if step in AS_POSTPROCESSED]
     meaning = None

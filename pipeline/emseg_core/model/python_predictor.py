@@ -3,7 +3,7 @@
 Such a class has these attributes::
 
     class DarkRidges:
-        version = "1"                        # change it whenever the logits change: a run is resumed only with the same one
+        version = "1"                        # change it whenever its results change: a run is resumed only with the same one
         classes = ("inside", "membrane")     # names, in the order of the label values from 0
         planar = True                        # whether each z slice is predicted on its own
 
@@ -41,13 +41,13 @@ from emseg_core.errors import MemoryShortageError, ModelError
 from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.receptive_field import Run, Told, probe
 from emseg_core.specs.contract import Contract
-from emseg_core.specs.heads import Head, channels_of, check_heads, classes_of
+from emseg_core.specs.heads import Activation, Head, HeadKind, channels_of, check_heads, classes_of
 from emseg_core.specs.model import FLOAT32_BYTES
 
 DEFAULT_FLOPS_PER_VOXEL = 10_000
 """Cost assumed for a class that does not state it: that of a small network. A run that is too slow is noticed at its start."""
-FINAL = ("logits", "sigmoid", "none")
-"""Activations of what a class returns."""
+FINAL: dict[HeadKind, Activation] = {"classes": "logits", "independent": "sigmoid", "affinities": "sigmoid", "values": "none"}
+"""Activation of what a class returns, by the kind of head."""
 MEMORY_PROBE_VOXELS = 64
 """Length in voxels of each axis of the output for which memory is measured."""
 
@@ -147,7 +147,7 @@ def import_model(place: ImportPath, contract: Contract | None = None) -> PythonM
     heads = spec.heads if isinstance(spec, Contract) else getattr(kind, "heads", ())
     if not isinstance(heads, tuple | list) or not all(isinstance(head, Head) for head in heads):
         raise ModelError(f"the heads of the predictor {place} are not a tuple of Head: see emseg_core.specs.heads")
-    if unlike := [head for head in heads if head.activation not in FINAL or head.source is not None]:
+    if unlike := [head for head in heads if head.activation != FINAL[head.kind] or head.source is not None]:
         raise ModelError(
             f"the predictor {place} gives {unlike[0].activation}, not logits of all classes, "
             "probabilities of other heads, or values: change its predict and spec"
@@ -256,7 +256,7 @@ class PythonPredictor(BasePredictor):
         self._predict = model.kind().predict
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Compute the logits of tiles; see `emseg_core.model.base_predictor.BasePredictor.predict`.
+        """Compute the channels of all heads; see `emseg_core.model.base_predictor.BasePredictor.predict`.
 
         Raises
         ------
@@ -266,15 +266,15 @@ class PythonPredictor(BasePredictor):
             If the class returns another shape than its contract says.
         """
         try:
-            logits = np.asarray(self._predict(tiles), np.float32)
+            found = np.asarray(self._predict(tiles), np.float32)
         except MemoryError as error:
             raise MemoryShortageError("out of memory") from error
         output = self.spec.output_shape(triple(tiles.shape[1:]))
         expected = len(tiles), channels_of(self.spec.heads), *(n + 2 * c for n, c in zip(output, self.spec.crop, strict=True))
-        if logits.shape != expected:
+        if found.shape != expected:
             raise ModelError(
-                f"{self._numerics.backend} returns shape {logits.shape} for tiles of shape {tiles.shape}, but its contract "
-                f"says {expected}: return (n, classes, z, y, x), shorter by the same number of voxels on both sides"
+                f"{self._numerics.backend} returns shape {found.shape} for tiles of shape {tiles.shape}, but its contract "
+                f"says {expected}: return (n, channels, z, y, x), shorter by the same number of voxels on both sides"
             )
         z, y, x = (slice(c, c + n) for n, c in zip(output, self.spec.crop, strict=True))
-        return np.ascontiguousarray(logits[:, :, z, y, x])
+        return np.ascontiguousarray(found[:, :, z, y, x])

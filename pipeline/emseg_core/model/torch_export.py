@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from emseg_core.errors import ModelError
-from emseg_core.model.output import Ending, Output
+from emseg_core.model.output import Ending, NetworkOutput
 from emseg_core.model.receptive_arithmetic import Trace, Value
 from emseg_core.model.torch_graph import Tracer, is_operation, named_arguments
 
@@ -295,7 +295,7 @@ def _joined(nodes: list[Node], results: Sequence[str]) -> str:
     return JOINED
 
 
-def read_outputs(data: bytes, path: str) -> tuple[Output, ...]:
+def read_outputs(data: bytes, path: str) -> tuple[NetworkOutput, ...]:
     """List the outputs of an exported program.
 
     Parameters
@@ -307,7 +307,7 @@ def read_outputs(data: bytes, path: str) -> tuple[Output, ...]:
 
     Returns
     -------
-    tuple of Output
+    tuple of NetworkOutput
         Name, channels and last operation of each.
 
     Raises
@@ -324,7 +324,7 @@ def read_outputs(data: bytes, path: str) -> tuple[Output, ...]:
                 name = spec["user_output"]["arg"]["as_tensor"]["name"]
                 sizes = graph["tensor_values"][name]["sizes"]
                 channels = sizes[1].get("as_int") if len(sizes) > 1 else None
-                found.append(Output(name, channels, _ending(graph["nodes"], name, len(sizes))))
+                found.append(NetworkOutput(name, channels, _ending(graph["nodes"], name, len(sizes))))
         return tuple(found)
     except ModelError:
         raise

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
@@ -36,10 +36,12 @@ ACTIVATIONS: dict[HeadKind, tuple[Activation, ...]] = {
 """Activations that each kind of head may have."""
 CLASSES, PROBABILITIES = "classes", "probabilities"
 """Names of the images of exclusive classes."""
-RESERVED = (CLASSES, PROBABILITIES, "labels", "emseg", "instances")
-"""Names that no other head or independent class may have: they mean something else in an output."""
+RESERVED = (CLASSES, PROBABILITIES, "labels", "emseg", "instances", "raw", "names")
+"""Names that no other head or independent class may have: they mean something else in an output, or where it is shown."""
 MAX_CHANNELS = 254
 """Most channels of a head."""
+MAX_FLOAT32 = 3.4028234e38
+"""Largest range of a scale: values are scaled in ``float32``."""
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 """Names of heads and of independent classes, which are names of folders."""
 
@@ -79,7 +81,7 @@ class Head:
         where = f"the head {self.name!r}"
         if self.kind not in get_args(HeadKind):
             raise ModelError(f"{where} is of kind {self.kind!r}: use one of {', '.join(get_args(HeadKind))}")
-        if self.kind != "classes" and (not NAME.fullmatch(self.name) or self.name in RESERVED):
+        if self.kind != "classes" and not _is_name(self.name):
             raise ModelError(f"a head is named {self.name!r}: use letters, digits and _, and none of {', '.join(RESERVED)}")
         if not 1 <= len(self.channels) <= MAX_CHANNELS or len({*self.channels}) < len(self.channels):
             raise ModelError(f"{where} names {len(self.channels)} channels: give 1 to {MAX_CHANNELS} different names")
@@ -103,8 +105,10 @@ class Head:
         for field, kind in of_kind.items():
             if getattr(self, field) and self.kind != kind:
                 raise ModelError(f"{where} of kind {self.kind} has {field}, which only {kind} have: remove it")
+        if self.anchor != "source" and self.kind != "affinities":
+            raise ModelError(f"{where} of kind {self.kind} has anchor, which only affinities have: remove it")
         if self.kind == "independent":
-            if bad := [name for name in self.channels if not NAME.fullmatch(name) or name in RESERVED]:
+            if bad := [name for name in self.channels if not _is_name(name)]:
                 raise ModelError(
                     f"{where} has the class {bad[0]!r}: use letters, digits and _, and none of {', '.join(RESERVED)}"
                 )
@@ -118,8 +122,11 @@ class Head:
                 )
             if self.anchor not in get_args(Anchor):
                 raise ModelError(f"{where} has the anchor {self.anchor!r}: use {' or '.join(get_args(Anchor))}")
-        if self.scale is not None and not (all(map(math.isfinite, self.scale)) and self.scale[0] < self.scale[1]):
-            raise ModelError(f"{where} has the scale {list(self.scale)}: give the values that are stored as 0 and as 254")
+        if self.scale is not None and not _is_range(self.scale):
+            raise ModelError(
+                f"{where} has the scale {list(self.scale)}: give the two values that are stored as 0 and as 254, the lower one "
+                "first, which differ in float32"
+            )
 
     def __str__(self) -> str:
         names = ", ".join(self.channels)
@@ -164,6 +171,20 @@ class Head:
             if isinstance(error, ModelError):
                 raise
             raise ModelError(f"the description of a head is not valid: {error}") from error
+
+
+def _is_name(name: str) -> bool:
+    """Return whether a head or an independent class may have this name."""
+    return NAME.fullmatch(name) is not None and name.lower() not in RESERVED
+
+
+def _is_range(scale: Sequence[float]) -> bool:
+    """Return whether these are two numbers in rising order, also as ``float32``."""
+    try:
+        low, high = (struct.unpack("f", struct.pack("f", value))[0] for value in scale)
+    except (OverflowError, ValueError):  # too large for float32, or not two
+        return False
+    return bool(0 < high - low <= MAX_FLOAT32)
 
 
 def classes_head(classes: tuple[str, ...], activation: Activation = "logits", channel: int | None = None) -> Head:
@@ -221,7 +242,8 @@ def check_heads(heads: Sequence[Head]) -> None:
         raise ModelError("two heads have classes that exclude one another: state one of them as independent, or as values")
     folders = [*(head.name for head in heads)]
     folders += [name for head in heads if head.kind == "independent" for name in head.channels]
-    if twice := [name for name in folders if folders.count(name) > 1]:
+    same = [name.lower() for name in folders]  # as some file systems do not tell them apart
+    if twice := [name for name in folders if same.count(name.lower()) > 1]:
         raise ModelError(f"two heads or independent classes are named {twice[0]!r}: give each a name of its own")
 
 

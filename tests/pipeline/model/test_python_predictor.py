@@ -89,6 +89,7 @@ REFUSED = {
     "detectors:NoPlane": "lacks classes, .* planar, True or False",
     "detectors:WrongSpec": "is a tuple, not a Contract",
     "detectors:Probabilities": "gives softmax, not logits",
+    "detectors:Sigmoid": "gives sigmoid, not logits",
     "detectors:Nameless": "gives 2 channels, but has 3 classes",
 }
 

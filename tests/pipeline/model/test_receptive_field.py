@@ -22,7 +22,7 @@ def found(network: nn.Module, *, planar: bool = True, **known: object) -> ProbeR
 
     def run(tiles: Array) -> Array:
         with torch.inference_mode():
-            return apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar)[0].numpy()
+            return apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar).numpy()
 
     return probe(run, planar=planar, **known)  # type: ignore[arg-type]
 

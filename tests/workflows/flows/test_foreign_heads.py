@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign import save_exported, save_onnx
+from foreign import AXES, save_exported, save_onnx, save_package
 from numpy.typing import NDArray
 from runs import save_volume, texture
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ output = 2
 names = ["outside", "inside", "edge"]
 activation = "logits"
 """
+THREE = 'activation = "sigmoid"\noffsets = [[0, 0, 1], [0, 1, 0], [1, 0, 0]]'
 
 
 class Three(nn.Module):
@@ -137,6 +138,31 @@ def test_only_one_of_several_outputs(folder: Path, tmp_path: Path) -> None:
         ('name = "a"\nkind = "values"\noutput = 0\nscale = [1, 1]', r"the head 'a' has the scale \[1.0, 1.0\]"),
         ('name = "a"\nkind = "values"\noutput = 0\nnames = ["x"]', "the head 'a' has 1 channels, but .* gives 4"),
         ('name = "a"\nkind = "values"\noutput = 0\nthreshold = 0.5', "of kind values has thresholds"),
+        ('name = "a"\nkind = "values"\noutput = 0\nanchor = "destination"', "of kind values has anchor"),
+        ('name = "a"\nkind = "values"\noutput = 0\nchannels = [0.9]', r"channels = \[0.9\], not a list of whole numbers"),
+        ('name = "a"\nkind = "values"\noutput = 0\nchannels = [true]', r"channels = \[True\], not a list of whole numbers"),
+        ('name = "a"\nkind = "values"\noutput = 0\nnames = "four"', "names = 'four', not a list of texts"),
+        ('name = "a"\nkind = "values"\noutput = true', "output = True, not a name or a whole number"),
+        ('name = "a"\nkind = "values"\noutput = [0]', r"output = \[0\], not a name or a whole number"),
+        (
+            f'name = "a"\nkind = "affinities"\noutput = 1\nrepulsive = "false"\n{THREE}',
+            "repulsive = 'false', not true or false",
+        ),
+        (
+            'name = "a"\nkind = "affinities"\noutput = 1\noffsets = [[0, 0, 1.5]]',
+            "not a list with three whole numbers for each",
+        ),
+        ('name = "a"\nkind = "values"\noutput = 0\nscale = [1.0, 1.00000001]', "differ in float32"),
+        ('name = "a"\nkind = "values"\noutput = 0\nscale = [-3e38, 3e38]', "differ in float32"),
+        ('name = "Raw"\nkind = "values"\noutput = 0', "a head is named 'Raw'"),
+        (
+            'name = "a"\nkind = "values"\noutput = 0\n[[heads]]\nname = "A"\nkind = "values"\noutput = 1',
+            "two heads or independent classes are named 'a'",
+        ),
+        (
+            'name = "a"\nkind = "values"\noutput = 0\n[[heads]]\nname = "b"\nkind = "values"\noutput = 1\nchannels = [-1]',
+            r"the head 'b' takes the channels \[-1\], but there are 3, counted from 0: correct",
+        ),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(table: str, message: str, folder: Path, tmp_path: Path) -> None:
@@ -156,3 +182,20 @@ def test_what_heads_would_hide_is_refused(folder: Path, tmp_path: Path) -> None:
         path.with_name("n.pt2.toml").write_text(f"{line}\n{TABLES}")
         with pytest.raises(ModelError, match=f"has both heads and {name}"):
             read_external(path)
+
+
+def test_a_package_with_several_outputs_has_heads(folder: Path, tmp_path: Path) -> None:
+    """Tables name outputs as the package does, and replace its postprocessing, whatever that is."""
+    outputs = [{"id": name, "axes": AXES, "postprocessing": [{"id": "scale_linear"}]} for name in ("far", "near", "kinds")]
+    path = save_package(
+        tmp_path / "p.zip",
+        {"w.onnx": (folder / "n.onnx").read_bytes()},
+        outputs=outputs,
+        weights={"onnx": {"source": "w.onnx"}},
+    )
+    tables = TABLES.replace("output = 0", 'output = "far"').replace("output = 1", 'output = "near"')
+    path.with_name("p.zip.toml").write_text(tables.replace("output = 2", 'output = "kinds"'))
+    assert contract_of(read_external(path)).heads == contract_of(read_external(folder / "n.onnx")).heads
+    path.with_name("p.zip.toml").write_text(TABLES.replace("output = 0", 'output = "farther"'))
+    with pytest.raises(ModelError, match="has the output 'farther', but there are far, near, kinds"):
+        read_external(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from detectors import Many
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ from emseg.flows.repair import repair, verify_checksums
 from emseg_core.errors import InputError, OutputError, PlanError
 from emseg_core.grid.pyramid import coarsened
 from emseg_core.grid.stitch import QUANTA, quantise, softmax
-from emseg_core.store.outputs.lifecycle import open_output
+from emseg_core.store.files.files import LocalFiles
+from emseg_core.store.outputs.lifecycle import open_output, tidy_output
 
 SHAPE = (7, 60, 300)  # large enough for a coarser level
 VALUES = texture(SHAPE)
@@ -215,3 +217,60 @@ def test_what_is_asked_of_heads_that_are_not_there(folder: Path, tmp_path: Path)
 def test_another_choice_of_heads_is_another_run(folder: Path, output: Path) -> None:
     with pytest.raises(InputError, match=r"heads was .*, now"):
         segment(folder / "volume.zarr", output, predictor=NAME, heads=("classes",), probabilities=True, workers=0)
+
+
+def test_instance_labels_never_replace_labels_of_the_run(output: Path) -> None:
+    before = bytes_of(output)
+    for name in ("mito", "ER", "mito-2"):
+        with pytest.raises(InputError, match=r"has labels of the class '(mito|er)' under this name: choose another .*name"):
+            label(output, method="components", name=name, workers=0)
+    assert bytes_of(output) == before
+
+
+def test_verify_finds_values_that_are_not_a_number(output: Path) -> None:
+    stored = open_output(output)
+    array, box = stored.levels[0].arrays[0], stored.region
+    values = array.read(box)
+    values[:, ::2] = np.nan
+    array.write(box, values)
+    assert verify(output, predictor=NAME, boxes=4).wrong_probabilities > 0
+
+
+def test_channels_of_the_same_name_are_told_apart(folder: Path, tmp_path: Path) -> None:
+    segment(folder / "volume.zarr", tmp_path / "out.zarr", predictor="detectors:Alike", workers=0)
+    with pytest.raises(InputError, match=r"has '0 0 1' in several heads: choose near/0 0 1 or far/0 0 1"):
+        export(tmp_path / "out.zarr", tmp_path / "x.tif", probability="0 0 1")
+    stored = open_output(tmp_path / "out.zarr")
+    for head in ("near", "far"):
+        export(tmp_path / "out.zarr", tmp_path / f"{head}.tif", probability=f"{head}/0 0 1")
+        np.testing.assert_array_equal(tifffile.imread(tmp_path / f"{head}.tif"), stored.read(head, stored.region)[0])
+
+
+def test_old_heads_are_found_again_if_their_removal_was_interrupted(
+    folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(folder, output, heads=("distances",), overwrite=True)
+    shutil.copytree(folder / "out.zarr/affinities", output / "affinities")
+    removed: list[str] = []
+    remove_all = LocalFiles.remove_all
+
+    def removing(files: LocalFiles, place: str) -> None:
+        if place.startswith("affinities"):
+            assert (output / "affinities/zarr.json").exists()
+            if removed:
+                raise OSError("the disk is gone")
+            removed.append(place)
+        remove_all(files, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "remove_all", removing)
+        with pytest.raises(OutputError, match="the disk is gone"):
+            tidy_output(output)
+    assert removed == ["affinities/0"]
+    tidy_output(output)
+    assert not (output / "affinities").exists()
+
+
+def test_a_network_with_other_heads_is_another_network(folder: Path, output: Path) -> None:
+    with pytest.raises(InputError, match=r"model_digest was .*, now"):
+        segment(folder / "volume.zarr", output, predictor="detectors:Alike", workers=0)

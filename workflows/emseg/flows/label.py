@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Unpack
@@ -226,7 +227,7 @@ def _label(stored: Output, labelling: Labelling, name: str, options: _Options) -
             f"{place} lacks {int((~done).sum())} of {len(done)} blocks: finish it with the same `emseg run`, "
             "or label the finished blocks with --allow-incomplete"
         )
-    _check_name(name)
+    _check_name(name, stored)
     described = _described(labelling, recipe, stored, done)
     before, folder = stored_instances(stored.files, name), f"{name}-{described['fingerprint'][:12]}"
     same = before is not None and before.get("fingerprint") == described["fingerprint"]
@@ -420,9 +421,12 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     return "; ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key))
 
 
-def _check_name(name: str) -> None:
-    """Refuse a name that is not valid, or reserved."""
+def _check_name(name: str, stored: Output) -> None:
+    """Refuse a name that is not valid, reserved, or that of labels of the run itself, in any generation."""
     if not name.replace("-", "").replace("_", "").isalnum() or name.startswith(("-", "classes", "run-")):
         raise InputError(
             f"{name!r} cannot be a name of instance labels: use letters, digits, - and _, and do not begin with classes or run-"
         )
+    for image in stored.images:
+        if image.content == "labels" and re.fullmatch(rf"{image.name}(-\d+)?", name, re.IGNORECASE):
+            raise InputError(f"{stored.path} has labels of the class {image.name!r} under this name: choose another --name")

@@ -224,7 +224,7 @@ def repair(
 
 
 def _readable(flaws: Sequence[Flaw]) -> bool:
-    """Return whether classes and probabilities can be opened as they were written."""
+    """Return whether the images of the run can be opened as they were written."""
     return not any(flaw.image == CLASSES or flaw.name == ZARR_JSON for flaw in flaws)
 
 

@@ -299,7 +299,7 @@ def _off(image: StoredImage, voxels: NDArray[Any], values: NDArray[np.float32], 
     head = image.head
     if image.dtype == "float16":
         allowed = verdict.tolerance * _size_of(values) + np.spacing(np.abs(values).astype(np.float16)).astype(np.float32)
-        unlike: NDArray[np.bool_] = np.abs(voxels.astype(np.float32) - values) > allowed
+        unlike: NDArray[np.bool_] = ~(np.abs(voxels.astype(np.float32) - values) <= allowed)  # NaN is unlike any value
         return unlike
     low, high = head.scale or (0.0, 1.0)
     expected = quantise(np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1))

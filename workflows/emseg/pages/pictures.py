@@ -52,7 +52,7 @@ def drawn(image: StoredImage, voxels: NDArray[Any], grey: Pixels) -> Pixels:
     Returns
     -------
     ndarray
-        ``(y, x, 3) uint8``; what is not computed is black.
+        ``(y, x, 3) uint8``; what is not computed is as the first label is, or black.
     """
     if image.content == "labels":
         return overlay(grey, np.where(voxels == NOT_COMPUTED, 0, voxels), len(image.names))

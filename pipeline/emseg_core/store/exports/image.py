@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from emseg_core.box import Box, Triple, triple
 from emseg_core.errors import InputError, OutputError, VolumeError
 from emseg_core.grid.blocks import Blocks
+from emseg_core.specs.heads import Head
 from emseg_core.specs.volume import VolumeSpec
 from emseg_core.store.files.atomic_write import output_path
 from emseg_core.store.files.faults import translate_errors
@@ -192,15 +193,33 @@ def open_image(stored: Output, volume: VolumeSpec, instances: str | None, probab
         stored.require_classes()
         arrays = [level.arrays[-1] for level in stored.levels]
         return ExportImage("classes", "classes", "uint8", stored.classes, volume, stored.region, _levels(stored, arrays, None))
-    known = [name for head in stored.heads if head.kind != "values" for name in head.channels]
-    if probability not in known:
-        raise InputError(f"{stored.path} has no class {probability!r}: choose one of {', '.join(known)}")
-    kept = (image for image in stored.images if image.content == "probabilities" and probability in image.names)
+    head, channel = _channel_of(stored, probability)
+    kept = (image for image in stored.images if image.head == head and image.content == "probabilities")
     if (image := next(kept, None)) is None:
         raise OutputError(f"{stored.path} stores labels only: run again with --probabilities --overwrite")
-    number, channel = stored.images.index(image), image.names.index(probability)
-    arrays = [level.arrays[number] for level in stored.levels]
-    return ExportImage(probability, "probability", "uint8", (), volume, stored.region, _levels(stored, arrays, channel))
+    arrays, name = [level.arrays[stored.images.index(image)] for level in stored.levels], image.names[channel]
+    return ExportImage(name, "probability", "uint8", (), volume, stored.region, _levels(stored, arrays, channel))
+
+
+def _channel_of(stored: Output, name: str) -> tuple[Head, int]:
+    """Return the head and the number of the channel of a name, which may be ``HEAD/NAME`` where heads share a name."""
+    heads = [head for head in stored.heads if head.kind != "values"]
+    found = [
+        (head, number)
+        for head in heads
+        for number, channel in enumerate(head.channels)
+        if name in (channel, f"{head.name}/{channel}")
+    ]
+    if len(found) > 1:
+        asked = " or ".join(f"{head.name}/{head.channels[number]}" for head, number in found)
+        raise InputError(f"{stored.path} has {name!r} in several heads: choose {asked}")
+    if not found:
+        known = ", ".join(channel for head in heads for channel in head.channels)
+        raise InputError(
+            f"{stored.path} has no class {name!r}: "
+            + (f"choose one of {known}" if known else "it stores values alone, which are OME-Zarr images already")
+        )
+    return found[0]
 
 
 def export_folder(path: str | Path, *, overwrite: bool) -> Path:

@@ -304,6 +304,8 @@ def _remove_other_generations(files: Files, output: Output) -> None:
         for found in files.entries(folder.rstrip("/")):
             path = f"{folder}{found}"
             if path not in kept and (re.fullmatch(rf"{name}(-\d+)?", found) or _stores_head(files, path)):
+                for level in filter(str.isdecimal, files.entries(path)):  # its metadata are last: they state what it is
+                    files.remove_all(f"{path}/{level}")
                 files.remove_all(path)
 
 

@@ -1,6 +1,6 @@
 """Contents of an output, and whether they are complete and undamaged. All commands use the checks in this module.
 
-    shards      voxels of each level of classes, probabilities and instance labels; checksums cover each byte
+    shards      voxels of each level of the run's images and of instance labels; checksums cover each byte
     documents   metadata of groups and arrays, and the blocks that a mask excludes; they follow from the output's own metadata
     tables      segments of instance labels; the metadata of these have their SHA-256
 

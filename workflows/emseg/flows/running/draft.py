@@ -167,7 +167,8 @@ def heads_stored(spec: NetworkSpec, settings: RunSettings, started: Recipe | Non
     InputError
         If the network has no such heads.
     """
-    if settings.heads is None and started is not None:
+    known = {head.name for head in spec.heads}  # those of another network are refused for that, when recipes are compared
+    if settings.heads is None and started is not None and known.issuperset(started.heads):
         return started.heads
     chosen = chosen_heads(spec.heads, settings.heads)
     return () if all(head.kind == "classes" for head in spec.heads) else tuple(head.name for head in chosen)
