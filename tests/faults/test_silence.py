@@ -28,7 +28,7 @@ def watch(event, args):
         seen = args[:1]
     else:
         return
-    line = json.dumps([os.getpid(), event, *map(str, seen[:1])])
+    line = json.dumps([os.getpid(), event, *map(str, seen[:1] or ("",))])
     os.write(file, (line + "\\n").encode())
 
 sys.addaudithook(watch)
@@ -88,7 +88,7 @@ def test_a_whole_segmentation_talks_to_itself_alone(tmp_path: Path) -> None:
     asking = {process for process, event, what in events if (event, what) == ("import", "openvino_telemetry")}
     assert asking == {process for process, event, what in events if (event, what) == ("import", "openvino")} != set()
     assert not [what for *_, what in events if what.startswith("openvino_telemetry.")], "it was imported"
-    assert not [event for _, event, *_ in events if event == "os.fork"]
+    assert not asking & {process for process, event, _ in events if event == "os.fork"}, "something talks in the background"
     assert not list((tmp_path / "home").rglob("*telemetry*")), "a wish of the user was written down"
     if apart:
         during, afterwards = json.loads(counted.read_text())

@@ -258,6 +258,7 @@ def test_a_contract_is_kept_with_what_it_rests_on(tmp_path: Path) -> None:
 def test_memory_stays_within_the_limit(tmp_path: Path) -> None:
     """A network for slabs once took several gigabytes before it was refused."""
     path = save_exported(tmp_path / "n.pt2", nn.Conv3d(1, 32, 3, padding=1), (1, 1, 16, 16, 16))
+    path.with_name("n.pt2.toml").write_text('activation = "logits"\n')
     script = f"""
 import resource
 from pathlib import Path

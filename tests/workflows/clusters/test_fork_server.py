@@ -13,6 +13,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import dask
 import psutil
 import pytest
 from distributed import Client, Nanny
@@ -60,6 +61,7 @@ def test_the_environment_is_that_of_spawned_workers(monkeypatch: pytest.MonkeyPa
     """The server starts before Dask's configuration can be read: if it adds something else, nothing is forked."""
     for name in NANNY_ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # a nanny adds its folder, and this one is never closed
 
     async def added() -> dict[str, str]:
         return Nanny("tcp://127.0.0.1:1").pre_spawn_env
@@ -83,15 +85,16 @@ def test_two_clusters_share_the_server() -> None:
 
 def test_the_server_lives_as_long_as_the_last_cluster() -> None:
     first, second = local_cluster(1, 1), local_cluster(1, 1)
-    first.__enter__()
-    client = second.__enter__()
-    try:
-        (server,) = servers()
-        first.__exit__(None, None, None)
-        assert servers() == [server]
-        assert parents(client) == {server.pid}
-    finally:
-        second.__exit__(None, None, None)
+    with dask.config.set(scheduler=None):  # clients that do not end in turn leave it set
+        first.__enter__()
+        client = second.__enter__()
+        try:
+            (server,) = servers()
+            first.__exit__(None, None, None)
+            assert servers() == [server]
+            assert parents(client) == {server.pid}
+        finally:
+            second.__exit__(None, None, None)
     assert not servers()
 
 

@@ -94,7 +94,7 @@ def test_a_network_for_tiles_of_one_size_runs_on_these(folder: Path, tmp_path: P
 
 def test_a_context_that_is_told_is_used_with_a_note(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "n.pt2").write_bytes((folder / "padded.pt2").read_bytes())
-    (tmp_path / "n.pt2.toml").write_text("context = [0, 1, 1]\n")
+    (tmp_path / "n.pt2.toml").write_text('context = [0, 1, 1]\nactivation = "logits"\n')
     told: list[Event] = []
     report = segment(folder / "v.zarr", tmp_path / "o.zarr", model=tmp_path / "n.pt2", workers=0, on_event=told.append)
     assert report.exit_code == 0
