@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,6 +184,8 @@ def in_a_fork(act: Callable[[], Any], counted: Path | None = None, dies_at: int 
 
         def watch(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal changes
+            if "_beat" in threading.current_thread().name:  # a busy machine renews leases more often
+                return
             opened = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
             if (event in CHANGES or opened) and by_name(str(arguments[0])).startswith(str(counted)):
                 changes += 1
