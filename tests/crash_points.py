@@ -184,7 +184,7 @@ def in_a_fork(act: Callable[[], Any], counted: Path | None = None, dies_at: int 
 
         def watch(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal changes
-            if "_beat" in threading.current_thread().name:  # a busy machine renews leases more often
+            if threading.current_thread().name == "emseg-lease":  # a busy machine renews leases more often
                 return
             opened = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
             if (event in CHANGES or opened) and by_name(str(arguments[0])).startswith(str(counted)):
