@@ -22,7 +22,7 @@ from emseg.access import token_file
 from emseg.clusters.local import DASHBOARD_PORT, LOOPBACK
 from emseg_core.metrics.membrane import best_threshold, f1
 from emseg_core.model.external_model import SETTINGS, read_external
-from emseg_core.model.output import Output
+from emseg_core.model.output import NetworkOutput
 from emseg_core.model.told_heads import read_heads
 
 SAMPLE = ROOT / "examples" / "fib25-sample" / "raw.tif"
@@ -151,7 +151,7 @@ def test_what_is_told_of_a_network_of_others_is_known(tmp_path: Path) -> None:
         known |= set(read_external(tmp_path / "n.onnx").settings)
     assert known == set(SETTINGS)
     tables = tomllib.loads(block(f"{TUTORIALS}/your-own-network.md", "[[heads]]"))["heads"]
-    heads = read_heads(tables, (Output("out", 8, None),), "n.onnx.toml")
+    heads = read_heads(tables, (NetworkOutput("out", 8, None),), "n.onnx.toml")
     assert [head.kind for head in heads] == ["affinities", "independent", "values", "classes"]
 
 
