@@ -83,7 +83,8 @@ def test_two_clusters_share_the_server() -> None:
     assert not psutil.pid_exists(server.pid)
 
 
-def test_the_server_lives_as_long_as_the_last_cluster() -> None:
+def test_the_server_lives_as_long_as_the_last_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])  # clusters that do not end in turn leave their folders there
     first, second = local_cluster(1, 1), local_cluster(1, 1)
     with dask.config.set(scheduler=None):  # clients that do not end in turn leave it set
         first.__enter__()
