@@ -212,29 +212,41 @@ def fit(
         ranks.share(settings.batch)
         if on_begun is not None and ranks.leads:
             on_begun()
-        network = ranks.wrap(state.network)
-        with prefetch(trainer.batch, range(state.step, settings.steps)) as batches:
-            meter = ProgressMeter(settings, state.step, batches)
-            while state.step < settings.steps and not (settings.patience and state.stale >= settings.patience):
-                meter.add(trainer.take_step(network, state.optimizer, next(batches), state.step))
-                state.step += 1
-                state.average.update(state.step)
-                if state.step % settings.validate_every == 0 or state.step == settings.steps:
-                    if ranks.leads:
-                        logits = _validate(state, spec, settings, tune)
-                        if checkpoint is not None:
-                            save_checkpoint(checkpoint, state, identity)
-                        if on_validated is not None:
-                            on_validated(state.step, logits)
-                    state.stale = ranks.broadcast(state.stale)
-                if on_progress is not None and ranks.leads:
-                    on_progress(meter.progress(state))
+
+        def validate() -> None:
+            logits = _validate(state, spec, settings, tune)
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, state, identity)
+            if on_validated is not None:
+                on_validated(state.step, logits)
+
+        _take_steps(trainer, state, validate, on_progress)
         if not ranks.leads:
             return None, 0.0
         if settings.patience:
             state.average.load(state.best)
         trained = state.average.network(spec)
         return trained, calibrate(trained, tune, settings.output, settings.aim)
+
+
+def _take_steps(
+    trainer: Trainer, state: TrainingState, validate: Callable[[], None], on_progress: Callable[[Progress], None] | None
+) -> None:
+    """Train until the last step, or until validations have not improved for long enough."""
+    settings, ranks = trainer.settings, trainer.ranks
+    network = ranks.wrap(state.network)
+    with prefetch(trainer.batch, range(state.step, settings.steps)) as batches:
+        meter = ProgressMeter(settings, state.step, batches)
+        while state.step < settings.steps and not (settings.patience and state.stale >= settings.patience):
+            meter.add(trainer.take_step(network, state.optimizer, next(batches), state.step))
+            state.step += 1
+            state.average.update(state.step)
+            if state.step % settings.validate_every == 0 or state.step == settings.steps:
+                if ranks.leads:
+                    validate()
+                state.stale = ranks.broadcast(state.stale)
+            if on_progress is not None and ranks.leads:
+                on_progress(meter.progress(state))
 
 
 class ProgressMeter:

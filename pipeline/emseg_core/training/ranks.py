@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from traceback import clear_frames
 
 import psutil
 import torch
+import torch.distributed.nn.functional  # imported after a group is made, its default arguments keep that group for good
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -159,8 +162,17 @@ def join_processes(device: Device) -> Iterator[Ranks]:
         if place is not None and backend == "gloo":
             check_peers()
         yield Ranks(distributed.get_rank(), count)
+    except BaseException as error:
+        clear_frames(error.__traceback__)  # the wrapped network in them keeps the group
+        raise
     finally:
+        # Gloo's threads let go of tensors late. One that does so while the interpreter ends aborts the process, so they end
+        # here, with the group, of which this is the last reference: only the end of that one does not hold the lock (GIL)
+        # that the threads wait for.
+        group = distributed.group.WORLD
         distributed.destroy_process_group()
+        gc.collect()
+        del group
 
 
 def check_peers() -> None:

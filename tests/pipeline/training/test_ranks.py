@@ -18,6 +18,7 @@ from emseg_core.training.ranks import check_peers
 
 TRAINING = """
 import json, sys
+from pathlib import Path
 import torch
 from trainings import cells
 from emseg_core.specs.model import ModelSpec
@@ -39,13 +40,36 @@ if network is not None:
     print(json.dumps({"losses": losses, "score": score, "sums": sums}))
 else:
     assert not losses
+threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in threads if "gloo" in name], threads
+"""
+STOPPED = """
+from pathlib import Path
+import torch
+from emseg_core.training.ranks import Ranks, join_processes
+
+def stop(ranks: Ranks) -> None:
+    network = ranks.wrap(torch.nn.Conv2d(1, 1, 3))
+    network(torch.ones(1, 1, 8, 8)).sum().backward()
+    raise KeyError(ranks.broadcast(7))
+
+stopped = None
+try:
+    with join_processes("cpu") as ranks:
+        stop(ranks)
+except KeyError as error:
+    stopped = error
+threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in threads if "gloo" in name], threads
+if ranks.leads:
+    print('{"stopped": %s}' % stopped)
 """
 
 
-def trained(folder: Path, processes: int) -> dict[str, Any]:
-    """Return what a training with this many processes prints."""
+def trained(folder: Path, processes: int, program: str = TRAINING) -> dict[str, Any]:
+    """Return what a training with this many processes prints. None of them leaves a thread of Gloo behind."""
     script = folder / "training.py"
-    script.write_text(TRAINING)
+    script.write_text(program)
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     tests = str(Path(__file__).parents[2])
     done = subprocess.run(
@@ -69,6 +93,10 @@ def test_the_same_loss_curve_and_weights(tmp_path: Path) -> None:
     assert one["sums"].keys() == two["sums"].keys()
     assert np.allclose(list(one["sums"].values()), list(two["sums"].values()), rtol=1e-3, atol=1e-3)
     assert abs(one["score"] - two["score"]) < 1e-3
+
+
+def test_a_training_that_fails_ends_its_group(tmp_path: Path) -> None:
+    assert trained(tmp_path, 2, STOPPED) == {"stopped": 7}
 
 
 def test_a_stranger_who_has_connected_is_found() -> None:
