@@ -19,14 +19,12 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from emseg.runs.events import BlockEnded, BlockRetried, Event, Noticed, RunStarted, WorkerJoined, WorkerLeft
 from emseg.runs.tally import Report
-from emseg.tasks.segmenting import SegmentWork
 from emseg_core import __version__
 from emseg_core.errors import OrphanError, OutputError
-from emseg_core.model.model_place import ModelPlace, locate_model
 from emseg_core.outcome import is_count
 from emseg_core.recipe import Recipe
 from emseg_core.store.files.faults import describe_error
@@ -34,6 +32,10 @@ from emseg_core.store.files.lease import newest_run
 from emseg_core.store.files.place import Address, parse_place
 from emseg_core.store.outputs.output import Output
 from emseg_core.store.volumes.volume import ZarrVolume, open_volume
+
+if TYPE_CHECKING:
+    from emseg.tasks.segmenting import SegmentWork
+    from emseg_core.model.model_place import ModelPlace
 
 SEGMENT_LINES = 1000
 """Lines per segment."""
@@ -331,6 +333,8 @@ def model_of(output: Output, given: str | Path | None, predictor: str | None = N
     InputError
         If the model is missing, or none is given and no record has its place.
     """
+    from emseg_core.model.model_place import locate_model  # `emseg status` starts without it
+
     if given is not None or predictor is not None:
         return locate_model(given, predictor)
     if (own := recipe_of(output).predictor) is not None:
