@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emseg_core.block import predict_box
 from emseg_core.box import Box, Triple, triple
 from emseg_core.errors import BlockError
+from emseg_core.grid.stitch import QUANTA
 from emseg_core.normalise import Normalisation
 from emseg_core.ports import Predictor, VolumeReader
+from emseg_core.specs.heads import Head, parts_of
 from emseg_core.specs.network import NetworkSpec
 from emseg_core.specs.numerics import Accuracy
 
@@ -28,8 +31,8 @@ The sample holds a quarter of a million voxels in all, so a label that differs i
 def accuracy_of(fast: Predictor, exact: Predictor, volume: VolumeReader, normalisation: Normalisation) -> Accuracy:
     """Compare `fast` with `exact`, the same network in float32, on a fixed sample of boxes of the volume.
 
-    A box that cannot be read is skipped, so that it does not stop the run. A box in which only `fast` overflows counts as
-    wrong. If no box can be used, the agreement is 0.
+    A box that cannot be read is skipped, so that it does not stop the run. A box in which only `fast` overflows, or
+    which it cannot compute at all, counts as wrong. If no box can be used, the agreement is 0.
 
     Parameters
     ----------
@@ -45,7 +48,9 @@ def accuracy_of(fast: Predictor, exact: Predictor, volume: VolumeReader, normali
     Returns
     -------
     Accuracy
-        Share of voxels with the same label, and the largest difference between probabilities.
+        Share of voxels with the same labels in all heads, and the largest difference between probabilities. An affinity of
+        0.5 and more counts as a label of its own; a value has the label of float32 if it differs by no more than what
+        storage rounds off, and its difference is relative to its scale, or to the largest value of its head in a box.
     """
     same = voxels = 0
     largest = 0.0
@@ -58,12 +63,42 @@ def accuracy_of(fast: Predictor, exact: Predictor, volume: VolumeReader, normali
         voxels += box.voxels
         try:
             candidate = predict_box(volume, fast, normalisation, box, tile, (0, 0, 0))
-        except BlockError:
+        except (BlockError, RuntimeError):  # torch and OpenVINO raise RuntimeError for what they cannot compute
             largest = 1.0
             continue
-        same += int(np.count_nonzero(reference.argmax(axis=0) == candidate.argmax(axis=0)))
-        largest = max(largest, float(np.abs(reference - candidate).max()))
+        agrees = np.ones(box.shape, np.bool_)
+        for head, part in parts_of(exact.spec.heads):
+            agrees &= _agrees(head, reference[part], candidate[part])
+            largest = max(largest, float(np.abs(reference[part] - candidate[part]).max()) / _span(head, reference[part]))
+        same += int(np.count_nonzero(agrees))
     return Accuracy(same / voxels, largest, voxels) if voxels else Accuracy(0.0, 1.0, 0)
+
+
+def _agrees(head: Head, reference: NDArray[np.float32], candidate: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return at which voxels ``(z, y, x)`` a head gets the same labels, given its channels ``(channel, z, y, x)``."""
+    alike: NDArray[np.bool_]
+    if head.kind == "classes":
+        alike = reference.argmax(axis=0) == candidate.argmax(axis=0)
+    elif head.kind == "values" and head.scale is None:
+        with np.errstate(over="ignore"):  # such a value fails its block
+            step = np.spacing(np.abs(reference).astype(np.float16)).astype(np.float32)
+        alike = (np.abs(reference - candidate) <= step).all(axis=0)
+    elif head.scale is not None:
+        kept, found = np.clip(reference, *head.scale), np.clip(candidate, *head.scale)
+        alike = (np.abs(kept - found) <= _span(head, reference) / QUANTA).all(axis=0)
+    else:
+        thresholds = np.array(head.thresholds or (0.5,), np.float32)[:, None, None, None]
+        alike = ((reference >= thresholds) == (candidate >= thresholds)).all(axis=0)
+    return alike
+
+
+def _span(head: Head, reference: NDArray[np.float32]) -> float:
+    """Return the range that differences of a head are relative to: 1 for probabilities."""
+    if head.kind != "values":
+        return 1.0
+    if head.scale is not None:
+        return head.scale[1] - head.scale[0]
+    return float(np.abs(reference).max()) or 1.0
 
 
 def sample_boxes(model: NetworkSpec, region: Box, seed: int = 0) -> Iterator[Box]:

@@ -26,9 +26,9 @@ import torch
 from emseg_core.box import Box
 from emseg_core.grid.mirror import reflect
 from emseg_core.grid.stitch import classify
+from emseg_core.model.adapter import DTYPES
 from emseg_core.model.backend import low_precisions, open_predictor
 from emseg_core.model.file import ModelFile, weights_of
-from emseg_core.model.predictor import DTYPES
 from emseg_core.model.unet import UNet
 from emseg_core.normalise import normalised
 from emseg_core.ports import Predictor

@@ -13,6 +13,8 @@ from strategies import model_specs
 from emseg_core.accuracy import CUBIC_BOX, PLANAR_BOX, SAMPLED_BOXES, accuracy_of, sample_boxes
 from emseg_core.box import Box, Triple
 from emseg_core.grid.stitch import softmax
+from emseg_core.specs.contract import Contract
+from emseg_core.specs.heads import Head
 from emseg_core.specs.model import ModelSpec
 
 POINTWISE = ModelSpec.unet(width=1, depth=0, kernel=(1, 1, 1))
@@ -32,6 +34,19 @@ class Threshold:
         return above
 
 
+class Shifted:
+    """Predictor whose heads of one channel all give the voxel plus a constant."""
+
+    def __init__(self, heads: tuple[Head, ...], shift: float) -> None:
+        one = (1, 1, 1)
+        self.spec = Contract((), True, (0, 0, 0), one, one, (0, 0, 0), "none", True, 0, 1, 1, named_heads=heads)
+        self._shift = np.float32(shift)
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return channels ``(n, heads, z, y, x)``."""
+        return np.stack([tiles + self._shift] * len(self.spec.heads), axis=1)
+
+
 @pytest.mark.parametrize("shape", [(3, 30, 41), (7, 300, 280)], ids=str)
 def test_it_counts_what_differs(shape: Triple) -> None:
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -45,6 +60,19 @@ def test_it_counts_what_differs(shape: Triple) -> None:
     assert found.largest_difference == pytest.approx(float(np.abs(exact - fast).max()))
     assert 0 < found.largest_difference < 0.05
     assert 0.9 < found.agreement < 1
+
+
+def test_what_cannot_be_computed_is_wrong_everywhere() -> None:
+    class Unable(Threshold):
+        """Predictor of a library that lacks an operation in its precision."""
+
+        def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+            """Fail."""
+            raise RuntimeError("not implemented for 'BFloat16'")
+
+    volume = ArrayVolume(np.zeros((4, 20, 20), np.float32))
+    found = accuracy_of(Unable(0.3), Threshold(0.3), volume, AS_IS)
+    assert (found.agreement, found.largest_difference) == (0.0, 1.0)
 
 
 def test_nothing_differs_from_itself() -> None:
@@ -70,6 +98,46 @@ def test_an_overflow_is_wrong_everywhere() -> None:
     found = accuracy_of(Threshold(np.inf), Threshold(0.3), volume, AS_IS)
     assert (found.agreement, found.largest_difference) == (0.0, 1.0)
     assert found.voxels > 0
+
+
+def alike(head: Head, exact: float, fast: float) -> bool:
+    """Return whether a voxel of a head with one channel means the same, by comparing what is stored."""
+    if head.kind == "affinities":
+        return (exact >= 0.5) == (fast >= 0.5)
+    if head.kind == "independent":
+        return (exact >= head.thresholds[0]) == (fast >= head.thresholds[0])
+    if head.scale is None:
+        return bool(abs(exact - fast) <= np.spacing(np.float16(abs(exact))))
+    low, high = head.scale
+    return abs(min(max(exact, low), high) - min(max(fast, low), high)) <= (high - low) / 254
+
+
+HEADS = (
+    Head("near", "affinities", ("0 0 1",), "sigmoid", offsets=((0, 0, 1),)),
+    Head("organelles", "independent", ("mito",), "sigmoid", thresholds=(0.3,)),
+    Head("distance", "values", ("far",), "none"),
+    Head("coarse", "values", ("far",), "none", scale=(0.2, 0.7)),
+)
+
+
+@given(
+    st.lists(st.sampled_from(HEADS), min_size=1, unique=True),
+    st.lists(st.floats(0, 1, width=16), min_size=6, max_size=6),
+    st.floats(-1 / 128, 1 / 128, width=32),
+)
+def test_a_voxel_counts_if_all_its_heads_mean_the_same(heads: list[Head], values: list[float], error: float) -> None:
+    volume = ArrayVolume(np.array(values, np.float32).reshape(1, 2, 3))
+    exact, fast = (Shifted(tuple(heads), shift) for shift in (0.0, error))
+    found = accuracy_of(fast, exact, volume, AS_IS)
+    pairs = [(float(value), float(np.float32(value) + np.float32(error))) for value in volume.values.ravel()]
+    same = [all(alike(head, *pair) for head in heads) for pair in pairs]
+    assert found.agreement == pytest.approx(np.mean(same))
+    spans = [
+        1.0 if head.kind != "values" else (max(values) or 1.0) if head.scale is None else head.scale[1] - head.scale[0]
+        for head in heads
+    ]
+    largest = max(abs(a - b) for a, b in pairs)
+    assert found.largest_difference == pytest.approx(max(largest / span for span in spans))
 
 
 @given(model_specs(), st.data())

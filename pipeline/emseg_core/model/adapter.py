@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.heads import Head
+from emseg_core.specs.numerics import Precision
+
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Prepared(nn.Module):
@@ -97,11 +100,14 @@ class AdaptedNetwork(nn.Module):
         The network, called with tiles ``(n, 1, z, y, x)``, or ``(n, 1, y, x)`` if it is planar.
     spec
         How it behaves.
+    precision
+        Type in which it multiplies and convolves. What needs the range or the digits of float32, such as norms, keeps it, as
+        does whatever the network converts to float32 by itself.
     """
 
-    def __init__(self, network: nn.Module, spec: Contract) -> None:
+    def __init__(self, network: nn.Module, spec: Contract, precision: Precision = "float32") -> None:
         super().__init__()
-        self.network, self.spec = network, spec
+        self.network, self.spec, self.precision = network, spec, precision
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Compute the channels of all heads of tiles.
@@ -116,7 +122,9 @@ class AdaptedNetwork(nn.Module):
         Tensor
             Channels of all heads, ``(n, channels, z', y', x')``.
         """
-        return to_prediction(apply_network(self.network, tiles, planar=self.spec.planar), self.spec)
+        with torch.autocast(tiles.device.type, DTYPES[self.precision], enabled=self.precision != "float32"):
+            output = apply_network(self.network, tiles, planar=self.spec.planar)
+        return to_prediction(output.to(torch.promote_types(output.dtype, torch.float32)), self.spec)
 
 
 def apply_network(network: Callable[[Tensor], Tensor], tiles: Tensor, *, planar: bool) -> Tensor:

@@ -142,13 +142,11 @@ def open_predictor(
         return _open_external(model, backend, precision, threads, device)
     if backend == "openvino" and device != "cpu":
         raise DeviceError(f"OpenVINO runs on CPUs, not on {device}: use --backend torch, or --device cpu")
-    if precision != "float32" and precision not in (able := low_precisions(device)):
-        raise DeviceError(
-            f"predictors should compute in {precision}, but the {'GPU' if device == 'cuda' else 'CPU'} here is fast only in "
-            f"{' and '.join(('float32', *able))}: use --precision float32, or other hardware"
-        )
+    _check_precision(precision, device)
     if backend == "torch":
-        return _in_torch(model.network(), precision, threads, device)
+        from emseg_core.model.adapter import DTYPES  # takes seconds to import
+
+        return _in_torch(model.network().to(DTYPES[precision]), threads, device)
     try:
         from emseg_core.model.openvino_predictor import OpenVinoPredictor
     except ImportError as error:
@@ -159,29 +157,36 @@ def open_predictor(
     return OpenVinoPredictor(model, threads, precision)
 
 
-def _in_torch(network: UNet | AdaptedNetwork, precision: Precision, threads: int, device: Device) -> BasePredictor:
-    """Open a predictor that runs a network in torch."""
-    from emseg_core.model.predictor import DTYPES, CudaPredictor, TorchPredictor  # takes seconds to import
+def _check_precision(precision: Precision, device: Device) -> None:
+    """Check that a device has fast arithmetic for a precision."""
+    if precision != "float32" and precision not in (able := low_precisions(device)):
+        raise DeviceError(
+            f"predictors should compute in {precision}, but the {'GPU' if device == 'cuda' else 'CPU'} here is fast only in "
+            f"{' and '.join(('float32', *able))}: use --precision float32, or other hardware"
+        )
 
-    network = network.to(DTYPES[precision])
+
+def _in_torch(network: UNet | AdaptedNetwork, threads: int, device: Device) -> BasePredictor:
+    """Open a predictor that runs a network in torch."""
+    from emseg_core.model.predictor import CudaPredictor, TorchPredictor  # takes seconds to import
+
     return CudaPredictor(network, threads) if device == "cuda" else TorchPredictor(network, threads, device)
 
 
 def _open_external(model: ExternalModel, backend: Backend, precision: Precision, threads: int, device: Device) -> BasePredictor:
-    """Open a predictor for an external model; each kind is run by one library, in float32."""
+    """Open a predictor for an external model; each kind is run by one library."""
     library, spec = EXTERNAL_BACKENDS[model.kind], contract_of(model)
     if backend != library:
         raise DeviceError(f"{model.path} runs in {library}, not in {backend}: leave out --backend, or start another output")
-    if precision != "float32":
-        raise DeviceError(f"{model.path} runs in float32 only, not in {precision}: leave out --precision")
+    _check_precision(precision, device)
     if model.kind == "exported":
         from emseg_core.model.adapter import AdaptedNetwork
 
-        return _in_torch(AdaptedNetwork(open_exported(model)[0], spec), precision, threads, device)
+        return _in_torch(AdaptedNetwork(open_exported(model)[0], spec, precision), threads, device)
     if device != "cpu":
         raise DeviceError(
             f"{model.path} is an ONNX file, which OpenVINO runs on CPUs, not on {device}: export it with torch.export"
         )
     from emseg_core.model.onnx import OnnxPredictor
 
-    return OnnxPredictor(open_onnx(model, threads), spec, threads)
+    return OnnxPredictor(open_onnx(model, threads, precision), spec, threads, precision)

@@ -48,6 +48,7 @@ from emseg_core.model.told_heads import check_channels, outputs_of, read_heads
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.heads import ACTIVATIONS, Head
 from emseg_core.specs.heads import classes_of as classes_in
+from emseg_core.specs.numerics import Precision
 
 Kind = Literal["onnx", "exported"]
 Lengths = tuple[int | None, ...]
@@ -439,7 +440,7 @@ def open_exported(model: ExternalModel) -> tuple[Any, Lengths, Lengths]:
     return Prepared(network, model.settings.get("rescale"), model.settings.get("clip")), shape, example
 
 
-def open_onnx(model: ExternalModel, threads: int) -> Any:
+def open_onnx(model: ExternalModel, threads: int, precision: Precision = "float32") -> Any:
     """Open the network of an ONNX file.
 
     Parameters
@@ -448,6 +449,8 @@ def open_onnx(model: ExternalModel, threads: int) -> Any:
         The network and its settings.
     threads
         Number of threads.
+    precision
+        Type of the activations.
 
     Returns
     -------
@@ -463,8 +466,8 @@ def open_onnx(model: ExternalModel, threads: int) -> Any:
         from emseg_core.model.onnx import OnnxNetwork
     except ImportError as error:
         raise ModelError(f"{model.path} is an ONNX file, which needs OpenVINO ({error}): {install_hint('openvino')}") from error
-    settings = model.settings
-    return OnnxNetwork(model.data, model.path, threads, model.used_outputs, settings.get("rescale"), settings.get("clip"))
+    prepared = model.settings.get("rescale"), model.settings.get("clip")
+    return OnnxNetwork(model.data, model.path, threads, model.used_outputs, *prepared, precision)
 
 
 def classes_of(model: ExternalModel, channels: int) -> tuple[str, ...]:

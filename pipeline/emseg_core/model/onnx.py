@@ -20,6 +20,7 @@ from emseg_core.model.cpu import vector_instructions
 from emseg_core.model.onnx_graph import trace_graph
 from emseg_core.model.receptive_arithmetic import Trace
 from emseg_core.specs.contract import Contract
+from emseg_core.specs.numerics import Precision
 
 FLOAT32_BYTES = 4
 
@@ -39,6 +40,8 @@ class OnnxNetwork:
         Indices of the outputs to use, whose channels are joined in this order.
     rescale, clip
         What is done to the input first; see `emseg_core.model.adapter.prepare`.
+    precision
+        Type of the activations.
 
     Raises
     ------
@@ -54,9 +57,10 @@ class OnnxNetwork:
         outputs: Sequence[int] = (0,),
         rescale: Sequence[float] | None = None,
         clip: Sequence[float] | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self._data, self._path, self._outputs, self._prepared = data, path, outputs, (rescale, clip)
-        self._compiled = CompiledGraph(self._shaped, threads, "float32")
+        self._compiled = CompiledGraph(self._shaped, threads, precision)
         model = self._model()
         if len(model.inputs) != 1:
             raise ModelError(f"{path} has {len(model.inputs)} inputs, but an image is 1 input: export it with 1 input")
@@ -162,7 +166,7 @@ class OnnxNetwork:
 
 
 class OnnxPredictor(BasePredictor):
-    """Predictor that runs an ONNX network on the CPU, in float32.
+    """Predictor that runs an ONNX network on the CPU.
 
     Parameters
     ----------
@@ -172,10 +176,12 @@ class OnnxPredictor(BasePredictor):
         How it behaves.
     threads
         Number of threads that run it.
+    precision
+        Type of the activations, which the network was opened with.
     """
 
-    def __init__(self, network: OnnxNetwork, spec: Contract, threads: int) -> None:
-        super().__init__(OPENVINO, vector_instructions(), "float32", threads)
+    def __init__(self, network: OnnxNetwork, spec: Contract, threads: int, precision: Precision = "float32") -> None:
+        super().__init__(OPENVINO, vector_instructions(), precision, threads)
         self.spec: Contract = spec
         self._network = network
 

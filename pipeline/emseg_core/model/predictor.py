@@ -26,7 +26,6 @@ from emseg_core.specs.numerics import Precision
 # Activations of hundreds of megabytes are allocated and freed all the time: with small pages, the system would spend a fifth
 # of the time on them. torch reads this variable at its first allocation.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_RECORDED_SHAPES = 2
 """Number of batch shapes for which recorded kernels are kept; a run has one."""
 MAX_GPU_MEMORY_FRACTION = 0.25
@@ -36,12 +35,12 @@ DEVICE_FAILURE_MESSAGES = ("CUDA error", "CUDA driver error", "cuDNN error", "CU
 
 
 class TorchPredictor(BasePredictor):
-    """Predictor that runs a network in torch, in the type of its weights, with activations in channels-last layout for speed.
+    """Predictor that runs a network in torch, with activations in channels-last layout for speed.
 
     Parameters
     ----------
     network
-        The network, whose weights are moved to the device.
+        The network, whose weights are moved to the device. A U-Net computes in the type of its weights.
     threads
         Number of threads that run it on a CPU.
     device
@@ -73,6 +72,8 @@ class TorchPredictor(BasePredictor):
         self._type = next(network.parameters()).dtype
         hardware = torch.backends.cpu.get_cpu_capability() if device == "cpu" else torch.cuda.get_device_name(device)
         precision: Precision = str(self._type).removeprefix("torch.")  # type: ignore[assignment]
+        if isinstance(network, AdaptedNetwork):
+            precision = network.precision
         super().__init__(f"torch {torch.__version__}", hardware, precision, threads)
 
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:

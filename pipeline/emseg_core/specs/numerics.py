@@ -17,7 +17,7 @@ class Accuracy:
     """Accuracy of a lower precision relative to float32, on a sample of the volume."""
 
     agreement: float
-    """Share of voxels with the same label."""
+    """Share of voxels with the same labels."""
     largest_difference: float
     """Largest difference between the probabilities of a class at a voxel."""
     voxels: int

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from foreign import save_exported, save_onnx
 from runs import CUBIC, PLANAR, bytes_of, save_random_model, save_volume, shards, texture
+from torch import Tensor, nn
 
 from emseg.flows.records.run_log import recipe_of
 from emseg.flows.running import draft
@@ -21,6 +23,15 @@ from emseg_core.model import backend
 from emseg_core.specs.numerics import Backend
 from emseg_core.store.outputs.lifecycle import open_output
 
+AFFINITIES = """
+[[heads]]
+name = "affinities"
+kind = "affinities"
+activation = "sigmoid logits"
+offsets = [[0, 0, -1], [0, -1, 0], [0, 0, -4]]
+anchor = "source"
+"""
+CLASSES = 'classes = ["a", "b", "c"]\nactivation = "logits"\n'
 LOW = backend.low_precisions("cpu")
 needs_low = pytest.mark.skipif(not LOW, reason="this CPU has no arithmetic in a low precision")
 
@@ -117,6 +128,51 @@ def test_a_low_precision_that_is_not_good_enough(folder: Path, tmp_path: Path, m
     recipe = recipe_of(open_output(tmp_path / "asked"))
     assert recipe.numerics.precision == LOW[0]
     assert recipe.accuracy is not None
+
+
+class Planar(nn.Module):
+    """A 2-D network with batch normalisation, which converts types by itself, as networks of others do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.inner = nn.Sequential(nn.Conv2d(1, 8, 5, padding=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return three channels."""
+        output: Tensor = self.inner(x).to(torch.float32) + torch.ones_like(x, dtype=torch.float32)
+        return output
+
+
+@needs_low
+@pytest.mark.usefixtures("tried")
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+@pytest.mark.parametrize(
+    "heads", ['classes = ["a", "b", "c"]\nactivation = "logits"', AFFINITIES], ids=["classes", "affinities"]
+)
+def test_networks_of_others_compute_in_a_low_precision(
+    kind: str, heads: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If that is accurate enough for their heads, and never without a word."""
+    monkeypatch.setattr(trial, "MIN_AGREEMENT", 0.9)
+    model = tmp_path / f"theirs.{kind}"
+    (save_onnx if kind == "onnx" else save_exported)(model, Planar(), (1, 1, 48, 48))
+    model.with_name(f"{model.name}.toml").write_text(heads)
+    events: list[Event] = []
+    for name, precision in (("exact", "float32"), ("low", None)):
+        settings = {"model": model, "precision": precision}
+        report = segment(folder / "volume.zarr", tmp_path / name, workers=0, on_event=events.append, **settings)  # type: ignore[arg-type]
+        assert report.exit_code == 0
+    recipe = recipe_of(open_output(tmp_path / "low"))
+    assert recipe.numerics.precision == LOW[0]
+    assert recipe.accuracy is not None
+    assert 0 < recipe.accuracy.largest_difference < 0.1
+    assert f"computing in {LOW[0]}: {recipe.accuracy}" in told(events)
+    assert verify(tmp_path / "low", boxes=3).holds
+    exact, low = (open_output(tmp_path / name) for name in ("exact", "low"))
+    image = low.images[-1].name
+    first, second = (output.read(image, recipe.plan.region) for output in (exact, low))
+    assert (first == second).mean() > 0.8
 
 
 @needs_low

@@ -99,7 +99,7 @@ def try_out(trial: Trial) -> Choice:
     if trial.precision == "float32" or (trial.precision is not None and trial.measured):
         return choice(opened(trial.precision), trial.precision)
     exact, volume = opened("float32"), open_volume(trial.volume, part=trial.part)
-    tried = () if isinstance(model, ExternalModel | PythonModel) else low_precisions(trial.device)
+    tried = () if isinstance(model, PythonModel) else low_precisions(trial.device)
     for precision in (trial.precision,) if trial.precision is not None else tried:
         fast = opened(precision)
         accuracy = accuracy_of(fast, exact, volume, trial.normalisation)
