@@ -61,6 +61,7 @@ minima: .venv/demo
 bench: .venv/test
 	$(BIN)/python tests/benchmarks/bench_speed.py
 	$(BIN)/python tests/benchmarks/bench_speed.py --precision bfloat16
+	$(BIN)/python tests/benchmarks/bench_foreign.py
 	$(BIN)/python tests/benchmarks/bench_paper.py
 	$(BIN)/python tests/benchmarks/bench_tiles.py
 	$(BIN)/python tests/benchmarks/bench_scaling.py
