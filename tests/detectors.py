@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from emseg_core.specs.contract import Contract
-from emseg_core.specs.heads import Head, classes_head
+from emseg_core.specs.heads import Anchor, Head, classes_head
 
 
 class Dark:
@@ -204,3 +204,28 @@ class Alike:
         """Return the channels of both heads."""
         share = 1 / (1 + np.exp(-tiles))
         return np.stack([share, 1 - share, share**2], 1).astype(np.float32)
+
+
+def edges_head(anchor: Anchor) -> Head:
+    """Return a head of affinities to the nearest voxels."""
+    return Head("edges", "affinities", ("z", "y", "x"), "sigmoid", offsets=((1, 0, 0), (0, 1, 0), (0, 0, 1)), anchor=anchor)
+
+
+class Edges:
+    """A network that tells grey values apart: affinities to the voxels before, stored where they end, but stated otherwise."""
+
+    version = "1"
+    planar = False
+    heads = (edges_head("source"),)
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return 1 where a voxel equals the one before it."""
+        here = tiles[:, 1:-1, 1:-1, 1:-1]
+        before = (tiles[:, :-2, 1:-1, 1:-1], tiles[:, 1:-1, :-2, 1:-1], tiles[:, 1:-1, 1:-1, :-2])
+        return np.stack([here == other for other in before], 1).astype(np.float32)
+
+
+class RightEdges(Edges):
+    """The same, stated as it is."""
+
+    heads = (edges_head("destination"),)

@@ -19,6 +19,7 @@ import emseg
 from emseg import evaluate, export, label, report, segment, status, verify
 from emseg.flows.records.run_log import recipe_of
 from emseg.flows.repair import repair, verify_checksums
+from emseg.runs.events import Event, Noticed
 from emseg_core.errors import InputError, OutputError, PlanError
 from emseg_core.grid.pyramid import coarsened
 from emseg_core.grid.stitch import QUANTA, quantise, softmax
@@ -274,3 +275,23 @@ def test_old_heads_are_found_again_if_their_removal_was_interrupted(
 def test_a_network_with_other_heads_is_another_network(folder: Path, output: Path) -> None:
     with pytest.raises(InputError, match=r"model_digest was .*, now"):
         segment(folder / "volume.zarr", output, predictor="detectors:Alike", workers=0)
+
+
+def test_affinities_that_are_stored_elsewhere_than_stated_are_noticed(tmp_path: Path) -> None:
+    """Without truth, at the start of a run; not when they are stated as they are, and not again when a run goes on."""
+    places = np.indices((20, 90, 100))
+    rings = (np.sqrt(((places - np.array([9, 44, 51])[:, None, None, None]) ** 2).sum(0)) // 7).astype(np.uint8)
+    save_volume(tmp_path / "volume.zarr", 20 * rings)
+    said: dict[str, list[str]] = {}
+    for name, predictor in (("wrong", "Edges"), ("again", "Edges"), ("right", "RightEdges")):
+        events: list[Event] = []
+        place = tmp_path / name.replace("again", "wrong")
+        own = f"detectors:{predictor}"
+        assert segment(tmp_path / "volume.zarr", place, predictor=own, workers=0, on_event=events.append).exit_code == 0
+        said[name] = [event.message for event in events if isinstance(event, Noticed) and "edges" in event.message]
+    (notice,) = said["wrong"]
+    assert "the head edges seems to be stated wrongly: " in notice
+    assert (
+        'have a single cut edge, which no labels have, but 0.0% with anchor = "destination": check what was trained' in notice
+    )
+    assert said["again"] == said["right"] == []

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from emseg_core.accuracy import accuracy_of
+from emseg_core.accuracy import accuracy_of, sample_boxes
+from emseg_core.block import predict_box
 from emseg_core.box import Triple
 from emseg_core.canary import speed_of
+from emseg_core.errors import BlockError
+from emseg_core.metrics.affinities import better_reading, lines_of, mostly_cut
 from emseg_core.model.device import Device
 from emseg_core.model.external_model import ExternalModel
 from emseg_core.model.model_place import ModelPlace, load
 from emseg_core.model.python_predictor import PythonModel
 from emseg_core.normalise import Normalisation
+from emseg_core.specs.heads import parts_of
 from emseg_core.specs.network import NetworkSpec
 from emseg_core.specs.numerics import Accuracy, Backend, Numerics, Precision
 from emseg_core.specs.volume import Selection
@@ -60,6 +65,8 @@ class Choice:
     """Accuracy of the precision, if it is below float32 and was not known."""
     refused: tuple[tuple[Precision, Accuracy], ...] = ()
     """Lower precisions whose labels differ too much from those of float32."""
+    doubts: tuple[str, ...] = ()
+    """What on the sample speaks against the stated meaning of the heads."""
 
 
 def try_out(trial: Trial) -> Choice:
@@ -93,7 +100,7 @@ def try_out(trial: Trial) -> Choice:
     def choice(predictor: BasePredictor, precision: Precision, accuracy: Accuracy | None = None) -> Choice:
         _tried[model.digest, trial.backend, precision, trial.threads, trial.device] = predictor
         numerics = numerics_of(model, predictor, trial.tile, trial.threads, precision, trial.device)
-        return Choice(numerics, speed_of(predictor, trial.tile), accuracy, tuple(refused))
+        return Choice(numerics, speed_of(predictor, trial.tile), accuracy, tuple(refused), tuple(_doubts(trial, predictor)))
 
     refused: list[tuple[Precision, Accuracy]] = []
     if trial.precision == "float32" or (trial.precision is not None and trial.measured):
@@ -107,6 +114,34 @@ def try_out(trial: Trial) -> Choice:
             return choice(fast, precision, accuracy)
         refused.append((precision, accuracy))
     return choice(exact, "float32")
+
+
+def _doubts(trial: Trial, predictor: BasePredictor) -> Iterator[str]:
+    """Yield what the affinities of some boxes say against their stated meaning. A started output has been told before."""
+    heads = [(head, part) for head, part in parts_of(predictor.spec.heads) if head.kind == "affinities"]
+    if not heads or trial.measured:
+        return
+    from emseg_core.store.volumes.volume import open_volume
+
+    volume, found = open_volume(trial.volume, part=trial.part), []
+    for box in sample_boxes(predictor.spec, volume.spec.box):
+        with suppress(BlockError):  # a run reports it
+            tile = predictor.spec.tile_for(box.shape)
+            found.append(predict_box(volume, predictor, trial.normalisation, box, tile, (0, 0, 0)))
+    for head, part in heads:
+        boxes = [box[part] for box in found]
+        if mostly_cut(head, boxes):
+            yield (
+                f"the head {head.name} cuts most edges, as if 1 and 0 were exchanged: check repulsive = "
+                f"{str(head.repulsive).lower()}"
+            )
+        elif (better := better_reading(head, boxes)) is not None:
+            reading, fit, stated = better
+            yield (
+                f"the head {head.name} seems to be stated wrongly: {stated.share:.1%} of its squares of four voxels have a "
+                f"single cut edge, which no labels have, but {fit.share:.1%} with {lines_of(reading, head)}: check what was "
+                "trained"
+            )
 
 
 _tried: dict[tuple[str, Backend, Precision, int, Device], BasePredictor] = {}

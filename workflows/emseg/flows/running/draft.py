@@ -394,6 +394,7 @@ def _chosen(choice: Choice) -> Iterator[str]:
     """Yield what was measured about precisions."""
     for precision, accuracy in choice.refused:
         yield f"{precision} would be faster, but {accuracy}: to use it anyway, give --precision {precision}"
+    yield from choice.doubts
     if choice.accuracy is not None:
         yield f"computing in {choice.numerics.precision}: {choice.accuracy}"
 
