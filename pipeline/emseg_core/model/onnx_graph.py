@@ -325,6 +325,12 @@ class _Node:
 
     _variadicsplit = _split
 
+    def _tile(self) -> Value:
+        repeats = self._numbers(1)
+        new = len(repeats) - len(self.known.axes)
+        value = Value((*(None,) * new, *self.known.axes))
+        return self._lost() if any(repeats[dim] != 1 for dim in value.spatial) else value
+
     def _gather(self) -> Value:
         dim = self._numbers(2)[0] % len(self.shape)
         if self.known.axes[dim] is not None or _key(self.node.input_value(1)) in self._follower.values:

@@ -291,9 +291,12 @@ class _Probe:
     def _good_trace(self) -> Trace | None:
         """Return the arithmetic for the base, or for a tile near it that the network treats as it does longer ones.
 
-        A network that resizes to the shape of skips accepts lengths that it treats differently from all others.
+        A network that resizes to the shape of skips accepts lengths that it treats differently from all others. A pooling that
+        takes in all of a short tile looks like one of the whole tile.
         """
         trace = self._trace(self._base)
+        if trace is not None and trace.notes.fixed and self._told.only_tile is None:
+            trace = self._longer_trace(trace)
         if trace is None or self._fixed or trace.notes.fixed:
             return trace
         first = self._base
@@ -314,6 +317,20 @@ class _Probe:
                 if not other.output.lost and len(other.shape) == len(trace.shape) and self._grows(other):
                     return other
         self._base = first
+        return trace
+
+    def _longer_trace(self, trace: Trace) -> Trace:
+        """Return the arithmetic for a longer tile, if nothing fixes the size of that, else the one for the base."""
+        assert self._tracing is not None
+        for factor in (2, 4):
+            shape = triple(length * factor if axis in self._axes else 1 for axis, length in enumerate(self._base))
+            try:
+                other = self._tracing(shape)
+            except Exception:
+                continue
+            if not other.notes.fixed and len(other.shape) == len(trace.shape):
+                self._base = shape
+                return other
         return trace
 
     def _at(self, shape: Triple, axis: int, length: int) -> Triple:

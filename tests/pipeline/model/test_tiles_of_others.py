@@ -105,6 +105,34 @@ def test_a_tile_that_is_shorter_than_what_the_network_sees_is_said_to_be(tmp_pat
     assert 32 - 2 * spec.context[1] >= 4
 
 
+class Deep(nn.Module):
+    """A network whose deepest pooling takes in all of a tile of 16 voxels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(8, 2, 1)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits in the shape of the image."""
+        fine = self.first(x)
+        coarse = fine
+        for _ in range(4):
+            coarse = nn.functional.max_pool2d(coarse, 2)
+        given: torch.Tensor = self.last(torch.cat([fine, nn.functional.interpolate(coarse, scale_factor=16)], 1))
+        return given
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_a_pooling_of_a_short_tile_is_not_one_of_the_whole_tile(tmp_path: Path, kind: str) -> None:
+    """Nothing says for which tiles it was made, or it was exported with the shortest one."""
+    shape = (1, 1, 16, 16)
+    path = save_exported(tmp_path / "n.pt2", Deep(), shape) if kind == "pt2" else save_onnx(tmp_path / "n.onnx", Deep(), shape)
+    spec = contract(path)
+    assert (spec.lattice, spec.only_tile, spec.local, spec.reason) == ((1, 16, 16), None, True, "")
+
+
 def test_valid_networks_that_crop_their_skips(tmp_path: Path) -> None:
     shape = (1, 1, 20, 20, 20)
     free, fixed = (
