@@ -187,10 +187,6 @@ class Star(nn.Module):
         return torch.sigmoid(self.probability(x)), self.rays(x)
 
 
-def _values(name: str, channels: int, **more: Any) -> dict[str, Any]:
-    return {"name": name, "kind": "values", "channels": list(range(channels)), **more}
-
-
 STAR_HEADS = {
     "heads": [
         {"name": "objects", "kind": "independent", "output": 0, "names": ["object"], "activation": "sigmoid"},
@@ -206,7 +202,12 @@ LSD_HEADS = {
         },
     ]
 }  # fmt: skip
-FLOWS = {"heads": [_values("flows", 3, names=["flow y", "flow x", "probability"])], "output": 0}
+FLOWS = {
+    "heads": [
+        {"name": "flows", "kind": "values", "output": 0, "channels": [0, 1], "names": ["y", "x"]},
+        {"name": "cells", "kind": "independent", "output": 0, "channels": [2], "activation": "sigmoid logits"},
+    ]
+}
 BOUNDARIES = {"heads": [{"name": "maps", "kind": "independent", "names": ["inside", "edge"], "activation": "sigmoid"}]}
 SHARES = {"heads": [{"name": "edges", "kind": "independent", "names": ["inside", "edge"], "activation": "sigmoid logits"}]}
 
@@ -289,7 +290,7 @@ ALL: list[Architecture] = [
         A("ResUNet 3-D, batch", lambda: biapy("resunet", "ResUNet", (48, 48, 48, 1), normalization="bn"), CUBE, MEMBRANE),
         A("Attention_U_Net 2-D, batch",
           lambda: biapy("attention_unet", "Attention_U_Net", (128, 128, 1), normalization="bn"), PLANE, MEMBRANE),
-        A("SE_U_Net 2-D, batch", lambda: biapy("seunet", "SE_U_Net", (128, 128, 1), normalization="bn"), PLANE, MEMBRANE),
+        A("SE_U_Net 2-D, batch", lambda: biapy("seunet", "SE_U_Net", (128, 128, 1), normalization="bn", feature_maps=[16, 32, 64]), PLANE, MEMBRANE),
     ),
 ]  # fmt: skip
 """All architectures, by library."""

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 import zarr
 from architectures import ALL, Architecture
+from facts import facts_of, name_of
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -45,8 +46,8 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "workflows" / "docs" / "networks.md"
 MAX_COMPARED = 2 * 10**11
 """Floating-point operations of the tiles of a comparison."""
-MAX_PROGRAM = 16_000
-"""Bytes of an exported program that is kept for the tests."""
+MAX_PROGRAM, MAX_SECONDS = 10_000, 1.0
+"""Bytes of an exported program that is kept for the tests, and seconds of its probe."""
 TIE = 1e-3
 """Difference of logits, or of a probability from its threshold, that rounding may turn round."""
 MEAN, DEVIATION = 128.0, 40.0
@@ -256,12 +257,6 @@ def differing(head: Any, name: str, whole: Tensor, found: NDArray[Any]) -> tuple
 # -- what is left ---------------------------------------------------------------------------------------------------------
 
 
-def facts(spec: Contract) -> dict[str, Any]:
-    """Return what a contract says, without what depends on the machine."""
-    names = ("context", "lattice", "least", "crop", "local", "only_tile", "basis", "reason", "planar")
-    return {name: getattr(spec, name) for name in names}
-
-
 def slim(data: bytes) -> bytes:
     """Return an exported program with weights that compress, and without what is not read.
 
@@ -285,6 +280,90 @@ def slim(data: bytes) -> bytes:
     return made.getvalue()
 
 
+def operations_of(data: bytes) -> list[str]:
+    """Return the names of the operations of an exported program."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("models/model.json"))
+        nodes = json.loads(archive.read(name))["graph_module"]["graph"]["nodes"]
+    targets = [str(node["target"]).split(".") for node in nodes]
+    return sorted({target[3] for target in targets if target[:3] == ["torch", "ops", "aten"]})
+
+
+def keep(folder: Path, results: list[dict[str, Any]]) -> None:
+    """Write the table, and the facts and programs that the tests read."""
+    PAGE.write_text(page(results))
+    rows = [{key: value for key, value in row.items() if key not in ("seconds", "bytes")} for row in results]
+    for row, before in zip(rows[1:], results, strict=False):
+        if row.get("operations") == before.get("operations"):
+            row.pop("operations", None)
+    (HERE / "facts.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    shutil.rmtree(HERE / "programs", ignore_errors=True)
+    shutil.copytree(folder / "programs", HERE / "programs")
+
+
+INTRODUCTION = """\
+# Networks of other libraries
+
+What `make zoo` found with torch {torch}: architectures of libraries that laboratories use, narrow and with random weights,
+each exported with `torch.export` (for tiles of any shape, and for a fixed one) and with `torch.onnx.export`. The last columns
+come from {count} exports of {networks} architectures.
+
+*Asked for* is what has to be written into the `.toml` beside the file, because the file does not say it; see
+[Your own network](tutorials/your-own-network.md). *Context* and *lattice* are voxels (z, y, x). *Like one pass* compares a run
+in small tiles with the network itself applied to the whole volume, voxel for voxel: all are equal but for ties, or the reason
+why labels depend on tiles is named. *Probe* is the time to find this out, on one core.
+"""
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    """Return the page of the documentation, with a table for each library."""
+    networks = {(row["library"], row["name"]) for row in results}
+    lines = [INTRODUCTION.format(torch=torch.__version__.split("+")[0], count=len(results), networks=len(networks))]
+    for library, rows in itertools.groupby(results, lambda row: row["library"]):
+        lines += [
+            f"## {library[0].upper()}{library[1:]}",
+            "",
+            "| network | export | asked for | context | lattice | tile | like one pass | probe |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for name, found in itertools.groupby(rows, lambda row: row["name"]):
+            alike: dict[str, list[dict[str, Any]]] = {}
+            for row in found:
+                alike.setdefault(json.dumps([row.get("asked"), *cells(row)[:3]]), []).append(row)
+            lines += [line(name, same) for same in alike.values()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def cells(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Return context, lattice, tile, and how a run compares."""
+    if "facts" not in row:
+        why = "not exported: " + row["not exported"].split(":")[0] if "not exported" in row else "refused: " + row.get("refused", "")
+        return "", "", "", why.replace("|", "/")
+    known = row["facts"]
+    context, lattice, only = (" x ".join(map(str, known[key] or ())) for key in ("context", "lattice", "only_tile"))
+    return context, lattice, f"{only} only" if only else "any", like_one_pass(row)
+
+
+def like_one_pass(row: dict[str, Any]) -> str:
+    """Return how a run compares with one pass."""
+    run, reason = row.get("run", {}), re.sub(r" \([^)]*\)", "", row["facts"]["reason"])
+    if "wrong" not in run:
+        return f"no: {reason}" if reason else ""
+    if run["wrong"] == 0 and not reason:
+        return f"yes, {run['voxels']} voxels"
+    return f"{100 - 100 * run['wrong'] / run['voxels']:.1f} %" + (f": {reason}" if reason else "")
+
+
+def line(name: str, rows: list[dict[str, Any]]) -> str:
+    """Return a line of the table for exports that are treated alike."""
+    asked = ", ".join(dict.fromkeys("`[[heads]]`" if key == "heads" else f"`{key}`" for key in rows[0].get("asked", ())))
+    compared = next((cells(row)[3] for row in rows if "wrong" in row.get("run", {})), cells(rows[0])[3])
+    seconds = [row["seconds"] for row in rows if "seconds" in row]
+    said = [name, "; ".join(row["export"] for row in rows), asked, *cells(rows[0])[:3], compared]
+    return f"| {' | '.join(said)} | {f'{max(seconds):.1f} s' if seconds else ''} |"
+
+
 def main() -> None:
     """Run the zoo."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -295,11 +374,13 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    results: list[dict[str, Any]] = []
-    for architecture in ALL:
-        title = f"{architecture.library}: {architecture.name}"
+    stored = asked.folder / "results.json"
+    results: list[dict[str, Any]] = json.loads(stored.read_text()) if asked.names and stored.exists() else []
+    titles = [f"{architecture.library}: {architecture.name}" for architecture in ALL]
+    for architecture, title in zip(ALL, titles, strict=True):
         if asked.names and not any(name in title for name in asked.names):
             continue
+        results = [row for row in results if title_of(row) != title]
         folder = asked.folder / re.sub(r"\W+", "-", title)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -312,20 +393,38 @@ def main() -> None:
                 row |= looked_at(path, architecture)
                 model, spec = row.pop("model", None), row.pop("spec", None)
                 if spec is not None:
-                    row["facts"] = facts(spec)
-                    if not asked.no_runs:
+                    row["facts"] = facts_of(spec)
+                    seen = [other for other in results if other["name"] == row["name"] and other.get("facts") == row["facts"]]
+                    if not asked.no_runs and not (path.suffix == ".pt2" and seen):
                         try:
                             row["run"] = compared(path, network, model, spec, folder)
                         except Exception:
                             row["fault"] = traceback.format_exc()
+                    row["told"] = path.with_name(f"{path.name}.toml").read_text()
+                if path.suffix == ".pt2":
+                    data = path.read_bytes()
+                    row["operations"] = operations_of(data)
+                    if "facts" in row and row["seconds"] < MAX_SECONDS:
+                        kept = lzma.compress(slim(data), preset=9)
+                        if len(kept) <= MAX_PROGRAM:
+                            programs = asked.folder / "programs"
+                            programs.mkdir(exist_ok=True)
+                            (programs / f"{name_of(row)}.pt2.xz").write_bytes(kept)
                 results.append(row)
             print(said(results[-1]), flush=True)
-            asked.folder.joinpath("results.json").write_text(json.dumps(results, indent=1) + "\n")
+            stored.write_text(json.dumps(results, indent=1) + "\n")
+    if {title_of(row) for row in results} == set(titles) and not asked.no_runs:
+        keep(asked.folder, sorted(results, key=lambda row: titles.index(title_of(row))))
+
+
+def title_of(row: dict[str, Any]) -> str:
+    """Return the name of an architecture with its library."""
+    return f"{row['library']}: {row['name']}"
 
 
 def said(row: dict[str, Any]) -> str:
     """Return a line about a row."""
-    parts = [f"{row['library']}: {row['name']} | {row['export']} |"]
+    parts = [f"{title_of(row)} | {row['export']} |"]
     for name in ("not exported", "refused", "fault"):
         if name in row:
             parts.append(f"{name.upper()} {row[name][-700:]}")

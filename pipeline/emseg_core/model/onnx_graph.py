@@ -214,7 +214,7 @@ class _Node:
         result = self.notes.reshape(self.known, self.shape, self.made, self.operation)
         if self.operation == "Reshape" and self._fixes(1):
             pattern = self._numbers(1)
-            if any(pattern[dim] > 0 for dim in result.spatial) or (result.lost and sum(size > 1 for size in pattern) > 2):
+            if any(pattern[dim] > 0 for dim in result.spatial) or (result.lost and min(pattern) > 0):
                 self.notes.fixed.setdefault(self.operation)
         return result
 

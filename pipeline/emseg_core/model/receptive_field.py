@@ -215,6 +215,8 @@ class _Probe:
                 )
         self._base = told.only_tile or declared or self._smallest()
         self._fixed = static or told.only_tile is not None
+        self._periods = 1
+        """Number of known periods in the lattice."""
         self._axes = range(1, 3) if planar else range(3)
 
     def result(self) -> ProbeResult:
@@ -375,7 +377,7 @@ class _Probe:
             self._check_steps(trace)
             self._fixed = self._told.only_tile is not None or bool(notes.fixed) or not self._grows(trace)
         elif not self._fixed:
-            self._fixed = bool(notes.fixed) or not self._accepts(self._longer(trace))
+            self._fixed = bool(notes.fixed) or not self._finds_longer(trace)
         along = [_Along(0, 0, 1, 1)] if self._planar else []
         return along + [self._axis_by_arithmetic(trace, axis) for axis in self._axes], "graph"
 
@@ -391,7 +393,15 @@ class _Probe:
                 )
 
     def _period(self, trace: Trace, axis: int) -> int:
-        return trace.notes.periods.get(axis - self._planar, 1) if axis in self._axes else 1
+        return self._periods * trace.notes.periods.get(axis - self._planar, 1) if axis in self._axes else 1
+
+    def _finds_longer(self, trace: Trace) -> bool:
+        """Find a longer tile that fits; strides after an operation that is not known are in no period."""
+        for self._periods in (1, 2, 4, 8, 16, 32):
+            if self._accepts(self._longer(trace)):
+                return True
+        self._periods = 1
+        return False
 
     def _longer(self, trace: Trace) -> Triple:
         return triple(
@@ -419,11 +429,12 @@ class _Probe:
         base, lattice, notes = self._base[axis], self._period(trace, axis), trace.notes
         valid = self._taken(axis, base, trace.shape[2:][axis - self._planar])
         found = trace.output.axes[2:][axis - self._planar]
-        needed = max(found.before, found.after) if found is not None else base // 4
+        usual = USUAL_LENGTH_PLANAR if self._planar else USUAL_LENGTH_CUBIC
+        quarter = (base if self._declared or self._fixed else usual) // 4
+        needed = max(found.before, found.after) if found is not None else quarter
         reason, crop = ", ".join(notes.reasons), needed
         if reason:  # nothing makes it exact: as much as such networks are used with
-            usual = USUAL_LENGTH_PLANAR if self._planar else USUAL_LENGTH_CUBIC
-            crop = min(crop, (base if self._declared or self._fixed else usual) // 4)
+            crop = min(crop, quarter)
             if found is not None and crop < needed and self._told.context is None:
                 reason += f", and a context of fewer than the {valid + needed} voxels that the network sees"
         if self._fixed and self._told.context is None and base - 2 * (valid + crop) < lattice:

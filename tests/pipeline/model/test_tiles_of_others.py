@@ -156,6 +156,33 @@ def test_attention_is_the_reason(tmp_path: Path) -> None:
     assert "attention (aten.matmul)" in exact(spec)
 
 
+class Mixed(Attentive):
+    """Attention in the middle of a network, which goes on with a stride of two and a skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.lift = nn.Conv2d(8, 8, 2, 2), nn.ConvTranspose2d(8, 8, 2, 2)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits in the shape of the image."""
+        patches = self.patch(x)
+        query, key, value = self.mix(patches.view(1, 8, -1).transpose(1, 2)).chunk(3, dim=-1)
+        mixed = (torch.softmax(query @ key.transpose(1, 2), -1) @ value).transpose(1, 2).reshape(patches.shape)
+        given: torch.Tensor = 5 * self.up(mixed + self.lift(self.down(mixed)))
+        return given
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_strides_after_attention_count_for_the_lattice(tmp_path: Path, kind: str) -> None:
+    """Tiles of other shapes fit, too. ONNX does not say for which it was made, so they are as large as usual."""
+    network = Mixed()
+    path = save_exported(tmp_path / "n.pt2", network, SIDE) if kind == "pt2" else save_onnx(tmp_path / "n.onnx", network, SIDE)
+    spec = contract(path)
+    assert (spec.only_tile, spec.lattice, spec.local) == (None, (1, 16, 16), False)
+    assert (spec.context, spec.least) == (((0, 8, 8), (1, 32, 32)) if kind == "pt2" else ((0, 128, 128), (1, 272, 272)))
+
+
 # -- refusals -------------------------------------------------------------------------------------------------------
 
 
