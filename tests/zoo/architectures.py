@@ -102,7 +102,14 @@ def biapy(module: str, name: str, image: tuple[int, ...], levels: int = 3, **mor
     alone("biapy")
     maps = [4 * 2**at for at in range(levels)]
     each = [2] * (levels - 1)
-    given: dict[str, Any] = {"activation": "elu", "feature_maps": maps, "drop_values": [0.1] * levels, "yx_down": each, "z_down": each, **more}
+    given: dict[str, Any] = {
+        "activation": "elu",
+        "feature_maps": maps,
+        "drop_values": [0.1] * levels,
+        "yx_down": each,
+        "z_down": each,
+        **more,
+    }
     made: nn.Module = of(f"biapy.models.{module}", name)(image_shape=image, **given)
     return made
 
@@ -128,11 +135,9 @@ class Valid(nn.Module):
         super().__init__()
         widths = [width * growth**at for at in range(len(factors) + 1)]
         self.down = nn.ModuleList(self._pass(1 if at == 0 else widths[at - 1], each) for at, each in enumerate(widths))
-        self.pools = nn.ModuleList(nn.MaxPool3d(list(factor), list(factor)) for factor in factors)
+        self.pools = nn.ModuleList(nn.MaxPool3d(tuple(factor), tuple(factor)) for factor in factors)
         self.ups = nn.ModuleList(nn.Upsample(scale_factor=tuple(factor), mode="nearest") for factor in reversed(factors))
-        self.join = nn.ModuleList(
-            self._pass(widths[at] + widths[at + 1], widths[at]) for at in reversed(range(len(factors)))
-        )
+        self.join = nn.ModuleList(self._pass(widths[at] + widths[at + 1], widths[at]) for at in reversed(range(len(factors))))
         self.factors = [[int(part) for part in factor] for factor in reversed(factors)]
         self.descriptors, self.affinities = nn.Conv3d(width, 10, 1), nn.Conv3d(width, 3, 1)
 
@@ -232,7 +237,8 @@ ALL: list[Architecture] = [
           lambda: monai("SegResNetDS", 2, 8, 1, 2, blocks_down=(1, 1, 1), norm="BATCH"), PLANE),
         A("VNet 2-D", lambda: monai("VNet", 2, 1, 2), PLANE),
         A("HighResNet 2-D", lambda: monai("HighResNet", 2, 1, 2), PLANE),
-        A("FlexibleUNet 2-D", lambda: monai("FlexibleUNet", 1, 2, "efficientnet-b0", False, (16, 8, 8, 4, 4), spatial_dims=2), PLANE),
+        A("FlexibleUNet 2-D",
+          lambda: monai("FlexibleUNet", 1, 2, "efficientnet-b0", False, (16, 8, 8, 4, 4), spatial_dims=2), PLANE),
         A("UNETR 3-D",
           lambda: monai("UNETR", 1, 2, (32, 32, 32), feature_size=4, hidden_size=24, mlp_dim=32, num_heads=2),
           (1, 1, 32, 32, 32)),
@@ -290,7 +296,8 @@ ALL: list[Architecture] = [
         A("ResUNet 3-D, batch", lambda: biapy("resunet", "ResUNet", (48, 48, 48, 1), normalization="bn"), CUBE, MEMBRANE),
         A("Attention_U_Net 2-D, batch",
           lambda: biapy("attention_unet", "Attention_U_Net", (128, 128, 1), normalization="bn"), PLANE, MEMBRANE),
-        A("SE_U_Net 2-D, batch", lambda: biapy("seunet", "SE_U_Net", (128, 128, 1), normalization="bn", feature_maps=[16, 32, 64]), PLANE, MEMBRANE),
+        A("SE_U_Net 2-D, batch",
+          lambda: biapy("seunet", "SE_U_Net", (128, 128, 1), normalization="bn", feature_maps=[16, 32, 64]), PLANE, MEMBRANE),
     ),
 ]  # fmt: skip
 """All architectures, by library."""

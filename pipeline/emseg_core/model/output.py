@@ -134,8 +134,8 @@ def meaning_of(output: NetworkOutput, stated: Statement, channels: int | None) -
     if not single and channels is not None and meaning.activation.startswith("sigmoid"):
         raise ModelError(
             f"{stated.path} gives {channels} channels that do not exclude one another ({meaning.activation}, {meaning.why}): "
-            f"choose the channel to use in {stated.beside} beside it, channel = 0 to {channels - 1}, or write a table [[heads]] "
-            "for each group of channels that is wanted"
+            f"choose the channel to use in {stated.beside} beside it, channel = 0 to {channels - 1}, or write a table "
+            "[[heads]] for each group of channels that is wanted"
         )
     return meaning
 

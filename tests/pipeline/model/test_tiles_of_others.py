@@ -235,8 +235,28 @@ def test_what_is_known_needs_no_experiment_beyond_the_limit(tmp_path: Path, monk
     assert (spec.basis, spec.local) == ("graph", True)
     assert exact(spec).startswith("found by arithmetic on the operations of the network: ")
     monkeypatch.setattr(emseg_core.model.receptive_field, "MAX_OPERATIONS", 1000)
-    with pytest.raises(ModelError, match=r"experiments may take 1e\+03 in all .* into .*n.pt2.toml"):
-        contract(path)
+    spec = contract(path)
+    assert (spec.basis, spec.local, len(spec.classes)) == ("graph", True, 2)
+
+
+def test_what_a_refusal_at_the_limit_asks_for_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tile is run, as a run does; nothing is tried on it."""
+    monkeypatch.setattr(emseg_core.model.receptive_field, "MAX_OPERATIONS", 1000)
+    sizes = []
+
+    def run(tiles: Any) -> Any:
+        sizes.append(tiles.size)
+        return np.stack([tiles, -tiles], 1)[..., 2:-2, 2:-2]
+
+    with pytest.raises(ModelError, match=r"experiments may take 1e\+03 in all .* write context = .* lattice = .* only_tile = "):
+        probe(run, planar=True, declared=(1, 32, 32))
+    with pytest.raises(ModelError, match=r"write context = \[z, y, x\] and lattice = \[z, y, x\], in voxels, into n.toml"):
+        probe(run, planar=True, told=Told(only_tile=(1, 32, 32), place="n.toml"))
+    assert not sizes
+    found = probe(run, planar=True, declared=(1, 32, 32), told=Told(context=(0, 4, 4), lattice=(1, 2, 2)))
+    assert (found.context, found.crop, found.lattice, found.channels) == ((0, 4, 4), (0, 2, 2), (1, 2, 2), 2)
+    assert (found.basis, found.local) == ("told", False)
+    assert sizes == [32 * 32]
 
 
 # -- what is told ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ import lzma
 import math
 import re
 import shutil
-import sys
 import time
 import traceback
 import warnings
@@ -30,10 +29,10 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
-from architectures import ALL, Architecture
-from facts import facts_of, name_of
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from zoo.architectures import ALL, Architecture
+from zoo.facts import facts_of, name_of
 
 from emseg import segment
 from emseg_core.box import triple
@@ -183,7 +182,8 @@ def in_one_pass(network: nn.Module, spec: Contract, model: ExternalModel, values
     )
     if spec.only_tile is not None:  # as the network is, tiles of more shapes may fit
         lengths = triple(
-            length + (base - length) % lattice for length, base, lattice in zip(lengths, spec.only_tile, spec.lattice, strict=True)
+            length + (base - length) % lattice
+            for length, base, lattice in zip(lengths, spec.only_tile, spec.lattice, strict=True)
         )
     around = [
         (spec.context[axis], lengths[axis] - spec.context[axis] - length) if not (spec.planar and axis == 0) else (0, 0)
@@ -198,11 +198,16 @@ def in_one_pass(network: nn.Module, spec: Contract, model: ExternalModel, values
     return whole[:, parts[0], parts[1], parts[2]]
 
 
-def compared(path: Path, network: nn.Module, model: ExternalModel, spec: Contract, folder: Path) -> dict[str, Any]:
-    """Compare a run in small tiles with one pass."""
+def compared(
+    path: Path, network: nn.Module, model: ExternalModel, spec: Contract, made_for: tuple[int, ...], folder: Path
+) -> dict[str, Any]:
+    """Compare a run in small tiles with one pass; tiles are as large as it was made for if labels depend on them."""
+    sides = [1, *made_for[2:]][-3:]
     tile = triple(
-        spec.next_valid(axis, 2 * context + max(2 * lattice, 16)) if not (spec.planar and axis == 0) else 1
-        for axis, (context, lattice) in enumerate(zip(spec.context, spec.lattice, strict=True))
+        spec.next_valid(axis, max(2 * context + max(2 * lattice, 16), 0 if spec.local else side))
+        if not (spec.planar and axis == 0)
+        else 1
+        for axis, (context, lattice, side) in enumerate(zip(spec.context, spec.lattice, sides, strict=True))
     )
     kept = triple(length - 2 * context for length, context in zip(tile, spec.context, strict=True))
     shape = triple(2 if spec.planar and axis == 0 else 2 * length - 3 for axis, length in enumerate(kept))
@@ -273,7 +278,9 @@ def slim(data: bytes) -> bytes:
                 content = json.dumps(program, separators=(",", ":")).encode()
             elif re.search(r"data/weights/weight_\d+$", name) and len(content) % 4 == 0:
                 numbers = np.frombuffer(content, np.float32)
-                content = (np.resize(np.float32([1, -2, 3, -1, 0.5]), numbers.shape) * np.abs(numbers).mean()).tobytes()
+                content = (
+                    np.resize(np.array([1, -2, 3, -1, 0.5], np.float32), numbers.shape) * np.abs(numbers).mean()
+                ).tobytes()
             elif "sample_inputs" in name:
                 continue
             other.writestr(zipfile.ZipInfo(name), content)
@@ -338,7 +345,11 @@ def page(results: list[dict[str, Any]]) -> str:
 def cells(row: dict[str, Any]) -> tuple[str, str, str, str]:
     """Return context, lattice, tile, and how a run compares."""
     if "facts" not in row:
-        why = "not exported: " + row["not exported"].split(":")[0] if "not exported" in row else "refused: " + row.get("refused", "")
+        why = (
+            "not exported: " + row["not exported"].split(":")[0]
+            if "not exported" in row
+            else "refused: " + row.get("refused", "")
+        )
         return "", "", "", why.replace("|", "/")
     known = row["facts"]
     context, lattice, only = (" x ".join(map(str, known[key] or ())) for key in ("context", "lattice", "only_tile"))
@@ -397,7 +408,7 @@ def main() -> None:
                     seen = [other for other in results if other["name"] == row["name"] and other.get("facts") == row["facts"]]
                     if not asked.no_runs and not (path.suffix == ".pt2" and seen):
                         try:
-                            row["run"] = compared(path, network, model, spec, folder)
+                            row["run"] = compared(path, network, model, spec, architecture.shape, folder)
                         except Exception:
                             row["fault"] = traceback.format_exc()
                     row["told"] = path.with_name(f"{path.name}.toml").read_text()
@@ -425,9 +436,7 @@ def title_of(row: dict[str, Any]) -> str:
 def said(row: dict[str, Any]) -> str:
     """Return a line about a row."""
     parts = [f"{title_of(row)} | {row['export']} |"]
-    for name in ("not exported", "refused", "fault"):
-        if name in row:
-            parts.append(f"{name.upper()} {row[name][-700:]}")
+    parts += [f"{name.upper()} {row[name][-700:]}" for name in ("not exported", "refused", "fault") if name in row]
     if "facts" in row:
         known = row["facts"]
         parts.append(
