@@ -43,10 +43,12 @@ from emseg_core.store.outputs.lifecycle import open_output
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "workflows" / "docs" / "networks.md"
-MAX_COMPARED = 2 * 10**11
+MAX_COMPARED = 6 * 10**11
 """Floating-point operations of the tiles of a comparison."""
-MAX_PROGRAM, MAX_SECONDS = 10_000, 1.0
-"""Bytes of an exported program that is kept for the tests, and seconds of its probe."""
+MAX_PROGRAM = 10_000
+"""Bytes of an exported program that is kept for the tests."""
+FILES = {".pt2, any tile": "any-tile.pt2", ".pt2, fixed tile": "fixed-tile.pt2"}
+"""Names of exported programs."""
 TIE = 1e-3
 """Difference of logits, or of a probability from its threshold, that rounding may turn round."""
 MEAN, DEVIATION = 128.0, 40.0
@@ -91,10 +93,10 @@ def exported(network: nn.Module, architecture: Architecture, folder: Path) -> It
     x = torch.randn(architecture.shape)
     any_length = (dict.fromkeys(range(2, x.dim()), torch.export.Dim.AUTO),)
     free: Any = None
-    for kind, lengths in ((".pt2, any tile", any_length), (".pt2, fixed tile", None)):
+    for (kind, name), lengths in zip(FILES.items(), (any_length, None), strict=True):
         if lengths and not architecture.any_tile:
             continue
-        path = folder / kind.replace(", ", "-").replace(" ", "-").removeprefix(".").__add__(".pt2")
+        path = folder / name
         try:
             program = torch.export.export(network, (x,), dynamic_shapes=lengths)
             torch.export.save(program, path)
@@ -228,9 +230,10 @@ def compared(
     if report.exit_code:
         return {"not compared": f"exit code {report.exit_code}"}
     stored, wrong, total, ties = open_output(output), 0, 0, 0
+    heads = {head.name: head for head in spec.heads}
     for image in stored.images:
         found = stored.read(image.name, stored.region)
-        differs, tied = differing(image.head, image.name, truth, np.asarray(found))
+        differs, tied = differing(heads[image.head.name], image.name, truth, np.asarray(found))
         wrong, total, ties = wrong + int((differs & ~tied).sum()), total + differs.size, ties + int((differs & tied).sum())
     return {"voxels": total, "wrong": wrong, "ties": ties, "tile": list(tile), "shape": list(shape)}
 
@@ -297,23 +300,31 @@ def operations_of(data: bytes) -> list[str]:
 
 
 def keep(folder: Path, results: list[dict[str, Any]]) -> None:
-    """Write the table, and the facts and programs that the tests read."""
+    """Write the table, and the facts and programs that the tests read; of programs treated alike, the first."""
     PAGE.write_text(page(results))
     rows = [{key: value for key, value in row.items() if key not in ("seconds", "bytes")} for row in results]
     for row, before in zip(rows[1:], results, strict=False):
         if row.get("operations") == before.get("operations"):
             row.pop("operations", None)
     (HERE / "facts.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-    shutil.rmtree(HERE / "programs", ignore_errors=True)
-    shutil.copytree(folder / "programs", HERE / "programs")
+    programs, seen = HERE / "programs", list[Any]()
+    shutil.rmtree(programs, ignore_errors=True)
+    programs.mkdir()
+    for row in results:
+        if row["export"] not in FILES or "facts" not in row or (known := [title_of(row), row["facts"]]) in seen:
+            continue
+        seen.append(known)
+        kept = lzma.compress(slim((folder / slug(title_of(row)) / FILES[row["export"]]).read_bytes()), preset=9)
+        if len(kept) <= MAX_PROGRAM:
+            (programs / f"{name_of(row)}.pt2.xz").write_bytes(kept)
 
 
 INTRODUCTION = """\
 # Networks of other libraries
 
 What `make zoo` found with torch {torch}: architectures of libraries that laboratories use, narrow and with random weights,
-each exported with `torch.export` (for tiles of any shape, and for a fixed one) and with `torch.onnx.export`. The last columns
-come from {count} exports of {networks} architectures.
+each exported with `torch.export` (for tiles of any shape, and for a fixed one) and with `torch.onnx.export`: {count} exports of
+{networks} architectures. Exports that are treated alike share a line.
 
 *Asked for* is what has to be written into the `.toml` beside the file, because the file does not say it; see
 [Your own network](tutorials/your-own-network.md). *Context* and *lattice* are voxels (z, y, x). *Like one pass* compares a run
@@ -360,7 +371,7 @@ def like_one_pass(row: dict[str, Any]) -> str:
     """Return how a run compares with one pass."""
     run, reason = row.get("run", {}), re.sub(r" \([^)]*\)", "", row["facts"]["reason"])
     if "wrong" not in run:
-        return f"no: {reason}" if reason else ""
+        return f"no: {reason}" if reason else "not compared, as it takes too long" if run else ""
     if run["wrong"] == 0 and not reason:
         return f"yes, {run['voxels']} voxels"
     return f"{100 - 100 * run['wrong'] / run['voxels']:.1f} %" + (f": {reason}" if reason else "")
@@ -392,40 +403,42 @@ def main() -> None:
         if asked.names and not any(name in title for name in asked.names):
             continue
         results = [row for row in results if title_of(row) != title]
-        folder = asked.folder / re.sub(r"\W+", "-", title)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        network = built(architecture)
-        for kind, path in exported(network, architecture, folder):
-            row: dict[str, Any] = {"library": architecture.library, "name": architecture.name, "export": kind}
-            if isinstance(path, str):
-                results.append({**row, "not exported": path})
-            else:
-                row |= looked_at(path, architecture)
-                model, spec = row.pop("model", None), row.pop("spec", None)
-                if spec is not None:
-                    row["facts"] = facts_of(spec)
-                    seen = [other for other in results if other["name"] == row["name"] and other.get("facts") == row["facts"]]
-                    if not asked.no_runs and not (path.suffix == ".pt2" and seen):
-                        try:
-                            row["run"] = compared(path, network, model, spec, architecture.shape, folder)
-                        except Exception:
-                            row["fault"] = traceback.format_exc()
-                    row["told"] = path.with_name(f"{path.name}.toml").read_text()
-                if path.suffix == ".pt2":
-                    data = path.read_bytes()
-                    row["operations"] = operations_of(data)
-                    if "facts" in row and row["seconds"] < MAX_SECONDS:
-                        kept = lzma.compress(slim(data), preset=9)
-                        if len(kept) <= MAX_PROGRAM:
-                            programs = asked.folder / "programs"
-                            programs.mkdir(exist_ok=True)
-                            (programs / f"{name_of(row)}.pt2.xz").write_bytes(kept)
-                results.append(row)
-            print(said(results[-1]), flush=True)
+        for row in rows_of(architecture, asked.folder / slug(title), runs=not asked.no_runs):
+            results.append(row)
+            print(said(row), flush=True)
             stored.write_text(json.dumps(results, indent=1) + "\n")
     if {title_of(row) for row in results} == set(titles) and not asked.no_runs:
         keep(asked.folder, sorted(results, key=lambda row: titles.index(title_of(row))))
+
+
+def rows_of(architecture: Architecture, folder: Path, *, runs: bool) -> Iterator[dict[str, Any]]:
+    """Yield what is found out about each export of an architecture; a run is compared once for those treated alike."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    network, seen = built(architecture), list[dict[str, Any]]()
+    for kind, path in exported(network, architecture, folder):
+        row: dict[str, Any] = {"library": architecture.library, "name": architecture.name, "export": kind}
+        if isinstance(path, str):
+            yield {**row, "not exported": path}
+            continue
+        row |= looked_at(path, architecture)
+        model, spec = row.pop("model", None), row.pop("spec", None)
+        if path.suffix == ".pt2":
+            row["operations"] = operations_of(path.read_bytes())
+        if spec is not None:
+            row |= {"facts": facts_of(spec), "told": path.with_name(f"{path.name}.toml").read_text()}
+            if runs and not (path.suffix == ".pt2" and row["facts"] in seen):
+                try:
+                    row["run"] = compared(path, network, model, spec, architecture.shape, folder)
+                except Exception:
+                    row["fault"] = traceback.format_exc()
+            seen.append(row["facts"])
+        yield row
+
+
+def slug(text: str) -> str:
+    """Return a text as the name of a folder."""
+    return re.sub(r"\W+", "-", text)
 
 
 def title_of(row: dict[str, Any]) -> str:
