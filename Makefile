@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install -c deploy/constraints.txt
 
-.PHONY: demo test lint docs slurm sge browser hosts faults fuzz tissue minima bench clean
+.PHONY: demo test lint docs slurm sge browser hosts faults fuzz tissue minima zoo bench clean
 
 demo: .venv/demo
 	$(BIN)/python examples/segment_sample.py demo
@@ -57,6 +57,20 @@ tissue: .venv/test
 minima: .venv/demo
 	.ci/pythons minima
 
+# Architectures of other libraries, in an environment of their own below ZOO: exports them, lets emseg read and run them, and
+# writes workflows/docs/networks.md and what the tests read in tests/zoo/. About a quarter of an hour, on one core. NAMES="FPN PAN"
+# looks again at those whose names have one of these words.
+ZOO ?= build/zoo
+NAMES ?=
+zoo: $(ZOO)/venv/installed
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(ZOO)/venv/bin/python -W ignore -m zoo.collect $(ZOO) $(NAMES)
+
+$(ZOO)/venv/installed: pyproject.toml deploy/constraints.txt deploy/zoo.txt deploy/zoo-alone.txt
+	$(PYTHON) -m venv $(ZOO)/venv
+	$(ZOO)/venv/bin/pip install -c deploy/constraints.txt -e '.[openvino]' -r deploy/zoo.txt
+	$(ZOO)/venv/bin/pip install --no-deps -r deploy/zoo-alone.txt
+	touch $@
+
 # Measurements: they take minutes and judge nothing.
 bench: .venv/test
 	$(BIN)/python tests/benchmarks/bench_speed.py
@@ -89,4 +103,4 @@ bench: .venv/test
 	touch $@
 
 clean:
-	rm -rf .venv demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

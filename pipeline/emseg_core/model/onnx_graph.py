@@ -214,7 +214,7 @@ class _Node:
         result = self.notes.reshape(self.known, self.shape, self.made, self.operation)
         if self.operation == "Reshape" and self._fixes(1):
             pattern = self._numbers(1)
-            if any(pattern[dim] > 0 for dim in result.spatial) or (result.lost and sum(size > 1 for size in pattern) > 2):
+            if any(pattern[dim] > 0 for dim in result.spatial) or (result.lost and min(pattern) > 0):
                 self.notes.fixed.setdefault(self.operation)
         return result
 
@@ -324,6 +324,12 @@ class _Node:
         return self.known
 
     _variadicsplit = _split
+
+    def _tile(self) -> Value:
+        repeats = self._numbers(1)
+        new = len(repeats) - len(self.known.axes)
+        value = Value((*(None,) * new, *self.known.axes))
+        return self._lost() if any(repeats[dim] != 1 for dim in value.spatial) else value
 
     def _gather(self) -> Value:
         dim = self._numbers(2)[0] % len(self.shape)

@@ -83,7 +83,7 @@ def index_of(outputs: Sequence[NetworkOutput], stated: Statement) -> int:
     if asked is None and len(outputs) != 1:
         raise ModelError(
             f"{stated.path} has {len(outputs)} outputs, {listed}, and nothing says which one to use: write a line such as "
-            f"output = 0 into {stated.beside} beside it"
+            f"output = 0 into {stated.beside} beside it, or a table [[heads]] for each group of channels that is wanted"
         )
     known: dict[Any, int] = {output.name: number for number, output in enumerate(outputs)}
     index = 0 if asked is None else asked if isinstance(asked, int) else known.get(asked, -1)
@@ -134,7 +134,8 @@ def meaning_of(output: NetworkOutput, stated: Statement, channels: int | None) -
     if not single and channels is not None and meaning.activation.startswith("sigmoid"):
         raise ModelError(
             f"{stated.path} gives {channels} channels that do not exclude one another ({meaning.activation}, {meaning.why}): "
-            f"choose the channel to use in {stated.beside} beside it, channel = 0 to {channels - 1}"
+            f"choose the channel to use in {stated.beside} beside it, channel = 0 to {channels - 1}, or write a table "
+            "[[heads]] for each group of channels that is wanted"
         )
     return meaning
 
@@ -179,13 +180,14 @@ def _unknown(stated: Statement, channels: int | None, *, single: bool) -> ModelE
     )
     if single:
         return ModelError(
-            f"nothing says what the channel of {stated.path} means: write {one} into {stated.beside} beside it; distances and "
-            "other values cannot be segmented"
+            f"nothing says what the channel of {stated.path} means: write {one} into {stated.beside} beside it, or a table "
+            "[[heads]] for distances and other values"
         )
     count, last = ("", "the last") if channels is None else (f"{channels} ", channels - 1)
     return ModelError(
         f"nothing says what the {count}channels of {stated.path} mean: write into {stated.beside} beside it "
         f'activation = "logits" (the {count}channels exclude one another: softmax, labels by argmax), '
         'activation = "softmax" (they are probabilities that add up to 1), or, for channels that do not exclude one another, '
-        f"channel = 0 to {last} and {one}"
+        f"channel = 0 to {last} and {one}, or a table [[heads]] for each group of channels, which also stores affinities and "
+        "other values"
     )

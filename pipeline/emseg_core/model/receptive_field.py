@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -146,17 +147,21 @@ def probe(
         If it accepts none of the tiles tried, its output cannot be assembled from tiles, it contradicts what is told, or
         finding out would take too many operations.
     """
-    return _Probe(_Limited(run, cost, told.place), planar, declared, static, told, tracing).result()
+    return _Probe(_Limited(run, cost, told), planar, declared, static, told, tracing).result()
 
 
 class _Limited:
     """The network, run within the limits."""
 
-    def __init__(self, run: Run, cost: Cost | None, place: str) -> None:
-        self._run, self._cost, self._place, self._left = run, cost, place, MAX_OPERATIONS
+    def __init__(self, run: Run, cost: Cost | None, told: Told) -> None:
+        self._run, self._cost, self._told, self._left = run, cost, told, MAX_OPERATIONS
 
     def __call__(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         self._left -= self.checked([triple(tiles.shape[1:])])
+        return self._run(tiles)
+
+    def unlimited(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run the network on a tile that a run takes anyway."""
         return self._run(tiles)
 
     def checked(self, shapes: list[Triple]) -> int:
@@ -175,10 +180,18 @@ class _Limited:
                 raise ProbeLimitError(
                     f"to find out how the network treats tiles, one of {' x '.join(map(str, shape))} voxels would take "
                     f"{operations:.1e} operations and {size / 1e9:.1f} GB, and experiments may take {MAX_OPERATIONS:.0e} in "
-                    f"all and {MAX_BYTES / 1e9:.1f} GB: write context = [z, y, x] and lattice = [z, y, x], in voxels, or "
-                    f"only_tile = [z, y, x], the tile that it was made for, into {self._place}"
+                    f"all and {MAX_BYTES / 1e9:.1f} GB: {self._remedy()}"
                 )
         return total
+
+    def _remedy(self) -> str:
+        """Return what to tell that is not told yet."""
+        told, place = self._told, self._told.place
+        tile = "only_tile = [z, y, x], the tile that it was made for"
+        if told.context and told.lattice:
+            return f"write a smaller {tile}, into {place}" if told.only_tile else f"write {tile}, into {place}"
+        both = "write context = [z, y, x] and lattice = [z, y, x], in voxels,"
+        return f"{both} into {place}" if told.only_tile else f"{both} or {tile}, into {place}"
 
     def _cost_of(self, shape: Triple) -> tuple[int, int]:
         if self._cost is not None:
@@ -215,6 +228,10 @@ class _Probe:
                 )
         self._base = told.only_tile or declared or self._smallest()
         self._fixed = static or told.only_tile is not None
+        self._periods = 1
+        """Number of known periods in the lattice."""
+        self._output: NDArray[np.float32] | None = None
+        """Output for a tile that was run although that exceeds the limits."""
         self._axes = range(1, 3) if planar else range(3)
 
     def result(self) -> ProbeResult:
@@ -228,13 +245,13 @@ class _Probe:
             along, basis = self._by_arithmetic(trace)
         along = [self._as_told(axis, known) for axis, known in enumerate(along)]
         self._check_room(along)
-        output = self._values(along)
+        channels = self._channels(along, trace if basis == "graph" else None)
         reason = "; ".join(dict.fromkeys(known.reason for known in along if known.reason))
         if not reason and (basis == "graph" or self._told.context or self._told.lattice):
             basis, reason = self._confirmed(along, basis)
         only = self._base if self._fixed else None
         return ProbeResult(
-            channels=output.shape[1],
+            channels=channels,
             context=triple(known.valid + known.crop for known in along),
             lattice=triple(known.lattice for known in along),
             least=only or triple(known.least for known in along),
@@ -291,9 +308,12 @@ class _Probe:
     def _good_trace(self) -> Trace | None:
         """Return the arithmetic for the base, or for a tile near it that the network treats as it does longer ones.
 
-        A network that resizes to the shape of skips accepts lengths that it treats differently from all others.
+        A network that resizes to the shape of skips accepts lengths that it treats differently from all others. A pooling that
+        takes in all of a short tile looks like one of the whole tile.
         """
         trace = self._trace(self._base)
+        if trace is not None and trace.notes.fixed and self._told.only_tile is None:
+            trace = self._longer_trace(trace)
         if trace is None or self._fixed or trace.notes.fixed:
             return trace
         first = self._base
@@ -316,6 +336,20 @@ class _Probe:
         self._base = first
         return trace
 
+    def _longer_trace(self, trace: Trace) -> Trace:
+        """Return the arithmetic for a longer tile, if nothing fixes the size of that, else the one for the base."""
+        assert self._tracing is not None
+        for factor in (2, 4):
+            shape = triple(length * factor if axis in self._axes else 1 for axis, length in enumerate(self._base))
+            try:
+                other = self._tracing(shape)
+            except Exception:
+                continue
+            if not other.notes.fixed and len(other.shape) == len(trace.shape):
+                self._base = shape
+                return other
+        return trace
+
     def _at(self, shape: Triple, axis: int, length: int) -> Triple:
         return triple(length if index == axis else side for index, side in enumerate(shape))
 
@@ -325,8 +359,13 @@ class _Probe:
         first = length + (base - length) % lattice
         lengths = range(first, max(first, base) + lattice * MAX_SHORTER, lattice)
         for tried in lengths[:MAX_SHORTER]:
-            if tried == base or self._accepts(self._at(self._base, axis, tried)):
-                return tried
+            try:
+                if tried == base or self._accepts(self._at(self._base, axis, tried)):
+                    return tried
+            except ProbeLimitError:
+                if not self._told.lattice:
+                    raise
+                break
         return max(first, base)
 
     # -- by arithmetic --------------------------------------------------------------------------------------------------
@@ -358,7 +397,7 @@ class _Probe:
             self._check_steps(trace)
             self._fixed = self._told.only_tile is not None or bool(notes.fixed) or not self._grows(trace)
         elif not self._fixed:
-            self._fixed = bool(notes.fixed) or not self._accepts(self._longer(trace))
+            self._fixed = bool(notes.fixed) or not self._finds_longer(trace)
         along = [_Along(0, 0, 1, 1)] if self._planar else []
         return along + [self._axis_by_arithmetic(trace, axis) for axis in self._axes], "graph"
 
@@ -374,7 +413,15 @@ class _Probe:
                 )
 
     def _period(self, trace: Trace, axis: int) -> int:
-        return trace.notes.periods.get(axis - self._planar, 1) if axis in self._axes else 1
+        return self._periods * trace.notes.periods.get(axis - self._planar, 1) if axis in self._axes else 1
+
+    def _finds_longer(self, trace: Trace) -> bool:
+        """Find a longer tile that fits; strides after an operation that is not known are in no period."""
+        for self._periods in (1, 2, 4, 8, 16, 32):
+            if self._accepts(self._longer(trace)):
+                return True
+        self._periods = 1
+        return False
 
     def _longer(self, trace: Trace) -> Triple:
         return triple(
@@ -402,11 +449,12 @@ class _Probe:
         base, lattice, notes = self._base[axis], self._period(trace, axis), trace.notes
         valid = self._taken(axis, base, trace.shape[2:][axis - self._planar])
         found = trace.output.axes[2:][axis - self._planar]
-        needed = max(found.before, found.after) if found is not None else base // 4
+        usual = USUAL_LENGTH_PLANAR if self._planar else USUAL_LENGTH_CUBIC
+        quarter = (base if self._declared or self._fixed else usual) // 4
+        needed = max(found.before, found.after) if found is not None else quarter
         reason, crop = ", ".join(notes.reasons), needed
         if reason:  # nothing makes it exact: as much as such networks are used with
-            usual = USUAL_LENGTH_PLANAR if self._planar else USUAL_LENGTH_CUBIC
-            crop = min(crop, (base if self._declared or self._fixed else usual) // 4)
+            crop = min(crop, quarter)
             if found is not None and crop < needed and self._told.context is None:
                 reason += f", and a context of fewer than the {valid + needed} voxels that the network sees"
         if self._fixed and self._told.context is None and base - 2 * (valid + crop) < lattice:
@@ -434,13 +482,10 @@ class _Probe:
 
     def _by_experiment(self) -> list[_Along]:
         """Return what experiments find."""
+        if self._told.context and self._told.lattice:
+            return self._by_one_tile(self._told.lattice)
         _noise_through(self._run, self._base)
-        if not self._fixed:
-            self._fixed = self._declared is not None and not any(
-                self._accepts(self._at(self._base, axis, self._base[axis] + more))
-                for axis in self._axes
-                for more in TRIED_LATTICES
-            )
+        self._fixed = self._fixed or not self._accepts_longer()
         found = []
         for axis in range(3):
             experiments = _Axis(self._run, self._base, axis, self._planar, fixed=self._fixed)
@@ -451,6 +496,25 @@ class _Probe:
             except Exception as error:
                 raise self._failure(self._base, error) from error
         return found
+
+    def _accepts_longer(self) -> bool:
+        """Return whether the network accepts tiles that are longer than the declared one, if one is declared."""
+        return self._declared is None or any(
+            self._accepts(self._at(self._base, axis, self._base[axis] + more)) for axis in self._axes for more in TRIED_LATTICES
+        )
+
+    def _by_one_tile(self, lattice: Triple) -> list[_Along]:
+        """Return what one tile shows, if context and lattice are told."""
+        try:
+            self._output = _noise_through(self._run.unlimited, self._base)
+        except ModelError:
+            raise
+        except Exception as error:
+            raise self._failure(self._base, error) from error
+        with suppress(ProbeLimitError):
+            self._fixed = self._fixed or not self._accepts_longer()
+        taken = [self._taken(axis, self._base[axis], self._output.shape[axis + 2]) for axis in range(3)]
+        return [_Along(valid, 0, step, length) for valid, step, length in zip(taken, lattice, self._base, strict=True)]
 
     # -- what is told ---------------------------------------------------------------------------------------------------
 
@@ -501,6 +565,17 @@ class _Probe:
 
     # -- experiments on what is known -----------------------------------------------------------------------------------
 
+    def _channels(self, along: list[_Along], trace: Trace | None) -> int:
+        """Return the number of channels of the output, after a look at its values if that is within the limits."""
+        if self._output is not None:
+            return int(self._output.shape[1])
+        try:
+            return int(self._values(along).shape[1])
+        except ProbeLimitError:
+            if trace is None:
+                raise
+            return trace.shape[1]
+
     def _values(self, along: list[_Along]) -> NDArray[np.float32]:
         """Return the output for noise, of the smallest tile that is good for it."""
         shapes = [self._base]
@@ -542,19 +617,10 @@ class _Probe:
         told = bool(self._told.context or self._told.lattice)
         for axis in self._axes:
             known = along[axis]
-            length, context = self._base[axis], known.valid + known.crop
-            others = self._base
-            if not self._fixed:
-                length = self._shortest(axis, known.lattice, 2 * context + 2 * known.lattice)
-                small = triple(
-                    self._shortest(other, at.lattice, 2 * at.valid + 1) if other in self._axes else 1
-                    for other, at in enumerate(along)
-                )
-                others = small if self._accepts(self._at(small, axis, length)) else self._base
-            shape = self._at(others, axis, length)
-            if length - 2 * context <= known.lattice:
-                return ("told" if told and basis == "experiment" else basis), ""
             try:
+                shape = self._for_shift(axis, along)
+                if shape[axis] - 2 * (known.valid + known.crop) <= known.lattice:
+                    return ("told" if told and basis == "experiment" else basis), ""
                 self._run.checked([shape, shape])
                 alike = self._alike(axis, shape, known)
             except ProbeLimitError:
@@ -566,6 +632,17 @@ class _Probe:
             if not alike:
                 return basis, "an output that does not move with its input" + (" as told" if told else "")
         return ("experiment" if basis == "experiment" else "graph and experiment"), ""
+
+    def _for_shift(self, axis: int, along: list[_Along]) -> Triple:
+        """Return the shape of two tiles that are shifted along an axis."""
+        if self._fixed:
+            return self._base
+        known = along[axis]
+        length = self._shortest(axis, known.lattice, 2 * (known.valid + known.crop) + 2 * known.lattice)
+        small = triple(
+            self._shortest(other, at.lattice, 2 * at.valid + 1) if other in self._axes else 1 for other, at in enumerate(along)
+        )
+        return self._at(small if self._accepts(self._at(small, axis, length)) else self._base, axis, length)
 
     def _alike(self, axis: int, shape: Triple, known: _Along) -> bool:
         """Return whether what two shifted tiles both keep is the same."""

@@ -133,6 +133,10 @@ class ValueName:
     name: str
 
 
+class InputDevice:
+    """Stands for any device that a program names: tensors stay on that of the input."""
+
+
 class ExportedNetwork(nn.Module):
     """Module that runs the nodes of an exported program.
 
@@ -182,8 +186,8 @@ class ExportedNetwork(nn.Module):
         for node, ended in zip(self._nodes, self._last, strict=True):
             if mixed and node.name == "_assert_tensor_metadata":
                 continue  # it asks for the types that values have in float32
-            arguments = [_filled(argument, values, weights) for argument in node.arguments]
-            keywords = {name: _filled(argument, values, weights) for name, argument in node.keywords.items()}
+            arguments = [_filled(argument, values, weights, tiles.device) for argument in node.arguments]
+            keywords = {name: _filled(argument, values, weights, tiles.device) for name, argument in node.keywords.items()}
             if node.name in FACTORIES:
                 keywords["device"] = tiles.device
             made = node.call(*arguments, **keywords)
@@ -481,8 +485,10 @@ def _argument(argument: Mapping[str, Any], archive: _Archive) -> Any:
             return DTYPES[value]
         case "as_memory_format":
             return MEMORY_FORMATS[value]
-        case "as_device" | "as_layout":
-            return None  # tensors stay on the device of the input
+        case "as_device":
+            return InputDevice
+        case "as_layout":
+            return None
         case _:
             raise archive.refusal(f"an argument has the unknown kind {str(kind)[:40]!r}")
 
@@ -503,12 +509,14 @@ def _results(output: Mapping[str, Any], archive: _Archive) -> list[str]:
             raise archive.refusal(f"a result has the unknown kind {str(kind)[:40]!r}")
 
 
-def _filled(argument: Any, values: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:
-    """Replace the names in an argument by their values."""
+def _filled(argument: Any, values: Mapping[str, Any], weights: Mapping[str, Tensor], device: torch.device) -> Any:
+    """Replace the names in an argument by their values, and whatever device it names by this one."""
+    if argument is InputDevice:
+        return device
     if isinstance(argument, ValueName):
         return values[argument.name] if argument.name in values else weights[argument.name]
     if isinstance(argument, list):
-        return [_filled(part, values, weights) for part in argument]
+        return [_filled(part, values, weights, device) for part in argument]
     return argument
 
 

@@ -404,8 +404,8 @@ class _Node:
         for dim in result.spatial:
             if isinstance(shape, list) and isinstance(shape[dim], int) and shape[dim] != -1:
                 self.notes.fixed.setdefault(self.operation)
-        if result.lost and isinstance(shape, list) and any(isinstance(size, int) and size > 1 for size in shape):
-            self.notes.fixed.setdefault(self.operation)
+        if result.lost and isinstance(shape, list) and all(isinstance(size, int) and size != -1 for size in shape):
+            self.notes.fixed.setdefault(self.operation)  # for any other length, there are more or fewer elements
         return result
 
     _reshape = __unsafe_view = _flatten = _unflatten = _view

@@ -35,6 +35,13 @@ class Positive(nn.Module):
         return given
 
 
+class Repeated(nn.Module):
+    """Repeat the channels of an image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.repeat(1, 2, 1, 1)
+
+
 def up(**options: Any) -> nn.Upsample:
     return nn.Upsample(scale_factor=2, **options)
 
@@ -80,8 +87,9 @@ def differing(network: nn.Module, period: int) -> tuple[int, int]:
         ([nn.ReflectionPad2d(3), nn.Conv2d(1, 2, 7), nn.Conv2d(2, 8, 3, 2, 1), nn.PixelShuffle(2)], 2),
         ([nn.Conv2d(1, 2, 3, 3), nn.Upsample(scale_factor=3, mode="nearest"), nn.ZeroPad2d(2), nn.Conv2d(2, 1, 5)], 3),
         ([nn.Conv2d(1, 2, 3)], 1),
+        ([nn.Conv2d(1, 2, 3, padding=1), Repeated(), nn.Conv2d(4, 1, 3, padding=1)], 1),
     ],
-    ids=["conv", "dilated", "strided", "bilinear", "transposed", "pools", "padded", "by three", "valid"],
+    ids=["conv", "dilated", "strided", "bilinear", "transposed", "pools", "padded", "by three", "valid", "repeated"],
 )
 def test_as_many_voxels_depend_on_the_end_of_a_tile(tmp_path: Path, kind: str, layers: list[nn.Module], period: int) -> None:
     torch.manual_seed(1)

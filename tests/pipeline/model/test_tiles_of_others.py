@@ -105,6 +105,34 @@ def test_a_tile_that_is_shorter_than_what_the_network_sees_is_said_to_be(tmp_pat
     assert 32 - 2 * spec.context[1] >= 4
 
 
+class Deep(nn.Module):
+    """A network whose deepest pooling takes in all of a tile of 16 voxels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(8, 2, 1)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits in the shape of the image."""
+        fine = self.first(x)
+        coarse = fine
+        for _ in range(4):
+            coarse = nn.functional.max_pool2d(coarse, 2)
+        given: torch.Tensor = self.last(torch.cat([fine, nn.functional.interpolate(coarse, scale_factor=16)], 1))
+        return given
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_a_pooling_of_a_short_tile_is_not_one_of_the_whole_tile(tmp_path: Path, kind: str) -> None:
+    """Nothing says for which tiles it was made, or it was exported with the shortest one."""
+    shape = (1, 1, 16, 16)
+    path = save_exported(tmp_path / "n.pt2", Deep(), shape) if kind == "pt2" else save_onnx(tmp_path / "n.onnx", Deep(), shape)
+    spec = contract(path)
+    assert (spec.lattice, spec.only_tile, spec.local, spec.reason) == ((1, 16, 16), None, True, "")
+
+
 def test_valid_networks_that_crop_their_skips(tmp_path: Path) -> None:
     shape = (1, 1, 20, 20, 20)
     free, fixed = (
@@ -126,6 +154,33 @@ def test_attention_is_the_reason(tmp_path: Path) -> None:
     spec = contract(path, activation="logits")
     assert (spec.only_tile, spec.lattice, spec.context, spec.local) == ((1, 32, 32), (1, 8, 8), (0, 8, 8), False)
     assert "attention (aten.matmul)" in exact(spec)
+
+
+class Mixed(Attentive):
+    """Attention in the middle of a network, which goes on with a stride of two and a skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.lift = nn.Conv2d(8, 8, 2, 2), nn.ConvTranspose2d(8, 8, 2, 2)
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits in the shape of the image."""
+        patches = self.patch(x)
+        query, key, value = self.mix(patches.view(1, 8, -1).transpose(1, 2)).chunk(3, dim=-1)
+        mixed = (torch.softmax(query @ key.transpose(1, 2), -1) @ value).transpose(1, 2).reshape(patches.shape)
+        given: torch.Tensor = 5 * self.up(mixed + self.lift(self.down(mixed)))
+        return given
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_strides_after_attention_count_for_the_lattice(tmp_path: Path, kind: str) -> None:
+    """Tiles of other shapes fit, too. ONNX does not say for which it was made, so they are as large as usual."""
+    network = Mixed()
+    path = save_exported(tmp_path / "n.pt2", network, SIDE) if kind == "pt2" else save_onnx(tmp_path / "n.onnx", network, SIDE)
+    spec = contract(path)
+    assert (spec.only_tile, spec.lattice, spec.local) == (None, (1, 16, 16), False)
+    assert (spec.context, spec.least) == (((0, 8, 8), (1, 32, 32)) if kind == "pt2" else ((0, 128, 128), (1, 272, 272)))
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------
@@ -180,8 +235,28 @@ def test_what_is_known_needs_no_experiment_beyond_the_limit(tmp_path: Path, monk
     assert (spec.basis, spec.local) == ("graph", True)
     assert exact(spec).startswith("found by arithmetic on the operations of the network: ")
     monkeypatch.setattr(emseg_core.model.receptive_field, "MAX_OPERATIONS", 1000)
-    with pytest.raises(ModelError, match=r"experiments may take 1e\+03 in all .* into .*n.pt2.toml"):
-        contract(path)
+    spec = contract(path)
+    assert (spec.basis, spec.local, len(spec.classes)) == ("graph", True, 2)
+
+
+def test_what_a_refusal_at_the_limit_asks_for_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tile is run, as a run does; nothing is tried on it."""
+    monkeypatch.setattr(emseg_core.model.receptive_field, "MAX_OPERATIONS", 1000)
+    sizes = []
+
+    def run(tiles: Any) -> Any:
+        sizes.append(tiles.size)
+        return np.stack([tiles, -tiles], 1)[..., 2:-2, 2:-2]
+
+    with pytest.raises(ModelError, match=r"experiments may take 1e\+03 in all .* write context = .* lattice = .* only_tile = "):
+        probe(run, planar=True, declared=(1, 32, 32))
+    with pytest.raises(ModelError, match=r"write context = \[z, y, x\] and lattice = \[z, y, x\], in voxels, into n.toml"):
+        probe(run, planar=True, told=Told(only_tile=(1, 32, 32), place="n.toml"))
+    assert not sizes
+    found = probe(run, planar=True, declared=(1, 32, 32), told=Told(context=(0, 4, 4), lattice=(1, 2, 2)))
+    assert (found.context, found.crop, found.lattice, found.channels) == ((0, 4, 4), (0, 2, 2), (1, 2, 2), 2)
+    assert (found.basis, found.local) == ("told", False)
+    assert sizes == [32 * 32]
 
 
 # -- what is told ---------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ class Rare(nn.Module):
         fine = nn.functional.dropout2d(self.first(x), 0.5, self.training, inplace=True)
         mask = torch.zeros(4, device=x.device).fill_(1).masked_fill(torch.tensor([True, False, False, True]), 0.5)
         picked = torch.einsum("nchw,c->nchw", fine[:, self.order], mask)
-        rows = torch.empty((1, 4, 1, 1), device=x.device).fill_(2)
+        rows = torch.empty((1, 4, 1, 1), device=x.device).fill_(2).to(torch.device("cpu"), torch.float32)
         return torch.cat([picked * rows, torch.square(picked), picked.new_zeros(picked.shape)], 1)
 
 
