@@ -57,9 +57,9 @@ def save_exported(path: Path, network: nn.Module, shape: tuple[int, ...], *, fix
     return path
 
 
-def save_onnx(path: Path, network: nn.Module, shape: tuple[int, ...], *, fixed: int = 0) -> Path:
-    """Save a network for images of any shape as ONNX; some of the first axes of an image may be fixed."""
-    lengths = {"x": {axis: f"axis{axis}" for axis in range(2 + fixed, len(shape))}}
+def save_onnx(path: Path, network: nn.Module, shape: tuple[int, ...]) -> Path:
+    """Save a network for images of any shape as ONNX."""
+    lengths = {"x": {axis: f"axis{axis}" for axis in range(2, len(shape))}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # this exporter needs one package less, but is deprecated
         torch.onnx.export(

@@ -36,7 +36,7 @@ BLOCKS = {
     "README.md": ["make demo", "emseg ingest", "from emseg"],
     f"{TUTORIALS}/tiff-to-neurons.md": ["emseg ingest", "emseg plan", "emseg label"],
     f"{TUTORIALS}/train-on-five-slices.md": ["name =", "emseg train", "EMSEG_DATA="],
-    f"{TUTORIALS}/your-own-network.md": ["input =", "[[heads]]", "normalise =", "mean =", "percentiles =", "import numpy"],
+    f"{TUTORIALS}/your-own-network.md": ["output =", "[[heads]]", "normalise =", "mean =", "percentiles =", "import numpy"],
     f"{TUTORIALS}/object-stores.md": ["emseg run"],
     f"{HOW_TO}/evaluate.md": ["emseg run"],
     f"{HOW_TO}/proxy.md": ["export DASK_"],
@@ -146,7 +146,7 @@ def test_on_an_object_store(tmp_path: Path) -> None:
 def test_what_is_told_of_a_network_of_others_is_known(tmp_path: Path) -> None:
     (tmp_path / "n.onnx").touch()
     known: set[str] = set()
-    for start in ("input =", "[[heads]]", "normalise =", "mean =", "percentiles ="):
+    for start in ("output =", "[[heads]]", "normalise =", "mean =", "percentiles ="):
         (tmp_path / "n.onnx.toml").write_text(block(f"{TUTORIALS}/your-own-network.md", start))
         known |= set(read_external(tmp_path / "n.onnx").settings)
     assert known == set(SETTINGS)

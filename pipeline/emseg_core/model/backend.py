@@ -15,7 +15,6 @@ from emseg_core.model.external_model import (
     ExternalModel,
     Kind,
     contract_of,
-    input_channels,
     is_external,
     open_exported,
     open_onnx,
@@ -183,13 +182,11 @@ def _open_external(model: ExternalModel, backend: Backend, precision: Precision,
     if model.kind == "exported":
         from emseg_core.model.adapter import AdaptedNetwork
 
-        program, shape, _ = open_exported(model)
-        return _in_torch(AdaptedNetwork(input_channels(model, program, shape) or program, spec, precision), threads, device)
+        return _in_torch(AdaptedNetwork(open_exported(model)[0], spec, precision), threads, device)
     if device != "cpu":
         raise DeviceError(
             f"{model.path} is an ONNX file, which OpenVINO runs on CPUs, not on {device}: export it with torch.export"
         )
     from emseg_core.model.onnx import OnnxPredictor
 
-    network = open_onnx(model, threads, precision)
-    return OnnxPredictor(input_channels(model, network, network.shape) or network, spec, threads, precision)
+    return OnnxPredictor(open_onnx(model, threads, precision), spec, threads, precision)

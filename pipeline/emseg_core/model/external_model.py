@@ -35,7 +35,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from emseg_core.box import Triple, triple
 from emseg_core.documents import read_document
@@ -50,17 +50,14 @@ from emseg_core.specs.heads import ACTIVATIONS, Head
 from emseg_core.specs.heads import classes_of as classes_in
 from emseg_core.specs.numerics import Precision
 
-if TYPE_CHECKING:
-    from emseg_core.model.input_channels import Channels
-
 Kind = Literal["onnx", "exported"]
 Lengths = tuple[int | None, ...]
 
 KINDS: dict[str, Kind] = {".onnx": "onnx", ".pt2": "exported"}
 """Kind of network by file suffix."""
 SETTINGS = (
-    "input", "output", "activation", "channel", "classes", "heads", "normalise", "mean", "deviation", "percentiles", "eps",
-    "rescale", "clip", "voxel_size", "only_tile", "context", "lattice",
+    "output", "activation", "channel", "classes", "heads", "normalise", "mean", "deviation", "percentiles", "eps", "rescale",
+    "clip", "voxel_size", "only_tile", "context", "lattice",
 )  # fmt: skip
 """Keys allowed in ``FILE.toml``."""
 TRIPLES = {"only_tile": 1, "context": 0, "lattice": 1}
@@ -90,7 +87,7 @@ class ExternalModel:
 
     @property
     def card(self) -> dict[str, str]:
-        """Origin of the model, what its input and output are taken for, how intensities are normalised, and voxel size."""
+        """Origin of the model, what its output is taken for, how intensities are normalised, and voxel size, if given."""
         names = (*INTENSITIES, "voxel_size")
         outputs = self.outputs()
         if self.heads:
@@ -99,10 +96,8 @@ class ExternalModel:
             output = outputs[index_of(outputs, self.stated)]
             meaning = meaning_of(output, self.stated, output.channels)
             taken = ", ".join([*([output.name] if len(outputs) > 1 else []), meaning.activation, meaning.why])
-        given = {"input": f"{self.settings['input']}, stated in {self.stated.beside}"} if "input" in self.settings else {}
         return {
             "origin": f"{PurePosixPath(self.path).name}, not of emseg",
-            **given,
             "output": taken,
             **{name: str(self.settings[name]) for name in names if name in self.settings},
         }
@@ -327,7 +322,6 @@ def contract_of(model: ExternalModel) -> Contract:
     import torch  # takes seconds
 
     from emseg_core.model.adapter import apply_network
-    from emseg_core.model.input_channels import of_slices
     from emseg_core.model.receptive_field import Told, probe
 
     if model.contract is not None:
@@ -338,36 +332,26 @@ def contract_of(model: ExternalModel) -> Contract:
         meaning_of(output, model.stated, output.channels)  # refused before anything is computed
     network, shape, example, parameters = opened(model)
     planar = len(shape) == 4
-    channels = input_channels(model, network, shape)
-    sliced = channels is not None and channels.source == "slices"
-    planar, network, applied = planar or sliced, channels or network, channels.sampled if channels else network
+    if shape[1] not in (1, None):
+        raise ModelError(f"{model.path} takes {shape[1]} channels, but a volume has 1: use a network with 1 input channel")
 
     def run(tiles: Any) -> Any:
         with torch.inference_mode():
-            return apply_network(applied, torch.from_numpy(tiles)[:, None], planar=planar).float().numpy()
+            return apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar).float().numpy()
 
     def cost(tile: Triple) -> tuple[int, int]:
         return cast("tuple[int, int]", network.cost((1, 1, *tile[planar:])))
 
     told = {name: triple(model.settings[name]) for name in TRIPLES if name in model.settings}
-    if channels is not None and sliced:
-        told = _in_plane(told, channels.count, model.stated.beside)
-        shape, example = (1, 1, *shape[-2:]), (1, 1, *example[-2:])
-    try:
-        found = probe(
-            run,
-            planar=planar,
-            declared=_spatial(example),
-            static=_spatial(shape) is not None,
-            told=Told(**told, place=model.stated.beside),
-            cost=cost,
-            tracing=None if channels is not None and channels.deep else lambda tile: network.trace((1, 1, *tile[planar:])),
-        )
-    except ModelError as error:
-        if channels is None and len(shape) == 5 and shape[2] is not None and shape[2] % 2:
-            way = f'if it gives the middle one of {shape[2]} slices, write input = "slices" into {model.stated.beside}'
-            raise ModelError(f"{error}; or {way}") from error
-        raise
+    found = probe(
+        run,
+        planar=planar,
+        declared=_spatial(example),
+        static=_spatial(shape) is not None,
+        told=Told(**told, place=model.stated.beside),
+        cost=cost,
+        tracing=lambda tile: network.trace((1, 1, *tile[planar:])),
+    )
     flops, alive = cost(found.least)
     voxels = math.prod(found.least)
     if heads:
@@ -381,53 +365,13 @@ def contract_of(model: ExternalModel) -> Contract:
             "activation": activation,
             "channel": model.settings.get("channel"),
         }
-    contract = found.contract(
+    return found.contract(
         planar=planar,
         parameters=parameters,
         flops_per_voxel=-(-flops // voxels),
         bytes_per_voxel=-(-alive // voxels),
         **facts,
     )
-    return of_slices(contract, channels.count) if channels is not None and sliced else contract
-
-
-def input_channels(model: ExternalModel, network: Any, shape: Lengths) -> Channels | None:
-    """Wrap a network for its input channels, if it has several.
-
-    Parameters
-    ----------
-    model
-        The network and its settings.
-    network
-        The network, open.
-    shape
-        Shape of its input; None for axes of any length.
-
-    Returns
-    -------
-    Channels or None
-        The wrapped network; None if it takes one channel.
-
-    Raises
-    ------
-    ModelError
-        If it takes several channels, and the settings do not say what they are.
-    """
-    from emseg_core.model.input_channels import channels_for
-
-    return channels_for(network, shape, model.settings.get("input"), model.path, model.stated.beside)
-
-
-def _in_plane(told: Mapping[str, Triple], count: int, place: str) -> dict[str, Triple]:
-    """Return what is told of a network of slices as it holds for each slice."""
-    along_z = {"context": (count // 2, 0), "lattice": (1, 1), "only_tile": (count, 1)}
-    for name, numbers in told.items():
-        if numbers[0] != along_z[name][0]:
-            raise ModelError(
-                f"{place} says {name} = {list(numbers)}, but the network takes {count} slices: its first number, along z, is "
-                f"{along_z[name][0]}"
-            )
-    return {name: (along_z[name][1], *numbers[1:]) for name, numbers in told.items()}
 
 
 def _spatial(shape: tuple[int | None, ...]) -> Triple | None:

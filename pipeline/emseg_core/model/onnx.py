@@ -17,7 +17,6 @@ from emseg_core.model.adapter import apply_network, prepare, to_prediction
 from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.compiled import CORE, OPENVINO, CompiledGraph, translate_memory_errors
 from emseg_core.model.cpu import vector_instructions
-from emseg_core.model.input_channels import Channels
 from emseg_core.model.onnx_graph import trace_graph
 from emseg_core.model.receptive_arithmetic import Trace
 from emseg_core.specs.contract import Contract
@@ -181,7 +180,7 @@ class OnnxPredictor(BasePredictor):
         Type of the activations, which the network was opened with.
     """
 
-    def __init__(self, network: OnnxNetwork | Channels, spec: Contract, threads: int, precision: Precision = "float32") -> None:
+    def __init__(self, network: OnnxNetwork, spec: Contract, threads: int, precision: Precision = "float32") -> None:
         super().__init__(OPENVINO, vector_instructions(), precision, threads)
         self.spec: Contract = spec
         self._network = network

@@ -26,8 +26,6 @@ from emseg_core.specs.numerics import Precision
 # Activations of hundreds of megabytes are allocated and freed all the time: with small pages, the system would spend a fifth
 # of the time on them. torch reads this variable at its first allocation.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
-"""Layout of arrays by their number of axes."""
 MAX_RECORDED_SHAPES = 2
 """Number of batch shapes for which recorded kernels are kept; a run has one."""
 MAX_GPU_MEMORY_FRACTION = 0.25
@@ -65,11 +63,9 @@ class TorchPredictor(BasePredictor):
         self.spec: NetworkSpec = network.spec
         self._threads = threads
         self._device = device
+        layout = torch.channels_last if network.spec.planar else torch.channels_last_3d
         try:
-            self._network = network.eval().to(device)
-            for weight in (*network.parameters(), *network.buffers()):
-                if weight.dim() in LAYOUTS:  # networks of others may have weights for two and for three dimensions
-                    weight.data = weight.data.contiguous(memory_format=LAYOUTS[weight.dim()])
+            self._network = network.eval().to(device).to(memory_format=layout)  # type: ignore[call-overload]
         except RuntimeError as error:
             said = str(error).partition("\n")[0]
             raise DeviceError(f"the network cannot be moved to {device} ({said}): free its memory, or use another") from error

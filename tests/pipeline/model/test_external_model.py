@@ -127,7 +127,7 @@ def test_one_channel_of_several_can_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("chanel = 1", "has the unknown key 'chanel': use one of input, output, activation, channel"),
+        ("chanel = 1", "has the unknown key 'chanel': use one of output, activation, channel"),
         ("channel = 2\nactivation = 'sigmoid'", r"has 2 channels, counted from 0, but its settings select channel 2"),
         ("classes = ['a', 'b', 'c']\nactivation = 'logits'", r"has 2 classes, but its settings name 3 \(a, b, c\)"),
         ("classes = 'a'", "classes in .* is 'a', not list"),
