@@ -49,17 +49,17 @@ class Padded(nn.Module):
         return given
 
 
-def save_exported(path: Path, network: nn.Module, shape: tuple[int, ...], *, fixed: bool = False) -> Path:
-    """Export a network for images of any shape, or of this one only."""
-    any_length = dict.fromkeys(range(2, len(shape)), torch.export.Dim.AUTO)
+def save_exported(path: Path, network: nn.Module, shape: tuple[int, ...], *, fixed: bool = False, first: int = 2) -> Path:
+    """Export a network for images of any length from the first of these axes on, or of this shape only."""
+    any_length = dict.fromkeys(range(first, len(shape)), torch.export.Dim.AUTO)
     program = torch.export.export(network.eval(), (torch.randn(shape),), dynamic_shapes=None if fixed else (any_length,))
     torch.export.save(program, path)
     return path
 
 
-def save_onnx(path: Path, network: nn.Module, shape: tuple[int, ...]) -> Path:
-    """Save a network for images of any shape as ONNX."""
-    lengths = {"x": {axis: f"axis{axis}" for axis in range(2, len(shape))}}
+def save_onnx(path: Path, network: nn.Module, shape: tuple[int, ...], *, first: int = 2) -> Path:
+    """Save a network for images of any length from the first of these axes on as ONNX."""
+    lengths = {"x": {axis: f"axis{axis}" for axis in range(first, len(shape))}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # this exporter needs one package less, but is deprecated
         torch.onnx.export(

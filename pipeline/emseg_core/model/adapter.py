@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.heads import Head
+from emseg_core.specs.inputs import GREY, Inputs
 from emseg_core.specs.numerics import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -97,7 +98,7 @@ class AdaptedNetwork(nn.Module):
     Parameters
     ----------
     network
-        The network, called with tiles ``(n, 1, z, y, x)``, or ``(n, 1, y, x)`` if it is planar.
+        The network, called as `apply_network` says.
     spec
         How it behaves.
     precision
@@ -123,30 +124,47 @@ class AdaptedNetwork(nn.Module):
             Channels of all heads, ``(n, channels, z', y', x')``.
         """
         with torch.autocast(tiles.device.type, DTYPES[self.precision], enabled=self.precision != "float32"):
-            output = apply_network(self.network, tiles, planar=self.spec.planar)
+            output = apply_network(self.network, tiles, planar=self.spec.planar, inputs=self.spec.inputs)
         return to_prediction(output.to(torch.promote_types(output.dtype, torch.float32)), self.spec)
 
 
-def apply_network(network: Callable[[Tensor], Tensor], tiles: Tensor, *, planar: bool) -> Tensor:
+def apply_network(network: Callable[[Tensor], Tensor], tiles: Tensor, *, planar: bool, inputs: Inputs = GREY) -> Tensor:
     """Run a network on tiles one by one, since a program may have been exported for batches of one.
 
     Parameters
     ----------
     network
-        The network, called with ``(1, 1, z, y, x)``, or ``(1, 1, y, x)`` if it is planar.
+        The network, called with ``(1, channels, z, y, x)``; or with ``(1, channels, y, x)`` if it is planar or takes slices.
     tiles
         Normalised grey values, ``(n, 1, z, y, x)``.
     planar
         Whether the network is applied slice by slice.
+    inputs
+        What its channels are.
 
     Returns
     -------
     Tensor
         Output of the network, ``(n, channels, z', y', x')``.
     """
+    if inputs.kind == "slices":
+        return torch.stack([_slice_by_slice(_neighbours(tile, inputs), network) for tile in tiles])
+    tiles = tiles.expand(-1, inputs.count, -1, -1, -1)
     if planar:
-        return torch.stack([torch.cat([network(part[None]) for part in tile.unbind(1)]).transpose(0, 1) for tile in tiles])
+        return torch.stack([_slice_by_slice((part[None] for part in tile.unbind(1)), network) for tile in tiles])
     return torch.cat([network(tile[None]) for tile in tiles])
+
+
+def _neighbours(tile: Tensor, inputs: Inputs) -> Iterator[Tensor]:
+    """Yield the input for each slice of a tile ``(1, z, y, x)`` that has neighbours on both sides."""
+    for start in range(tile.shape[1] - inputs.count + 1):
+        part = tile[:, start : start + inputs.count]
+        yield part[None] if inputs.stacked else part
+
+
+def _slice_by_slice(parts: Iterable[Tensor], network: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the outputs of a network for slices, ``(channels, z, y', x')``."""
+    return torch.cat([network(part) for part in parts]).transpose(0, 1)
 
 
 def to_prediction(output: Tensor, spec: Contract) -> Tensor:

@@ -15,6 +15,7 @@ package), which wins over what a package says. How the network treats tiles is m
     rescale = [2.0, -1.0]                 # then multiply by this and add that
     clip = [-1.0, 1.0]                    # and limit to this range
     voxel_size = "8 8 8 nm"               # voxel size of the training data
+    inputs = "slices"                     # channels of the input, if it has several: neighbouring z slices, or "copies" of grey
     only_tile = [1, 512, 512]             # the only tile shape (z, y, x) that the network accepts, in voxels
     context = [0, 64, 64]                 # voxels (z, y, x) to remove from each side of a tile; default: as many as needed
     lattice = [1, 32, 32]                 # shift (z, y, x) in voxels that the network commutes with
@@ -48,6 +49,7 @@ from emseg_core.model.told_heads import check_channels, outputs_of, read_heads
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.heads import ACTIVATIONS, Head
 from emseg_core.specs.heads import classes_of as classes_in
+from emseg_core.specs.inputs import GREY, TOLD, Inputs
 from emseg_core.specs.numerics import Precision
 
 Kind = Literal["onnx", "exported"]
@@ -57,7 +59,7 @@ KINDS: dict[str, Kind] = {".onnx": "onnx", ".pt2": "exported"}
 """Kind of network by file suffix."""
 SETTINGS = (
     "output", "activation", "channel", "classes", "heads", "normalise", "mean", "deviation", "percentiles", "eps", "rescale",
-    "clip", "voxel_size", "only_tile", "context", "lattice",
+    "clip", "voxel_size", "inputs", "only_tile", "context", "lattice",
 )  # fmt: skip
 """Keys allowed in ``FILE.toml``."""
 TRIPLES = {"only_tile": 1, "context": 0, "lattice": 1}
@@ -264,6 +266,8 @@ def _read_settings(path: Path) -> tuple[bytes, dict[str, Any]]:
         raise ModelError(f"the activation is {activation!r}, but must be one of {', '.join(ACTIVATIONS['classes'])}")
     if "heads" in settings and (others := {"output", "activation", "channel", "classes"} & settings.keys()):
         raise ModelError(f"{path} has both heads and {min(others)}, which would be ignored: state it in the tables of heads")
+    if settings.get("inputs", TOLD[0]) not in TOLD:
+        raise ModelError(f"inputs in {path} is {settings['inputs']!r}, not {' or '.join(TOLD)}: correct it")
     for name, least in TRIPLES.items():
         numbers = settings.get(name, [least] * 3)
         if len(numbers) != 3 or any(type(number) is not int or number < least for number in numbers):
@@ -331,26 +335,32 @@ def contract_of(model: ExternalModel) -> Contract:
         output = model.outputs()[model.used_outputs[0]]
         meaning_of(output, model.stated, output.channels)  # refused before anything is computed
     network, shape, example, parameters = opened(model)
-    planar = len(shape) == 4
-    if shape[1] not in (1, None):
-        raise ModelError(f"{model.path} takes {shape[1]} channels, but a volume has 1: use a network with 1 input channel")
+    inputs = inputs_of(model, shape)
+    slices = inputs.kind == "slices"
+    planar = len(shape) == 4 or slices  # slices are found to be those of a 2-D network first, and put along z afterwards
 
     def run(tiles: Any) -> Any:
+        source = torch.from_numpy(tiles)[:, None]
         with torch.inference_mode():
-            return apply_network(network, torch.from_numpy(tiles)[:, None], planar=planar).float().numpy()
+            if slices:
+                return torch.cat([_of_slices(network, tile, inputs) for tile in source.unbind(0)]).float().numpy()
+            return apply_network(network, source, planar=planar, inputs=inputs).float().numpy()
 
     def cost(tile: Triple) -> tuple[int, int]:
-        return cast("tuple[int, int]", network.cost((1, 1, *tile[planar:])))
+        return cast("tuple[int, int]", network.cost(inputs.shape(tile[planar:])))
 
     told = {name: triple(model.settings[name]) for name in TRIPLES if name in model.settings}
+    if slices:
+        told = {name: _in_plane(name, value, inputs, model.stated.beside) for name, value in told.items()}
     found = probe(
         run,
         planar=planar,
-        declared=_spatial(example),
-        static=_spatial(shape) is not None,
+        declared=_spatial(example, flat=planar),
+        static=_spatial(shape, flat=planar) is not None,
         told=Told(**told, place=model.stated.beside),
         cost=cost,
-        tracing=lambda tile: network.trace((1, 1, *tile[planar:])),
+        # arithmetic knows tiles that lie along all axes of an input
+        tracing=None if inputs.stacked else lambda tile: network.trace(inputs.shape(tile[planar:])),
     )
     flops, alive = cost(found.least)
     voxels = math.prod(found.least)
@@ -365,8 +375,9 @@ def contract_of(model: ExternalModel) -> Contract:
             "activation": activation,
             "channel": model.settings.get("channel"),
         }
-    return found.contract(
-        planar=planar,
+    return (found.along_z(inputs) if slices else found).contract(
+        planar=planar and not slices,
+        inputs=inputs,
         parameters=parameters,
         flops_per_voxel=-(-flops // voxels),
         bytes_per_voxel=-(-alive // voxels),
@@ -374,9 +385,90 @@ def contract_of(model: ExternalModel) -> Contract:
     )
 
 
-def _spatial(shape: tuple[int | None, ...]) -> Triple | None:
+def inputs_of(model: ExternalModel, shape: Lengths) -> Inputs:
+    """Return what the input channels of a network are.
+
+    Parameters
+    ----------
+    model
+        The network.
+    shape
+        Shape of its input; None for axes of any length.
+
+    Returns
+    -------
+    Inputs
+        The channels.
+
+    Raises
+    ------
+    ModelError
+        If nothing says what they are, or what is told does not fit.
+    """
+    told, channels, beside = model.settings.get("inputs"), shape[1] or 1, model.stated.beside
+    ranks = {model.outputs()[number].rank for number in model.used_outputs}
+    stacked = len(shape) == 5 and channels == 1 and ranks == {4}
+    count = shape[2] if stacked else channels
+    what = "several slices" if count is None else f"{count} slices" if stacked else f"{channels} channel{'s'[: channels > 1]}"
+    if stacked and told is None:
+        raise ModelError(
+            f"{model.path} labels one slice of several, as its output has four axes and its input five: write "
+            f'inputs = "slices" into {beside} beside it if this is the middle one, or let it end with an axis z'
+        )
+    if told is None and channels > 1:
+        slices = f'inputs = "slices" ({channels} neighbouring z slices, of which the middle one is labelled) or '
+        fits = len(shape) == 4 and channels % 2
+        raise ModelError(
+            f"{model.path} takes {channels} channels, and nothing says what they are: write into {beside} beside it "
+            f'{slices if fits else ""}inputs = "copies" (the grey value in each)'
+        )
+    if told is None:
+        return GREY
+    if told == "slices" and channels > 1 and len(shape) == 5:
+        raise ModelError(
+            f'{beside} says inputs = "slices", but {model.path} is three-dimensional and takes {what}: write '
+            'inputs = "copies" (the grey value in each), or leave it out'
+        )
+    if channels == 1 and (told == "copies" or not stacked):
+        raise ModelError(
+            f'{beside} says inputs = "{told}", but {model.path} takes 1 channel: leave it out'
+            + (", or export it with a fixed number of channels" if shape[1] is None else "")
+        )
+    if told == "slices" and (count is None or count < 3 or count % 2 == 0):
+        raise ModelError(
+            f'{beside} says inputs = "slices", but {model.path} takes {what}: '
+            "export it for an odd number "
+            "of slices, 3 or more, of which it labels the middle one"
+        )
+    return Inputs(told, cast("int", count), stacked)
+
+
+def _of_slices(network: Any, tile: Any, inputs: Inputs) -> Any:
+    """Run a network on slices that are functions of one tile ``(1, 1, y, x)``; return ``(1, channels, 1, y', x')``.
+
+    Each is another function of the same voxel: shifts and changes of the tile are those of every slice, and no difference
+    between slices vanishes.
+    """
+    import torch
+
+    stack = torch.cat([tile[0] if number == 0 else torch.sin((number + 1) * tile[0]) for number in range(inputs.count)])
+    return network(stack.expand(inputs.shape(tuple(stack.shape[1:]))))[:, :, None]
+
+
+def _in_plane(name: str, told: Triple, inputs: Inputs, beside: str) -> Triple:
+    """Return what is told of tiles of a network that takes slices, as of a 2-D network."""
+    along_z = {"context": inputs.reach, "lattice": 1, "only_tile": inputs.count}[name]
+    if told[0] != along_z:
+        raise ModelError(
+            f"{beside} says {name} = {list(told)}, but the network takes {inputs.count} slices: its first number, along z, is "
+            f"{along_z}"
+        )
+    return triple((0 if name == "context" else 1, *told[1:]))
+
+
+def _spatial(shape: tuple[int | None, ...], *, flat: bool) -> Triple | None:
     """Return the shape (z, y, x) of a tile, if that of an input says it."""
-    spatial = (1, *shape[2:]) if len(shape) == 4 else shape[2:]
+    spatial = (1, *shape[-2:]) if flat else shape[2:]
     return None if None in spatial else triple(cast("tuple[int, ...]", spatial))
 
 

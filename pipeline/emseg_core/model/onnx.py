@@ -67,7 +67,8 @@ class OnnxNetwork:
         dimensions = model.inputs[0].get_partial_shape()
         if dimensions.rank.is_dynamic or len(dimensions) not in (4, 5):
             raise ModelError(
-                f"the input of {path} has shape {dimensions}: export it with an input (n, 1, y, x) or (n, 1, z, y, x)"
+                f"the input of {path} has shape {dimensions}: export it with an input (n, channels, y, x) or "
+                "(n, channels, z, y, x)"
             )
         self.shape: tuple[int | None, ...] = tuple(None if d.is_dynamic else d.get_length() for d in dimensions)
         """Shape of the input; None for axes of any length."""
@@ -188,6 +189,7 @@ class OnnxPredictor(BasePredictor):
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """Compute the channels of all heads; see `emseg_core.model.base_predictor.BasePredictor.predict`."""
         with translate_memory_errors():
-            output = apply_network(self._network, torch.from_numpy(tiles)[:, None], planar=self.spec.planar)
+            source = torch.from_numpy(tiles)[:, None]
+            output = apply_network(self._network, source, planar=self.spec.planar, inputs=self.spec.inputs)
         prediction: NDArray[np.float32] = to_prediction(output, self.spec).numpy()
         return prediction

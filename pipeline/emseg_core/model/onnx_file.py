@@ -112,7 +112,8 @@ def read_outputs(data: bytes, path: str) -> tuple[NetworkOutput, ...]:
     for output in model.graph.output:
         dimensions = output.type.tensor_type.shape.dim
         channels = dimensions[CHANNEL_AXIS].dim_value if len(dimensions) > CHANNEL_AXIS else 0
-        found.append(NetworkOutput(output.name, channels or None, _ending(model.graph, output.name, len(dimensions), opset)))
+        ending = _ending(model.graph, output.name, len(dimensions), opset)
+        found.append(NetworkOutput(output.name, channels or None, ending, len(dimensions) or None))
     return tuple(found)
 
 

@@ -30,6 +30,8 @@ class NetworkOutput:
     """Number of channels, if the file says."""
     ending: Ending | None
     """The last operation, if it is one that says what the output means."""
+    rank: int | None = None
+    """Number of axes, batch and channels included, if the file says."""
 
 
 @dataclass(frozen=True, slots=True)

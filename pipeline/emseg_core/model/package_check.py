@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emseg_core.errors import ModelError
-from emseg_core.model.external_model import ExternalModel, classes_of, is_external, opened, read_external, reading
+from emseg_core.model.external_model import ExternalModel, classes_of, inputs_of, is_external, opened, read_external, reading
 from emseg_core.model.output import index_of, meaning_of
 from emseg_core.model.package import Package, open_package
 from emseg_core.normalise import MIN_RELATIVE_DEVIATION, normalised
@@ -143,15 +143,21 @@ def _computed(model: ExternalModel, source: NDArray[Any]) -> NDArray[Any]:
     from emseg_core.model.adapter import apply_network, to_prediction
 
     network, shape, _, _ = opened(model)
-    if source.ndim != len(shape) or source.shape[1] != 1:
+    inputs = inputs_of(model, shape)
+    if source.ndim != len(shape) or source.shape[1] != (1 if inputs.stacked else inputs.count):
         raise ModelError(
             f"the test input of {model.path} has the shape {source.shape}, but the network takes {shape}: use another"
         )
-    planar = source.ndim == 4
-    tiles = source[:, 0, None] if planar else source[:, 0]
+    if inputs.kind == "copies" and not (source == source[:, :1]).all():
+        raise ModelError(
+            f"the test input of {model.path} has the shape {source.shape} and channels that differ, but {model.stated.beside} "
+            'says inputs = "copies": correct it, or use another test input'
+        )
+    flat, planar = source.ndim == 4, source.ndim == 4 and inputs.kind != "slices"
+    tiles = source[:, 0, None] if planar else source if flat and inputs.kind == "slices" else source[:, 0]
     ready = torch.from_numpy(np.stack([_normalised(tile, model.settings) for tile in tiles]))
     with torch.inference_mode():
-        output = apply_network(network, ready[:, None], planar=planar).float()
+        output = apply_network(network, ready[:, None], planar=planar, inputs=inputs).float()
     used = model.outputs()[index_of(model.outputs(), model.stated)]
     meaning = meaning_of(used, model.stated, output.shape[1])
     contract = Contract(
@@ -177,7 +183,7 @@ def _computed(model: ExternalModel, source: NDArray[Any]) -> NDArray[Any]:
     else:
         found = logits[:, int(single) :]
     array: NDArray[Any] = found.numpy()
-    return array[:, :, 0] if planar else array
+    return array[:, :, 0] if planar or inputs.kind == "slices" else array
 
 
 def _normalised(values: NDArray[Any], settings: Mapping[str, Any]) -> NDArray[np.float32]:

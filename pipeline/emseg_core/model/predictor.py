@@ -26,6 +26,8 @@ from emseg_core.specs.numerics import Precision
 # Activations of hundreds of megabytes are allocated and freed all the time: with small pages, the system would spend a fifth
 # of the time on them. torch reads this variable at its first allocation.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Layout of weights by their number of axes; networks that take slices may have weights of both."""
 MAX_RECORDED_SHAPES = 2
 """Number of batch shapes for which recorded kernels are kept; a run has one."""
 MAX_GPU_MEMORY_FRACTION = 0.25
@@ -63,9 +65,11 @@ class TorchPredictor(BasePredictor):
         self.spec: NetworkSpec = network.spec
         self._threads = threads
         self._device = device
-        layout = torch.channels_last if network.spec.planar else torch.channels_last_3d
         try:
-            self._network = network.eval().to(device).to(memory_format=layout)  # type: ignore[call-overload]
+            self._network = network.eval().to(device)
+            for weight in self._network.parameters():
+                if layout := LAYOUTS.get(weight.dim()):
+                    weight.data = weight.data.to(memory_format=layout)
         except RuntimeError as error:
             said = str(error).partition("\n")[0]
             raise DeviceError(f"the network cannot be moved to {device} ({said}): free its memory, or use another") from error

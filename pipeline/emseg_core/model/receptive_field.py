@@ -27,6 +27,7 @@ from emseg_core.box import Triple, triple
 from emseg_core.errors import ModelError
 from emseg_core.model.receptive_arithmetic import Trace
 from emseg_core.specs.contract import Basis, Contract
+from emseg_core.specs.inputs import Inputs
 
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """The network as a function from tiles ``(n, z, y, x) float32`` to ``(n, channels, z', y', x') float32``.
@@ -96,6 +97,27 @@ class ProbeResult:
     basis: Basis = "experiment"
     reason: str = ""
     """These fields mean the same as in `emseg_core.specs.contract.Contract`."""
+
+    def along_z(self, inputs: Inputs) -> ProbeResult:
+        """Return the result for a network whose channels are slices, which was probed as a 2-D network.
+
+        Parameters
+        ----------
+        inputs
+            Its slices.
+
+        Returns
+        -------
+        ProbeResult
+            Result for tiles that have the slices along z.
+        """
+        only, deep = self.only_tile, inputs.count
+        return replace(
+            self,
+            context=triple((inputs.reach, *self.context[1:])),
+            least=triple((deep, *self.least[1:])),
+            only_tile=None if only is None else triple((deep, *only[1:])),
+        )
 
     def contract(self, **facts: Any) -> Contract:
         """Return the contract of the network, given the fields that no probe shows."""

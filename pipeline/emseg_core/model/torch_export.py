@@ -331,7 +331,7 @@ def read_outputs(data: bytes, path: str) -> tuple[NetworkOutput, ...]:
                 name = spec["user_output"]["arg"]["as_tensor"]["name"]
                 sizes = graph["tensor_values"][name]["sizes"]
                 channels = sizes[1].get("as_int") if len(sizes) > 1 else None
-                found.append(NetworkOutput(name, channels, _ending(graph["nodes"], name, len(sizes))))
+                found.append(NetworkOutput(name, channels, _ending(graph["nodes"], name, len(sizes)), len(sizes)))
         return tuple(found)
     except ModelError:
         raise

@@ -9,7 +9,8 @@ from typing import Any, Literal, Self
 
 from emseg_core.box import Triple, triple
 from emseg_core.errors import ModelError
-from emseg_core.specs.heads import ACTIVATIONS, Activation, Head, check_heads, classes_head, classes_of
+from emseg_core.specs.heads import ACTIVATIONS, Activation, Head, channels_of, check_heads, classes_head, classes_of
+from emseg_core.specs.inputs import GREY, Inputs
 from emseg_core.specs.network import Tiled
 
 Basis = Literal["experiment", "graph", "graph and experiment", "told"]
@@ -17,6 +18,9 @@ Basis = Literal["experiment", "graph", "graph and experiment", "told"]
 
 Experiments; arithmetic on the operations of the network, which experiments may have confirmed; or the word of the user.
 """
+FLOAT32_BYTES = 4
+OUTPUT_COPIES = 2
+"""Copies of the outputs of all slices of a tile that exist while they are joined."""
 BASES: dict[Basis, str] = {
     "experiment": "found by experiment",
     "graph": "found by arithmetic on the operations of the network",
@@ -67,6 +71,8 @@ class Contract(Tiled):
     """What context and lattice rest on."""
     reason: str = ""
     """Why labels depend on tiles, if they do."""
+    inputs: Inputs = GREY
+    """What its input channels are. A tile that is several slices long is computed slice by slice, also if these see others."""
 
     def __post_init__(self) -> None:
         if self.classes or not self.named_heads:
@@ -81,6 +87,8 @@ class Contract(Tiled):
         sizes = (*self.lattice, *self.least, self.flops_per_voxel + 1, self.bytes_per_voxel + 1)
         if min(sizes) < 1 or min(*self.context, *self.crop) < 0:
             raise ModelError(f"the sizes of the contract {self} are out of range")
+        if self.inputs.kind == "slices" and (self.planar or self.context[0] != self.inputs.reach or self.crop[0]):
+            raise ModelError(f"{self.inputs.count} slices do not fit a context of {self.context} in the contract: correct it")
 
     def _check_classes(self) -> None:
         """Check that classes and activation go together."""
@@ -99,7 +107,7 @@ class Contract(Tiled):
 
     @property
     def channels(self) -> int:
-        """Channels of the input; a network with more than one has no contract."""
+        """Channels of the volume that are read; those of the input are made of it, see `inputs`."""
         return 1
 
     def fits(self, axis: int, length: int) -> bool:
@@ -157,8 +165,8 @@ class Contract(Tiled):
         ModelError
             If the tile does not fit the network.
         """
-        self.output_shape(tile)
-        return self.flops_per_voxel * math.prod(tile)
+        output = self.output_shape(tile)
+        return self.flops_per_voxel * (output[0] * math.prod(tile[1:]) if self.inputs.kind == "slices" else math.prod(tile))
 
     def activation_bytes(self, tile: Triple) -> int:
         """Return the peak memory of tensors, in bytes, while one float32 tile goes through the network.
@@ -178,8 +186,12 @@ class Contract(Tiled):
         ModelError
             If the tile does not fit the network.
         """
-        self.output_shape(tile)
-        return self.bytes_per_voxel * math.prod(tile)
+        output = self.output_shape(tile)
+        if self.inputs.kind != "slices":
+            return self.bytes_per_voxel * math.prod(tile)
+        # slices are computed one at a time, and their outputs joined
+        kept = FLOAT32_BYTES * (tile[0] + OUTPUT_COPIES * channels_of(self.heads) * output[0])
+        return (self.bytes_per_voxel + kept) * math.prod(tile[1:])
 
     def planes(self) -> Iterator[tuple[str, Triple]]:
         """Yield name and sizes (z, y, x) of everything that must be equal in y and x for tiles to be rotated."""
@@ -190,7 +202,8 @@ class Contract(Tiled):
     @property
     def kind(self) -> str:
         """Type of network."""
-        return f"{'2-D' if self.planar else '3-D'} network, not trained with emseg"
+        axes = "2.5-D" if self.inputs.kind == "slices" else "2-D" if self.planar else "3-D"
+        return f"{axes} network, not trained with emseg"
 
     @property
     def gives(self) -> str:
@@ -201,6 +214,8 @@ class Contract(Tiled):
 
     def remarks(self) -> Iterator[tuple[str, str]]:
         """Yield further facts for users, each with its topic."""
+        if self.inputs.kind != "grey":
+            yield "input", str(self.inputs)
         least = " x ".join(map(str, self.least))
         yield "tiles", f"{least} voxels" + (", or longer by multiples of the lattice" if self.only_tile is None else " only")
         if any(self.crop):
@@ -213,7 +228,9 @@ class Contract(Tiled):
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values; heads only if there are more than classes."""
         said = asdict(self)
-        del said["named_heads"]
+        del said["named_heads"], said["inputs"]
+        if self.inputs.kind != "grey":
+            said["inputs"] = self.inputs.to_json()
         for name in ("basis", "reason"):  # which older outputs do not have
             if said[name] == self.__dataclass_fields__[name].default:
                 del said[name]
@@ -233,6 +250,7 @@ class Contract(Tiled):
             fields |= {name: triple(fields[name]) for name in ("context", "lattice", "least", "crop")}
             fields["classes"] = tuple(fields["classes"])
             fields["named_heads"] = tuple(map(Head.from_json, fields.pop("heads", ())))
+            fields["inputs"] = Inputs.from_json(fields.get("inputs", {}))
             if fields.get("only_tile") is not None:
                 fields["only_tile"] = triple(fields["only_tile"])
             return cls(**fields)

@@ -377,6 +377,8 @@ def _warnings(draft: Draft) -> Iterator[str]:
         yield f"the network sees more of a tile than its context{because}: labels depend on tiles, and may have seams"
     if not draft.plan.model.planar and volume.shape[0] == 1:
         yield "the model is three-dimensional, the volume has a single slice: mirroring repeats it along z"
+    if isinstance(draft.plan.model, Contract) and draft.plan.model.inputs.kind != "grey":
+        yield f"the input of the network is taken for: {draft.plan.model.inputs}"
     if "output" in draft.card:
         yield f"the output of the network is taken for: {draft.card['output']}"
     trained = draft.card.get("voxel_size", "")
