@@ -374,7 +374,8 @@ def like_one_pass(row: dict[str, Any]) -> str:
         return f"no: {reason}" if reason else "not compared, as it takes too long" if run else ""
     if run["wrong"] == 0 and not reason:
         return f"yes, {run['voxels']} voxels"
-    return f"{100 - 100 * run['wrong'] / run['voxels']:.1f} %" + (f": {reason}" if reason else "")
+    equal = math.floor(1000 - 1000 * run["wrong"] / run["voxels"]) / 10  # 100 % only if all are
+    return f"{equal} %" + (f": {reason}" if reason else "")
 
 
 def line(name: str, rows: list[dict[str, Any]]) -> str:
