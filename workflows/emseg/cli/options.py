@@ -21,7 +21,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "channel": {"metavar": "N|NAME"},
     "timepoint": {"type": click.IntRange(min=0)},
     "level": {"type": click.IntRange(min=0)},
-    "model": {"metavar": "NAME|FILE"},
+    "model": {"metavar": "NAME|FILE", "multiple": True},
     "roi": {"metavar": "Z0:Z1,Y0:Y1,X0:X1"},
     "probabilities": {"is_flag": True},
     "heads": {"type": NAMES},
@@ -88,6 +88,8 @@ def settings_options(*left_out: str) -> Callable[[Command], Command]:
         @wraps(command)
         def with_settings(**given: Any) -> None:
             values = {name: given.pop(name) for name in typed}
+            if "model" in values:
+                values["model"] = one_or_several(values["model"])
             if values.get("precision") == "auto":
                 values["precision"] = None
             command(settings=RunSettings(**values), **given)
@@ -95,6 +97,22 @@ def settings_options(*left_out: str) -> Callable[[Command], Command]:
         return _with_options(with_settings, typed, texts_of(RunSettings))
 
     return decorate
+
+
+def one_or_several(models: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    """Return the models of an option that may be repeated.
+
+    Parameters
+    ----------
+    models
+        What was typed.
+
+    Returns
+    -------
+    str, tuple of str or None
+        None if nothing was typed; the only model; or all of them.
+    """
+    return models if len(models) > 1 else next(iter(models), None)
 
 
 def placement_options(workers: str = "", *, gpus: bool = False) -> Callable[[Command], Command]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from emseg.cli.options import json_option, placement_options
+from emseg.cli.options import json_option, one_or_several, placement_options
 from emseg.cli.saying import say_result
 from emseg.cli.terminal import on_terminal
 from emseg.cli.values import Location, LocationOrNothing
@@ -32,7 +32,13 @@ if TYPE_CHECKING:
     metavar="[PATH]",
     help="Also read the volume again, and compare it with what the run read. Give PATH if it was moved since the run.",
 )
-@click.option("--model", metavar="NAME|FILE", help="Bundled model or path of the model, if it was moved since the run.")
+@click.option(
+    "--model",
+    "models",
+    metavar="NAME|FILE",
+    multiple=True,
+    help="Bundled model or path of the model, if it was moved since the run; of an ensemble, all of them in their order.",
+)
 @click.option("--checksums", is_flag=True, help="Check the checksums of all stored data instead of computing boxes.")
 @click.option("--repair", is_flag=True, help="Check checksums as --checksums does, and compute damaged or missing data again.")
 @click.option("--mask", type=click.Path(path_type=Path), help="Mask of the run, if --repair asks for it.")
@@ -41,7 +47,7 @@ if TYPE_CHECKING:
 def verify(
     output: Place,
     volume: Place | Literal[""] | None,
-    model: str | None,
+    models: tuple[str, ...],
     checksums: bool,
     repair: bool,
     mask: Path | None,
@@ -54,7 +60,7 @@ def verify(
     With --volume, also check that the volume has not changed since the run read it. With --checksums, check instead that all
     stored data can be read back as it was written.
     """
-    reread, place = volume is not None, volume or None
+    reread, place, model = volume is not None, volume or None, one_or_several(models)
     placed = {"mask": mask, **{name: value for name, value in where.items() if name != "device"}}
     if reread and not (checksums or repair):
         del placed["workers"]

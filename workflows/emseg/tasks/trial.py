@@ -10,6 +10,7 @@ from emseg_core.accuracy import accuracy_of
 from emseg_core.box import Triple
 from emseg_core.canary import speed_of
 from emseg_core.model.device import Device
+from emseg_core.model.ensemble import EnsembleModel
 from emseg_core.model.external_model import ExternalModel
 from emseg_core.model.model_place import ModelPlace, load
 from emseg_core.model.python_predictor import PythonModel
@@ -99,7 +100,8 @@ def try_out(trial: Trial) -> Choice:
     if trial.precision == "float32" or (trial.precision is not None and trial.measured):
         return choice(opened(trial.precision), trial.precision)
     exact, volume = opened("float32"), open_volume(trial.volume, part=trial.part)
-    tried = () if isinstance(model, ExternalModel | PythonModel) else low_precisions(trial.device)
+    fixed = not model.native if isinstance(model, EnsembleModel) else isinstance(model, ExternalModel | PythonModel)
+    tried = () if fixed else low_precisions(trial.device)
     for precision in (trial.precision,) if trial.precision is not None else tried:
         fast = opened(precision)
         accuracy = accuracy_of(fast, exact, volume, trial.normalisation)
@@ -114,13 +116,17 @@ _tried: dict[tuple[str, Backend, Precision, int, Device], BasePredictor] = {}
 
 
 def take_predictor(
-    model: ModelFile | ExternalModel | PythonModel, backend: Backend, precision: Precision, threads: int, device: Device
+    model: ModelFile | ExternalModel | PythonModel | EnsembleModel,
+    backend: Backend,
+    precision: Precision,
+    threads: int,
+    device: Device,
 ) -> BasePredictor:
     """Open a predictor, or take that of the trial of this run, which has compiled its network.
 
     Returns
     -------
-    TorchPredictor, OpenVinoPredictor, OnnxPredictor or PythonPredictor
+    TorchPredictor, OpenVinoPredictor, OnnxPredictor, PythonPredictor or EnsemblePredictor
         As `emseg_core.model.backend.open_predictor` returns.
 
     Raises
@@ -154,7 +160,7 @@ a tile.
 
 
 def numerics_of(
-    model: ModelFile | ExternalModel | PythonModel,
+    model: ModelFile | ExternalModel | PythonModel | EnsembleModel,
     predictor: BasePredictor,
     tile: Triple,
     threads: int,
