@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from emseg_core.box import triple
+from emseg_core.box import Triple, triple
 from emseg_core.errors import ModelError
-from emseg_core.grid.stitch import softmax
+from emseg_core.grid.averaging import mean_prediction, shares_of
 from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.external_model import ExternalModel
 from emseg_core.specs.ensemble import EnsembleSpec
@@ -118,11 +118,7 @@ def _size(text: str) -> tuple[float, ...] | str:
 
 
 class EnsemblePredictor(BasePredictor):
-    """Predictor of the mean of other predictors.
-
-    Probabilities and values are summed in ``float32`` in the order of the members, and the sum is divided by their number.
-    For classes that exclude one another, the probabilities are those of softmax, and the logarithms of the means serve as
-    logits; a mean of 0 is replaced by the smallest normal number.
+    """Predictor of the mean of other predictors, in the order of the members; see `emseg_core.grid.averaging`.
 
     Parameters
     ----------
@@ -168,39 +164,15 @@ class EnsemblePredictor(BasePredictor):
             If there is too little memory.
         """
         shape = triple(tiles.shape[-3:])
-        output, total = self.spec.output_shape(shape), None
-        wrong: list[tuple[NDArray[np.bool_], NDArray[np.float32]]] = []
+        return mean_prediction(self._members(tiles, shape), self.spec.heads)
+
+    def _members(self, tiles: NDArray[np.float32], shape: Triple) -> Iterator[NDArray[np.float32]]:
+        """Yield what each member predicts, with the heads in the order of the ensemble's."""
+        output = self.spec.output_shape(shape)
         for number, (predictor, (start, length)) in enumerate(zip(self._predictors, self.spec.parts(shape), strict=True)):
             seen = tiles[:, number] if tiles.ndim == 5 else tiles
             part = seen[(slice(None), *(slice(a, a + n) for a, n in zip(start, length, strict=True)))]
-            found = predictor.predict(np.ascontiguousarray(part))
-            kept = found[(slice(None), slice(None), *(slice(n) for n in output))]
-            shares = self._averaged(predictor, kept)
-            for head, channels in parts_of(self.spec.heads):
-                share = shares[:, channels]
-                if head.kind in ("independent", "affinities") and not 0 <= float(share.min()) <= float(share.max()) <= 1:
-                    where = np.zeros(shares.shape, bool)
-                    where[:, channels] = (share < 0) | (share > 1)
-                    wrong.append((where, shares[where]))
-            total = shares if total is None else np.add(total, shares, out=total)
-        assert total is not None
-        total /= np.float32(len(self._predictors))
-        for where, values in wrong:  # a mean would hide that they are no probabilities
-            total[where] = values
-        for head, channels in parts_of(self.spec.heads):
-            if head.kind == "classes":
-                mean = total[:, channels]
-                np.log(np.maximum(mean, np.finfo(np.float32).tiny), out=mean)
-        return total
-
-    def _averaged(self, predictor: BasePredictor, found: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return what of a member's prediction is averaged, with the heads in the order of the ensemble's."""
-        of_head = {head.name: channels for head, channels in parts_of(predictor.spec.heads)}
-        parts = []
-        for head in self.spec.heads:
-            values = found[:, of_head[head.name]]
-            if head.kind == "classes":  # softmax would hide -inf as a probability of 0
-                logits = np.where(np.isfinite(values), values, np.float32(np.nan))
-                values = softmax(logits.swapaxes(0, 1)).swapaxes(0, 1)
-            parts.append(values)
-        return np.concatenate(parts, axis=1)
+            found = predictor.predict(np.ascontiguousarray(part))[(slice(None), slice(None), *(slice(n) for n in output))]
+            of_head = {head.name: channels for head, channels in parts_of(predictor.spec.heads)}
+            ordered = [found[:, of_head[head.name]] for head in self.spec.heads]
+            yield shares_of(np.concatenate(ordered, axis=1), self.spec.heads)

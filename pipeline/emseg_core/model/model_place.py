@@ -12,6 +12,7 @@ from emseg_core.model.ensemble import EnsembleModel, EnsemblePlace, ensemble_car
 from emseg_core.model.external_model import ExternalModel, contract_of, is_external, read_external
 from emseg_core.model.header import model_digest, read_header
 from emseg_core.model.python_predictor import ImportPath, PythonModel, import_model, python_contract
+from emseg_core.specs.augmented import without_margin
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.ensemble import EnsembleSpec
 from emseg_core.specs.network import NetworkSpec
@@ -215,6 +216,7 @@ def load(path: ModelPlace, spec: NetworkSpec) -> ModelFile | ExternalModel | Pyt
     ModelError
         If it cannot be read.
     """
+    spec = without_margin(spec)
     if isinstance(path, EnsemblePlace):
         if not isinstance(spec, EnsembleSpec) or len(spec.members) != len(path.paths):
             raise ModelError(f"{len(path.paths)} models are given, but the run has another number: give those of the run")

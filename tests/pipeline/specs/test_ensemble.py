@@ -99,7 +99,7 @@ def test_what_disagrees_is_named(change: dict[str, Any], said: str) -> None:
     first, second = (
         replace(FOREIGN, classes=(), activation="none", named_heads=(each,)) for each in (head, replace(head, **change))
     )
-    with pytest.raises(ModelError, match="model 1 has .*, but model 2 has .*: give models that agree") as caught:
+    with pytest.raises(ModelError, match=r"model 1 has .*, but model 2 has .*: give models that agree") as caught:
         EnsembleSpec((first, second))
     if said != "offsets":
         assert said in str(caught.value)

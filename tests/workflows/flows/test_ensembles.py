@@ -168,9 +168,7 @@ def test_moved_models_are_asked_for(folder: Path, tmp_path: Path) -> None:
         verify(tmp_path / "o.zarr", boxes=1)
     models = tmp_path / "a.safetensors", tmp_path / "moved.safetensors"
     assert verify(tmp_path / "o.zarr", boxes=2, model=models).holds
-    with pytest.raises(ModelError, match="give that with --model|another number"):
-        verify(tmp_path / "o.zarr", boxes=1, model=models[::-1])
-    for given in (models[0], (*models, models[0])):
+    for given in (models[0], models[::-1], (*models, models[0])):
         with pytest.raises(ModelError, match="give"):
             verify(tmp_path / "o.zarr", boxes=1, model=given)
 
@@ -217,7 +215,7 @@ def test_commands_take_the_option_several_times(folder: Path, tmp_path: Path) ->
 
 def test_models_that_disagree_are_refused(folder: Path, tmp_path: Path) -> None:
     other = save_random_model(tmp_path / "other.safetensors", ModelSpec.unet(width=3, depth=1, classes=("inside", "er")))
-    with pytest.raises(ModelError, match="model 1 has .*membrane.*, but model 2 has .*er"):
+    with pytest.raises(ModelError, match=r"model 1 has .*membrane.*, but model 2 has .*er"):
         segment(folder / "volume.zarr", tmp_path / "o.zarr", model=[folder / "a.safetensors", other], workers=0)
     sizes = [save_random_model(tmp_path / f"{n}.safetensors", PLANAR, n, {"voxel_size": f"{n} 8 8 nanometer"}) for n in (8, 30)]
     with pytest.raises(ModelError, match=r"model 1 was trained on voxels of 8 8 8 .*, model 2 on voxels of 30 8 8"):

@@ -23,7 +23,7 @@ from emseg_core.grid.layout import MAX_BLOCK_FLOPS, Limits, plan_volume
 from emseg_core.grid.mask import outside
 from emseg_core.grid.plan import Plan
 from emseg_core.grid.pyramid import steps_of
-from emseg_core.grid.symmetry import check_symmetric
+from emseg_core.grid.symmetry import augmented
 from emseg_core.model.backend import backend_of
 from emseg_core.model.device import Device
 from emseg_core.model.ensemble import EnsemblePlace
@@ -32,6 +32,7 @@ from emseg_core.model.python_predictor import ImportPath
 from emseg_core.normalise import Normalisation, Scope, survey
 from emseg_core.ports import VolumeReader
 from emseg_core.recipe import Empty, Recipe
+from emseg_core.specs.augmented import without_margin
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.ensemble import EnsembleSpec
 from emseg_core.specs.heads import chosen_heads
@@ -141,11 +142,9 @@ def check_settings(settings: RunSettings) -> NetworkSpec:
         If they do not fit the model.
     """
     spec, _ = describe(locate_model(settings.model, settings.predictor))
-    if settings.tta:
-        check_symmetric(spec)
     _check_heads(spec, settings, None)
     _empty(settings.empty, spec)
-    return spec
+    return _augmented(spec, settings, None)
 
 
 def heads_stored(spec: NetworkSpec, settings: RunSettings, started: Recipe | None) -> tuple[str, ...]:
@@ -175,6 +174,13 @@ def heads_stored(spec: NetworkSpec, settings: RunSettings, started: Recipe | Non
         return started.heads
     chosen = chosen_heads(spec.heads, settings.heads)
     return () if all(head.kind == "classes" for head in spec.heads) else tuple(head.name for head in chosen)
+
+
+def _augmented(spec: NetworkSpec, settings: RunSettings, started: Recipe | None) -> NetworkSpec:
+    """Return a network as the run needs it, with test-time augmentation or without."""
+    if not settings.tta:
+        return spec
+    return augmented(spec, chosen_heads(spec.heads, heads_stored(spec, settings, started) or None))
 
 
 def _check_heads(spec: NetworkSpec, settings: RunSettings, started: Recipe | None) -> None:
@@ -217,9 +223,8 @@ def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Rec
     place = locate_model(settings.model, settings.predictor)
     source = open_volume(volume, part=_part(settings, started))
     spec, card, known = _described(place, started)
-    if settings.tta:
-        check_symmetric(spec)
     _check_heads(spec, settings, started)
+    spec = _augmented(spec, settings, started)
     region = parse_region(settings.roi, source.spec) if isinstance(settings.roi, str) else settings.roi
     tile = settings.tile or spec.only_tile
     plan = _plan(source.spec, spec, region, tile, started, limits)
@@ -312,8 +317,9 @@ def _part(settings: RunSettings, started: Recipe | None) -> Selection:
 def _described(path: ModelPlace, started: Recipe | None) -> tuple[NetworkSpec, dict[str, str], str]:
     """Return what a model is, its card and its digest; experiments that the output remembers are not made again."""
     digest = digest_of(path)
-    if started is not None and digest == started.model_digest and isinstance(started.plan.model, Contract | EnsembleSpec):
-        return started.plan.model, card_of(path), digest
+    known = without_margin(started.plan.model) if started is not None and digest == started.model_digest else None
+    if isinstance(known, Contract | EnsembleSpec):
+        return known, card_of(path), digest
     return *describe(path), digest
 
 
@@ -383,7 +389,7 @@ def _in_time(cost: Cost, choice: Choice, limits: Limits) -> Limits:
 def _warnings(draft: Draft) -> Iterator[str]:
     """Yield warnings that do not stop a run."""
     volume = draft.volume
-    model = draft.plan.model
+    model = without_margin(draft.plan.model)
     for network in model.members if isinstance(model, EnsembleSpec) else (model,):
         if not isinstance(network, Contract) or network.local:
             continue
