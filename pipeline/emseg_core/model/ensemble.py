@@ -53,6 +53,11 @@ class EnsembleModel:
         return ensemble_digest([member.digest for member in self.members])
 
     @property
+    def card(self) -> dict[str, str]:
+        """Origin of the models."""
+        return ensemble_card([member.card for member in self.members])
+
+    @property
     def native(self) -> bool:
         """Whether all members are emseg's own, which run in any library and precision."""
         return not any(isinstance(member, ExternalModel) for member in self.members)

@@ -223,3 +223,75 @@ def test_models_that_disagree_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="predictor"):
         segment(folder / "volume.zarr", tmp_path / "o.zarr", model=sizes, predictor="detectors:Dark", workers=0)
     assert not (tmp_path / "o.zarr").exists()
+
+
+class Heads(nn.Module):
+    """A 2-D network whose channels mean what the file beside it says."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.body = nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 1))
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        values: Tensor = self.body(tiles)
+        return values
+
+
+NEAR = """
+[[heads]]
+name = "near"
+kind = "affinities"
+channels = [{0}, {1}]
+activation = "sigmoid logits"
+offsets = [[0, 0, -1], [0, -1, 0]]
+"""
+MITO = """
+[[heads]]
+name = "organelles"
+kind = "independent"
+channels = [{0}]
+names = ["mito"]
+activation = "{1}"
+threshold = 0.5
+"""
+FAR = """
+[[heads]]
+name = "distances"
+kind = "values"
+channels = [{0}]
+"""
+
+
+def save_heads(folder: Path, seed: int, tables: str) -> Path:
+    """Save a network with the meaning of its channels beside it."""
+    path = save_exported(folder / f"{seed}.pt2", Heads(seed).eval(), (1, 1, 32, 32))
+    path.with_name(f"{path.name}.toml").write_text(tables)
+    return path
+
+
+def test_heads_of_all_kinds_are_averaged(folder: Path, tmp_path: Path) -> None:
+    """Also where the members have them in another order, and other activations."""
+    models = [
+        save_heads(tmp_path, 1, NEAR.format(0, 1) + MITO.format(2, "sigmoid logits") + FAR.format(3)),
+        save_heads(tmp_path, 2, FAR.format(0) + MITO.format(1, "sigmoid logits") + NEAR.format(2, 3)),
+    ]
+    assert segment(folder / "volume.zarr", tmp_path / "o.zarr", model=models, workers=0, probabilities=True).exit_code == 0
+    normalised = (VALUES.astype(np.float32) - np.float32(VALUES.mean())) / np.float32(VALUES.std())
+    padded = torch.from_numpy(np.pad(normalised, [(0, 0), (1, 1), (1, 1)], mode="reflect")[:, None])
+    with torch.inference_mode():
+        first, second = (Heads(seed).eval()(padded).swapaxes(0, 1) for seed in (1, 2))
+    stored = open_output(tmp_path / "o.zarr")
+    for image, mine, theirs in (("near", [0, 1], [2, 3]), ("organelles", [2], [1])):
+        truth = (first[mine].sigmoid() + second[theirs].sigmoid()).numpy() / 2
+        assert_same_probabilities(stored.read(image, stored.region), truth)
+    far = (first[[3]] + second[[0]]).numpy() / 2
+    np.testing.assert_allclose(stored.read("distances", stored.region), far, rtol=2e-3, atol=2e-3)
+    assert verify(tmp_path / "o.zarr", boxes=3).holds
+
+
+def test_a_mean_does_not_hide_what_is_no_probability(folder: Path, tmp_path: Path) -> None:
+    models = [save_heads(tmp_path, seed, MITO.format(2, said)) for seed, said in ((1, "sigmoid logits"), (2, "sigmoid"))]
+    report = segment(folder / "volume.zarr", tmp_path / "o.zarr", model=models, workers=0)
+    assert report.exit_code == 3
+    assert "is said to give probabilities, but gives" in str(report.failures[0])
