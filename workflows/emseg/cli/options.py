@@ -17,11 +17,30 @@ from emseg.slurm.site import read_site
 
 Command = Callable[..., None]
 
+
+def one_or_several(context: click.Context, parameter: click.Parameter, models: tuple[str, ...]) -> Any:  # noqa: ARG001  click's
+    """Return the values of an option that may be repeated.
+
+    Parameters
+    ----------
+    context, parameter
+        As click gives them to each callback.
+    models
+        What was typed.
+
+    Returns
+    -------
+    str, tuple of str or None
+        None if nothing was typed; the only value; or all of them.
+    """
+    return models if len(models) > 1 else next(iter(models), None)
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "channel": {"metavar": "N|NAME"},
     "timepoint": {"type": click.IntRange(min=0)},
     "level": {"type": click.IntRange(min=0)},
-    "model": {"metavar": "NAME|FILE", "multiple": True},
+    "model": {"metavar": "NAME|FILE", "multiple": True, "callback": one_or_several},
     "roi": {"metavar": "Z0:Z1,Y0:Y1,X0:X1"},
     "probabilities": {"is_flag": True},
     "heads": {"type": NAMES},
@@ -88,8 +107,6 @@ def settings_options(*left_out: str) -> Callable[[Command], Command]:
         @wraps(command)
         def with_settings(**given: Any) -> None:
             values = {name: given.pop(name) for name in typed}
-            if "model" in values:
-                values["model"] = one_or_several(values["model"])
             if values.get("precision") == "auto":
                 values["precision"] = None
             command(settings=RunSettings(**values), **given)
@@ -97,22 +114,6 @@ def settings_options(*left_out: str) -> Callable[[Command], Command]:
         return _with_options(with_settings, typed, texts_of(RunSettings))
 
     return decorate
-
-
-def one_or_several(models: tuple[str, ...]) -> str | tuple[str, ...] | None:
-    """Return the models of an option that may be repeated.
-
-    Parameters
-    ----------
-    models
-        What was typed.
-
-    Returns
-    -------
-    str, tuple of str or None
-        None if nothing was typed; the only model; or all of them.
-    """
-    return models if len(models) > 1 else next(iter(models), None)
 
 
 def placement_options(workers: str = "", *, gpus: bool = False) -> Callable[[Command], Command]:

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--model",
-    "models",
     metavar="NAME|FILE",
     multiple=True,
+    callback=one_or_several,
     help="Bundled model or path of the model, if it was moved since the run; of an ensemble, all of them in their order.",
 )
 @click.option("--checksums", is_flag=True, help="Check the checksums of all stored data instead of computing boxes.")
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 def verify(
     output: Place,
     volume: Place | Literal[""] | None,
-    models: tuple[str, ...],
+    model: str | tuple[str, ...] | None,
     checksums: bool,
     repair: bool,
     mask: Path | None,
@@ -60,7 +60,7 @@ def verify(
     With --volume, also check that the volume has not changed since the run read it. With --checksums, check instead that all
     stored data can be read back as it was written.
     """
-    reread, place, model = volume is not None, volume or None, one_or_several(models)
+    reread, place = volume is not None, volume or None
     placed = {"mask": mask, **{name: value for name, value in where.items() if name != "device"}}
     if reread and not (checksums or repair):
         del placed["workers"]
