@@ -211,7 +211,7 @@ def edges_head(anchor: Anchor) -> Head:
     return Head("edges", "affinities", ("z", "y", "x"), "sigmoid", offsets=((1, 0, 0), (0, 1, 0), (0, 0, 1)), anchor=anchor)
 
 
-class Edges:
+class NearEdges:
     """A network that tells grey values apart: affinities to the voxels before, stored where they end, but stated otherwise."""
 
     version = "1"
@@ -225,7 +225,60 @@ class Edges:
         return np.stack([here == other for other in before], 1).astype(np.float32)
 
 
-class RightEdges(Edges):
+class RightNearEdges(NearEdges):
     """The same, stated as it is."""
 
     heads = (edges_head("destination"),)
+
+
+class Edges:
+    """Affinities that depend on the voxels at both ends alone, and an independent class: turning tiles changes nothing."""
+
+    version = "1"
+    planar = False
+    offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, -3, 0), (0, 0, 3), (-1, 0, 1), (-1, 0, -1), (-1, 1, 0), (-1, -1, 0))
+    heads = (
+        Head("affinities", "affinities", tuple("abcdefghi"), "sigmoid", offsets=offsets),
+        Head("organelles", "independent", ("mito",), "sigmoid", thresholds=(0.6,)),
+    )
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the channels of both heads, for voxels that are at least (1, 3, 3) from the end."""
+
+        def at(offset: tuple[int, ...]) -> NDArray[np.float32]:
+            z, y, x = (slice(c + o, n - c + o) for c, o, n in zip((1, 3, 3), offset, tiles.shape[1:], strict=True))
+            return tiles[:, z, y, x]
+
+        sign = 1 if self.heads[0].anchor == "source" else -1
+        here = at((0, 0, 0))
+        ends = [at(tuple(sign * length for length in offset)) for offset in self.offsets]
+        edges = [1 / (1 + np.abs(here - other)) for other in ends]
+        return np.stack([*edges, 1 / (1 + np.exp(-here))], 1).astype(np.float32)
+
+
+class EdgesBehind(Edges):
+    """The same, stored at the voxel that the offset leads to."""
+
+    heads = (
+        Head("affinities", "affinities", tuple("abcdefghi"), "sigmoid", offsets=Edges.offsets, anchor="destination"),
+        Edges.heads[1],
+    )
+
+
+class OneSided(Edges):
+    """Affinities of which one has no image when tiles are turned."""
+
+    heads = (
+        Head("affinities", "affinities", tuple("abcdefghi"), "sigmoid", offsets=(*Edges.offsets[:8], (0, 0, 2))),
+        Edges.heads[1],
+    )
+
+
+class Uneven(Edges):
+    """A network that takes the direction of an edge into account, so that turning tiles changes its affinities."""
+
+    def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the channels of both heads."""
+        found = super().predict(tiles)
+        found[:, 2] *= 0.5
+        return found

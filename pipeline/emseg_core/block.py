@@ -266,9 +266,9 @@ class Seen:
     voxels: NDArray[Any]
     """Voxels ``(z, y, x)`` in the volume's type."""
     mean: NDArray[np.float32]
-    """Mean of each slice, ``(z)``."""
+    """Mean of each slice, ``(z)``, or ``(members, z)`` for an ensemble."""
     deviation: NDArray[np.float32]
-    """Standard deviation of each slice, ``(z)``."""
+    """Standard deviation of each slice, ``(z)``, or ``(members, z)`` for an ensemble."""
 
     def shows_only(self, value: float) -> bool:
         """Return whether every voxel has this value.
@@ -296,13 +296,14 @@ class Seen:
         Returns
         -------
         Batch
-            Voxels ``(n, z, y, x)`` in the volume's type, with the statistics of each slice.
+            Voxels ``(n, z, y, x)`` in the volume's type, or ``(n, 1, z, y, x)`` for an ensemble, with the statistics of each
+            slice.
         """
         where = [tile.source.relative_to(self.box.start).slices() for tile in group]
-        mean, deviation = (np.stack([table[slices[0]] for slices in where]) for table in (self.mean, self.deviation))
+        mean, deviation = (np.stack([table[..., slices[0]] for slices in where]) for table in (self.mean, self.deviation))
         # no copy for a single tile: batches are read-only
         voxels = self.voxels[where[0]][None] if len(where) == 1 else np.stack([self.voxels[slices] for slices in where])
-        return Batch(voxels, mean, deviation)
+        return Batch(voxels if mean.ndim == 2 else voxels[:, None], mean, deviation)
 
 
 def empty_block_values(recipe: Recipe, empty: Empty, box: Box) -> list[NDArray[Any]]:

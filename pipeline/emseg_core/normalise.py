@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -47,6 +47,8 @@ class Normalisation:
     """Mean grey value; one, or one per z slice of the volume."""
     deviation: tuple[float, ...]
     """Standard deviation in grey values, never 0; one, or one per z slice of the volume."""
+    others: tuple[Normalisation, ...] = ()
+    """What the further members of an ensemble want; empty for a single model."""
 
     def apply(self, values: NDArray[Any], box: Box) -> NDArray[np.float32]:
         """Normalise the voxels of a box.
@@ -61,12 +63,12 @@ class Normalisation:
         Returns
         -------
         ndarray
-            Normalised voxels, ``(z, y, x) float32``.
+            Normalised voxels, ``(z, y, x) float32``, or ``(members, z, y, x)`` for an ensemble.
         """
         return normalised(values, *self.table(np.arange(box.start[0], box.stop[0])))
 
     def table(self, slices: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return mean and deviation, each ``(z) float32``, of these z slices of the volume.
+        """Return mean and deviation, each ``(z) float32`` or ``(members, z)``, of these z slices of the volume.
 
         Parameters
         ----------
@@ -78,17 +80,23 @@ class Normalisation:
         tuple of ndarray
             Mean and deviation.
         """
+        if self.others:
+            tables = [one.table(slices) for one in (replace(self, others=()), *self.others)]
+            return np.stack([mean for mean, _ in tables]), np.stack([deviation for _, deviation in tables])
         rows = slices if self.scope == "slice" else np.zeros_like(slices)
         return np.array(self.mean, np.float32)[rows], np.array(self.deviation, np.float32)[rows]
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {"scope": self.scope, "mean": list(self.mean), "deviation": list(self.deviation)}
+        of_one = {"scope": self.scope, "mean": list(self.mean), "deviation": list(self.deviation)}
+        return of_one | ({"others": [other.to_json() for other in self.others]} if self.others else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Return the normalisation that `to_json` wrote."""
-        return cls(data["scope"], tuple(data["mean"]), tuple(data["deviation"]))
+        return cls(
+            data["scope"], tuple(data["mean"]), tuple(data["deviation"]), tuple(map(cls.from_json, data.get("others", ())))
+        )
 
 
 def normalised(values: NDArray[Any], mean: NDArray[np.float32], deviation: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,7 +9,9 @@ from typing import Any, Self
 from emseg_core.box import Box, Triple, triple
 from emseg_core.grid.blocks import Block, Blocks
 from emseg_core.grid.tiles import Tile, hull_of, tiles_of
+from emseg_core.specs.augmented import AugmentedSpec
 from emseg_core.specs.contract import Contract
+from emseg_core.specs.ensemble import EnsembleSpec
 from emseg_core.specs.model import ModelSpec
 from emseg_core.specs.network import NetworkSpec
 
@@ -95,7 +97,7 @@ def network_from_json(data: Mapping[str, Any]) -> NetworkSpec:
     Parameters
     ----------
     data
-        JSON values of a `Contract` or a `ModelSpec`.
+        JSON values of an `AugmentedSpec`, an `EnsembleSpec`, a `Contract` or a `ModelSpec`.
 
     Returns
     -------
@@ -107,4 +109,8 @@ def network_from_json(data: Mapping[str, Any]) -> NetworkSpec:
     ModelError
         If the values do not describe a network.
     """
+    if "augmented" in data:
+        return AugmentedSpec(network_from_json(data["augmented"]), triple(data["margin"]))
+    if "ensemble" in data:
+        return EnsembleSpec(tuple(map(network_from_json, data["ensemble"])))
     return Contract.from_json(data) if "contract" in data else ModelSpec.from_json(data)

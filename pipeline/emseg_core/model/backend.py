@@ -11,6 +11,7 @@ from emseg_core.installation import install_hint
 from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.cpu import has_fast_bfloat16
 from emseg_core.model.device import Device, check_device
+from emseg_core.model.ensemble import EnsembleModel, EnsemblePlace, EnsemblePredictor
 from emseg_core.model.external_model import (
     ExternalModel,
     Kind,
@@ -78,20 +79,21 @@ def low_precisions(device: Device) -> tuple[Precision, ...]:
     return ("bfloat16",) if has_fast_bfloat16() else ()
 
 
-def backend_of(path: Path | ImportPath, device: Device) -> Backend:
+def backend_of(path: Path | ImportPath | EnsemblePlace, device: Device) -> Backend:
     """Return the default library for a model; for a predictor class, which computes as it likes, it has no effect.
 
     Parameters
     ----------
     path
-        Model file, or a predictor class.
+        Model file, a predictor class, or the files of an ensemble.
     device
         Device on which the network runs.
 
     Returns
     -------
     Backend
-        The only library that runs an external model, else that of `default_backend`.
+        The only library that runs an external model, else that of `default_backend`; of an ensemble, that of its members that
+        several libraries can run, or else of its first member.
 
     Raises
     ------
@@ -100,11 +102,18 @@ def backend_of(path: Path | ImportPath, device: Device) -> Backend:
     """
     if isinstance(path, ImportPath):
         return "torch"
+    if isinstance(path, EnsemblePlace):
+        free = [member for member in path.paths if not is_external(member)]
+        return backend_of((free or path.paths)[0], device)
     return EXTERNAL_BACKENDS[read_external(path).kind] if is_external(path) else default_backend(device)
 
 
 def open_predictor(
-    model: ModelFile | ExternalModel | PythonModel, backend: Backend, precision: Precision, threads: int, device: Device
+    model: ModelFile | ExternalModel | PythonModel | EnsembleModel,
+    backend: Backend,
+    precision: Precision,
+    threads: int,
+    device: Device,
 ) -> BasePredictor:
     """Open a predictor for a model.
 
@@ -113,7 +122,7 @@ def open_predictor(
     model
         The model.
     backend
-        Library that runs it.
+        Library that runs it; an external member of an ensemble is run by the only one that can.
     precision
         Type of the activations.
     threads
@@ -123,7 +132,7 @@ def open_predictor(
 
     Returns
     -------
-    TorchPredictor, OpenVinoPredictor, OnnxPredictor or PythonPredictor
+    TorchPredictor, OpenVinoPredictor, OnnxPredictor, PythonPredictor or EnsemblePredictor
         The predictor.
 
     Raises
@@ -131,6 +140,8 @@ def open_predictor(
     DeviceError
         If the library is not installed here, does not run on the device, or the device does not compute in the precision.
     """
+    if isinstance(model, EnsembleModel):
+        return _open_ensemble(model, backend, precision, threads, device)
     if isinstance(model, PythonModel):
         if (backend, precision, device) != ("torch", "float32", "cpu"):
             raise DeviceError(
@@ -171,6 +182,20 @@ def _in_torch(network: UNet | AdaptedNetwork, threads: int, device: Device) -> B
     from emseg_core.model.predictor import CudaPredictor, TorchPredictor  # takes seconds to import
 
     return CudaPredictor(network, threads) if device == "cuda" else TorchPredictor(network, threads, device)
+
+
+def _open_ensemble(model: EnsembleModel, backend: Backend, precision: Precision, threads: int, device: Device) -> BasePredictor:
+    """Open a predictor for an ensemble, whose external members choose their library."""
+    libraries = [EXTERNAL_BACKENDS[member.kind] if isinstance(member, ExternalModel) else backend for member in model.members]
+    if backend not in libraries:
+        raise DeviceError(
+            f"the models run in {' and '.join(dict.fromkeys(libraries))}, none of them in {backend}: leave out --backend"
+        )
+    opened = [
+        open_predictor(member, library, precision, threads, device)
+        for member, library in zip(model.members, libraries, strict=True)
+    ]
+    return EnsemblePredictor(opened, model.spec, backend, precision, threads)
 
 
 def _open_external(model: ExternalModel, backend: Backend, precision: Precision, threads: int, device: Device) -> BasePredictor:

@@ -35,6 +35,16 @@ class BasePredictor(ABC):
     def __init__(self, backend: str, hardware: str, precision: Precision, threads: int) -> None:
         self._numerics = Numerics(backend, hardware, precision, threads, canary="")
 
+    @property
+    def backend(self) -> str:
+        """Library and version, or name and version of the class, that predicts."""
+        return self._numerics.backend
+
+    @property
+    def hardware(self) -> str:
+        """Instruction set of the CPU, or model of the GPU."""
+        return self._numerics.device
+
     def numerics(self, tile: Triple) -> Numerics:
         """Return what determines the last bits of predictions.
 

@@ -283,7 +283,7 @@ def test_affinities_that_are_stored_elsewhere_than_stated_are_noticed(tmp_path: 
     rings = (np.sqrt(((places - np.array([9, 44, 51])[:, None, None, None]) ** 2).sum(0)) // 7).astype(np.uint8)
     save_volume(tmp_path / "volume.zarr", 20 * rings)
     said: dict[str, list[str]] = {}
-    for name, predictor in (("wrong", "Edges"), ("again", "Edges"), ("right", "RightEdges")):
+    for name, predictor in (("wrong", "NearEdges"), ("again", "NearEdges"), ("right", "RightNearEdges")):
         events: list[Event] = []
         place = tmp_path / name.replace("again", "wrong")
         own = f"detectors:{predictor}"

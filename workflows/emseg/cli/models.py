@@ -30,14 +30,16 @@ def models(context: click.Context, as_json: bool) -> None:
 
 
 @models.command()
-@click.argument("model", metavar="NAME|FILE")
+@click.argument("names", metavar="NAME|FILE...", nargs=-1, required=True)
 @json_option
-def show(model: str, as_json: bool) -> None:
-    """Describe a MODEL: what it expects, what it predicts and where it comes from."""
-    from emseg_core.model.bundled import resolve_model
-    from emseg_core.model.model_place import describe
+def show(names: tuple[str, ...], as_json: bool) -> None:
+    """Describe a model: what it expects, what it predicts and where it comes from. Several are also described together."""
+    from emseg_core.model.model_place import describe, locate_model
 
-    _print_models({model: describe(resolve_model(model))}, as_json)
+    known = {name: describe(locate_model(name)) for name in names}
+    if len(names) > 1:
+        known["ensemble"] = describe(locate_model(names))
+    _print_models(known, as_json)
 
 
 @models.command()

@@ -17,11 +17,30 @@ from emseg.slurm.site import read_site
 
 Command = Callable[..., None]
 
+
+def one_or_several(context: click.Context, parameter: click.Parameter, models: tuple[str, ...]) -> Any:  # noqa: ARG001  click's
+    """Return the values of an option that may be repeated.
+
+    Parameters
+    ----------
+    context, parameter
+        As click gives them to each callback.
+    models
+        What was typed.
+
+    Returns
+    -------
+    str, tuple of str or None
+        None if nothing was typed; the only value; or all of them.
+    """
+    return models if len(models) > 1 else next(iter(models), None)
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "channel": {"metavar": "N|NAME"},
     "timepoint": {"type": click.IntRange(min=0)},
     "level": {"type": click.IntRange(min=0)},
-    "model": {"metavar": "NAME|FILE"},
+    "model": {"metavar": "NAME|FILE", "multiple": True, "callback": one_or_several},
     "roi": {"metavar": "Z0:Z1,Y0:Y1,X0:X1"},
     "probabilities": {"is_flag": True},
     "heads": {"type": NAMES},

@@ -28,7 +28,11 @@ def _read_settings(context: click.Context, parameter: click.Parameter, path: Pat
     if path is None:
         return
     names = {option.name for option in context.command.params} - {"settings_file", "as_json"}
-    context.default_map = read_table(path, names)
+    table = read_table(path, names)
+    several = {option.name for option in context.command.params if option.multiple}
+    context.default_map = {
+        name: [value] if name in several and isinstance(value, str) else value for name, value in table.items()
+    }
 
 
 @click.command()

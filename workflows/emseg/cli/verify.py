@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from emseg.cli.options import json_option, placement_options
+from emseg.cli.options import json_option, one_or_several, placement_options
 from emseg.cli.saying import say_result
 from emseg.cli.terminal import on_terminal
 from emseg.cli.values import Location, LocationOrNothing
@@ -32,7 +32,13 @@ if TYPE_CHECKING:
     metavar="[PATH]",
     help="Also read the volume again, and compare it with what the run read. Give PATH if it was moved since the run.",
 )
-@click.option("--model", metavar="NAME|FILE", help="Bundled model or path of the model, if it was moved since the run.")
+@click.option(
+    "--model",
+    metavar="NAME|FILE",
+    multiple=True,
+    callback=one_or_several,
+    help="Bundled model or path of the model, if it was moved since the run; of an ensemble, all of them in their order.",
+)
 @click.option("--checksums", is_flag=True, help="Check the checksums of all stored data instead of computing boxes.")
 @click.option("--repair", is_flag=True, help="Check checksums as --checksums does, and compute damaged or missing data again.")
 @click.option("--mask", type=click.Path(path_type=Path), help="Mask of the run, if --repair asks for it.")
@@ -41,7 +47,7 @@ if TYPE_CHECKING:
 def verify(
     output: Place,
     volume: Place | Literal[""] | None,
-    model: str | None,
+    model: str | tuple[str, ...] | None,
     checksums: bool,
     repair: bool,
     mask: Path | None,

@@ -36,7 +36,7 @@ from emseg.runs.stop import Stop, StoppedError
 from emseg.runs.tally import Failure, failure_lines
 from emseg.settings.run import RunSettings
 from emseg_core.errors import OutputError
-from emseg_core.model.model_place import ModelPlace, digest_of
+from emseg_core.model.model_place import ModelPlace, digest_of, files_of
 from emseg_core.normalise import survey
 from emseg_core.printable import printable_lines
 from emseg_core.recipe import Recipe
@@ -156,7 +156,7 @@ def repair(
     output: str | Place,
     *,
     volume: str | Path | Address | None = None,
-    model: str | Path | None = None,
+    model: str | Path | Sequence[str | Path] | None = None,
     predictor: str | None = None,
     mask: str | Path | None = None,
     stop: Stop | None = None,
@@ -210,7 +210,7 @@ def repair(
                 _remove(open_output(place, worker_token(place, lease)), before[CLASSES])
     if inputs is not None:
         source, weights = inputs
-        settings = RunSettings.of(recipe, model=weights if isinstance(weights, Path) else None, predictor=predictor)
+        settings = RunSettings.of(recipe, model=files_of(weights), predictor=predictor)
         segment(source, place, settings, stop=stop, on_event=on_event, **_on_gpus(where))
     for name in found.instances:
         damaged = any(part.missing or _lasting(part) for part in before.get(name, ()))
@@ -349,7 +349,11 @@ def _counts(before: Look, now: Look, images: Iterable[str]) -> list[_Count]:
 
 
 def _inputs(
-    stored: Output, recipe: Recipe, volume: str | Path | Address | None, model: str | Path | None, predictor: str | None
+    stored: Output,
+    recipe: Recipe,
+    volume: str | Path | Address | None,
+    model: str | Path | Sequence[str | Path] | None,
+    predictor: str | None,
 ) -> tuple[Place, ModelPlace]:
     """Locate the volume and the model of the output, and prove them before anything is removed."""
     source = volume_of(stored, volume)

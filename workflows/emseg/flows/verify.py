@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def verify(
     boxes: int = 8,
     seed: int = 0,
     volume: str | Path | Address | None = None,
-    model: str | Path | None = None,
+    model: str | Path | Sequence[str | Path] | None = None,
     predictor: str | None = None,
     device: Device = "cpu",
     reread: bool = False,

@@ -6,7 +6,7 @@ submitted run are all made from the fields of `RunSettings`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict
@@ -36,7 +36,11 @@ class RunSettings:
     level: int | None = setting(
         None, "Pyramid level to segment (default 0, the finest); same as passing the path of that array."
     )
-    model: str | Path | None = setting(None, "A bundled model (see `emseg models`) or a model file. Default: the bundled one.")
+    model: str | Path | Sequence[str | Path] | None = setting(
+        None,
+        "A bundled model (see `emseg models`) or a model file; several make an ensemble, whose predictions are averaged. "
+        "Default: the bundled one.",
+    )
     predictor: str | None = setting(
         None,
         "A class of your own that predicts, module:Class, instead of a model; each worker imports it. From Python alone: see "
@@ -147,7 +151,7 @@ class SettingsKeywords(TypedDict, total=False):
     channel: int | str | None
     timepoint: int | None
     level: int | None
-    model: str | Path | None
+    model: str | Path | Sequence[str | Path] | None
     predictor: str | None
     roi: str | Box | None
     probabilities: bool
@@ -172,8 +176,8 @@ def _plain(value: Any) -> Any:
             return str(value.absolute())
         case Box():
             return str(value)
-        case tuple():
-            return list(value)
+        case tuple() | list():
+            return [_plain(entry) for entry in value]
     return value
 
 

@@ -132,4 +132,4 @@ def with_augmentation(predictor: Predictor, recipe: Recipe) -> Predictor:
     Predictor
         The same predictor if the run uses no augmentation.
     """
-    return SymmetricPredictor(predictor) if recipe.tta else predictor
+    return SymmetricPredictor(predictor, recipe.stored_heads) if recipe.tta else predictor

@@ -14,6 +14,7 @@ from emseg_core.canary import speed_of
 from emseg_core.errors import BlockError
 from emseg_core.metrics.affinities import better_reading, lines_of, mostly_cut
 from emseg_core.model.device import Device
+from emseg_core.model.ensemble import EnsembleModel
 from emseg_core.model.external_model import ExternalModel
 from emseg_core.model.model_place import ModelPlace, load
 from emseg_core.model.python_predictor import PythonModel
@@ -149,13 +150,17 @@ _tried: dict[tuple[str, Backend, Precision, int, Device], BasePredictor] = {}
 
 
 def take_predictor(
-    model: ModelFile | ExternalModel | PythonModel, backend: Backend, precision: Precision, threads: int, device: Device
+    model: ModelFile | ExternalModel | PythonModel | EnsembleModel,
+    backend: Backend,
+    precision: Precision,
+    threads: int,
+    device: Device,
 ) -> BasePredictor:
     """Open a predictor, or take that of the trial of this run, which has compiled its network.
 
     Returns
     -------
-    TorchPredictor, OpenVinoPredictor, OnnxPredictor or PythonPredictor
+    TorchPredictor, OpenVinoPredictor, OnnxPredictor, PythonPredictor or EnsemblePredictor
         As `emseg_core.model.backend.open_predictor` returns.
 
     Raises
@@ -189,7 +194,7 @@ a tile.
 
 
 def numerics_of(
-    model: ModelFile | ExternalModel | PythonModel,
+    model: ModelFile | ExternalModel | PythonModel | EnsembleModel,
     predictor: BasePredictor,
     tile: Triple,
     threads: int,

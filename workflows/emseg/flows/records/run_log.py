@@ -14,7 +14,7 @@ import os
 import platform
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,6 +86,7 @@ class RunRecord:
             "started",
             volume=str(job.volume),
             model=str(job.model),
+            **({"models": list(map(str, paths))} if (paths := getattr(job.model, "paths", ())) else {}),
             fingerprint=job.recipe.fingerprint,
             generation=output.generation,
             tellers=covering_runs,
@@ -309,7 +310,7 @@ def volume_of(output: Output, given: str | Path | Address | None) -> ZarrVolume:
     return volume
 
 
-def model_of(output: Output, given: str | Path | None, predictor: str | None = None) -> ModelPlace:
+def model_of(output: Output, given: str | Path | Sequence[str | Path] | None, predictor: str | None = None) -> ModelPlace:
     """Locate the model with which an output was made.
 
     A user-defined predictor class is never imported merely because an output names it.
@@ -319,7 +320,7 @@ def model_of(output: Output, given: str | Path | None, predictor: str | None = N
     output
         The output.
     given
-        Place of the model; None for the one in the newest record.
+        Place of the model, or those of an ensemble; None for the one in the newest record.
     predictor
         User-defined class, ``module:Class``, if the model is one.
 
@@ -342,9 +343,11 @@ def model_of(output: Output, given: str | Path | None, predictor: str | None = N
             f"{output.path} was made with the user-defined class {own}, which is not imported automatically: from Python, pass "
             "predictor='module:Class'"
         )
-    path = Path(_recorded(output, "model"))
-    _check_there(output, "model", path)
-    return path
+    recorded = _newest_start(output).get("models")
+    paths = recorded if isinstance(recorded, list) else [_recorded(output, "model")]
+    for path in paths:
+        _check_there(output, "model", Path(path))
+    return locate_model([Path(path) for path in paths])
 
 
 def _recorded(output: Output, kind: Literal["volume", "model"]) -> str:

@@ -14,6 +14,7 @@ from emseg.pages.markup import Markup, joined, tag
 from emseg.pages.page import amount, facts, paragraph, product, table
 from emseg.runs.pace import format_duration
 from emseg.runs.tally import Failure, Report, Retry, quantity
+from emseg_core.normalise import Normalisation
 from emseg_core.recipe import Recipe
 from emseg_core.store.outputs.output import Output
 
@@ -88,6 +89,12 @@ def _voxel_size(recipe: Recipe) -> str:
 
 def _normalisation(recipe: Recipe) -> str:
     used = recipe.normalisation
+    if used.others:
+        return f"for each model: {'; '.join(map(_of_one, (used, *used.others)))}"
+    return _of_one(used)
+
+
+def _of_one(used: Normalisation) -> str:
     if used.scope == "slice":
         return "once per z slice"
     return f"once per volume: mean {used.mean[0]:.6g}, deviation {used.deviation[0]:.6g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,14 +23,18 @@ from emseg_core.grid.layout import MAX_BLOCK_FLOPS, Limits, plan_volume
 from emseg_core.grid.mask import outside
 from emseg_core.grid.plan import Plan
 from emseg_core.grid.pyramid import steps_of
-from emseg_core.grid.symmetry import check_symmetric
+from emseg_core.grid.symmetry import augmented
 from emseg_core.model.backend import backend_of
 from emseg_core.model.device import Device
-from emseg_core.model.model_place import ModelPlace, card_of, describe, digest_of, locate_model, title_of
+from emseg_core.model.ensemble import EnsemblePlace
+from emseg_core.model.model_place import ModelPlace, card_of, cards_of, describe, digest_of, locate_model, title_of
+from emseg_core.model.python_predictor import ImportPath
 from emseg_core.normalise import Normalisation, Scope, survey
 from emseg_core.ports import VolumeReader
 from emseg_core.recipe import Empty, Recipe
+from emseg_core.specs.augmented import without_margin
 from emseg_core.specs.contract import Contract
+from emseg_core.specs.ensemble import EnsembleSpec
 from emseg_core.specs.heads import chosen_heads
 from emseg_core.specs.network import NetworkSpec
 from emseg_core.specs.numerics import Accuracy, Numerics
@@ -138,11 +142,9 @@ def check_settings(settings: RunSettings) -> NetworkSpec:
         If they do not fit the model.
     """
     spec, _ = describe(locate_model(settings.model, settings.predictor))
-    if settings.tta:
-        check_symmetric(spec)
     _check_heads(spec, settings, None)
     _empty(settings.empty, spec)
-    return spec
+    return _augmented(spec, settings, None)
 
 
 def heads_stored(spec: NetworkSpec, settings: RunSettings, started: Recipe | None) -> tuple[str, ...]:
@@ -172,6 +174,13 @@ def heads_stored(spec: NetworkSpec, settings: RunSettings, started: Recipe | Non
         return started.heads
     chosen = chosen_heads(spec.heads, settings.heads)
     return () if all(head.kind == "classes" for head in spec.heads) else tuple(head.name for head in chosen)
+
+
+def _augmented(spec: NetworkSpec, settings: RunSettings, started: Recipe | None) -> NetworkSpec:
+    """Return a network as the run needs it, with test-time augmentation or without."""
+    if not settings.tta:
+        return spec
+    return augmented(spec, chosen_heads(spec.heads, heads_stored(spec, settings, started) or None))
 
 
 def _check_heads(spec: NetworkSpec, settings: RunSettings, started: Recipe | None) -> None:
@@ -214,14 +223,15 @@ def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Rec
     place = locate_model(settings.model, settings.predictor)
     source = open_volume(volume, part=_part(settings, started))
     spec, card, known = _described(place, started)
-    if settings.tta:
-        check_symmetric(spec)
     _check_heads(spec, settings, started)
+    spec = _augmented(spec, settings, started)
     region = parse_region(settings.roi, source.spec) if isinstance(settings.roi, str) else settings.roi
     tile = settings.tile or spec.only_tile
     plan = _plan(source.spec, spec, region, tile, started, limits)
     check_chunks(source.spec, volume)
-    normalisation, digest = _normalisation(source, card, settings.normalise)
+    normalisation, digest = _normalisations(
+        source, cards_of(place) if isinstance(place, EnsemblePlace) else [card], settings.normalise
+    )
     if started is not None and settings.normalise is None:  # same model and same voxels are compared by their digests
         normalisation = started.normalisation
     if started is not None:
@@ -235,7 +245,7 @@ def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Rec
         volume=source.spec,
         volume_digest=digest,
         normalisation=normalisation,
-        model_place=place.absolute() if isinstance(place, Path) else place,
+        model_place=place if isinstance(place, ImportPath) else place.absolute(),
         model_digest=known,
         card=card,
         limits=limits,
@@ -307,8 +317,9 @@ def _part(settings: RunSettings, started: Recipe | None) -> Selection:
 def _described(path: ModelPlace, started: Recipe | None) -> tuple[NetworkSpec, dict[str, str], str]:
     """Return what a model is, its card and its digest; experiments that the output remembers are not made again."""
     digest = digest_of(path)
-    if started is not None and digest == started.model_digest and isinstance(started.plan.model, Contract):
-        return started.plan.model, card_of(path), digest
+    known = without_margin(started.plan.model) if started is not None and digest == started.model_digest else None
+    if isinstance(known, Contract | EnsembleSpec):
+        return known, card_of(path), digest
     return *describe(path), digest
 
 
@@ -320,6 +331,12 @@ def _empty(empty: tuple[float, str] | None, spec: NetworkSpec) -> Empty | None:
     if name not in spec.classes:
         raise PlanError(f"--empty names the class {name!r}, but the model has {', '.join(spec.classes)}: name one of these")
     return Empty(float(value), spec.classes.index(name))
+
+
+def _normalisations(source: VolumeReader, cards: Sequence[Mapping[str, str]], asked: Scope | None) -> tuple[Normalisation, str]:
+    """Return what the model wants, or each member of an ensemble, and the digest of the first one's sample."""
+    (first, digest), *others = (_normalisation(source, card, asked) for card in cards)
+    return replace(first, others=tuple(normalisation for normalisation, _ in others)), digest
 
 
 def _normalisation(source: VolumeReader, card: Mapping[str, str], asked: Scope | None) -> tuple[Normalisation, str]:
@@ -372,8 +389,11 @@ def _in_time(cost: Cost, choice: Choice, limits: Limits) -> Limits:
 def _warnings(draft: Draft) -> Iterator[str]:
     """Yield warnings that do not stop a run."""
     volume = draft.volume
-    if isinstance(draft.plan.model, Contract) and not draft.plan.model.local:
-        because = f", because of {draft.plan.model.reason}" if draft.plan.model.reason else ""
+    model = without_margin(draft.plan.model)
+    for network in model.members if isinstance(model, EnsembleSpec) else (model,):
+        if not isinstance(network, Contract) or network.local:
+            continue
+        because = f", because of {network.reason}" if network.reason else ""
         yield f"the network sees more of a tile than its context{because}: labels depend on tiles, and may have seams"
     if not draft.plan.model.planar and volume.shape[0] == 1:
         yield "the model is three-dimensional, the volume has a single slice: mirroring repeats it along z"
