@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-import zarr
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.sparse import coo_array
@@ -22,6 +21,7 @@ from emseg import ingest, segment, verify
 from emseg.flows.train import train
 from emseg_core.metrics.partition import overlap, scores
 from emseg_core.model.file import load_model
+from emseg_core.store.outputs.lifecycle import open_output
 
 CONFIG = Path(__file__).parents[1] / "workflows" / "affinities.toml"
 SHAPE = (24, 96, 96)
@@ -29,6 +29,7 @@ UNSEEN = slice(20, None)
 """Slices that the configuration neither trains on nor validates with."""
 
 CELLS, BACKGROUND = 40, 1
+LARGE = 100
 LINKED = 0.5
 """Affinity from which two voxels are joined; the stored values 0 to 254 mean 0 to 1."""
 
@@ -80,13 +81,15 @@ def main(folder: Path) -> None:
     if report.exit_code:
         sys.exit(report.exit_code)
 
-    stored = np.asarray(zarr.open_array(output / "affinities" / "0", mode="r")[:])
+    result = open_output(output)
+    stored = result.read("affinities", result.region)  # (offset, z, y, x) uint8
     offsets = [list(offset) for offset in load_model(model).spec.heads[0].offsets]
     segments = joined(stored, offsets)
     cells = np.where(truth == BACKGROUND, 0, truth)
     found = scores(overlap(segments[UNSEEN], cells[UNSEEN]))
-    print(f"{len(np.unique(segments)) - 1} segments, {len(np.unique(cells)) - 1} cells in truth")
-    print(f"adapted Rand error {1 - found.rand:.3f} on slices that it was not trained on")
+    large = np.count_nonzero(np.bincount(segments.ravel())[1:] >= LARGE)
+    print(f"{large} segments of {LARGE} voxels or more, {len(np.unique(cells)) - 1} cells in truth")
+    print(f"adapted Rand error {found.adapted_rand_error:.3f} on slices that it was not trained on")
     verdict = verify(output, boxes=2)
     print(verdict)
     sys.exit(verdict.exit_code)

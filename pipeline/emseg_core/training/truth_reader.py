@@ -238,8 +238,9 @@ class IndependentValues:
         whole, known = whole_numbers(stored), self.known
         odd = ~np.isin(whole, known)
         if odd.any():
+            count = np.count_nonzero(odd)
             raise InputError(
-                f"{np.count_nonzero(odd)} voxels have values without a meaning, such as {int(whole[odd].flat[0])}: "
+                f"values without a meaning, such as {int(whole[odd].flat[0])}, in {count} of {odd.size} voxels: "
                 f"name their classes, put them under {BACKGROUND}, or ignore them"
             )
         return np.searchsorted(known, whole).astype(np.int32)
