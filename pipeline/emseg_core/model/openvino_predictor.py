@@ -9,7 +9,6 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 from openvino import opset13 as ops
-from scipy.special import expit
 
 from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.compiled import OPENVINO, CompiledGraph, translate_memory_errors
@@ -59,7 +58,9 @@ class OpenVinoPredictor(BasePredictor):
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Turn logits into probabilities; NaN where a logit is not finite, since a sigmoid would hide that a network overflows."""
-    probabilities: NDArray[np.float32] = np.where(np.isfinite(logits), expit(logits), np.float32(np.nan))
+    with np.errstate(over="ignore"):  # exp may overflow to inf, which gives the correct 0
+        shares = 1 / (1 + np.exp(-logits))
+    probabilities: NDArray[np.float32] = np.where(np.isfinite(logits), shares, np.float32(np.nan))
     return probabilities
 
 

@@ -87,20 +87,6 @@ def test_stopped_and_resumed_gives_the_same_file(text: str) -> None:
     assert train(config, resume=True).read_bytes() == whole
 
 
-def test_more_steps_learn_more() -> None:
-    """Grey values show the objects, so a training that works tells nearly all edges."""
-    longer = AFFINITIES.replace("steps = 6", "steps = 150").replace('"sgd"', '"adamw"').replace("width = 2", "width = 6")
-    path = configured(longer.replace("validate_every = 3", "validate_every = 150"))
-    ids = tifffile.imread("ids.tif")
-    tifffile.imwrite("raw.tif", (ids % 3 * 100).astype(np.uint8))
-    scores: list[Progress] = []
-    train(path, on_progress=scores.append)
-    assert scores[0].score is None
-    reached = scores[-1].score
-    assert reached is not None
-    assert reached > 0.9
-
-
 @pytest.mark.parametrize(
     ("text", "old", "new", "message"),
     [
