@@ -216,21 +216,22 @@ def test_affinities(tmp_path: Path) -> None:
     assert error is not None
     assert float(error[1]) < 0.3
     stored = zarr.open_array(tmp_path / "affinities.emseg.zarr" / "affinities" / "0", mode="r")
-    assert (stored.shape, stored.dtype) == ((3, 24, 96, 96), np.uint8)
+    assert stored.shape == (3, 24, 96, 96)
+    assert stored.dtype == np.dtype(np.uint8)
 
 
 def test_organelles(tmp_path: Path) -> None:
-    """Classes overlap: cristae lie within mitochondria."""
+    """Classes overlap: mitochondria are organelles, too. The configuration that it trains with is a shipped one."""
     printed = run("organelles.py", str(tmp_path))
     assert "PASS: labels are the same as from one pass" in printed
     scores = dict(re.findall(rf"^(\w+) F1 {NUMBER} on slices", printed, re.MULTILINE))
-    assert scores.keys() == {"mito", "cristae", "er"}
-    assert min(map(float, scores.values())) > 0.7
-    mito, cristae = (
+    assert scores.keys() == {"mito", "er", "organelle"}
+    assert min(map(float, scores.values())) > 0.6
+    mito, organelle = (
         np.asarray(zarr.open_array(tmp_path / "organelles.emseg.zarr" / "labels" / name / "0", mode="r")[:]) == 1
-        for name in ("mito", "cristae")
+        for name in ("mito", "organelle")
     )
-    assert (mito & cristae).any()
+    assert (mito & organelle).any()
 
 
 @pytest.mark.skipif("EMSEG_DATA" not in os.environ, reason="EMSEG_DATA names no folder")

@@ -16,6 +16,7 @@ from emseg.flows.train import train
 from emseg_core.errors import InputError
 from emseg_core.grid.stitch import quantise
 from emseg_core.model.file import load_model
+from emseg_core.specs.numerics import Backend
 from emseg_core.training.spec import Progress
 from emseg_core.training.validate import predict
 
@@ -45,7 +46,7 @@ def configured(text: str) -> Path:
 
 @pytest.mark.parametrize("backend", ["torch", "openvino"])
 @pytest.mark.parametrize("text", [INDEPENDENT, AFFINITIES], ids=["independent", "affinities"])
-def test_a_run_stores_the_heads_of_a_training(text: str, backend: str) -> None:
+def test_a_run_stores_the_heads_of_a_training(text: str, backend: Backend) -> None:
     model = load_model(train(configured(text.replace("even = [2, 4, 6]", "even = [2, 4, 6, 7]"))))
     raw = tifffile.imread("raw.tif")
     volume = save_volume(Path("raw.zarr"), raw)
