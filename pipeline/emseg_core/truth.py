@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from emseg_core.errors import InputError
 
 INSIDE, MEMBRANE, IGNORE = 0, 1, 255
+BACKGROUND = "background"
+"""Name of the values that stand for none of the classes that do not exclude one another."""
 CLASSES = ("inside", "membrane")
 """Names of the classes, in the order of their values."""
 BORDERS = ("membrane", "boundary")

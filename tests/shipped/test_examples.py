@@ -42,6 +42,8 @@ def test_no_example_is_without_a_test() -> None:
         "open_in_napari.py",
         "look_at_plan.py",
         "draw_cells.py",
+        "affinities.py",
+        "organelles.py",
         "fib25-sample/baseline.py",
     }
 
@@ -204,6 +206,32 @@ def test_draw_cells(tmp_path: Path) -> None:
         assert raw.shape == values.shape == (depth, 256, 256)
         assert np.unique(values).tolist() == [0, 255]
         assert raw[values == 0].mean() < raw[values == 255].mean() - 20
+
+
+def test_affinities(tmp_path: Path) -> None:
+    """The configuration that it trains with is a shipped one."""
+    printed = run("affinities.py", str(tmp_path))
+    assert "PASS: labels are the same as from one pass" in printed
+    error = re.search(rf"adapted Rand error {NUMBER}", printed)
+    assert error is not None
+    assert float(error[1]) < 0.3
+    stored = zarr.open_array(tmp_path / "affinities.emseg.zarr" / "affinities" / "0", mode="r")
+    assert stored.shape == (3, 24, 96, 96)
+    assert stored.dtype == np.dtype(np.uint8)
+
+
+def test_organelles(tmp_path: Path) -> None:
+    """Classes overlap: mitochondria are organelles, too. The configuration that it trains with is a shipped one."""
+    printed = run("organelles.py", str(tmp_path))
+    assert "PASS: labels are the same as from one pass" in printed
+    scores = dict(re.findall(rf"^(\w+) F1 {NUMBER} on slices", printed, re.MULTILINE))
+    assert scores.keys() == {"mito", "er", "organelle"}
+    assert min(map(float, scores.values())) > 0.6
+    mito, organelle = (
+        np.asarray(zarr.open_array(tmp_path / "organelles.emseg.zarr" / "labels" / name / "0", mode="r")[:]) == 1
+        for name in ("mito", "organelle")
+    )
+    assert (mito & organelle).any()
 
 
 @pytest.mark.skipif("EMSEG_DATA" not in os.environ, reason="EMSEG_DATA names no folder")

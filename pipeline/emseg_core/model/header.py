@@ -196,7 +196,7 @@ def parameter_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         shapes[f"up.{step}.bias"] = (width,)
         convolution(f"join.{step}.0", 2 * width, width, kernel)
         convolution(f"join.{step}.1", width, width, kernel)
-    convolution("head", widths[0], len(spec.classes), (1, 1, 1))
+    convolution("head", widths[0], spec.logits, (1, 1, 1))
     return shapes
 
 

@@ -14,6 +14,7 @@ from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.compiled import OPENVINO, CompiledGraph, translate_memory_errors
 from emseg_core.model.cpu import vector_instructions
 from emseg_core.model.file import ModelFile
+from emseg_core.specs.heads import parts_of
 from emseg_core.specs.model import ModelSpec
 from emseg_core.specs.numerics import Precision
 
@@ -49,7 +50,18 @@ class OpenVinoPredictor(BasePredictor):
             logits: NDArray[np.float32] = self._compiled.request(source.shape).infer([source], share_inputs=True)[0]
         if self.spec.planar:
             logits = np.ascontiguousarray(logits.reshape(n, z, *logits.shape[1:]).swapaxes(1, 2))
+        for head, part in parts_of(self.spec.heads):
+            if head.activation == "sigmoid logits":
+                logits[:, part] = _sigmoid(logits[:, part])
         return logits
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn logits into probabilities; NaN where a logit is not finite, since a sigmoid would hide that a network overflows."""
+    with np.errstate(over="ignore"):  # exp may overflow to inf, which gives the correct 0
+        shares = 1 / (1 + np.exp(-logits))
+    probabilities: NDArray[np.float32] = np.where(np.isfinite(logits), shares, np.float32(np.nan))
+    return probabilities
 
 
 def build_graph(spec: ModelSpec, weights: Mapping[str, NDArray[np.float32]], shape: tuple[int, ...]) -> openvino.Model:

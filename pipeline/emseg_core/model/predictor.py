@@ -20,6 +20,7 @@ from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.device import Device, check_device
 from emseg_core.model.unet import UNet
 from emseg_core.ports import Batch, StoredValues
+from emseg_core.specs.heads import parts_of
 from emseg_core.specs.network import NetworkSpec
 from emseg_core.specs.numerics import Precision
 
@@ -97,13 +98,19 @@ class TorchPredictor(BasePredictor):
         return logits
 
     def _logits(self, tiles: Tensor) -> Tensor:
-        """Compute logits ``(n, classes, z', y', x')`` of tiles ``(n, z, y, x)`` on the device, in float32 or better."""
+        """Compute all heads ``(n, channels, z', y', x')`` of tiles ``(n, z, y, x)`` on the device, in float32 or better."""
         if torch.get_num_threads() != self._threads:  # torch keeps this number per calling thread
             torch.set_num_threads(self._threads)
         with torch.inference_mode():
             source = tiles.to(self._device, non_blocking=True)[:, None].to(self._type)
             logits: Tensor = self._network(source)
-            return logits.to(torch.promote_types(self._type, torch.float32))
+            logits = logits.to(torch.promote_types(self._type, torch.float32))
+            if isinstance(self._network, UNet):  # other networks have applied their activations
+                for head, part in parts_of(self.spec.heads):
+                    if head.activation == "sigmoid logits":
+                        # A sigmoid would hide that a network overflows.
+                        logits[:, part] = logits[:, part].sigmoid().where(logits[:, part].isfinite(), torch.nan)
+            return logits
 
 
 class CudaPredictor(TorchPredictor):

@@ -14,7 +14,7 @@ from emseg_core.specs.model import ModelSpec
 
 
 class UNet(nn.Module):
-    """A U-Net of valid convolutions: ``(n, channels, z, y, x)`` in, logits ``(n, classes, z', y', x')`` out.
+    """A U-Net of valid convolutions: ``(n, channels, z, y, x)`` in, logits ``(n, logits, z', y', x')`` out.
 
     A planar network (no kernel extends along z) runs as 2-D convolutions with z folded into the batch.
 
@@ -50,7 +50,7 @@ class UNet(nn.Module):
         for width, kernel, factor in list(zip(widths, kernels, pooling, strict=False))[::-1]:
             self.up.append(transposed(2 * width, width, factor, stride=factor))
             self.join.append(nn.ModuleList([convolution(2 * width, width, kernel), convolution(width, width, kernel)]))
-        self.head = convolution(widths[0], len(spec.classes), 1)
+        self.head = convolution(widths[0], spec.logits, 1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -81,7 +81,7 @@ class UNet(nn.Module):
         Returns
         -------
         Tensor
-            Logits, ``(n, classes, z', y', x')``.
+            Logits of all heads, ``(n, logits, z', y', x')``.
         """
         return self.forward_heads(tiles, [self.head])[0]
 

@@ -24,7 +24,7 @@ from typing import Any, Literal, Self, get_args
 
 from emseg_core.box import Triple, triple
 from emseg_core.errors import ModelError
-from emseg_core.specs.heads import Head, classes_head
+from emseg_core.specs.heads import Head, channels_of, check_heads, classes_head
 from emseg_core.specs.network import Tiled
 
 OutputKind = Literal["softmax"]
@@ -103,6 +103,8 @@ class ModelSpec(Tiled):
     """Share of activations dropped in training at the end of the contracting path."""
     output: OutputKind = "softmax"
     """How logits become probabilities."""
+    others: tuple[Head, ...] = ()
+    """Heads of independent classes and affinities. Their channels follow those of the classes, of which there may be none."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.depth < 0 or self.channels < 1:
@@ -116,10 +118,14 @@ class ModelSpec(Tiled):
                 f"the network has depth {reprlib.repr(self.depth)} and sizes up to {reprlib.repr(largest)}, but no network is "
                 f"deeper than {MAX_DEPTH} or has a width, channels, kernel or pooling above {MAX_SIZE}: correct its description"
             )
-        if not 1 <= len(self.classes) <= 254:
+        if not (0 if self.others else 1) <= len(self.classes) <= 254:
             raise ModelError(f"a network has 1 to 254 classes (label 255 means 'not computed'), not {len(self.classes)}")
-        if odd := [name for name in self.classes if len(name) > MAX_NAME_LENGTH or not name.isprintable()]:
-            raise ModelError(f"a class is named {reprlib.repr(odd[0])}, which is too long or not printable: rename it")
+        if odd := [
+            name for head in self.heads for name in head.channels if len(name) > MAX_NAME_LENGTH or not name.isprintable()
+        ]:
+            raise ModelError(
+                f"a class or channel is named {reprlib.repr(odd[0])}, which is too long or not printable: rename it"
+            )
         if len(self.kernels) != self.depth + 1 or len(self.pooling) != self.depth:
             raise ModelError(
                 f"depth {self.depth} needs {self.depth + 1} kernels and {self.depth} poolings, "
@@ -134,10 +140,24 @@ class ModelSpec(Tiled):
         if self.output not in get_args(OutputKind):
             raise ModelError(f"the output kind must be one of {get_args(OutputKind)}, not {reprlib.repr(self.output)}")
 
+        if odd_heads := [head for head in self.others if head.activation != "sigmoid logits" or head.source is not None]:
+            raise ModelError(
+                f"the head {odd_heads[0].name!r} of a U-Net takes channels of its own and their sigmoid, not "
+                f"{odd_heads[0].activation} of chosen channels: correct its description"
+            )
+        if far := [offset for head in self.others for offset in head.offsets if max(map(abs, offset)) > MAX_SIZE]:
+            raise ModelError(f"an affinity has the offset {reprlib.repr(far[0])}, which is damaged: correct it")
+        check_heads(self.heads)
+
     @property
     def heads(self) -> tuple[Head, ...]:
-        """The head of its classes."""
-        return (classes_head(self.classes),)
+        """The head of its classes, if there are any, and the others."""
+        return ((classes_head(self.classes),) if self.classes else ()) + self.others
+
+    @property
+    def logits(self) -> int:
+        """Number of channels of the last layer."""
+        return channels_of(self.heads)
 
     @classmethod
     def unet(
@@ -149,6 +169,7 @@ class ModelSpec(Tiled):
         kernel: Triple = (1, 3, 3),
         pooling: Triple = (1, 2, 2),
         dropout: float = 0.5,
+        others: tuple[Head, ...] = (),
     ) -> ModelSpec:
         """Return a U-Net with the same kernel and pooling on each level; the defaults are those of the paper.
 
@@ -166,6 +187,8 @@ class ModelSpec(Tiled):
             Pooling factor (z, y, x).
         dropout
             Share of activations dropped in training.
+        others
+            Heads of independent classes and affinities.
 
         Returns
         -------
@@ -177,7 +200,7 @@ class ModelSpec(Tiled):
         ModelError
             If a value is out of range.
         """
-        return cls(width, depth, classes, (kernel,) * (depth + 1), (pooling,) * depth, dropout=dropout)
+        return cls(width, depth, classes, (kernel,) * (depth + 1), (pooling,) * depth, dropout=dropout, others=others)
 
     # -- geometry -----------------------------------------------------------------------------------------------
 
@@ -194,7 +217,7 @@ class ModelSpec(Tiled):
     @property
     def gives(self) -> str:
         """Type of output."""
-        return self.output
+        return "; ".join(map(str, self.heads)) if self.others else self.output
 
     @property
     def only_tile(self) -> Triple | None:
@@ -373,13 +396,14 @@ class ModelSpec(Tiled):
                 shape = triple(length - k + 1 for length, k in zip(shape, kernel, strict=True))
                 yield Layer("convolve", inputs, width, math.prod(kernel), shape)
             channels = width
-        yield Layer("convolve", channels, len(self.classes), 1, shape)
+        yield Layer("convolve", channels, self.logits, 1, shape)
 
     # -- JSON ---------------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "others"}
+        return found | ({"heads": [head.to_json() for head in self.others]} if self.others else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -390,7 +414,7 @@ class ModelSpec(Tiled):
         ModelError
             If a field is missing, unknown or has the wrong type.
         """
-        known = {field.name for field in fields(cls)}
+        known = {field.name for field in fields(cls)} - {"others"} | {"heads"}
         if unknown := set(data) - known:
             found = reprlib.repr(sorted(unknown))
             raise ModelError(f"unknown fields {found} in the model's description; known are {sorted(known)}")
@@ -404,6 +428,7 @@ class ModelSpec(Tiled):
                 channels=index(data.get("channels", 1)),
                 dropout=_number(data.get("dropout", 0.5)),
                 output=data.get("output", "softmax"),
+                others=tuple(map(Head.from_json, data.get("heads", ()))),
             )
         except KeyError as error:
             raise ModelError(f"the model's description lacks {error}") from error

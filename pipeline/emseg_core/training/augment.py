@@ -37,7 +37,7 @@ class Crop(NamedTuple):
     tile: NDArray[np.float32]
     """Grey values, ``(z, y, x) float32``."""
     truth: NDArray[np.uint8]
-    """Class of each voxel, ``(z', y', x') uint8``; 255 is ignored."""
+    """Class of each voxel, ``(z', y', x') uint8``, or truth of each channel, ``(channel, z', y', x')``; 255 is ignored."""
     segments: NDArray[np.int32]
     """Segment of each voxel, ``(z', y', x') int32``; 0 is no segment."""
 
@@ -91,7 +91,10 @@ class CropSampler:
             raw, numbers = sample_at(*source.read(reach.shift(start)), places, reach.start)
         raw, numbers = flip_and_transpose(raw, numbers, transpositions(self.spec, tile), rng)
         inner = tuple(slice(c, t - c) for c, t in zip(self.spec.context, tile, strict=True))
-        truth, segments = source.kind.classes(numbers)[inner], source.kind.segments(numbers)[inner]
+        if self.spec.classes:
+            truth, segments = source.kind.classes(numbers)[inner], source.kind.segments(numbers)[inner]
+        else:  # an edge that leaves the output is ignored: beyond a face of the volume, voxels are mirrored
+            truth, segments = source.kind.classes(numbers[inner]), source.kind.segments(numbers[inner])
         return Crop(vary_intensity(raw, self.augment, rng), np.ascontiguousarray(truth), np.ascontiguousarray(segments))
 
     def _source(self, rng: np.random.Generator) -> TrainingVolume:

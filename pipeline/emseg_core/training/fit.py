@@ -20,13 +20,13 @@ from emseg_core.specs.model import ModelSpec
 from emseg_core.training.augment import Crop, CropSampler
 from emseg_core.training.border import border_weights
 from emseg_core.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from emseg_core.training.loss import WeightedSum, affinity_loss, affinity_offsets, weighted_cross_entropy
+from emseg_core.training.loss import WeightedSum, affinity_loss, affinity_offsets, binary_cross_entropy, weighted_cross_entropy
 from emseg_core.training.network import MovingAverage, TrainingNetwork
 from emseg_core.training.prefetch import Prefetcher, prefetch
 from emseg_core.training.ranks import Ranks, join_processes
 from emseg_core.training.spec import FitSpec, Progress, to_json
 from emseg_core.training.truth_reader import TrainingVolume, ValidationVolume
-from emseg_core.training.validate import calibrate, predict, score_labels
+from emseg_core.training.validate import calibrate, channel_score, predict, score_labels
 from emseg_core.truth import between
 
 LOSS_MEMORY = 0.98
@@ -125,8 +125,11 @@ class Trainer:
         optimizer.zero_grad()
         with torch.autocast(self.device, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             logits, affinities = network(batch.tiles[:, None].to(memory_format=torch.channels_last_3d))
-        weights = torch.tensor(settings.class_weights, device=self.device)
-        loss = self._mean(weighted_cross_entropy(logits, batch.truth, weights, batch.border))
+        if self.crops.spec.classes:
+            weights = torch.tensor(settings.class_weights, device=self.device)
+            loss = self._mean(weighted_cross_entropy(logits, batch.truth, weights, batch.border))
+        else:
+            loss = self._mean(binary_cross_entropy(logits, batch.truth))
         if affinities is not None:
             offsets = affinity_offsets(self.crops.spec, settings.affinity_reach)
             found = affinity_loss(affinities, batch.truth, batch.segments, offsets)
@@ -226,7 +229,10 @@ def fit(
         if settings.patience:
             state.average.load(state.best)
         trained = state.average.network(spec)
-        return trained, calibrate(trained, tune, settings.output, settings.aim)
+        if spec.classes:
+            return trained, calibrate(trained, tune, settings.output, settings.aim)
+        logits = [predict(trained, sample.raw, settings.output) for sample in tune]
+        return trained, channel_score(spec, logits, [sample.truth for sample in tune])
 
 
 def _take_steps(
@@ -326,7 +332,11 @@ def _validate(state: TrainingState, spec: ModelSpec, settings: FitSpec, tune: Se
     """Score the averaged weights, keep them if they are the best so far, and return their logits."""
     network = state.average.network(spec)
     logits = [predict(network, sample.raw, settings.output) for sample in tune]
-    state.score = score_labels([found.argmax(axis=0) for found in logits], [sample.truth for sample in tune], settings.aim)
+    truths = [sample.truth for sample in tune]
+    if spec.classes:
+        state.score = score_labels([found.argmax(axis=0) for found in logits], truths, settings.aim)
+    else:
+        state.score = channel_score(spec, logits, truths)
     state.stale += 1
     if state.score > state.best_score:
         state.best_score, state.stale = state.score, 0

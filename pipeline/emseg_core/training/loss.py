@@ -57,6 +57,27 @@ def weighted_cross_entropy(logits: Tensor, truth: Tensor, weights: Tensor, borde
     return WeightedSum((each * weight).sum(), weight.sum())
 
 
+def binary_cross_entropy(logits: Tensor, truth: Tensor) -> WeightedSum:
+    """Compute the binary cross-entropy of channels that do not exclude one another.
+
+    Parameters
+    ----------
+    logits
+        Logits, ``(n, channels, z, y, x)``.
+    truth
+        1 or 0 for each voxel and channel, ``(n, channels, z, y, x) uint8``; 255 is ignored.
+
+    Returns
+    -------
+    WeightedSum
+        Sum over what is not ignored.
+    """
+    known = truth != IGNORE
+    found = _exact(logits)
+    each = functional.binary_cross_entropy_with_logits(found, (truth == 1).to(found.dtype), reduction="none")
+    return WeightedSum((each * known).sum(), known.sum().float())
+
+
 def affinity_loss(logits: Tensor, truth: Tensor, segments: Tensor, offsets: Sequence[Triple]) -> WeightedSum:
     """Compute the binary cross-entropy of affinities: whether two voxels at an offset lie in the same segment.
 

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from emseg_core.box import Box
+from emseg_core.errors import InputError
 from emseg_core.grid.mirror import fold, reflect
 from emseg_core.normalise import Normalisation, normalised
 from emseg_core.ports import VolumeReader
-from emseg_core.truth import between, class_truth, membrane_truth, whole_numbers
+from emseg_core.specs.heads import Head
+from emseg_core.truth import BACKGROUND, IGNORE, between, class_truth, membrane_truth, whole_numbers
 
 
 class TruthKind(Protocol):
@@ -50,7 +52,8 @@ class TruthKind(Protocol):
         Returns
         -------
         NDArray
-            Class of each voxel, ``(z, y, x) uint8``; 255 is ignored.
+            Class of each voxel, ``(z, y, x) uint8``; or 1 or 0 for each channel that does not exclude others,
+            ``(channel, z, y, x) uint8``. 255 is ignored.
         """
 
     def segments(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -199,6 +202,163 @@ class ClassValues:
 
 
 @dataclass(frozen=True, slots=True)
+class IndependentValues:
+    """Truth that consists of values, each of which stands for any number of classes."""
+
+    values: Mapping[str, tuple[int, ...]]
+    """Values that stand for each class, by its name; `BACKGROUND` names values that stand for none."""
+    names: tuple[str, ...]
+    """Names of the classes in the order of their channels."""
+    ignore: tuple[int, ...]
+    """Values that are ignored."""
+
+    @property
+    def known(self) -> NDArray[np.int64]:
+        """All values that have a meaning, in rising order."""
+        return np.unique([*self.ignore, *(value for values in self.values.values() for value in values)]).astype(np.int64)
+
+    def numbers(self, stored: NDArray[Any]) -> NDArray[np.int32]:
+        """Map stored values to their positions among all known ones.
+
+        Parameters
+        ----------
+        stored
+            Stored values, ``(z, y, x)``.
+
+        Returns
+        -------
+        NDArray
+            Position of each voxel's value, ``(z, y, x) int32``.
+
+        Raises
+        ------
+        InputError
+            If a value is not a whole number or has no meaning.
+        """
+        whole, known = whole_numbers(stored), self.known
+        odd = ~np.isin(whole, known)
+        if odd.any():
+            count = np.count_nonzero(odd)
+            raise InputError(
+                f"values without a meaning, such as {int(whole[odd].flat[0])}, in {count} of {odd.size} voxels: "
+                f"name their classes, put them under {BACKGROUND}, or ignore them"
+            )
+        return np.searchsorted(known, whole).astype(np.int32)
+
+    def classes(self, numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """Return which classes each voxel belongs to.
+
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
+
+        Returns
+        -------
+        NDArray
+            1 or 0 for each class, ``(class, z, y, x) uint8``; 255 is ignored.
+        """
+        known = self.known
+        table = np.stack([np.isin(known, self.values.get(name, ())) for name in self.names]).astype(np.uint8)
+        table[:, np.isin(known, self.ignore)] = IGNORE
+        found: NDArray[np.uint8] = table[:, numbers]
+        return found
+
+    def segments(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return no segments, as such classes have none.
+
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
+
+        Returns
+        -------
+        NDArray
+            Zeros, ``(z, y, x) int32``.
+        """
+        return np.zeros_like(numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """Truth that consists of instance ids, as affinities; 0 is unlabelled unless it is background."""
+
+    head: Head
+    """The affinities."""
+    ignore: tuple[int, ...] = ()
+    """Further values that are unlabelled."""
+    background: tuple[int, ...] = ()
+    """Ids of voxels that belong to no object, not even to the same one as their neighbours."""
+
+    def numbers(self, stored: NDArray[Any]) -> NDArray[np.int32]:
+        """Renumber the ids within a box.
+
+        Parameters
+        ----------
+        stored
+            Stored ids, ``(z, y, x)``.
+
+        Returns
+        -------
+        NDArray
+            Consecutive ids from 2 on, ``(z, y, x) int32``; 0 is unlabelled, 1 background.
+
+        Raises
+        ------
+        InputError
+            If a value is not a whole number.
+        """
+        numbers: NDArray[np.int32] = fastremap.renumber(whole_numbers(stored), preserve_zero=True)[0].astype(np.int32)
+        numbers[numbers > 0] += 1
+        if self.ignore:
+            numbers[np.isin(stored, self.ignore)] = 0
+        if self.background:
+            numbers[np.isin(stored, self.background)] = 1
+        return numbers
+
+    def classes(self, numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
+        """Return the affinities, in the sense in which the head states them.
+
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
+
+        Returns
+        -------
+        NDArray
+            1 or 0 for each offset, ``(offset, z, y, x) uint8``. 255 is ignored: edges that leave the array, or of which an end
+            is unlabelled.
+        """
+        found = np.full((len(self.head.offsets), *numbers.shape), IGNORE, np.uint8)
+        for channel, offset in zip(found, self.head.offsets, strict=True):
+            pairs = list(zip(offset, numbers.shape, strict=True))
+            source = tuple(slice(max(0, -shift), max(0, length - max(0, shift))) for shift, length in pairs)
+            target = tuple(slice(max(0, shift), max(0, length + min(0, shift))) for shift, length in pairs)
+            ours, theirs = numbers[source], numbers[target]
+            together = (ours == theirs) & (ours > 1)
+            edges = np.where((ours > 0) & (theirs > 0), together != self.head.repulsive, IGNORE)
+            channel[source if self.head.anchor == "source" else target] = edges
+        return found
+
+    def segments(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return the ids of objects.
+
+        Parameters
+        ----------
+        numbers
+            What `numbers` returned, ``(z, y, x) int32``.
+
+        Returns
+        -------
+        NDArray
+            Segment of each voxel, ``(z, y, x) int32``; 0 is no segment.
+        """
+        return np.maximum(numbers - 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingVolume:
     """A volume with its truth, mirrored at its faces without end; several threads may read from it at once."""
 
@@ -247,7 +407,7 @@ class ValidationVolume:
     raw: NDArray[np.float32]
     """Normalised grey values, ``(z, y, x) float32``."""
     truth: NDArray[np.uint8]
-    """Class of each voxel, ``(z, y, x) uint8``; 255 is ignored."""
+    """Class of each voxel, ``(z, y, x) uint8``, or truth of each channel, ``(channel, z, y, x)``; 255 is ignored."""
 
     @classmethod
     def of(cls, source: TrainingVolume) -> ValidationVolume:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logit
 
 from emseg_core.box import Box, Triple, triple
 from emseg_core.metrics.components import components
 from emseg_core.metrics.isbi import border_scores
-from emseg_core.metrics.membrane import best_threshold, f1
+from emseg_core.metrics.membrane import Counts, best_threshold, f1
+from emseg_core.metrics.pixel import confusion, counts_of
 from emseg_core.model.unet import UNet
+from emseg_core.specs.heads import parts_of
+from emseg_core.specs.model import ModelSpec
 from emseg_core.training.spec import Aim
 from emseg_core.training.truth_reader import ValidationVolume
 from emseg_core.truth import IGNORE, MEMBRANE, between
@@ -42,14 +47,14 @@ def predict(network: UNet, raw: NDArray[np.float32], output: Triple) -> NDArray[
     Returns
     -------
     NDArray
-        Logits, ``(classes, z, y, x) float32``.
+        Logits of all heads, ``(logits, z, y, x) float32``.
     """
     spec, volume = network.spec, Box.of_shape(triple(raw.shape))
     tile = spec.tile_for(triple(max(o, s) for o, s in zip(output, spec.lattice, strict=True)))
     step = spec.step(tile)
     pads = [(c, c + t) for c, t in zip(spec.context, tile, strict=True)]
     padded = np.pad(raw, pads, mode="reflect")
-    logits = np.empty((len(spec.classes), *raw.shape), np.float32)
+    logits = np.empty((spec.logits, *raw.shape), np.float32)
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
@@ -86,6 +91,69 @@ def score_labels(labels: Sequence[NDArray[np.integer]], truths: Sequence[NDArray
     found, true = (np.concatenate([each.ravel() for each in arrays]) for arrays in (labels, truths))
     present = [label for label in np.unique(true).tolist() if label not in (0, IGNORE)]
     return float(np.mean([f1(found, true, membrane=label) for label in present])) if present else 0.0
+
+
+class ChannelScore(NamedTuple):
+    """Scores of a channel that does not exclude others."""
+
+    name: str
+    """Name of the channel."""
+    counts: Counts
+    """Voxels of the class, or edges between different objects, which are found, missed or found where there are none."""
+    accuracy: float
+    """Fraction of voxels or edges that are right."""
+
+
+def channel_scores(
+    spec: ModelSpec, logits: Sequence[NDArray[np.float32]], truths: Sequence[NDArray[np.uint8]]
+) -> list[ChannelScore]:
+    """Score each channel of a network without exclusive classes: independent classes at their thresholds, affinities at 0.5.
+
+    Parameters
+    ----------
+    spec
+        The network.
+    logits
+        Logits of each volume, ``(channel, z, y, x)``.
+    truths
+        Truth of each volume, ``(channel, z, y, x)``; 255 is ignored.
+
+    Returns
+    -------
+    list of ChannelScore
+        Scores of the channels in their order.
+    """
+    scores = []
+    for head, part in parts_of(spec.heads):
+        limits = head.thresholds or (0.5,) * len(head.channels)
+        for channel, (name, limit) in enumerate(zip(head.channels, limits, strict=True), part.start):
+            table = np.zeros((2, 2), np.int64)
+            for found, truth in zip(logits, truths, strict=True):
+                predicted = (found[channel] >= logit(limit)).astype(np.uint8)
+                table += confusion(predicted, truth[channel], 2)
+            sought = int(head.kind == "independent" or head.repulsive)  # of edges, those between different objects are rarer
+            scores.append(ChannelScore(name, counts_of(table, sought), float(np.trace(table) / max(1, table.sum()))))
+    return scores
+
+
+def channel_score(spec: ModelSpec, logits: Sequence[NDArray[np.float32]], truths: Sequence[NDArray[np.uint8]]) -> float:
+    """Compute the mean F1 of all channels of a network without exclusive classes; see `channel_scores`.
+
+    Parameters
+    ----------
+    spec
+        The network.
+    logits
+        Logits of each volume, ``(channel, z, y, x)``.
+    truths
+        Truth of each volume, ``(channel, z, y, x)``; 255 is ignored.
+
+    Returns
+    -------
+    float
+        The score, from 0 to 1.
+    """
+    return float(np.mean([score.counts.f1 for score in channel_scores(spec, logits, truths)]))
 
 
 def calibrate(network: UNet, tune: Sequence[ValidationVolume], output: Triple, aim: Aim) -> float:

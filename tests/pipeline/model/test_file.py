@@ -20,6 +20,7 @@ from emseg_core.errors import ModelError, OutputError
 from emseg_core.model.file import load_model, save_model
 from emseg_core.model.header import MAX_HEADER_BYTES, model_digest, parameter_shapes, read_header
 from emseg_core.model.unet import UNet
+from emseg_core.specs.heads import Head
 from emseg_core.specs.model import ModelSpec
 
 SPEC = ModelSpec.unet(width=2, depth=1, classes=("inside", "membrane"), kernel=(3, 3, 3), pooling=(2, 2, 2))
@@ -309,3 +310,41 @@ def test_any_damage_ends_in_a_model_error_or_a_model(
 def test_a_card_does_nothing_to_a_terminal(path: Path) -> None:
     save_model(path, UNet(SPEC), {"na\nme": "red \x1b[31m\r\nand\ttwo  lines"})
     assert read_header(path)[1] == {"na me": r"red \x1b[31m and two lines"}
+
+
+EDGES = Head("edges", "affinities", ("0 0 1", "0 1 0"), "sigmoid logits", offsets=((0, 0, 1), (0, 1, 0)), repulsive=True)
+PARTS = Head("parts", "independent", ("mito", "er"), "sigmoid logits", thresholds=(0.5, 0.25))
+
+
+@pytest.mark.parametrize("classes", [(), ("inside", "membrane")])
+def test_heads_are_read_back(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    spec = ModelSpec.unet(width=2, depth=1, classes=classes, others=(PARTS, EDGES))
+    save_model(tmp_path / "heads.safetensors", UNet(spec), CARD)
+    model = load_model(tmp_path / "heads.safetensors")
+    assert model.spec == spec == read_header(tmp_path / "heads.safetensors")[0]
+    assert model.spec.heads[-2:] == (PARTS, EDGES)
+    assert model.spec.classes == classes
+    assert len(model.weights["head.bias"]) == model.spec.logits == len(classes) + 4
+
+
+def test_classes_alone_are_written_as_ever(path: Path) -> None:
+    assert "heads" not in SPEC.to_json()
+    assert b"heads" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"activation": "sigmoid"}, "takes channels of its own and their sigmoid"),
+        ({"source": [0, 1]}, "takes channels of its own"),
+        ({"offsets": [[0, 0, 1], [0, 10**9, 0]]}, "has the offset (0, 1000000000, 0)"),
+        ({"channels": ["a\nb", "c"]}, "too long or not printable"),
+        ({"kind": "independent"}, "offsets, which only affinities have"),
+        ({"more": 1}, "not valid"),
+    ],
+)
+def test_bad_heads(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    path = tmp_path / "heads.safetensors"
+    save_model(path, UNet(ModelSpec.unet(width=2, depth=1, classes=(), others=(EDGES,))), CARD)
+    describe(path, lambda ours: ours["spec"]["heads"][0].update(change))
+    refused(path, words)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from emseg_core.specs.model import ModelSpec
-from emseg_core.training.loss import affinity_loss, affinity_offsets, weighted_cross_entropy
+from emseg_core.training.loss import affinity_loss, affinity_offsets, binary_cross_entropy, weighted_cross_entropy
 
 WEIGHTS = torch.tensor([1.0, 3.0])
 OFFSETS = [(0, 1, 0), (1, 0, 2), (0, 9, 0)]
@@ -111,3 +111,13 @@ def test_bfloat16_logits_are_summed_in_float32() -> None:
 def test_offsets_reach_along_the_axes_that_are_seen() -> None:
     cubic = ModelSpec.unet(width=1, depth=1, kernel=(3, 3, 3), pooling=(2, 2, 2))
     assert affinity_offsets(cubic, (2, 5)) == [(2, 0, 0), (0, 2, 0), (0, 0, 2), (5, 0, 0), (0, 5, 0), (0, 0, 5)]
+
+
+def test_binary_cross_entropy_against_the_definition() -> None:
+    logits, truth = some()
+    truth = torch.stack([truth, truth.flip(3)], dim=1)
+    found = binary_cross_entropy(logits, truth)
+    likely = logits.double().sigmoid()
+    losses = [-(likely if value else 1 - likely).log()[truth == value].sum() for value in (0, 1)]
+    assert float(found.total) == pytest.approx(float(losses[0] + losses[1]), rel=1e-5)
+    assert int(found.counted) == int((truth != 255).sum())

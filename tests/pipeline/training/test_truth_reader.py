@@ -11,8 +11,17 @@ from emseg_core.box import Box
 from emseg_core.errors import InputError
 from emseg_core.grid.mirror import mirrored
 from emseg_core.normalise import Normalisation
+from emseg_core.specs.heads import Anchor, Head
 from emseg_core.store.stacks.source import LoadedVolume
-from emseg_core.training.truth_reader import ClassValues, InstanceIds, TrainingVolume, TruthKind, ValidationVolume
+from emseg_core.training.truth_reader import (
+    ClassValues,
+    Edges,
+    IndependentValues,
+    InstanceIds,
+    TrainingVolume,
+    TruthKind,
+    ValidationVolume,
+)
 from emseg_core.truth import membrane_truth
 
 
@@ -97,3 +106,42 @@ def test_a_sample_is_all_of_it() -> None:
     sample = ValidationVolume.of(TrainingVolume(LoadedVolume(ids.astype(np.float32)), LoadedVolume(ids), IDS, AS_IT_IS))
     assert sample.truth.tolist() == [[[0, 1, 1, 0]]]
     assert np.array_equal(sample.raw, ids)
+
+
+@pytest.mark.parametrize("repulsive", [False, True])
+@pytest.mark.parametrize("anchor", ["source", "destination"])
+def test_edges_against_the_definition(anchor: Anchor, repulsive: bool) -> None:
+    """Edges are compared pair by pair; 0 and 9 are unlabelled, 7 is background. The last offset is longer than the volume."""
+    offsets = ((-1, 0, 0), (0, 2, -1), (1, 0, 3), (0, -9, 0))
+    head = Head("a", "affinities", tuple("wxyz"), "sigmoid logits", offsets=offsets, anchor=anchor, repulsive=repulsive)
+    ids = np.random.default_rng(0).choice(np.array([0, 3, 4, 7, 9], np.uint64), (3, 5, 6))
+    kind = Edges(head, (9,), (7,))
+    found = kind.classes(kind.numbers(ids))
+    expected = np.full((4, 3, 5, 6), 255)
+    for channel, offset in enumerate(offsets):
+        for start in np.ndindex(ids.shape):
+            end = tuple(np.add(start, offset))
+            if min(end) < 0 or any(np.greater_equal(end, ids.shape)) or {ids[start], ids[end]} & {0, 9}:
+                continue
+            same = ids[start] == ids[end] != 7
+            expected[channel, *(start if anchor == "source" else end)] = same != repulsive
+    assert np.array_equal(found, expected)
+    assert {*np.unique(found[:3])} == {0, 1, 255}
+    assert (found[3] == 255).all()
+    assert np.array_equal(kind.segments(kind.numbers(ids)) > 0, np.isin(ids, (3, 4)))
+
+
+def test_zero_may_be_background() -> None:
+    head = Head("a", "affinities", ("x",), "sigmoid logits", offsets=((0, 0, 1),))
+    row = np.array([[[5, 5, 0, 0, 6]]])
+    for background, expected in (((), [1, 255, 255, 255, 255]), ((0,), [1, 0, 0, 0, 255])):
+        kind = Edges(head, background=background)
+        assert kind.classes(kind.numbers(row))[0, 0, 0].tolist() == expected
+
+
+def test_a_value_stands_for_several_classes() -> None:
+    kind = IndependentValues({"mito": (1, 300), "cristae": (300,), "background": (0,)}, ("mito", "cristae"), (7,))
+    classes = kind.classes(kind.numbers(np.array([[[0, 1, 300, 7]]], np.uint16)))
+    assert classes[:, 0, 0].tolist() == [[0, 1, 1, 255], [0, 0, 1, 255]]
+    with pytest.raises(InputError, match="values without a meaning, such as 8, in 1 of 2 voxels"):
+        kind.numbers(np.array([[[0, 8]]]))

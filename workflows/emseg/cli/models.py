@@ -61,7 +61,8 @@ def _print_models(known: Mapping[str, tuple[NetworkSpec, dict[str, str]]], as_js
         return
     for name, (spec, card) in known.items():
         context, lattice = (" x ".join(map(str, sizes)) for sizes in (spec.context, spec.lattice))
-        say(f"{name}: classes {', '.join(spec.classes)}, {spec.gives}; {spec.parameters} parameters")
+        classes = f"classes {', '.join(spec.classes)}, " if spec.classes else ""
+        say(f"{name}: {classes}{spec.gives}; {spec.parameters} parameters")
         say(f"    sees: {context} voxels (z, y, x) beyond each side of what it labels, on a lattice of {lattice}")
         for key, value in (*spec.remarks(), *card.items()):
             say(f"    {key}: {value}")

@@ -18,11 +18,12 @@ from emseg_core.metrics.pixel import confusion, counts_of
 from emseg_core.model.device import Device
 from emseg_core.model.file import save_model
 from emseg_core.model.unet import UNet
+from emseg_core.specs.model import ModelSpec
 from emseg_core.store.files.place import local_path
 from emseg_core.training.fit import fit
 from emseg_core.training.spec import Progress
 from emseg_core.training.truth_reader import ValidationVolume
-from emseg_core.training.validate import predict
+from emseg_core.training.validate import channel_scores, predict
 from emseg_core.truth import MEMBRANE, between
 
 
@@ -112,7 +113,8 @@ def _card(
     """Return the model card: how the model was trained in so many steps, on what, and its scores."""
     settings, spec = config.fit, config.model.spec
     report = [ValidationVolume.of(source) for source in data.sources["report"]]
-    scores = [f"{_scores(config, network, tune)} on {_slices(config, 'tune')}, used to choose biases"]
+    purpose = "to choose biases" if spec.classes else "for validation"
+    scores = [f"{_scores(config, network, tune)} on {_slices(config, 'tune')}, used {purpose}"]
     if report:
         scores.insert(0, f"{_scores(config, network, report)} on {_slices(config, 'report')}, used for nothing else")
     known = next(volume["train"] for volume in data.identity if "train" in volume)
@@ -121,15 +123,15 @@ def _card(
         "name": config.name,
         "normalise": config.normalise,
         "split": "; ".join(_split(volume) for volume in config.data),
-        "scores": f"most likely class, voxel for voxel: {'; '.join(scores)}",
+        "scores": f"{_scored(spec)}: {'; '.join(scores)}",
         "normalisation": (
             f"(value - mean) / deviation of each {config.normalise}; of the first training {config.normalise} "
             f"mean {known['mean']:.2f}, deviation {known['deviation']:.2f}"
         ),
         "training": (
             f"{steps} steps of {settings.batch} tile{'s' if settings.batch != 1 else ''} of "
-            f"{' x '.join(map(str, spec.tile_for(settings.output)))} voxels, {settings.optimizer}, cross-entropy with class "
-            f"weights {' : '.join(f'{weight:g}' for weight in settings.class_weights)}"
+            f"{' x '.join(map(str, spec.tile_for(settings.output)))} voxels, {settings.optimizer}, "
+            + _loss(config)
             + (f", borders weighted by {settings.border_weight:g}" if settings.border_weight else "")
             + (f", affinities weighted by {settings.affinity_weight:g}" if settings.affinity_weight else "")
             + f", {settings.precision}, seed {settings.seed}, torch {torch.__version__.split('+')[0]}"
@@ -137,8 +139,39 @@ def _card(
     }
 
 
+def _scored(spec: ModelSpec) -> str:
+    """Return what is scored."""
+    head = spec.heads[0]
+    if head.kind == "classes":
+        return "most likely class, voxel for voxel"
+    if head.kind == "affinities":
+        return "edges between different objects, at the probability 0.5"
+    return f"each class at its threshold ({', '.join(f'{value:g}' for value in head.thresholds)}), voxel for voxel"
+
+
+def _loss(config: TrainConfig) -> str:
+    """Return the loss of the training."""
+    head = config.model.spec.heads[0]
+    if head.kind != "classes":
+        return f"binary cross-entropy of {head}"
+    return f"cross-entropy with class weights {' : '.join(f'{weight:g}' for weight in config.fit.class_weights)}"
+
+
+def _channel_scores(config: TrainConfig, network: UNet, samples: Sequence[ValidationVolume]) -> str:
+    """Return F1 of each independent class or affinity, and of affinities also the accuracy."""
+    logits = [predict(network, sample.raw, config.fit.output) for sample in samples]
+    affinities = config.model.spec.heads[0].kind == "affinities"
+    return ", ".join(
+        f"{name} F1 {counts.f1:.3f} (precision {counts.precision:.3f}, recall {counts.recall:.3f}"
+        + (f", accuracy {accuracy:.3f})" if affinities else ")")
+        for name, counts, accuracy in channel_scores(config.model.spec, logits, [sample.truth for sample in samples])
+    )
+
+
 def _scores(config: TrainConfig, network: UNet, samples: Sequence[ValidationVolume]) -> str:
     """Return F1 of each class but the first, and for a training aimed at segments, the scores of those between membranes."""
+    if not config.model.spec.classes:
+        return _channel_scores(config, network, samples)
     classes = config.model.classes
     table = np.zeros((len(classes), len(classes)), np.int64)
     slices = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from emseg.settings.training import DataConfig, Split, TrainConfig, data_path
 from emseg_core.box import Box
@@ -18,7 +19,7 @@ from emseg_core.normalise import refuse_nonfinite, survey
 from emseg_core.ports import VolumeReader
 from emseg_core.specs.volume import DTYPES, TRUTH_DTYPES
 from emseg_core.store.stacks.source import open_sections
-from emseg_core.training.truth_reader import ClassValues, InstanceIds, TrainingVolume, TruthKind
+from emseg_core.training.truth_reader import ClassValues, Edges, IndependentValues, InstanceIds, TrainingVolume, TruthKind
 
 SLICES_PER_READ = 16
 """Slices that are read together when truth is checked."""
@@ -80,7 +81,11 @@ def open_training_data(config: TrainConfig, config_path: Path) -> TrainingData:
 
 
 def _kind(data: DataConfig, config: TrainConfig) -> TruthKind:
-    planar = data.neighbours == "plane"
+    planar, head = data.neighbours == "plane", config.model.spec.heads[0]
+    if head.kind == "affinities":
+        return Edges(head, data.ignore, data.background)
+    if head.kind == "independent":
+        return IndependentValues(data.values, head.channels, data.ignore)
     if data.ids:
         return InstanceIds(planar, data.ignore)
     return ClassValues(data.values, config.model.classes, data.ignore, planar)
@@ -100,22 +105,36 @@ def _check_truth(split: Split, sources: Sequence[TrainingVolume], config: TrainC
 
     Otherwise an error in the last voxel could end a training hours after its start.
     """
-    classes = config.model.classes
-    found, digests = np.zeros(256, np.int64), []
+    spec = config.model.spec
+    found, digests = np.zeros((max(1, spec.logits - len(spec.classes)), 256), np.int64), []
     for source, data in zip(sources, (data for data in config.data if split in data.splits), strict=True):
         digest = hashlib.sha256()
         for box in _slabs(source.raw):
             with _errors_named(split, data):
                 refuse_nonfinite(source.raw.read(box), box, VolumeError)
                 labels = source.kind.classes(source.kind.numbers(source.truth.read(box)))
-            found += np.bincount(labels.ravel(), minlength=256)
+            channels = labels if labels.ndim == 4 else labels[None]
+            found += np.stack([np.bincount(channel.ravel(), minlength=256) for channel in channels])
             digest.update(labels.tobytes())
         digests.append(digest.hexdigest())
-    needed = classes if split == "train" else classes[1:2]
-    if missing := [name for label, name in enumerate(classes) if name in needed and not found[label]]:
+    if missing := _missing(split, config, found):
         truths = ", ".join(data.truth for data in config.data if split in data.splits)
         raise InputError(f"data.{split} has no {missing[0]} in {truths}: choose other slices, or omit the class")
     return digests
+
+
+def _missing(split: Split, config: TrainConfig, found: NDArray[np.int64]) -> list[str]:
+    """Return what the truth of a split lacks; `found` counts the values of each channel of its truth."""
+    spec = config.model.spec
+    if spec.classes:
+        needed = spec.classes if split == "train" else spec.classes[1:2]
+        return [name for label, name in enumerate(spec.classes) if name in needed and not found[0, label]]
+    head = spec.heads[0]
+    if head.kind == "affinities":  # long edges between slabs are not counted, so all offsets are taken together
+        same, other = found[:, [0, 1] if head.repulsive else [1, 0]].sum(axis=0)
+        return [name for name, count in (("edge in an object", same), ("edge between objects", other)) if not count]
+    missing = [name for name, counts in zip(head.channels, found, strict=True) if not counts[1]]
+    return missing + [f"voxel outside {name}" for name, counts in zip(head.channels, found, strict=True) if not counts[0]]
 
 
 @contextmanager

@@ -90,6 +90,8 @@ class TrainingLog:
     def validated(self, step: int, logits: Sequence[NDArray[np.float32]]) -> None:
         """Draw the middle slice of the first volume: grey values, truth, and the most likely classes.
 
+        Of a network without exclusive classes, the first channel is drawn.
+
         Parameters
         ----------
         step
@@ -104,10 +106,14 @@ class TrainingLog:
     def _draw(self, step: int, found: NDArray[np.float32]) -> None:
         sample = self._tune[0]
         z, classes = sample.raw.shape[0] // 2, len(found)
+        if sample.truth.ndim == 4:
+            truth, labels, classes = sample.truth[0, z], (found[0, z] >= 0).astype(np.uint8), 2
+        else:
+            truth, labels = sample.truth[z], found[:, z].argmax(axis=0).astype(np.uint8)
         # Ignored voxels have the value of voxels that are not computed, and thus their grey.
         panels = [
             contrast(sample.raw[z]),
-            coloured(sample.truth[z], classes),
-            coloured(found[:, z].argmax(axis=0).astype(np.uint8), classes),
+            coloured(truth, classes),
+            coloured(labels, classes),
         ]
         Image.fromarray(np.concatenate(panels, axis=1)).save(self._pictures / f"step-{step:06d}.png")
