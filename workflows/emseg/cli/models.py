@@ -54,6 +54,22 @@ def check(package: Path, as_json: bool) -> None:
     sys.exit(0 if found.holds else 1)
 
 
+@models.command()
+@click.argument("model", metavar="NAME|FILE")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace an existing TARGET.")
+def export(model: str, target: Path, overwrite: bool) -> None:
+    """Write a network trained with emseg to TARGET, for other tools.
+
+    TARGET is an ONNX file (.onnx), a program of torch.export (.pt2), or a BioImage.IO package (.zip, or a folder). What the
+    file cannot say is written to TARGET.toml beside it.
+    """
+    from emseg_core.model.bundled import resolve_model
+    from emseg_core.model.export_model import export_model
+
+    say(f"wrote {' and '.join(map(str, export_model(resolve_model(model), target, overwrite=overwrite)))}")
+
+
 def _print_models(known: Mapping[str, tuple[NetworkSpec, dict[str, str]]], as_json: bool) -> None:
     if as_json:
         document = {name: {"spec": spec.to_json(), "card": card} for name, (spec, card) in known.items()}
