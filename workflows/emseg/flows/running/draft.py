@@ -26,11 +26,21 @@ from emseg_core.grid.pyramid import steps_of
 from emseg_core.grid.symmetry import check_symmetric
 from emseg_core.model.backend import backend_of
 from emseg_core.model.device import Device
-from emseg_core.model.model_place import ModelPlace, card_of, describe, digest_of, locate_model, title_of
+from emseg_core.model.external_model import norms_refusal
+from emseg_core.model.model_place import (
+    ModelPlace,
+    card_of,
+    describe,
+    describe_frozen,
+    digest_of,
+    freezable,
+    locate_model,
+    title_of,
+)
 from emseg_core.normalise import Normalisation, Scope, survey
 from emseg_core.ports import VolumeReader
 from emseg_core.recipe import Empty, Recipe
-from emseg_core.specs.contract import Contract
+from emseg_core.specs.contract import FREEZE_HINT, NORMALISATION, Contract, Norms
 from emseg_core.specs.heads import chosen_heads
 from emseg_core.specs.network import NetworkSpec
 from emseg_core.specs.numerics import Accuracy, Numerics
@@ -129,15 +139,32 @@ class Draft:
         )
 
 
-def check_settings(settings: RunSettings) -> NetworkSpec:
-    """Describe the model, and refuse settings that it cannot meet, before anything is read or written.
+def check_settings(settings: RunSettings, source: VolumeReader | None = None) -> NetworkSpec:
+    """Describe the model, and refuse settings that it cannot meet, before anything is written.
+
+    Parameters
+    ----------
+    settings
+        What was asked for.
+    source
+        The volume, on which frozen statistics are measured; None if it cannot be read yet.
+
+    Returns
+    -------
+    NetworkSpec
+        The model; with statistics of each tile if there is no volume.
 
     Raises
     ------
     InputError
         If they do not fit the model.
     """
-    spec, _ = describe(locate_model(settings.model, settings.predictor))
+    place = locate_model(settings.model, settings.predictor)
+    if source is not None:
+        spec, _, _ = _described(place, settings, None, source)
+    else:
+        spec, _ = describe(place)
+        _check_norms(place, spec, None if settings.norms is None else "tile")
     if settings.tta:
         check_symmetric(spec)
     _check_heads(spec, settings, None)
@@ -213,7 +240,7 @@ def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Rec
     """
     place = locate_model(settings.model, settings.predictor)
     source = open_volume(volume, part=_part(settings, started))
-    spec, card, known = _described(place, started)
+    spec, card, known = _described(place, settings, started, source)
     if settings.tta:
         check_symmetric(spec)
     _check_heads(spec, settings, started)
@@ -304,12 +331,36 @@ def _part(settings: RunSettings, started: Recipe | None) -> Selection:
     )
 
 
-def _described(path: ModelPlace, started: Recipe | None) -> tuple[NetworkSpec, dict[str, str], str]:
+def _described(
+    path: ModelPlace, settings: RunSettings, started: Recipe | None, source: VolumeReader
+) -> tuple[NetworkSpec, dict[str, str], str]:
     """Return what a model is, its card and its digest; experiments that the output remembers are not made again."""
     digest = digest_of(path)
     if started is not None and digest == started.model_digest and isinstance(started.plan.model, Contract):
+        _check_norms(path, started.plan.model, settings.norms)
         return started.plan.model, card_of(path), digest
-    return *describe(path), digest
+    if settings.norms != "frozen":
+        spec, card = describe(path)
+        _check_norms(path, spec, settings.norms)
+        return spec, card, digest
+    card = dict(freezable(path).card)
+    normalisation, _ = _normalisation(source, card, settings.normalise)
+    mask = None if settings.mask is None else open_volume(settings.mask, dtypes=MASK_DTYPES)
+    return describe_frozen(path, source, normalisation, mask), card, digest
+
+
+def _check_norms(path: ModelPlace, spec: NetworkSpec, asked: Norms | None) -> None:
+    """Refuse statistics that an output was not started with, or that a network has no use for."""
+    if asked is None:
+        return
+    frozen = isinstance(spec, Contract) and bool(spec.norms)
+    if not (frozen or (isinstance(spec, Contract) and NORMALISATION in spec.reason)):
+        raise norms_refusal(path.name if isinstance(path, Path) else str(path))
+    if frozen != (asked == "frozen"):
+        raise PlanError(
+            f"the output was started with --norms {'frozen' if frozen else 'tile'}, not {asked}: leave it out, or start "
+            "another output"
+        )
 
 
 def _empty(empty: tuple[float, str] | None, spec: NetworkSpec) -> Empty | None:
@@ -372,9 +423,13 @@ def _in_time(cost: Cost, choice: Choice, limits: Limits) -> Limits:
 def _warnings(draft: Draft) -> Iterator[str]:
     """Yield warnings that do not stop a run."""
     volume = draft.volume
+    if isinstance(draft.plan.model, Contract) and draft.plan.model.norms:
+        since = "those that the output was started with" if draft.started is not None else "measured on a sample of the volume"
+        yield f"{len(draft.plan.model.norms)} normalisations of the network use frozen statistics, {since}"
     if isinstance(draft.plan.model, Contract) and not draft.plan.model.local:
         because = f", because of {draft.plan.model.reason}" if draft.plan.model.reason else ""
-        yield f"the network sees more of a tile than its context{because}: labels depend on tiles, and may have seams"
+        hint = f" ({FREEZE_HINT})" if NORMALISATION in draft.plan.model.reason and not draft.plan.model.norms else ""
+        yield f"the network sees more of a tile than its context{because}: labels depend on tiles, and may have seams{hint}"
     if not draft.plan.model.planar and volume.shape[0] == 1:
         yield "the model is three-dimensional, the volume has a single slice: mirroring repeats it along z"
     if "output" in draft.card:
