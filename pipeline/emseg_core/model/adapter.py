@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emseg_core.specs.contract import Contract
+from emseg_core.specs.contract import Contract, FrozenNorm
 from emseg_core.specs.heads import Head
 from emseg_core.specs.inputs import GREY, Inputs
 from emseg_core.specs.numerics import Precision
@@ -52,6 +52,16 @@ class Prepared(nn.Module):
     def trace(self, shape: tuple[int, ...]) -> Any:
         """Follow how elements lie over an input; see the wrapped network."""
         return self.network.trace(shape)
+
+    def norms(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """List the normalisations over space that can be frozen; see the wrapped network."""
+        numbers: tuple[int, ...] = self.network.norms(shape)
+        return numbers
+
+    def statistics(self, tile: Tensor, numbers: Sequence[int], norms: Sequence[FrozenNorm]) -> list[FrozenNorm]:
+        """Measure what normalisations would use for one tile; see the wrapped network."""
+        found: list[FrozenNorm] = self.network.statistics(prepare(tile, self._rescale, self._clip), numbers, norms)
+        return found
 
     def cost(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Estimate the cost of an input; see the wrapped network.

@@ -120,7 +120,15 @@ def export_model(source: Path, target: Path, *, overwrite: bool = False) -> tupl
             f"{source} has {model.spec.channels} input channels and {len(model.spec.classes)} classes, but only networks of 1 "
             "channel and at least 2 classes can be described for other tools: choose another model"
         )
-    settings = {"normalise": _scope(model), **({"voxel_size": model.card["voxel_size"]} if "voxel_size" in model.card else {})}
+    if len(model.spec.heads) > 1:
+        names = ", ".join(head.name for head in model.spec.heads)
+        raise ModelError(
+            f"{source} has the heads {names}, but only networks of classes alone are exported: choose another model"
+        )
+    settings: dict[str, Any] = {
+        "normalise": _scope(model),
+        **({"voxel_size": model.card["voxel_size"]} if "voxel_size" in model.card else {}),
+    }
     if suffix in (".onnx", ".pt2"):
         settings = {"activation": "logits", "classes": list(model.spec.classes), **settings}
         data = _onnx(model, target) if suffix == ".onnx" else _program(model)
@@ -167,7 +175,7 @@ def _onnx(model: ModelFile, target: Path) -> bytes:
             torch.onnx.export(
                 ImageNetwork(model.network()).eval(),
                 (torch.zeros(shape),),
-                file,
+                file,  # type: ignore[arg-type]  # which the older exporter takes
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=["image"],

@@ -33,7 +33,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
@@ -46,7 +46,7 @@ from emseg_core.model.description import INTENSITIES, translate
 from emseg_core.model.output import NetworkOutput, Statement, index_of, meaning_of
 from emseg_core.model.package import DESCRIPTIONS, MAX_MODEL_BYTES, open_package, read_inside
 from emseg_core.model.told_heads import check_channels, outputs_of, read_heads
-from emseg_core.specs.contract import Contract
+from emseg_core.specs.contract import Contract, FrozenNorm
 from emseg_core.specs.heads import ACTIVATIONS, Head
 from emseg_core.specs.heads import classes_of as classes_in
 from emseg_core.specs.inputs import GREY, TOLD, Inputs
@@ -81,6 +81,8 @@ class ExternalModel:
     """Settings given with the file, by names from `SETTINGS`, and what its package does to the output."""
     contract: Contract | None = None
     """How the network behaves, if that is known already."""
+    norms: tuple[FrozenNorm, ...] = ()
+    """Frozen statistics of its normalisations; see `emseg_core.model.frozen_norms`."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -176,7 +178,8 @@ def read_external(path: Path, contract: Contract | None = None) -> ExternalModel
         If the file cannot be read, or is of a kind that would run code.
     """
     with reading(path):
-        return _read_file(path, contract) if path.suffix.lower() in KINDS else _read_package(path, contract)
+        model = _read_file(path, contract) if path.suffix.lower() in KINDS else _read_package(path, contract)
+        return model if contract is None else replace(model, norms=contract.norms)
 
 
 @contextmanager
@@ -305,6 +308,25 @@ def _are_numbers(values: Sequence[Any], *, rising: bool) -> bool:
     return bool(values[0] < values[1] if rising else values[0] != 0)
 
 
+def norms_refusal(name: str) -> ModelError:
+    """Return the error for a network that has nothing to freeze.
+
+    Parameters
+    ----------
+    name
+        The network.
+
+    Returns
+    -------
+    ModelError
+        The error.
+    """
+    return ModelError(
+        f"--norms is for networks that normalise over space, but {name} has no instance, group or layer norm over space that "
+        "is known: leave it out"
+    )
+
+
 def contract_of(model: ExternalModel) -> Contract:
     """Determine how a network behaves, from its file or by running it.
 
@@ -381,6 +403,7 @@ def contract_of(model: ExternalModel) -> Contract:
         parameters=parameters,
         flops_per_voxel=-(-flops // voxels),
         bytes_per_voxel=-(-alive // voxels),
+        norms=model.norms,
         **facts,
     )
 
@@ -529,6 +552,7 @@ def open_exported(model: ExternalModel) -> tuple[Any, Lengths, Lengths]:
     from emseg_core.model.torch_export import read_exported
 
     network, shape, example = read_exported(model.data, model.path, model.used_outputs)
+    network = network.frozen(model.norms, len(shape)) if model.norms else network
     return Prepared(network, model.settings.get("rescale"), model.settings.get("clip")), shape, example
 
 
@@ -559,7 +583,7 @@ def open_onnx(model: ExternalModel, threads: int, precision: Precision = "float3
     except ImportError as error:
         raise ModelError(f"{model.path} is an ONNX file, which needs OpenVINO ({error}): {install_hint('openvino')}") from error
     prepared = model.settings.get("rescale"), model.settings.get("clip")
-    return OnnxNetwork(model.data, model.path, threads, model.used_outputs, *prepared, precision)
+    return OnnxNetwork(model.data, model.path, threads, model.used_outputs, *prepared, precision, model.norms)
 
 
 def classes_of(model: ExternalModel, channels: int) -> tuple[str, ...]:

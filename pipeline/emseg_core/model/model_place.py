@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from emseg_core.errors import ModelError
 from emseg_core.model.bundled import resolve_model
 from emseg_core.model.ensemble import EnsembleModel, EnsemblePlace, ensemble_card, ensemble_digest
-from emseg_core.model.external_model import ExternalModel, contract_of, is_external, read_external
+from emseg_core.model.external_model import ExternalModel, contract_of, is_external, norms_refusal, read_external
 from emseg_core.model.header import model_digest, read_header
 from emseg_core.model.python_predictor import ImportPath, PythonModel, import_model, python_contract
+from emseg_core.normalise import Normalisation
+from emseg_core.ports import VolumeReader
 from emseg_core.specs.augmented import without_margin
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.ensemble import EnsembleSpec
@@ -102,6 +104,65 @@ def describe(path: ModelPlace) -> tuple[NetworkSpec, dict[str, str]]:
         return read_header(path)
     model = read_external(path)
     return contract_of(model), model.card
+
+
+def describe_frozen(
+    path: ModelPlace, volume: VolumeReader, normalisation: Normalisation, mask: VolumeReader | None
+) -> NetworkSpec:
+    """Describe a network whose normalisations over space use statistics of a volume; see `emseg_core.model.frozen_norms`.
+
+    Parameters
+    ----------
+    path
+        Place of the network.
+    volume
+        The volume.
+    normalisation
+        How its grey values are normalised.
+    mask
+        Where it is nonzero, statistics are measured; None for the whole volume.
+
+    Returns
+    -------
+    NetworkSpec
+        The network, with its statistics.
+
+    Raises
+    ------
+    InputError
+        If it has nothing to freeze, or no tile of the volume can be computed.
+    """
+    from emseg_core.model.frozen_norms import freeze  # torch takes seconds to import
+
+    return contract_of(freeze(freezable(path), volume, normalisation, mask))
+
+
+def freezable(path: ModelPlace) -> ExternalModel:
+    """Read a network of a kind whose normalisations can be frozen.
+
+    Parameters
+    ----------
+    path
+        Place of the network.
+
+    Returns
+    -------
+    ExternalModel
+        The network.
+
+    Raises
+    ------
+    ModelError
+        If it is a model of emseg's own, a predictor class, an ensemble, or takes several input channels.
+    """
+    if not isinstance(path, Path) or not is_external(path):
+        raise norms_refusal(path.name if isinstance(path, Path) else str(path))
+    model = read_external(path)
+    if "inputs" in model.settings:
+        raise ModelError(
+            f"{path} takes several input channels, and norms of such networks cannot be frozen yet: leave out --norms frozen"
+        )
+    return model
 
 
 def card_of(path: ModelPlace) -> dict[str, str]:

@@ -18,8 +18,9 @@ from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.compiled import CORE, OPENVINO, CompiledGraph, translate_memory_errors
 from emseg_core.model.cpu import vector_instructions
 from emseg_core.model.onnx_graph import trace_graph
+from emseg_core.model.onnx_norms import freezable, freeze, measured, measuring
 from emseg_core.model.receptive_arithmetic import Trace
-from emseg_core.specs.contract import Contract
+from emseg_core.specs.contract import Contract, FrozenNorm
 from emseg_core.specs.numerics import Precision
 
 FLOAT32_BYTES = 4
@@ -43,6 +44,9 @@ class OnnxNetwork:
     precision
         Type of the activations.
 
+    norms
+        Statistics of normalisations over space; see `emseg_core.model.frozen_norms`.
+
     Raises
     ------
     ModelError
@@ -58,9 +62,12 @@ class OnnxNetwork:
         rescale: Sequence[float] | None = None,
         clip: Sequence[float] | None = None,
         precision: Precision = "float32",
+        norms: Sequence[FrozenNorm] = (),
     ) -> None:
+        self._norms, self._threads = norms, threads
         self._data, self._path, self._outputs, self._prepared = data, path, outputs, (rescale, clip)
         self._compiled = CompiledGraph(self._shaped, threads, precision)
+        self._measuring: tuple[tuple[tuple[int, ...], tuple[FrozenNorm, ...]], CompiledGraph] | None = None
         model = self._model()
         if len(model.inputs) != 1:
             raise ModelError(f"{path} has {len(model.inputs)} inputs, but an image is 1 input: export it with 1 input")
@@ -140,6 +147,47 @@ class OnnxNetwork:
         """
         return trace_graph(self._shaped(shape), shape)
 
+    def norms(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """List the normalisations over space that can be frozen.
+
+        Parameters
+        ----------
+        shape
+            Shape of the input, batch and channels included.
+
+        Returns
+        -------
+        tuple of int
+            Their numbers among all normalisations of the graph.
+        """
+        return freezable(self._shaped(shape), shape)
+
+    def statistics(self, tile: Tensor, numbers: Sequence[int], norms: Sequence[FrozenNorm]) -> list[FrozenNorm]:
+        """Measure what normalisations would use for one tile.
+
+        Parameters
+        ----------
+        tile
+            The input.
+        numbers
+            The normalisations to measure.
+        norms
+            Statistics that they use meanwhile; none for those of the tile.
+
+        Returns
+        -------
+        list of FrozenNorm
+            Mean and variance of the tile.
+        """
+        case = tuple(numbers), tuple(norms)
+        if self._measuring is None or self._measuring[0] != case:
+            graph = CompiledGraph(lambda shape: measuring(self._shaped(shape), numbers, norms), self._threads, "float32")
+            self._measuring = case, graph
+        ready = np.ascontiguousarray(prepare(tile, *self._prepared).numpy())
+        found = self._measuring[1].request(tile.shape).infer([ready])
+        results = [np.array(found[index]) for index in range(2 * len(numbers))]
+        return measured(self._shaped(tuple(tile.shape)), numbers, results)
+
     @property
     def parameters(self) -> int:
         """Number of parameters."""
@@ -163,6 +211,7 @@ class OnnxNetwork:
         """Build the graph for an input shape."""
         model = self._model()
         model.reshape(list(shape))
+        freeze(model, self._norms)
         return model
 
 

@@ -43,6 +43,32 @@ def trace_graph(model: openvino.Model, shape: Sequence[int]) -> Trace:
     Trace
         What arithmetic says about the graph.
     """
+    follower = _followed(model, shape)
+    output = model.output(0).get_node().input_value(0)
+    made = tuple(output.get_shape())
+    return Trace(made, follower.values.get(_key(output), Value((None,) * len(made))), follower.notes)
+
+
+def normalised_over_space(model: openvino.Model, shape: Sequence[int]) -> dict[str, set[int] | None]:
+    """Find the normalisations of a graph whose statistics are those of a tile.
+
+    Parameters
+    ----------
+    model
+        The graph, reshaped for this input.
+    shape
+        Shape of the input, batch and channels included.
+
+    Returns
+    -------
+    dict of str to set of int or None
+        Names of the nodes, with the axes of their input that move with the tile; None if these are merged.
+    """
+    return _followed(model, shape).normalised
+
+
+def _followed(model: openvino.Model, shape: Sequence[int]) -> _Follower:
+    """Follow all nodes of a graph."""
     folded = model.clone()
     manager = Manager()
     manager.register_pass(ConstantFolding())
@@ -50,9 +76,7 @@ def trace_graph(model: openvino.Model, shape: Sequence[int]) -> Trace:
     follower = _Follower(shape, {node.get_friendly_name(): node for node in folded.get_ordered_ops()})
     for node in model.get_ordered_ops():
         follower.follow(node)
-    output = model.output(0).get_node().input_value(0)
-    made = tuple(output.get_shape())
-    return Trace(made, follower.values.get(_key(output), Value((None,) * len(made))), follower.notes)
+    return follower
 
 
 def _key(output: Any) -> tuple[str, int]:
@@ -68,6 +92,8 @@ class _Follower:
         self.notes = Notes()
         self.values: dict[tuple[str, int], Value] = {}
         """Axes of all values that depend on the elements of the input, by node and number of output."""
+        self.normalised: dict[str, set[int] | None] = {}
+        """Axes that move with the input of each normalisation over space; None if these are merged."""
         self.sized: set[tuple[str, int]] = set()
         """Values that depend on the size of the input."""
 
@@ -145,6 +171,7 @@ class _Node:
         if self.operation in NORMALISATIONS:
             axes = range(2, len(self.shape)) if self.operation != "MVN" else [dim % len(self.shape) for dim in self._numbers(1)]
             if source.lost or any(source.axes[dim] is not None for dim in axes):
+                self._follower.normalised[self.node.get_friendly_name()] = None if source.lost else set(source.spatial)
                 self.notes.reason(NORMALISATIONS[self.operation], self.operation)
             return source
         if self.operation.startswith("Reduce"):

@@ -12,10 +12,11 @@ import json
 import math
 import operator
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from emseg_core.errors import ModelError
 from emseg_core.model.output import Ending, NetworkOutput
 from emseg_core.model.receptive_arithmetic import Trace, Value
-from emseg_core.model.torch_graph import Tracer, is_operation, named_arguments
+from emseg_core.model.torch_graph import NORMALISATIONS, Tracer, is_operation, named_arguments
+from emseg_core.specs.contract import FrozenNorm
 
 OPERATIONS = frozenset(
     " ".join(
@@ -103,6 +105,8 @@ PASSED_ON = ("to", "_to_copy", "clone", "alias", "contiguous", "detach", "detach
 """Operations at the end of a program that keep what the values mean."""
 EXPORT_HINT = "export it again with torch.export.save(torch.export.export(network.eval(), ...), FILE)"
 ONNX_HINT = "export it to ONNX instead, with torch.onnx.export(network.eval(), ..., external_data=False)"
+INPUTS = {**dict.fromkeys(NORMALISATIONS, "input"), "mul": "self"}
+"""Name of the input of operations that may be watched."""
 MAX_NODES = 100_000
 JOINED = "the channels of several outputs"
 """Name of a result that no program has."""
@@ -160,6 +164,7 @@ class ExportedNetwork(nn.Module):
         self._last = _last_uses(nodes, result)
         self._changes_input = _checked_effects(nodes, source, weights)
         self._shapes = {name: weight.to("meta") for name, weight in weights.items()}
+        self._all_weights = dict(weights)
         self.peak = 0
         """Most bytes of intermediate results alive at once in the last call."""
 
@@ -178,8 +183,103 @@ class ExportedNetwork(nn.Module):
         """
         return self._run(tiles, dict(zip(self._names, self.weights, strict=True)))
 
-    def _run(self, tiles: Tensor, weights: Mapping[str, Tensor], tracer: Tracer | None = None) -> Tensor:
-        """Run the program with these weights, and let a tracer follow."""
+    def norms(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """List the normalisations over space that can be frozen; see `emseg_core.model.frozen_norms`.
+
+        Parameters
+        ----------
+        shape
+            Shape of an input that the program accepts, batch and channels included.
+
+        Returns
+        -------
+        tuple of int
+            Their numbers among all normalisations of the program.
+        """
+        tracer = Tracer(self._source, shape)
+        with torch.inference_mode():
+            self._run(torch.empty(shape, device="meta"), self._shapes, tracer)
+        found = _normalisations(self._nodes)
+        used = {part.name for node in self._nodes for part in _names_in(node)} | {self._result}
+        return tuple(
+            number
+            for number, node in enumerate(found)
+            if tracer.normalised.get(node.results[0]) == len(shape)
+            and _groups(node, len(shape), 1) is not None
+            and all(part is None or part.name in self._all_weights for part in _affine(node))
+            and not used & set(node.results[1:])
+        )
+
+    def frozen(self, norms: Sequence[FrozenNorm], rank: int) -> ExportedNetwork:
+        """Return the same program with normalisations replaced by a product and a sum with constants.
+
+        Parameters
+        ----------
+        norms
+            The statistics to use.
+        rank
+            Number of axes of the input.
+
+        Returns
+        -------
+        ExportedNetwork
+            The program.
+        """
+        found, weights, replaced = _normalisations(self._nodes), dict(self._all_weights), dict[int, list[Node]]()
+        for norm in norms:
+            node = found[norm.number]
+            name = node.results[0]
+            for part, constant in zip(("factor", "offset"), _constants(node, norm, weights, rank), strict=True):
+                weights[f"{part} of {name}"] = constant
+            scaled, product, total = f"{name} scaled", torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor
+            replaced[id(node)] = [
+                Node(product, (_named(node)["input"], ValueName(f"factor of {name}")), {}, (scaled,)),
+                Node(total, (ValueName(scaled), ValueName(f"offset of {name}")), {}, (name,)),
+            ]
+        nodes = [part for node in self._nodes for part in replaced.get(id(node), [node])]
+        return ExportedNetwork(nodes, weights, self._source, self._result)
+
+    def statistics(self, tile: Tensor, numbers: Sequence[int], norms: Sequence[FrozenNorm]) -> list[FrozenNorm]:
+        """Measure what normalisations would use for one tile.
+
+        Parameters
+        ----------
+        tile
+            The input.
+        numbers
+            The normalisations to measure.
+        norms
+            Statistics that they use meanwhile; none for those of the tile.
+
+        Returns
+        -------
+        list of FrozenNorm
+            Mean and variance of the tile.
+        """
+        found, measured = _normalisations(self._nodes), dict[str, FrozenNorm]()
+        wanted = {f"{found[number].results[0]}{' scaled' if norms else ''}": number for number in numbers}
+
+        def watch(name: str, value: Tensor) -> None:
+            number = wanted[name]
+            channels, groups = value.shape[1], _groups(found[number], value.dim(), value.shape[1])
+            assert groups is not None
+            variance, mean = torch.var_mean(value.reshape(groups, -1), 1, correction=0)
+            each = (part.repeat_interleave(channels // groups).tolist() for part in (mean, variance))
+            measured[name] = FrozenNorm(number, *map(tuple, each))
+
+        network = self.frozen(norms, tile.dim()) if norms else self
+        with torch.inference_mode():
+            network._run(tile, network._all_weights, watched=dict.fromkeys(wanted, watch))
+        return [measured[name] for name in wanted]
+
+    def _run(
+        self,
+        tiles: Tensor,
+        weights: Mapping[str, Tensor],
+        tracer: Tracer | None = None,
+        watched: Mapping[str, Callable[[str, Tensor], None]] = MappingProxyType({}),
+    ) -> Tensor:
+        """Run the program with these weights, and let a tracer follow, or a function look at the input of a node."""
         values: dict[str, Any] = {self._source: tiles.clone() if self._changes_input else tiles}
         self.peak = alive = _bytes(tiles)
         mixed = tiles.device.type != "meta" and torch.is_autocast_enabled(tiles.device.type)
@@ -190,6 +290,8 @@ class ExportedNetwork(nn.Module):
             keywords = {name: _filled(argument, values, weights, tiles.device) for name, argument in node.keywords.items()}
             if node.name in FACTORIES:
                 keywords["device"] = tiles.device
+            if node.results and node.results[0] in watched:
+                watched[node.results[0]](node.results[0], named_arguments(node.call, arguments, keywords)[INPUTS[node.name]])
             made = node.call(*arguments, **keywords)
             if node.name in UNINITIALISED:
                 made.zero_()
@@ -240,6 +342,57 @@ class ExportedNetwork(nn.Module):
         with torch.inference_mode():
             made = self._run(torch.empty(shape, device="meta"), self._shapes, tracer)
         return Trace(tuple(made.shape), tracer.values.get(self._result, Value((None,) * made.dim())), tracer.notes)
+
+
+def _named(node: Node) -> dict[str, Any]:
+    return named_arguments(node.call, node.arguments, node.keywords)
+
+
+def _names_in(node: Node) -> Iterator[ValueName]:
+    """Yield the names among the arguments of a node."""
+    for argument in (*node.arguments, *node.keywords.values()):
+        yield from (part for part in (argument if isinstance(argument, list) else [argument]) if isinstance(part, ValueName))
+
+
+def _normalisations(nodes: Sequence[Node]) -> list[Node]:
+    return [node for node in nodes if node.name in NORMALISATIONS]
+
+
+def _affine(node: Node) -> tuple[ValueName | None, ValueName | None]:
+    """Return the names of the factor and the offset that follow a normalisation."""
+    named = _named(node)
+    return named["weight"], named["bias"]
+
+
+def _groups(node: Node, rank: int, channels: int) -> int | None:
+    """Return in how many groups a normalisation divides channels; None if it cannot be frozen."""
+    named = _named(node)
+    if node.name == "instance_norm":
+        return channels
+    if "group_norm" in node.name:
+        groups = named["num_groups" if node.name == "group_norm" else "group"]
+        return groups if isinstance(groups, int) else None
+    if _affine(node) != (None, None):
+        return None  # other numbers at each place of a tile
+    return {rank - 1: 1, rank - 2: channels}.get(len(named["normalized_shape"]))
+
+
+def _constants(node: Node, norm: FrozenNorm, weights: Mapping[str, Tensor], rank: int) -> tuple[Tensor, Tensor]:
+    """Return the factor and the offset of a normalisation with these statistics, as constants that fit its input.
+
+    Raises
+    ------
+    ValueError
+        If the statistics are not those of this normalisation.
+    """
+    mean, variance = (torch.tensor(part, dtype=torch.float64) for part in (norm.mean, norm.variance))
+    weight, bias = (None if part is None else weights[part.name].double() for part in _affine(node))
+    if any(part is not None and part.shape != mean.shape for part in (weight, bias)):
+        raise ValueError(f"normalisation {norm.number} has other channels than its frozen statistics")
+    factor = (variance + _named(node)["eps"]).rsqrt() * (1 if weight is None else weight)
+    offset = (0 if bias is None else bias) - mean * factor
+    shape = (1, -1, *[1] * (rank - 2))
+    return factor.float().reshape(shape), offset.float().reshape(shape)
 
 
 def read_exported(data: bytes, path: str, outputs: Sequence[int] = (0,)) -> tuple[ExportedNetwork, Lengths, Lengths]:

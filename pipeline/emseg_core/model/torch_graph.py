@@ -53,6 +53,8 @@ class Tracer:
         self.notes = Notes()
         self.values: dict[str, Value] = {source: self.notes.seen(Value(axes))}
         """Axes of all values that depend on the elements of the input, by their names."""
+        self.normalised: dict[str, int] = {}
+        """Number of axes of what normalisations over space normalise, by the names of their first results."""
         self._sized: dict[str, tuple[Any, ...]] = {}
         """Numbers that tensors were made of, if these may depend on the size of the input."""
 
@@ -90,6 +92,8 @@ class Tracer:
             value = self.notes.seen(node.value())
         except Exception:  # a use of the operation that is not foreseen
             value = self.notes.lose(operation, tensors[0].dim())
+        if node.over_space:
+            self.normalised[results[0]] = tensors[0].dim()
         for name, part in zip(results, parts, strict=False):
             if isinstance(part, Tensor):
                 self.values[name] = value if part.dim() == len(value.axes) else self.notes.lose(operation, part.dim())
@@ -129,6 +133,8 @@ class _Node:
         self.values, self.parts, self.made = values, parts, made
         name = operation.removeprefix("aten.")
         self.name = name.removesuffix("_") if not name.endswith("__") else name
+        self.over_space = False
+        """Whether it is a normalisation over space."""
         first = next(name for name, value in values.items() if value is not None)
         self.source = values[first]
         part = arguments[first]
@@ -211,6 +217,7 @@ class _Node:
             if not source.lost and all(axis is None for axis in source.axes[last:]):
                 return source
         if source.spatial:
+            self.over_space = True
             self.notes.reason(NORMALISATIONS[self.name], self.operation)
         return source
 

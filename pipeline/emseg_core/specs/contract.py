@@ -21,12 +21,36 @@ Experiments; arithmetic on the operations of the network, which experiments may 
 FLOAT32_BYTES = 4
 OUTPUT_COPIES = 2
 """Copies of the outputs of all slices of a tile that exist while they are joined."""
+Norms = Literal["frozen", "tile"]
+"""Statistics of normalisations over space: measured once on a sample of the volume, or on each tile."""
 BASES: dict[Basis, str] = {
     "experiment": "found by experiment",
     "graph": "found by arithmetic on the operations of the network",
     "graph and experiment": "found by arithmetic on the operations of the network, and confirmed by experiment",
     "told": "told, and not checked",
 }
+NORMALISATION = "normalisation"
+"""Word in the reasons of networks whose normalisations see the whole tile."""
+FREEZE_HINT = "with --norms frozen, those of a sample of the volume are used for every tile"
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenNorm:
+    """The statistics that a normalisation over space uses for every tile, in place of those of the tile."""
+
+    number: int
+    """Which of the network's normalisations it is, in the order of its operations, from 0."""
+    mean: tuple[float, ...]
+    variance: tuple[float, ...]
+    """One number for each channel of what is normalised."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Return the statistics that a contract's `Contract.to_json` wrote."""
+        mean, variance = (tuple(map(float, data[name])) for name in ("mean", "variance"))
+        if not len(mean) == len(variance) > 0 or not all(map(math.isfinite, (*mean, *variance))) or min(variance) < 0:
+            raise ValueError("frozen statistics are a finite mean and variance for each channel")
+        return cls(int(data["number"]), mean, variance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +97,8 @@ class Contract(Tiled):
     """Why labels depend on tiles, if they do."""
     inputs: Inputs = GREY
     """What its input channels are. A tile that is several slices long is computed slice by slice, also if these see others."""
+    norms: tuple[FrozenNorm, ...] = ()
+    """Frozen normalisations; those that are not frozen use the statistics of each tile."""
 
     def __post_init__(self) -> None:
         if self.classes or not self.named_heads:
@@ -220,6 +246,10 @@ class Contract(Tiled):
         yield "tiles", f"{least} voxels" + (", or longer by multiples of the lattice" if self.only_tile is None else " only")
         if any(self.crop):
             yield "padding", f"affects {' x '.join(map(str, self.crop))} voxels on each side of the output, which are cropped"
+        if self.norms:
+            yield "norms", f"frozen: {len(self.norms)} normalisations over space use the statistics in the recipe"
+        elif NORMALISATION in self.reason:
+            yield "norms", f"statistics of each tile; {FREEZE_HINT}"
         exact = f"NO, because of {self.reason or 'voxels that see more of a tile than the context'}: labels depend on tiles"
         if self.local:
             exact = f"{BASES[self.basis]}: no kept voxel is affected by the end of its tile, so labels do not depend on tiles"
@@ -231,7 +261,7 @@ class Contract(Tiled):
         del said["named_heads"], said["inputs"]
         if self.inputs.kind != "grey":
             said["inputs"] = self.inputs.to_json()
-        for name in ("basis", "reason"):  # which older outputs do not have
+        for name in ("basis", "reason", "norms"):  # which older outputs do not have
             if said[name] == self.__dataclass_fields__[name].default:
                 del said[name]
         return {"contract": said | ({"heads": [head.to_json() for head in self.named_heads]} if self.named_heads else {})}
@@ -251,6 +281,7 @@ class Contract(Tiled):
             fields["classes"] = tuple(fields["classes"])
             fields["named_heads"] = tuple(map(Head.from_json, fields.pop("heads", ())))
             fields["inputs"] = Inputs.from_json(fields.get("inputs", {}))
+            fields["norms"] = tuple(map(FrozenNorm.from_json, fields.get("norms", ())))
             if fields.get("only_tile") is not None:
                 fields["only_tile"] = triple(fields["only_tile"])
             return cls(**fields)

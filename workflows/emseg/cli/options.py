@@ -49,6 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pyramid": {"param_decls": ["--pyramid/--no-pyramid"], "default": None},
     "mask": {"type": click.Path(path_type=Path)},
     "normalise": {"type": click.Choice(["volume", "slice"])},
+    "norms": {"type": click.Choice(["frozen", "tile"])},
     "tile": {"type": TRIPLE},
     "threads": {"type": click.IntRange(min=1), "default": 1, "show_default": True},
     "backend": {"type": click.Choice(["torch", "openvino"])},

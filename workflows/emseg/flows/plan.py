@@ -128,7 +128,7 @@ def plan(volume: str | Path | Address, settings: RunSettings | None = None, **gi
     settings, where = settings_from(settings, given)
     placement = Placement(**where)
     source = open_volume(settings.level_of(parse_place(volume)), part=Selection(settings.channel, settings.timepoint))
-    spec = check_settings(settings)
+    spec = check_settings(settings, source)
     roi = settings.roi
     region = (parse_region(roi, source.spec) if isinstance(roi, str) else roi) or source.spec.box
     limits = limits_of(placement, settings.threads, settings.tta)

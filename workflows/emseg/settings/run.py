@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the command line imports this for its help
     from emseg_core.box import Box, Triple
     from emseg_core.normalise import Scope
     from emseg_core.recipe import Recipe
+    from emseg_core.specs.contract import Norms
     from emseg_core.specs.numerics import Backend, Precision
     from emseg_core.store.files.place import Place
 
@@ -74,6 +75,11 @@ class RunSettings:
     normalise: Scope | None = setting(
         None, "Measure the mean and deviation of intensities once per volume or per z slice. Default: as the model was trained."
     )
+    norms: Norms | None = setting(
+        None,
+        "Statistics that instance, group and layer norms over space use: those of each tile, or frozen ones, measured once on "
+        "a sample of the volume, so that labels do not depend on tiles. Default: as the output was started, else tile.",
+    )
     tile: Triple | None = setting(None, "Shape (z, y, x) in voxels of one network input. Default: chosen by the planner.")
     threads: int = setting(1, "Threads of each predictor; another number may change the last bits.")
     backend: Backend | None = setting(
@@ -111,6 +117,7 @@ class RunSettings:
             "heads": recipe.heads or None,
             "tta": recipe.tta,
             "tile": recipe.plan.tile,
+            "norms": "frozen" if getattr(recipe.plan.model, "norms", ()) else None,
             "threads": recipe.numerics.threads,
         }
         return cls(**{**known, **others})
@@ -161,6 +168,7 @@ class SettingsKeywords(TypedDict, total=False):
     pyramid: bool | None
     mask: str | Path | None
     normalise: Scope | None
+    norms: Norms | None
     tile: Triple | None
     threads: int
     backend: Backend | None

@@ -99,7 +99,7 @@ def try_out(trial: Trial) -> Choice:
         return open_predictor(model, trial.backend, precision, trial.threads, trial.device)
 
     def choice(predictor: BasePredictor, precision: Precision, accuracy: Accuracy | None = None) -> Choice:
-        _tried[model.digest, trial.backend, precision, trial.threads, trial.device] = predictor
+        _tried[_identity(model), trial.backend, precision, trial.threads, trial.device] = predictor
         numerics = numerics_of(model, predictor, trial.tile, trial.threads, precision, trial.device)
         return Choice(numerics, speed_of(predictor, trial.tile), accuracy, tuple(refused), tuple(_doubts(trial, predictor)))
 
@@ -145,6 +145,12 @@ def _doubts(trial: Trial, predictor: BasePredictor) -> Iterator[str]:
             )
 
 
+def _identity(model: ModelFile | ExternalModel | PythonModel | EnsembleModel) -> str:
+    """Return what tells a model from others: its digest, and its frozen statistics, if it has any."""
+    frozen = model.norms if isinstance(model, ExternalModel) else ()
+    return f"{model.digest} {frozen}" if frozen else model.digest
+
+
 _tried: dict[tuple[str, Backend, Precision, int, Device], BasePredictor] = {}
 """The predictor of a trial in this process, until a run takes it."""
 
@@ -170,7 +176,7 @@ def take_predictor(
     """
     from emseg_core.model.backend import open_predictor
 
-    tried = _tried.pop((model.digest, backend, precision, threads, device), None)
+    tried = _tried.pop((_identity(model), backend, precision, threads, device), None)
     _tried.clear()
     return tried or open_predictor(model, backend, precision, threads, device)
 
@@ -223,7 +229,7 @@ def numerics_of(
     Numerics
         Library, precision, hardware, and hash of the canary tile.
     """
-    case = model.digest, type(predictor), tile, threads, precision, device
+    case = _identity(model), type(predictor), tile, threads, precision, device
     if case not in _known:
         _known[case] = predictor.numerics(tile)
     return _known[case]

@@ -27,13 +27,24 @@ from emseg_core.grid.symmetry import augmented
 from emseg_core.model.backend import backend_of
 from emseg_core.model.device import Device
 from emseg_core.model.ensemble import EnsemblePlace
-from emseg_core.model.model_place import ModelPlace, card_of, cards_of, describe, digest_of, locate_model, title_of
+from emseg_core.model.external_model import norms_refusal
+from emseg_core.model.model_place import (
+    ModelPlace,
+    card_of,
+    cards_of,
+    describe,
+    describe_frozen,
+    digest_of,
+    freezable,
+    locate_model,
+    title_of,
+)
 from emseg_core.model.python_predictor import ImportPath
 from emseg_core.normalise import Normalisation, Scope, survey
 from emseg_core.ports import VolumeReader
 from emseg_core.recipe import Empty, Recipe
 from emseg_core.specs.augmented import without_margin
-from emseg_core.specs.contract import Contract
+from emseg_core.specs.contract import FREEZE_HINT, NORMALISATION, Contract, Norms
 from emseg_core.specs.ensemble import EnsembleSpec
 from emseg_core.specs.heads import chosen_heads
 from emseg_core.specs.network import NetworkSpec
@@ -133,15 +144,32 @@ class Draft:
         )
 
 
-def check_settings(settings: RunSettings) -> NetworkSpec:
-    """Describe the model, and refuse settings that it cannot meet, before anything is read or written.
+def check_settings(settings: RunSettings, source: VolumeReader | None = None) -> NetworkSpec:
+    """Describe the model, and refuse settings that it cannot meet, before anything is written.
+
+    Parameters
+    ----------
+    settings
+        What was asked for.
+    source
+        The volume, on which frozen statistics are measured; None if it cannot be read yet.
+
+    Returns
+    -------
+    NetworkSpec
+        The model; with statistics of each tile if there is no volume.
 
     Raises
     ------
     InputError
         If they do not fit the model.
     """
-    spec, _ = describe(locate_model(settings.model, settings.predictor))
+    place = locate_model(settings.model, settings.predictor)
+    if source is not None:
+        spec, _, _ = _described(place, settings, None, source)
+    else:
+        spec, _ = describe(place)
+        _check_norms(place, spec, None if settings.norms is None else "tile")
     _check_heads(spec, settings, None)
     _empty(settings.empty, spec)
     return _augmented(spec, settings, None)
@@ -222,7 +250,7 @@ def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Rec
     """
     place = locate_model(settings.model, settings.predictor)
     source = open_volume(volume, part=_part(settings, started))
-    spec, card, known = _described(place, started)
+    spec, card, known = _described(place, settings, started, source)
     _check_heads(spec, settings, started)
     spec = _augmented(spec, settings, started)
     region = parse_region(settings.roi, source.spec) if isinstance(settings.roi, str) else settings.roi
@@ -314,13 +342,37 @@ def _part(settings: RunSettings, started: Recipe | None) -> Selection:
     )
 
 
-def _described(path: ModelPlace, started: Recipe | None) -> tuple[NetworkSpec, dict[str, str], str]:
+def _described(
+    path: ModelPlace, settings: RunSettings, started: Recipe | None, source: VolumeReader
+) -> tuple[NetworkSpec, dict[str, str], str]:
     """Return what a model is, its card and its digest; experiments that the output remembers are not made again."""
     digest = digest_of(path)
     known = without_margin(started.plan.model) if started is not None and digest == started.model_digest else None
     if isinstance(known, Contract | EnsembleSpec):
+        _check_norms(path, known, settings.norms)
         return known, card_of(path), digest
-    return *describe(path), digest
+    if settings.norms != "frozen":
+        spec, card = describe(path)
+        _check_norms(path, spec, settings.norms)
+        return spec, card, digest
+    card = dict(freezable(path).card)
+    normalisation, _ = _normalisation(source, card, settings.normalise)
+    mask = None if settings.mask is None else open_volume(settings.mask, dtypes=MASK_DTYPES)
+    return describe_frozen(path, source, normalisation, mask), card, digest
+
+
+def _check_norms(path: ModelPlace, spec: NetworkSpec, asked: Norms | None) -> None:
+    """Refuse statistics that an output was not started with, or that a network has no use for."""
+    if asked is None:
+        return
+    frozen = isinstance(spec, Contract) and bool(spec.norms)
+    if not (frozen or (isinstance(spec, Contract) and NORMALISATION in spec.reason)):
+        raise norms_refusal(path.name if isinstance(path, Path) else str(path))
+    if frozen != (asked == "frozen"):
+        raise PlanError(
+            f"the output was started with --norms {'frozen' if frozen else 'tile'}, not {asked}: leave it out, or start "
+            "another output"
+        )
 
 
 def _empty(empty: tuple[float, str] | None, spec: NetworkSpec) -> Empty | None:
@@ -391,10 +443,17 @@ def _warnings(draft: Draft) -> Iterator[str]:
     volume = draft.volume
     model = without_margin(draft.plan.model)
     for network in model.members if isinstance(model, EnsembleSpec) else (model,):
-        if not isinstance(network, Contract) or network.local:
+        if not isinstance(network, Contract):
             continue
-        because = f", because of {network.reason}" if network.reason else ""
-        yield f"the network sees more of a tile than its context{because}: labels depend on tiles, and may have seams"
+        if network.norms:
+            since = (
+                "those that the output was started with" if draft.started is not None else "measured on a sample of the volume"
+            )
+            yield f"{len(network.norms)} normalisations of the network use frozen statistics, {since}"
+        if not network.local:
+            because = f", because of {network.reason}" if network.reason else ""
+            hint = f" ({FREEZE_HINT})" if NORMALISATION in network.reason and not network.norms and network is model else ""
+            yield f"the network sees more of a tile than its context{because}: labels depend on tiles, and may have seams{hint}"
     if not draft.plan.model.planar and volume.shape[0] == 1:
         yield "the model is three-dimensional, the volume has a single slice: mirroring repeats it along z"
     if isinstance(draft.plan.model, Contract) and draft.plan.model.inputs.kind != "grey":
