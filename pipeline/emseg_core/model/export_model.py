@@ -125,10 +125,9 @@ def export_model(source: Path, target: Path, *, overwrite: bool = False) -> tupl
         raise ModelError(
             f"{source} has the heads {names}, but only networks of classes alone are exported: choose another model"
         )
-    settings: dict[str, Any] = {
-        "normalise": _scope(model),
-        **({"voxel_size": model.card["voxel_size"]} if "voxel_size" in model.card else {}),
-    }
+    settings: dict[str, Any] = {"normalise": _scope(model)}
+    if "voxel_size" in model.card:
+        settings["voxel_size"] = model.card["voxel_size"]
     if suffix in (".onnx", ".pt2"):
         settings = {"activation": "logits", "classes": list(model.spec.classes), **settings}
         data = _onnx(model, target) if suffix == ".onnx" else _program(model)
@@ -167,31 +166,31 @@ def _lattice(model: ModelFile) -> tuple[int, ...]:
 
 def _onnx(model: ModelFile, target: Path) -> bytes:
     """Export as ONNX, with the weights in the file."""
-    shape, file = _shape(model, 8), io.BytesIO()
+    shape = _shape(model, 8)
     lengths = {axis: "zyx"[axis - len(shape)] for axis in range(2, len(shape))}
     try:
-        with warnings.catch_warnings(), torch.inference_mode():
+        with warnings.catch_warnings(), torch.inference_mode(), tempfile.TemporaryDirectory() as made:
             warnings.simplefilter("ignore")  # the newer exporter needs a package more and is slower, this one is deprecated
             torch.onnx.export(
                 ImageNetwork(model.network()).eval(),
                 (torch.zeros(shape),),
-                file,  # type: ignore[arg-type]  # which the older exporter takes
+                file := Path(made) / "weights.onnx",
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=["image"],
                 output_names=["prediction"],
                 dynamic_axes={"image": lengths, "prediction": lengths},
             )
+            return file.read_bytes()
     except ImportError as error:
         raise ModelError(f"{target} needs more packages to be written ({error}): {install_hint('openvino')}") from error
-    return file.getvalue()
 
 
 def _program(model: ModelFile) -> bytes:
     """Export as a program of torch; its lengths are those of valid tiles."""
     shape, file, lengths = _shape(model, 8), io.BytesIO(), {}
     for axis, (length, least, step) in enumerate(zip(shape[2:], _shape(model, 1)[2:], _lattice(model), strict=True)):
-        steps = torch.export.Dim(f"steps{axis}", min=least // step)
+        steps = torch.export.Dim(f"steps{axis}", min=least // step + 1)  # torch treats results of one voxel as a special case
         lengths[axis + 2] = steps if step == 1 else step * steps + length % step if length % step else step * steps
     example = torch.zeros(shape[:2] + tuple(length + step for length, step in zip(shape[2:], _lattice(model), strict=True)))
     torch.export.save(torch.export.export(ImageNetwork(model.network()).eval(), (example,), dynamic_shapes=(lengths,)), file)
@@ -237,7 +236,7 @@ def _described(model: ModelFile, target: Path, digests: Mapping[str, str]) -> di
         outputs.append({**space, "size": {"tensor_id": "image", "axis_id": axis, "offset": -2 * context}})
     over = ["channel", *(named if _scope(model) == "volume" else "yx")]
     batch = {"type": "batch", "size": 1}
-    name = re.sub(r"[^A-Za-z0-9_ ()-]", "-", card.get("name", "") or target.stem)[:100]
+    name = re.sub(r"[^A-Za-z0-9_ ()-]", "-", f"emseg {card.get('name') or target.stem}")[:100].rstrip()
     about = "; ".join(
         f"{key}: {card[key]}" for key in ("data", "attribution", "licence", "voxel_size", "scores") if key in card
     )
