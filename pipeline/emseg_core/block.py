@@ -264,11 +264,11 @@ class Seen:
     box: Box
     """In the volume's coordinates."""
     voxels: NDArray[Any]
-    """Voxels ``(z, y, x)`` in the volume's type."""
+    """Voxels ``(z, y, x)``, or ``(c, z, y, x)`` of several channels, in the volume's type."""
     mean: NDArray[np.float32]
-    """Mean of each slice, ``(z)``."""
+    """Mean of each slice, ``(z)`` or ``(c, z)``."""
     deviation: NDArray[np.float32]
-    """Standard deviation of each slice, ``(z)``."""
+    """Standard deviation of each slice, ``(z)`` or ``(c, z)``."""
 
     def shows_only(self, value: float) -> bool:
         """Return whether every voxel has this value.
@@ -296,12 +296,13 @@ class Seen:
         Returns
         -------
         Batch
-            Voxels ``(n, z, y, x)`` in the volume's type, with the statistics of each slice.
+            Voxels of the tiles in the volume's type, with the statistics of each slice.
         """
         where = [tile.source.relative_to(self.box.start).slices() for tile in group]
-        mean, deviation = (np.stack([table[slices[0]] for slices in where]) for table in (self.mean, self.deviation))
+        mean, deviation = (np.stack([table[..., slices[0]] for slices in where]) for table in (self.mean, self.deviation))
         # no copy for a single tile: batches are read-only
-        voxels = self.voxels[where[0]][None] if len(where) == 1 else np.stack([self.voxels[slices] for slices in where])
+        tiles = [self.voxels[(..., *slices)] for slices in where]
+        voxels = tiles[0][None] if len(tiles) == 1 else np.stack(tiles)
         return Batch(voxels, mean, deviation)
 
 
@@ -366,7 +367,7 @@ def _read(volume: VolumeReader, normalisation: Normalisation, box: Box) -> tuple
 
 
 def _mirrored(values: NDArray[Any], reflection: Reflection, normalisation: Normalisation, box: Box) -> Seen:
-    """Fill a box from those of its voxels ``(z, y, x)`` that lie within the volume."""
+    """Fill a box from those of its voxels ``(..., z, y, x)`` that lie within the volume."""
     refuse_nonfinite(values, reflection.source, BlockError)
     return Seen(box, reflection.fill(values), *normalisation.table(reflection.source.start[0] + reflection.gather[0]))
 

@@ -212,8 +212,8 @@ def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Rec
         If volume, model and settings do not fit together.
     """
     place = locate_model(settings.model, settings.predictor)
-    source = open_volume(volume, part=_part(settings, started))
     spec, card, known = _described(place, started)
+    source = open_volume(volume, part=part_of(settings, spec, started))
     if settings.tta:
         check_symmetric(spec)
     _check_heads(spec, settings, started)
@@ -293,15 +293,39 @@ def settle(draft: Draft, executor: Executor, device: Device) -> tuple[Draft, Rec
     return draft, recipe, (*notices, *_warnings(draft), *_chosen(choice))
 
 
-def _part(settings: RunSettings, started: Recipe | None) -> Selection:
-    """Return the requested channel and timepoint, else those that the output was started with."""
-    there = started.volume.selection if started is not None else None
-    if there is None:
-        return Selection(settings.channel, settings.timepoint)
-    return Selection(
-        there.channel if settings.channel is None else settings.channel,
-        there.timepoint if settings.timepoint is None else settings.timepoint,
-    )
+def part_of(settings: RunSettings, spec: NetworkSpec, started: Recipe | None = None) -> Selection:
+    """Return the channels and the timepoint to read.
+
+    Parameters
+    ----------
+    settings
+        Settings of the run.
+    spec
+        The network, which may say which channels it takes.
+    started
+        Recipe of the output, if an earlier run has started it.
+
+    Returns
+    -------
+    Selection
+        The requested channel and timepoint, else those that the output was started with.
+
+    Raises
+    ------
+    PlanError
+        If a channel is requested, but the network takes several.
+    """
+    there = (started.volume.selection if started is not None else None) or Selection()
+    timepoint = there.timepoint if settings.timepoint is None else settings.timepoint
+    channels = spec.inputs.channels if isinstance(spec, Contract) else ()
+    if not channels:
+        return Selection(there.channel if settings.channel is None else settings.channel, timepoint)
+    if settings.channel is not None:
+        raise PlanError(
+            f"--channel names the channel {settings.channel}, but the model takes the channels "
+            f"{', '.join(map(str, channels))}, as the file beside it says: leave out --channel, or change inputs there"
+        )
+    return Selection(timepoint=timepoint, channels=channels)
 
 
 def _described(path: ModelPlace, started: Recipe | None) -> tuple[NetworkSpec, dict[str, str], str]:
@@ -341,7 +365,8 @@ def _normalisation(source: VolumeReader, card: Mapping[str, str], asked: Scope |
     scope: Scope = "slice" if card.get("normalise") == "slice" else "volume"
     measured, digest = survey(source, scope, percentiles=percentiles, eps=float(card.get("eps", 0)))
     if "mean" in card:
-        return Normalisation("volume", (float(card["mean"]),), (float(card["deviation"]),)), digest
+        stated = Normalisation("volume", (float(card["mean"]),), (float(card["deviation"]),))
+        return replace(stated, others=(stated,) * len(measured.others)), digest
     return measured, digest
 
 
