@@ -386,7 +386,7 @@ def test_memory_and_reading_count_all_channels(tmp_path: Path) -> None:
     contract = contract_of(read_external(path))
     plan = plan_volume(two, contract)
     assert cost_of(plan, two, False).bytes_needed == 2 * plan.region.voxels * one.itemsize
-    with pytest.raises(PlanError, match="the model needs 2 channels, but 1 of the volume are read"):
+    with pytest.raises(PlanError, match="the model needs 2 channels, but a volume has 1"):
         plan_volume(one, contract)
 
 
