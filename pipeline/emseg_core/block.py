@@ -264,11 +264,11 @@ class Seen:
     box: Box
     """In the volume's coordinates."""
     voxels: NDArray[Any]
-    """Voxels ``(z, y, x)`` in the volume's type."""
+    """Voxels ``(z, y, x)``, or ``(c, z, y, x)`` of several channels, in the volume's type."""
     mean: NDArray[np.float32]
-    """Mean of each slice, ``(z)``, or ``(members, z)`` for an ensemble."""
+    """Mean of each slice, ``(z)``; ``(c, z)`` of several channels, or ``(members, z)`` for an ensemble."""
     deviation: NDArray[np.float32]
-    """Standard deviation of each slice, ``(z)``, or ``(members, z)`` for an ensemble."""
+    """Standard deviation of each slice, in the same shape."""
 
     def shows_only(self, value: float) -> bool:
         """Return whether every voxel has this value.
@@ -296,14 +296,16 @@ class Seen:
         Returns
         -------
         Batch
-            Voxels ``(n, z, y, x)`` in the volume's type, or ``(n, 1, z, y, x)`` for an ensemble, with the statistics of each
-            slice.
+            Voxels of the tiles in the volume's type, ``(n, z, y, x)``, or ``(n, c, z, y, x)`` with a c of 1 for an ensemble,
+            with the statistics of each slice.
         """
         where = [tile.source.relative_to(self.box.start).slices() for tile in group]
         mean, deviation = (np.stack([table[..., slices[0]] for slices in where]) for table in (self.mean, self.deviation))
         # no copy for a single tile: batches are read-only
-        voxels = self.voxels[where[0]][None] if len(where) == 1 else np.stack([self.voxels[slices] for slices in where])
-        return Batch(voxels if mean.ndim == 2 else voxels[:, None], mean, deviation)
+        tiles = [self.voxels[(..., *slices)] for slices in where]
+        voxels = tiles[0][None] if len(tiles) == 1 else np.stack(tiles)
+        of_ensemble = self.voxels.ndim == 3 and mean.ndim == 3
+        return Batch(voxels[:, None] if of_ensemble else voxels, mean, deviation)
 
 
 def empty_block_values(recipe: Recipe, empty: Empty, box: Box) -> list[NDArray[Any]]:
@@ -367,7 +369,7 @@ def _read(volume: VolumeReader, normalisation: Normalisation, box: Box) -> tuple
 
 
 def _mirrored(values: NDArray[Any], reflection: Reflection, normalisation: Normalisation, box: Box) -> Seen:
-    """Fill a box from those of its voxels ``(z, y, x)`` that lie within the volume."""
+    """Fill a box from those of its voxels ``(..., z, y, x)`` that lie within the volume."""
     refuse_nonfinite(values, reflection.source, BlockError)
     return Seen(box, reflection.fill(values), *normalisation.table(reflection.source.start[0] + reflection.gather[0]))
 

@@ -32,7 +32,7 @@ def canary_of(predictor: Predictor, tile: Triple) -> str:
     str
         SHA-256 of the predicted logits, in hexadecimal digits.
     """
-    logits = predictor.predict(_voxels(_shape(predictor.spec, tile), 1))
+    logits = predictor.predict(_voxels(_shape(predictor.spec, tile), 1, predictor.spec.channels))
     return hashlib.sha256(np.ascontiguousarray(logits).tobytes()).hexdigest()
 
 
@@ -52,7 +52,7 @@ def speed_of(predictor: Predictor, tile: Triple) -> float:
         Floating-point operations per second.
     """
     shape = _shape(predictor.spec, tile)
-    voxels = _voxels(shape, 1)
+    voxels = _voxels(shape, 1, predictor.spec.channels)
     predictor.predict(voxels)
     began = perf_counter()
     predictor.predict(voxels)
@@ -75,7 +75,7 @@ def batch_is_free(predictor: Predictor, batch: int) -> bool:
         Whether they do; False if there is too little memory even for small tiles.
     """
     model = predictor.spec
-    sources = _voxels(triple(model.next_valid(axis, 1) for axis in range(3)), batch)
+    sources = _voxels(triple(model.next_valid(axis, 1) for axis in range(3)), batch, model.channels)
     try:
         together = predictor.predict(sources)
         return all(predictor.predict(sources[i : i + 1]).tobytes() == together[i].tobytes() for i in range(batch))
@@ -88,13 +88,13 @@ def _shape(model: NetworkSpec, tile: Triple) -> Triple:
     return triple(min(tile[axis], model.next_valid(axis, MAX_OUTPUT_LENGTH + 2 * model.context[axis])) for axis in range(3))
 
 
-def _voxels(shape: Triple, batch: int) -> NDArray[np.float32]:
-    """Return the same voxels ``(n, z, y, x) float32`` on every machine.
+def _voxels(shape: Triple, batch: int, channels: int) -> NDArray[np.float32]:
+    """Return the same voxels ``(n, z, y, x) float32``, or ``(n, c, z, y, x)`` for several channels, on every machine.
 
     They come from integer arithmetic, since a random generator may change between versions.
     """
-    index = np.arange(batch * int(np.prod(shape)), dtype=np.uint32)
+    index = np.arange(batch * channels * int(np.prod(shape)), dtype=np.uint32)
     mixed = (index ^ (index >> 15)) * np.uint32(0x2C1B3C6D)
     mixed = (mixed ^ (mixed >> 12)) * np.uint32(0x297A2D39)
     scaled = (mixed >> 16).astype(np.float32) % np.float32(4096) / np.float32(1024) - np.float32(2)
-    return scaled.reshape(batch, *shape)
+    return scaled.reshape(batch, *([channels] if channels > 1 else []), *shape)

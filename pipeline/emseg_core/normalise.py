@@ -48,7 +48,7 @@ class Normalisation:
     deviation: tuple[float, ...]
     """Standard deviation in grey values, never 0; one, or one per z slice of the volume."""
     others: tuple[Normalisation, ...] = ()
-    """What the further members of an ensemble want; empty for a single model."""
+    """Those of further channels that are read with the first one, or what the further members of an ensemble want."""
 
     def apply(self, values: NDArray[Any], box: Box) -> NDArray[np.float32]:
         """Normalise the voxels of a box.
@@ -56,7 +56,7 @@ class Normalisation:
         Parameters
         ----------
         values
-            Voxels of `box`, ``(z, y, x)`` of any numeric type.
+            Voxels of `box`, ``(z, y, x)``, or ``(c, z, y, x)`` of several channels, of any numeric type.
         box
             A box inside the volume.
 
@@ -68,7 +68,7 @@ class Normalisation:
         return normalised(values, *self.table(np.arange(box.start[0], box.stop[0])))
 
     def table(self, slices: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return mean and deviation, each ``(z) float32`` or ``(members, z)``, of these z slices of the volume.
+        """Return mean and deviation ``(z)`` of these z slices; ``(c, z)`` of several channels or members of an ensemble.
 
         Parameters
         ----------
@@ -81,22 +81,21 @@ class Normalisation:
             Mean and deviation.
         """
         if self.others:
-            tables = [one.table(slices) for one in (replace(self, others=()), *self.others)]
+            tables = [channel.table(slices) for channel in (replace(self, others=()), *self.others)]
             return np.stack([mean for mean, _ in tables]), np.stack([deviation for _, deviation in tables])
         rows = slices if self.scope == "slice" else np.zeros_like(slices)
         return np.array(self.mean, np.float32)[rows], np.array(self.deviation, np.float32)[rows]
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        of_one = {"scope": self.scope, "mean": list(self.mean), "deviation": list(self.deviation)}
-        return of_one | ({"others": [other.to_json() for other in self.others]} if self.others else {})
+        said = {"scope": self.scope, "mean": list(self.mean), "deviation": list(self.deviation)}
+        return said | ({"others": [other.to_json() for other in self.others]} if self.others else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Return the normalisation that `to_json` wrote."""
-        return cls(
-            data["scope"], tuple(data["mean"]), tuple(data["deviation"]), tuple(map(cls.from_json, data.get("others", ())))
-        )
+        others = tuple(map(cls.from_json, data.get("others", ())))
+        return cls(data["scope"], tuple(data["mean"]), tuple(data["deviation"]), others)
 
 
 def normalised(values: NDArray[Any], mean: NDArray[np.float32], deviation: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -155,6 +154,12 @@ def survey(
     VolumeError
         If a sampled voxel is NaN or infinite, or the scope is unknown.
     """
+    if volume.spec.channels:
+        numbers = range(len(volume.spec.channels))
+        surveys = [survey(_Channel(volume, number), scope, seed, percentiles, eps) for number in numbers]
+        digests = hashlib.sha256("".join(digest for _, digest in surveys).encode())
+        first, *others = (normalisation for normalisation, _ in surveys)
+        return replace(first, others=tuple(others)), digests.hexdigest()
     if scope not in get_args(Scope):
         raise VolumeError(f"normalisation is per {' or per '.join(get_args(Scope))}, not per {scope!r}: choose one of these")
     rows = volume.spec.shape[0] if scope == "slice" else 1
@@ -183,6 +188,22 @@ def survey(
     constant = deviation <= MIN_RELATIVE_DEVIATION * np.abs(mean)
     deviation = np.where(constant, 1, deviation + eps)
     return Normalisation(scope, tuple(mean.tolist()), tuple(deviation.tolist())), digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Channel:
+    """One of the channels that a volume reads together; implements `emseg_core.ports.VolumeReader`."""
+
+    volume: VolumeReader
+    number: int
+
+    @property
+    def spec(self) -> VolumeSpec:
+        return replace(self.volume.spec, channels=())
+
+    def read(self, box: Box) -> NDArray[Any]:
+        voxels: NDArray[Any] = self.volume.read(box)[self.number]
+        return voxels
 
 
 def sample_boxes(volume: VolumeSpec, scope: Scope, seed: int) -> Iterator[Box]:
@@ -221,7 +242,7 @@ def refuse_nonfinite(values: NDArray[Any], box: Box, error: type[Exception]) -> 
     Parameters
     ----------
     values
-        Voxels ``(z, y, x)`` of `box`.
+        Voxels ``(..., z, y, x)`` of `box`.
     box
         Where the voxels lie in the volume.
     error
@@ -235,7 +256,7 @@ def refuse_nonfinite(values: NDArray[Any], box: Box, error: type[Exception]) -> 
     if values.dtype.kind != "f" or np.isfinite(values).all():
         return
     where = np.argwhere(~np.isfinite(values))[0]
-    place = tuple(int(a + b) for a, b in zip(box.start, where, strict=True))
+    place = tuple(int(a + b) for a, b in zip(box.start, where[-3:], strict=True))
     raise error(
         f"voxel {place} (z, y, x) is {values[tuple(where)]}, but a network needs finite numbers: "
         "replace it, or leave it out with --roi"

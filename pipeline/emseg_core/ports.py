@@ -35,7 +35,7 @@ class VolumeReader(Protocol):
         Returns
         -------
         ndarray
-            Voxels, ``(z, y, x)`` in the volume's type. The caller owns the array.
+            Voxels, ``(z, y, x)``, or ``(c, z, y, x)`` of several channels, in the volume's type. The caller owns the array.
 
         Raises
         ------
@@ -57,7 +57,7 @@ class Predictor(Protocol):
         Parameters
         ----------
         tiles
-            Normalised tiles, ``(n, z, y, x) float32``.
+            Normalised tiles, ``(n, z, y, x) float32``, or ``(n, c, z, y, x)`` of several channels.
 
         Returns
         -------
@@ -71,11 +71,11 @@ class Batch(NamedTuple):
     """Tiles in the volume's type, with the statistics that normalise them."""
 
     voxels: NDArray[Any]
-    """Tiles ``(n, z, y, x)`` in the volume's type."""
+    """Tiles ``(n, z, y, x)``, or ``(n, c, z, y, x)`` of several channels, in the volume's type."""
     mean: NDArray[np.float32]
-    """Mean of each slice of each tile, ``(n, z)``."""
+    """Mean of each slice of each tile, ``(n, z)`` or ``(n, c, z)``."""
     deviation: NDArray[np.float32]
-    """Standard deviation of each slice of each tile, ``(n, z)``."""
+    """Standard deviation of each slice of each tile, ``(n, z)`` or ``(n, c, z)``."""
 
 
 StoredValues: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]

@@ -197,8 +197,8 @@ def layouts_of(
     limits = limits or Limits()
     if not volume.box.contains(region):
         raise PlanError(f"the region {region} is not inside the volume {volume.box}: give a region within it")
-    if model.channels != 1:
-        raise PlanError(f"the model needs {model.channels} channels, but a volume has 1: use a model with one input channel")
+    if model.channels != (given := max(1, len(volume.channels))):
+        raise PlanError(f"the model needs {model.channels} channels, but a volume has {given}: use a model for {given}")
     if tile is None and region != volume.box:
         tile = plan_volume(volume, model, limits=limits).tile
     if tile is not None:

@@ -66,15 +66,15 @@ class Reflection:
         Parameters
         ----------
         values
-            Voxels of `source`, ``(z, y, x)``.
+            Voxels of `source`, ``(..., z, y, x)``.
 
         Returns
         -------
         ndarray
-            Voxels of the box, ``(z, y, x)``; `values` itself if nothing is mirrored.
+            Voxels of the box, ``(..., z, y, x)``; `values` itself if nothing is mirrored.
         """
         for axis, positions in enumerate(self.gather):
-            values = _gathered(values, positions, axis)
+            values = _gathered(values, positions, axis - len(self.gather))
         return values
 
 

@@ -138,6 +138,22 @@ class AdaptedNetwork(nn.Module):
         return to_prediction(output.to(torch.promote_types(output.dtype, torch.float32)), self.spec)
 
 
+def with_channels(tiles: Tensor) -> Tensor:
+    """Return tiles ``(n, channels, z, y, x)``.
+
+    Parameters
+    ----------
+    tiles
+        Tiles with channels, or ``(n, z, y, x)``.
+
+    Returns
+    -------
+    Tensor
+        Tiles with an axis for channels.
+    """
+    return tiles if tiles.dim() == 5 else tiles[:, None]
+
+
 def apply_network(network: Callable[[Tensor], Tensor], tiles: Tensor, *, planar: bool, inputs: Inputs = GREY) -> Tensor:
     """Run a network on tiles one by one, since a program may have been exported for batches of one.
 
@@ -146,7 +162,7 @@ def apply_network(network: Callable[[Tensor], Tensor], tiles: Tensor, *, planar:
     network
         The network, called with ``(1, channels, z, y, x)``; or with ``(1, channels, y, x)`` if it is planar or takes slices.
     tiles
-        Normalised grey values, ``(n, 1, z, y, x)``.
+        Normalised grey values, ``(n, 1, z, y, x)``, or ``(n, channels, z, y, x)`` of several channels of a volume.
     planar
         Whether the network is applied slice by slice.
     inputs

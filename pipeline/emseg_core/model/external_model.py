@@ -15,7 +15,8 @@ package), which wins over what a package says. How the network treats tiles is m
     rescale = [2.0, -1.0]                 # then multiply by this and add that
     clip = [-1.0, 1.0]                    # and limit to this range
     voxel_size = "8 8 8 nm"               # voxel size of the training data
-    inputs = "slices"                     # channels of the input, if it has several: neighbouring z slices, or "copies" of grey
+    inputs = "slices"                     # channels of the input, if it has several: neighbouring z slices, "copies" of
+                                          # the grey value, or channels of the volume, such as [2, 0]
     only_tile = [1, 512, 512]             # the only tile shape (z, y, x) that the network accepts, in voxels
     context = [0, 64, 64]                 # voxels (z, y, x) to remove from each side of a tile; default: as many as needed
     lattice = [1, 32, 32]                 # shift (z, y, x) in voxels that the network commutes with
@@ -49,7 +50,7 @@ from emseg_core.model.told_heads import check_channels, outputs_of, read_heads
 from emseg_core.specs.contract import Contract, FrozenNorm
 from emseg_core.specs.heads import ACTIVATIONS, Head
 from emseg_core.specs.heads import classes_of as classes_in
-from emseg_core.specs.inputs import GREY, TOLD, Inputs
+from emseg_core.specs.inputs import GREY, TOLD, Inputs, check_told
 from emseg_core.specs.numerics import Precision
 
 Kind = Literal["onnx", "exported"]
@@ -257,7 +258,7 @@ def _read_settings(path: Path) -> tuple[bytes, dict[str, Any]]:
     """Read settings, and check their names, types and values."""
     text = read_document(path) if path.exists() else b""
     settings = tomllib.loads(text.decode())
-    kinds: dict[str, tuple[type, ...]] = {"channel": (int,), "output": (str, int)}
+    kinds: dict[str, tuple[type, ...]] = {"channel": (int,), "output": (str, int), "inputs": (str, list)}
     kinds |= dict.fromkeys(("classes", "heads", "percentiles", "rescale", "clip", *TRIPLES), (list,))
     kinds |= dict.fromkeys(("mean", "deviation", "eps"), (int, float))
     for name, value in settings.items():
@@ -269,8 +270,7 @@ def _read_settings(path: Path) -> tuple[bytes, dict[str, Any]]:
         raise ModelError(f"the activation is {activation!r}, but must be one of {', '.join(ACTIVATIONS['classes'])}")
     if "heads" in settings and (others := {"output", "activation", "channel", "classes"} & settings.keys()):
         raise ModelError(f"{path} has both heads and {min(others)}, which would be ignored: state it in the tables of heads")
-    if settings.get("inputs", TOLD[0]) not in TOLD:
-        raise ModelError(f"inputs in {path} is {settings['inputs']!r}, not {' or '.join(TOLD)}: correct it")
+    check_told(settings.get("inputs", TOLD[0]), path)
     for name, least in TRIPLES.items():
         numbers = settings.get(name, [least] * 3)
         if len(numbers) != 3 or any(type(number) is not int or number < least for number in numbers):
@@ -358,14 +358,15 @@ def contract_of(model: ExternalModel) -> Contract:
         meaning_of(output, model.stated, output.channels)  # refused before anything is computed
     network, shape, example, parameters = opened(model)
     inputs = inputs_of(model, shape)
-    slices = inputs.kind == "slices"
+    slices, channels = inputs.kind == "slices", inputs.kind == "channels"
     planar = len(shape) == 4 or slices  # slices are found to be those of a 2-D network first, and put along z afterwards
 
     def run(tiles: Any) -> Any:
         source = torch.from_numpy(tiles)[:, None]
         with torch.inference_mode():
             if slices:
-                return torch.cat([_of_slices(network, tile, inputs) for tile in source.unbind(0)]).float().numpy()
+                return torch.cat([_of_slices(network, tile[None], inputs) for tile in source]).float().numpy()
+            source = _alike(source, inputs) if channels else source
             return apply_network(network, source, planar=planar, inputs=inputs).float().numpy()
 
     def cost(tile: Triple) -> tuple[int, int]:
@@ -443,10 +444,18 @@ def inputs_of(model: ExternalModel, shape: Lengths) -> Inputs:
         fits = len(shape) == 4 and channels % 2
         raise ModelError(
             f"{model.path} takes {channels} channels, and nothing says what they are: write into {beside} beside it "
-            f'{slices if fits else ""}inputs = "copies" (the grey value in each)'
+            f'{slices if fits else ""}inputs = "copies" (the grey value in each), or inputs = {[*range(channels)]} '
+            "(channels of the volume, counted from 0, each normalised by itself)"
         )
     if told is None:
         return GREY
+    if isinstance(told, list):
+        if len(told) != channels:
+            raise ModelError(
+                f"{beside} says inputs = {told}, {len(told)} channels of the volume, but {model.path} takes {what}: "
+                "name as many"
+            )
+        return Inputs("channels", channels, channels=tuple(told))
     if told == "slices" and channels > 1 and len(shape) == 5:
         raise ModelError(
             f'{beside} says inputs = "slices", but {model.path} is three-dimensional and takes {what}: write '
@@ -467,15 +476,20 @@ def inputs_of(model: ExternalModel, shape: Lengths) -> Inputs:
 
 
 def _of_slices(network: Any, tile: Any, inputs: Inputs) -> Any:
-    """Run a network on slices that are functions of one tile ``(1, 1, y, x)``; return ``(1, channels, 1, y', x')``.
+    """Run a network on slices that are functions of one tile ``(1, 1, 1, y, x)``; return ``(1, channels, 1, y', x')``."""
+    stack = _alike(tile, inputs)[0, :, 0]
+    return network(stack.expand(inputs.shape(tuple(stack.shape[1:]))))[:, :, None]
 
-    Each is another function of the same voxel: shifts and changes of the tile are those of every slice, and no difference
-    between slices vanishes.
+
+def _alike(tiles: Any, inputs: Inputs) -> Any:
+    """Return tiles ``(n, channels, z, y, x)`` whose channels are functions of the only one of these tiles.
+
+    Each is another function of the same voxel: shifts and changes of a tile are those of every channel, and no difference
+    between channels vanishes.
     """
     import torch
 
-    stack = torch.cat([tile[0] if number == 0 else torch.sin((number + 1) * tile[0]) for number in range(inputs.count)])
-    return network(stack.expand(inputs.shape(tuple(stack.shape[1:]))))[:, :, None]
+    return torch.cat([tiles if number == 0 else torch.sin((number + 1) * tiles) for number in range(inputs.count)], 1)
 
 
 def _in_plane(name: str, told: Triple, inputs: Inputs, beside: str) -> Triple:

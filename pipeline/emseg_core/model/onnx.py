@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from emseg_core.errors import ModelError
-from emseg_core.model.adapter import apply_network, prepare, to_prediction
+from emseg_core.model.adapter import apply_network, prepare, to_prediction, with_channels
 from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.compiled import CORE, OPENVINO, CompiledGraph, translate_memory_errors
 from emseg_core.model.cpu import vector_instructions
@@ -238,7 +238,7 @@ class OnnxPredictor(BasePredictor):
     def predict(self, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
         """Compute the channels of all heads; see `emseg_core.model.base_predictor.BasePredictor.predict`."""
         with translate_memory_errors():
-            source = torch.from_numpy(tiles)[:, None]
+            source = with_channels(torch.from_numpy(tiles))
             output = apply_network(self._network, source, planar=self.spec.planar, inputs=self.spec.inputs)
         prediction: NDArray[np.float32] = to_prediction(output, self.spec).numpy()
         return prediction

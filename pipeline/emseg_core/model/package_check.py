@@ -153,11 +153,15 @@ def _computed(model: ExternalModel, source: NDArray[Any]) -> NDArray[Any]:
             f"the test input of {model.path} has the shape {source.shape} and channels that differ, but {model.stated.beside} "
             'says inputs = "copies": correct it, or use another test input'
         )
-    flat, planar = source.ndim == 4, source.ndim == 4 and inputs.kind != "slices"
-    tiles = source[:, 0, None] if planar else source if flat and inputs.kind == "slices" else source[:, 0]
-    ready = torch.from_numpy(np.stack([_normalised(tile, model.settings) for tile in tiles]))
+    planar = source.ndim == 4 and inputs.kind != "slices"
+    if inputs.kind == "slices":
+        tiles = source if inputs.stacked else source[:, None]
+    else:
+        tiles = source[:, :, None] if planar else source
+        tiles = tiles if inputs.kind == "channels" else tiles[:, :1]
+    ready = np.stack([[_normalised(channel, model.settings) for channel in tile] for tile in tiles])
     with torch.inference_mode():
-        output = apply_network(network, ready[:, None], planar=planar, inputs=inputs).float()
+        output = apply_network(network, torch.from_numpy(ready), planar=planar, inputs=inputs).float()
     used = model.outputs()[index_of(model.outputs(), model.stated)]
     meaning = meaning_of(used, model.stated, output.shape[1])
     contract = Contract(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from emseg_core.errors import BlockError, DeviceError, MemoryShortageError
 from emseg_core.grid.stitch import NOT_COMPUTED, QUANTA
-from emseg_core.model.adapter import AdaptedNetwork
+from emseg_core.model.adapter import AdaptedNetwork, with_channels
 from emseg_core.model.base_predictor import BasePredictor
 from emseg_core.model.device import Device, check_device
 from emseg_core.model.unet import UNet
@@ -98,11 +98,11 @@ class TorchPredictor(BasePredictor):
         return logits
 
     def _logits(self, tiles: Tensor) -> Tensor:
-        """Compute all heads ``(n, channels, z', y', x')`` of tiles ``(n, z, y, x)`` on the device, in float32 or better."""
+        """Compute all heads ``(n, channels, z', y', x')`` of tiles on the device, in float32 or better."""
         if torch.get_num_threads() != self._threads:  # torch keeps this number per calling thread
             torch.set_num_threads(self._threads)
         with torch.inference_mode():
-            source = tiles.to(self._device, non_blocking=True)[:, None].to(self._type)
+            source = with_channels(tiles.to(self._device, non_blocking=True)).to(self._type)
             logits: Tensor = self._network(source)
             logits = logits.to(torch.promote_types(self._type, torch.float32))
             if isinstance(self._network, UNet):  # other networks have applied their activations

@@ -133,8 +133,8 @@ class Contract(Tiled):
 
     @property
     def channels(self) -> int:
-        """Channels of the volume that are read; those of the input are made of it, see `inputs`."""
-        return 1
+        """Channels of the volume that are read; those of the input are made of them, see `inputs`."""
+        return max(1, len(self.inputs.channels))
 
     def fits(self, axis: int, length: int) -> bool:
         """Return whether the network accepts tiles of this length on `axis`, in voxels.

@@ -27,7 +27,7 @@ class NetworkSpec(Hashable, Protocol):
 
     @property
     def channels(self) -> int:
-        """Channels of the input; a volume has one."""
+        """Channels of the volume that are read."""
 
     @property
     def planar(self) -> bool:

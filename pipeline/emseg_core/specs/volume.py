@@ -44,6 +44,8 @@ class Selection:
     """Index of the channel, counted from 0, or its name; None if there is only one."""
     timepoint: int | None = None
     """Index of the timepoint, counted from 0; None if there is only one."""
+    channels: tuple[int, ...] = ()
+    """Several channels to read together, in this order; empty to read one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ class VolumeSpec:
     """Index of this timepoint in the stored array, counted from 0; None if there is only one."""
     together: int = 1
     """Number of channels times timepoints that share a chunk; reading one of them decompresses all."""
+    channels: tuple[int, ...] = ()
+    """Indices of the channels that are read together, in this order; empty for a volume of one channel."""
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
@@ -102,8 +106,9 @@ class VolumeSpec:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of one voxel."""
-        return int("".join(filter(str.isdecimal, self.dtype)) or 8) // 8  # the name of bool has no number
+        """Bytes of one voxel, of all channels together."""
+        one = int("".join(filter(str.isdecimal, self.dtype)) or 8) // 8  # the name of bool has no number
+        return one * max(1, len(self.channels))
 
     @property
     def chunk_bytes(self) -> int:
@@ -113,7 +118,8 @@ class VolumeSpec:
     @property
     def selection(self) -> Selection | None:
         """Choice of this volume from those in its array; None if there is only one."""
-        return None if self.channel is None and self.timepoint is None else Selection(self.channel, self.timepoint)
+        chosen = Selection(self.channel, self.timepoint, self.channels)
+        return None if chosen == Selection() else chosen
 
     @property
     def unit_sizes(self) -> tuple[float | None, float | None, float | None]:
@@ -149,7 +155,7 @@ class VolumeSpec:
         Fields for arrays of several volumes are written only for those, so that fingerprints of older runs stay the same.
         """
         values: dict[str, Any] = asdict(self)
-        unused = {"channel": None, "timepoint": None, "together": 1}
+        unused = {"channel": None, "timepoint": None, "together": 1, "channels": ()}
         return {name: value for name, value in values.items() if name not in unused or value != unused[name]}
 
     @classmethod
@@ -158,4 +164,5 @@ class VolumeSpec:
         scale, translation, units = (tuple(data[name]) for name in ("scale", "translation", "units"))
         shape, chunk = triple(data["shape"]), triple(data["chunk"])
         several = {name: data[name] for name in ("channel", "timepoint", "together") if name in data}
+        several |= {"channels": tuple(data["channels"])} if "channels" in data else {}
         return cls(shape, str(data["dtype"]), chunk, data["rank"], scale, translation, units, **several)

@@ -1,4 +1,4 @@
-"""Test runs with networks of others whose channels are slices of the volume, or copies of its grey values."""
+"""Test runs with networks of others whose channels are slices of the volume, copies of its grey values, or its channels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 from click.testing import CliRunner
 from foreign import AXES, save_exported, save_onnx, save_package
 from numpy.typing import NDArray
@@ -21,12 +22,16 @@ from emseg.cli import cli
 from emseg.flows.repair import repair
 from emseg.flows.verify import verify
 from emseg.runs.events import Event, Noticed
-from emseg_core.errors import ModelError
+from emseg_core.errors import InputError, ModelError, PlanError
+from emseg_core.grid.cost import cost_of
+from emseg_core.grid.layout import plan_volume
 from emseg_core.model.external_model import contract_of, read_external
 from emseg_core.recipe import Recipe
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.inputs import Inputs
+from emseg_core.specs.volume import Selection
 from emseg_core.store.outputs.lifecycle import open_output
+from emseg_core.store.volumes.volume import open_volume
 
 SHAPE = (7, 46, 58)
 VALUES = texture(SHAPE)
@@ -193,7 +198,8 @@ def test_cost_of_slices_is_that_of_the_slices_computed(tmp_path: Path) -> None:
             (1, 3, 32, 32),
             (),
             r'takes 3 channels, and nothing says what they are: write into n.pt2.toml beside it inputs = "slices" \(3 '
-            r'neighbouring z slices, of which the middle one is labelled\) or inputs = "copies" \(the grey value in each\)',
+            r'neighbouring z slices, of which the middle one is labelled\) or inputs = "copies" \(the grey value in each\), '
+            r"or inputs = \[0, 1, 2\] \(channels",
         ),
         (lambda: Flat(4), (1, 4, 32, 32), (), r'toml beside it inputs = "copies" \(the grey value in each\)'),
         (Solid, (1, 3, 16, 16, 16), (), r'toml beside it inputs = "copies" \(the grey value in each\)'),
@@ -203,7 +209,12 @@ def test_cost_of_slices_is_that_of_the_slices_computed(tmp_path: Path) -> None:
         (lambda: Flat(1), (1, 1, 32, 32), COPIES[1:], r'says inputs = "copies", but .* takes 1 channel: leave it out'),
         (Collapsing, (1, 1, 3, 32, 32), (), r'labels one slice of several.*write inputs = "slices" into n.pt2.toml'),
         (Collapsing, (1, 1, 3, 32, 32), COPIES[1:], r'says inputs = "copies", but .* takes 1 channel: leave it out'),
-        (lambda: Flat(3), (1, 3, 32, 32), ('inputs = "rgb"',), r"inputs in .* is 'rgb', not slices or copies: correct it"),
+        (
+            lambda: Flat(3),
+            (1, 3, 32, 32),
+            ('inputs = "rgb"',),
+            r"inputs in .* is 'rgb', not slices or copies, or a list",
+        ),
         (lambda: Flat(3), (1, 3, 32, 32), (*SLICES[1:], "context = [0, 4, 4]"), r"context = \[0, 4, 4\], but .* along z, is 1"),
         (lambda: Flat(3), (1, 3, 32, 32), (*SLICES[1:], "lattice = [2, 2, 2]"), r"lattice = \[2, 2, 2\], but .* along z, is 1"),
         (lambda: Flat(3), (1, 3, 32, 32), (*SLICES[1:], "only_tile = [1, 32, 32]"), r"only_tile = .* along z, is 3"),
@@ -252,3 +263,149 @@ def test_a_package_for_slices(tmp_path: Path) -> None:
     checked = CliRunner().invoke(cli, ["models", "check", str(path)])
     assert isinstance(checked.exception, ModelError)
     assert "channels that differ" in str(checked.exception)
+
+
+# -- channels of the volume ---------------------------------------------------------------------------------------------
+
+CHANNELS = np.stack([texture(SHAPE, seed=seed) // (1 + seed) + 10 * seed for seed in range(4)])
+"""A volume of four channels of different brightness, ``(c, z, y, x)``."""
+TAKEN = (3, 0)
+
+
+class Two(nn.Module):
+    """A network of two channels, 2-D or 3-D."""
+
+    def __init__(self, planar: bool) -> None:
+        super().__init__()
+        torch.manual_seed(8)
+        kind = nn.Conv2d if planar else nn.Conv3d
+        self.body = nn.Sequential(kind(2, 6, 3, padding=1), nn.ReLU(), kind(6, 3, 3, padding=1)).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        given: Tensor = self.body(x)
+        return given
+
+
+def save_channels(path: Path, values: NDArray[Any] = CHANNELS) -> Path:
+    """Save a volume of several channels, which share chunks."""
+    axes = [{"name": "c", "type": "channel"}, *({"name": name, "type": "space", "unit": "nanometer"} for name in "zyx")]
+    scale = {"type": "scale", "scale": [1, 8, 8, 8]}
+    described = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": [scale]}]}
+    group = zarr.create_group(path, attributes={"ome": {"version": "0.5", "multiscales": [described]}})
+    group.create_array("0", data=values, chunks=(2, 4, 16, 16))
+    return path
+
+
+def of_channels(network: nn.Module, planar: bool) -> NDArray[np.float32]:
+    """Return probabilities ``(class, z, y, x)`` that the network gives for the whole mirrored channels."""
+    normalised = []
+    for channel in TAKEN:
+        numbers = CHANNELS[channel].astype(np.float64)
+        grey = (CHANNELS[channel].astype(np.float32) - np.float32(numbers.mean())) / np.float32(numbers.std())
+        normalised.append(np.pad(grey, width_of("copies" if planar else "solid", 2, 6), mode="reflect"))
+    source = torch.from_numpy(np.stack(normalised))
+    with torch.inference_mode():
+        if planar:
+            output = torch.stack([network(source[None, :, z])[0] for z in range(SHAPE[0])], 1)
+        else:
+            output = network(source[None])[0, :, 6:-6]
+    found: NDArray[np.float32] = output[..., 6:-6, 6:-6].softmax(0).numpy()
+    return found
+
+
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+@pytest.mark.parametrize("planar", [True, False])
+def test_channels_of_the_volume_are_those_of_one_pass(planar: bool, suffix: str, tmp_path: Path) -> None:
+    network, save = Two(planar), save_exported if suffix == "pt2" else save_onnx
+    path = save(tmp_path / f"n.{suffix}", network, (1, 2, 32, 32) if planar else (1, 2, 16, 16, 16))
+    stated(path, 'activation = "logits"', "inputs = [3, 0]")
+    save_channels(tmp_path / "v.zarr")
+    asked: dict[str, Any] = {"model": path, "tile": (1, 28, 28) if planar else (7, 20, 20)}
+    for output, workers in (("one", 0), ("two", 2) if planar else ("again", 0)):
+        assert segment(tmp_path / "v.zarr", tmp_path / output, workers=workers, **asked).exit_code == 0
+    stored = open_output(tmp_path / "one")
+    assert_same_labels(stored.read("classes", stored.region), of_channels(network, planar))
+    sound = bytes_of(tmp_path / "one")
+    assert bytes_of(tmp_path / ("two" if planar else "again")) == sound
+    assert verify(tmp_path / "one", boxes=3).holds
+    shards(tmp_path / "one")[0].unlink()
+    assert repair(tmp_path / "one", workers=0).holds
+    shards(tmp_path / "one")[0].unlink()
+    assert segment(tmp_path / "v.zarr", tmp_path / "one", workers=0, **asked).done == 1
+    assert bytes_of(tmp_path / "one") == sound
+
+
+def test_test_tensors_of_a_package_are_normalised_by_channel(tmp_path: Path) -> None:
+    network, source = Two(planar=True), torch.from_numpy(CHANNELS[None, :2, 0].astype(np.float32))
+    with torch.inference_mode():
+        deviation, mean = torch.std_mean(source.double(), (2, 3), correction=0, keepdim=True)
+        output = network(((source - mean) / deviation).float())
+    files = {"n.onnx": save_onnx(tmp_path / "n.onnx", network, (1, 2, 32, 32)).read_bytes()}
+    for name, tensor in (("in.npy", source), ("out.npy", output)):
+        np.save(tmp_path / name, tensor.numpy())
+        files[name] = (tmp_path / name).read_bytes()
+    path = save_package(
+        tmp_path / "package.zip",
+        files,
+        weights={"onnx": {"source": "n.onnx"}},
+        inputs=[{"id": "raw", "axes": [AXES[0], {"type": "channel"}, *AXES[2:]], "test_tensor": {"source": "in.npy"}}],
+        outputs=[{"id": "out", "axes": [AXES[0], {"type": "channel"}, *AXES[2:]], "test_tensor": {"source": "out.npy"}}],
+    )
+    stated(path, 'activation = "logits"', "inputs = [1, 0]", 'normalise = "volume"')
+    checked = CliRunner().invoke(cli, ["models", "check", str(path)])
+    assert checked.exit_code == 0, (checked.output, checked.exception)
+
+
+def two_channels(folder: Path, inputs: str = "inputs = [3, 0]") -> Path:
+    """Save a network of two channels, and a volume."""
+    save_channels(folder / "v.zarr")
+    return stated(save_exported(folder / "n.pt2", Two(planar=True), (1, 2, 32, 32)), 'activation = "logits"', inputs)
+
+
+def test_the_recipe_keeps_the_channels_and_their_normalisation(tmp_path: Path) -> None:
+    path = two_channels(tmp_path)
+    assert segment(tmp_path / "v.zarr", tmp_path / "o.zarr", model=path, workers=0).exit_code == 0
+    recipe = recipe_of(tmp_path / "o.zarr")
+    assert (recipe.volume.channels, recipe.volume.channel) == (TAKEN, None)
+    kept = (recipe.normalisation, *recipe.normalisation.others)
+    for channel, one in zip(TAKEN, kept, strict=True):
+        np.testing.assert_allclose(one.mean + one.deviation, (CHANNELS[channel].mean(), CHANNELS[channel].std()))
+    for command in ("preview", "report", "status"):
+        done = CliRunner().invoke(cli, [command, str(tmp_path / "o.zarr")])
+        assert done.exit_code == 0, done.output
+    planned = CliRunner().invoke(cli, ["plan", str(tmp_path / "v.zarr"), "--model", str(path)])
+    assert planned.exit_code == 0, planned.output
+    shown = CliRunner().invoke(cli, ["models", "show", str(path)])
+    assert "input: 2 channels, which are the channels 3, 0 of the volume" in shown.output
+
+
+def test_memory_and_reading_count_all_channels(tmp_path: Path) -> None:
+    path = two_channels(tmp_path)
+    one = open_volume(tmp_path / "v.zarr", part=Selection(0)).spec
+    two = open_volume(tmp_path / "v.zarr", part=Selection(channels=TAKEN)).spec
+    contract = contract_of(read_external(path))
+    plan = plan_volume(two, contract)
+    assert cost_of(plan, two, False).bytes_needed == 2 * plan.region.voxels * one.itemsize
+    with pytest.raises(PlanError, match="the model needs 2 channels, but a volume has 1"):
+        plan_volume(one, contract)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "asked", "said"),
+    [
+        ("inputs = [3, 4]", {}, r"takes the channels 3, 4 of a volume, counted from 0, but this one has 4: correct inputs"),
+        ("inputs = [0, 1]", {"channel": 2}, r"`channel` names the channel 2, but the model takes the channels 0, 1"),
+        (
+            "inputs = [0, 1, 2]",
+            {},
+            r"says inputs = \[0, 1, 2\], 3 channels of the volume, but .* takes 2 channels: name as many",
+        ),
+        ("inputs = [0, 0]", {}, r"inputs in .* is \[0, 0\], not two or more different channels"),
+        ("inputs = [1]", {}, r"a single channel is chosen with `channel`"),
+    ],
+)
+def test_wrong_channels_are_refused(inputs: str, asked: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = two_channels(tmp_path, inputs)
+    with pytest.raises(InputError, match=said):
+        segment(tmp_path / "v.zarr", tmp_path / "o.zarr", model=path, workers=0, **asked)
+    assert not (tmp_path / "o.zarr").exists()

@@ -163,7 +163,7 @@ def draw_slice(description: RunDescription, block: Box) -> tuple[NDArray[np.uint
     box = Box((z, top, left), (z + 1, bottom, right))
     every = -(-max(box.shape) // MAX_SLICE_PIXELS)
     output = open_output(description.output)
-    grey = contrast(open_volume(description.volume, part=description.part).read(box)[0, ::every, ::every])
+    grey = contrast(open_volume(description.volume, part=description.part).first.read(box)[0, ::every, ::every])
     image = next((image for image in output.images[::-1] if image.content == "labels"), output.images[-1])
     labels = drawn(image, output.read(image.name, box)[..., 0, ::every, ::every], grey)
     return _rgba(grey), _rgba(labels), box

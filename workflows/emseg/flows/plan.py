@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, Unpack
 
-from emseg.flows.running.draft import check_settings, levels_for, outside_of
+from emseg.flows.running.draft import check_settings, levels_for, outside_of, part_of
 from emseg.flows.running.limits import limits_of
 from emseg.flows.segment import RunKeywords, segment
 from emseg.pages.markup import tag
@@ -18,7 +18,7 @@ from emseg_core.grid.cost import Cost, cost_of
 from emseg_core.grid.layout import Layout, layouts_of, plan_with
 from emseg_core.grid.plan import Plan
 from emseg_core.specs.region import parse_region
-from emseg_core.specs.volume import Selection, VolumeSpec
+from emseg_core.specs.volume import VolumeSpec
 from emseg_core.store.files.place import Address, Place, parse_place
 from emseg_core.store.volumes.volume import open_volume
 
@@ -127,8 +127,9 @@ def plan(volume: str | Path | Address, settings: RunSettings | None = None, **gi
     """
     settings, where = settings_from(settings, given)
     placement = Placement(**where)
-    source = open_volume(settings.level_of(parse_place(volume)), part=Selection(settings.channel, settings.timepoint))
-    spec = check_settings(settings, source)
+    place = settings.level_of(parse_place(volume))
+    spec = check_settings(settings, lambda: open_volume(place, part=part_of(settings)))
+    source = open_volume(place, part=part_of(settings, spec))
     roi = settings.roi
     region = (parse_region(roi, source.spec) if isinstance(roi, str) else roi) or source.spec.box
     limits = limits_of(placement, settings.threads, settings.tta)

@@ -48,7 +48,7 @@ def preview(
     """
     stored = open_output(output)
     recipe = recipe_of(stored)
-    source = volume_of(stored, volume)
+    source = volume_of(stored, volume).first
     box = slice_box(stored.region, stored.region.shape[0] // 2 if z is None else z)
     panels = panels_of(stored, source, box)
     zoom = max(1, MIN_SLICE_PIXELS // max(box.shape))

@@ -105,7 +105,7 @@ def _check_place(place: Path, overwrite: bool) -> None:
 def _volume(stored: Output, given: str | Place | None) -> tuple[ZarrVolume | None, str]:
     """Return the volume, or why there is none."""
     try:
-        return volume_of(stored, given), ""
+        return volume_of(stored, given).first, ""
     except InputError as error:
         if given is not None:
             raise

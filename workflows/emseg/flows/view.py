@@ -120,7 +120,7 @@ def view(output: str | Place, *, volume: str | Place | None = None, port: int = 
     notes += [f"{image.name} is not shown: the viewer shows no float16" for image in stored.images if image.dtype == "float16"]
     contrast = None
     try:
-        source = volume_of(stored, volume)
+        source = volume_of(stored, volume).first
         images["raw"], contrast = shown_image(source.path), _contrast(source, stored.region)
     except InputError as error:
         if volume is not None:

@@ -147,7 +147,8 @@ def _layers(volume: VolumeSpec, classes: tuple[str, ...], sources: Sources, cont
     layers: list[dict[str, Any]] = []
     if sources.raw:
         controls = {"shaderControls": {"normalized": {"range": list(contrast)}}} if contrast else {}
-        chosen = {} if volume.channel is None else _channel(volume.channel)
+        channel = volume.channels[0] if volume.channels else volume.channel
+        chosen = {} if channel is None else _channel(channel)
         layers.append({"type": "image", "name": "raw", "source": sources.raw, "opacity": 1, **controls, **chosen})
     if sources.probabilities:
         hidden = {"type": "image", "source": sources.probabilities, "opacity": 1, "visible": False}

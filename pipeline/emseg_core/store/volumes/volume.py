@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -66,12 +66,24 @@ class ZarrVolume:
         self._dtypes = dtypes
         self.spec, self.front = _select(stored, part, dtypes)
         """Description of the volume, and selected index along each axis of the stored array in front of (z, y, x)."""
-        self._chunks = ChunkCache(self.spec, partial(_load, stored.array, self.spec, self.front), cache_bytes)
+        alone = [(self.spec, self.front)]
+        if part is not None and part.channels:
+            alone = [_select(stored, Selection(channel, part.timepoint), dtypes) for channel in part.channels]
+        limit = cache_bytes // len(alone)
+        self._chunks, *self._others = (ChunkCache(one, partial(_load, stored.array, one, at), limit) for one, at in alone)
 
     @property
     def decoded_bytes(self) -> int:
         """Bytes of all chunks decompressed so far, counted each time."""
-        return self._chunks.decoded_bytes
+        return sum(chunks.decoded_bytes for chunks in (self._chunks, *self._others))
+
+    @property
+    def first(self) -> ZarrVolume:
+        """The first of the channels that are read together, as a volume of its own."""
+        if not self.spec.channels:
+            return self
+        part = Selection(self.spec.channels[0], self.spec.timepoint)
+        return open_volume(self.path, self._cache_bytes, self._dtypes, part)
 
     def read(self, box: Box) -> NDArray[Any]:
         """Read a box.
@@ -84,7 +96,8 @@ class ZarrVolume:
         Returns
         -------
         ndarray
-            Voxels ``(z, y, x)`` of the volume's type; a chunk that was never written is read as the fill value.
+            Voxels ``(z, y, x)``, or ``(c, z, y, x)`` of several channels, of the volume's type; a chunk that was never written
+            is read as the fill value.
 
         Raises
         ------
@@ -97,7 +110,8 @@ class ZarrVolume:
             raise ValueError(f"the box {box} is not within the volume {self.spec.box}")
         what = f"the voxels {box} of {self.path} cannot be read"
         with translate_errors(what, "restore them", transient_remedy="check the disk or the network"):
-            return self._chunks.read(box)
+            found = [chunks.read(box) for chunks in (self._chunks, *self._others)]
+        return np.stack(found) if self.spec.channels else found[0]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_volume, (self.path, self._cache_bytes, self._dtypes, self._part)
@@ -340,7 +354,22 @@ def _select(stored: StoredVolume, part: Selection | None, dtypes: tuple[str, ...
             f"the axes ({', '.join(space.names)}) have shape {array.shape}, but emseg reads one channel at one time: "
             f"copy the part you want into a volume where ({', '.join(extra)}) have length 1"
         )
-    front = choose_entries(extra, array.shape[:-rank], stored.labels, part or Selection())
+    part = part or Selection()
+    if part.channels:
+        kinds = zip(extra, array.shape[:-rank], strict=True)
+        count = max((length for name, length in kinds if axis_kind(name) == "channel"), default=1)
+        if max(part.channels) >= count:
+            raise VolumeError(
+                f"the network takes the channels {', '.join(map(str, part.channels))} of a volume, counted from 0, but this "
+                f"one has {count}: correct inputs in the file beside the network, or give another volume"
+            )
+        fronts = [
+            choose_entries(extra, array.shape[:-rank], stored.labels, Selection(channel, part.timepoint))
+            for channel in part.channels
+        ]
+        front = replace(fronts[0], channel=None)
+    else:
+        front = choose_entries(extra, array.shape[:-rank], stored.labels, part)
     dtype = array.dtype.newbyteorder("=").name
     check_dtype("the volume", dtype, dtypes)
     chunk = _chunks(array)
@@ -357,6 +386,7 @@ def _select(stored: StoredVolume, part: Selection | None, dtypes: tuple[str, ...
         channel=front.channel,
         timepoint=front.timepoint,
         together=math.prod(map(min, chunk[:-rank], array.shape[:-rank])),
+        channels=part.channels,
     )
     return spec, front.entries
 

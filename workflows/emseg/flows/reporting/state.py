@@ -45,7 +45,7 @@ def what_was_run(stored: Output, recipe: Recipe, found: Status) -> Iterator[Mark
     yield facts(
         ("volume", tag("code", found.volume) if found.volume else "not recorded"),
         ("shape", f"{product(volume.shape)} voxels (z, y, x), {volume.dtype}, in chunks of {product(volume.chunk)}"),
-        ("channel", volume.channel),
+        ("channel", ", ".join(map(str, volume.channels)) or volume.channel),
         ("timepoint", volume.timepoint),
         ("voxel size", _voxel_size(recipe)),
         ("region", joined([tag("code", region), f", {product(region.shape)} voxels: {amount(region.voxels)}"])),
@@ -97,7 +97,8 @@ def _normalisation(recipe: Recipe) -> str:
 def _of_one(used: Normalisation) -> str:
     if used.scope == "slice":
         return "once per z slice"
-    return f"once per volume: mean {used.mean[0]:.6g}, deviation {used.deviation[0]:.6g}"
+    told = (f"mean {one.mean[0]:.6g}, deviation {one.deviation[0]:.6g}" for one in (used, *used.others))
+    return f"once per volume: {'; '.join(told)}"
 
 
 def run_progress(stored: Output, found: Status, history: History) -> Iterator[Markup]:

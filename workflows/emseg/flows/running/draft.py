@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -144,7 +144,7 @@ class Draft:
         )
 
 
-def check_settings(settings: RunSettings, source: VolumeReader | None = None) -> NetworkSpec:
+def check_settings(settings: RunSettings, source: Callable[[], VolumeReader] | None = None) -> NetworkSpec:
     """Describe the model, and refuse settings that it cannot meet, before anything is written.
 
     Parameters
@@ -152,7 +152,7 @@ def check_settings(settings: RunSettings, source: VolumeReader | None = None) ->
     settings
         What was asked for.
     source
-        The volume, on which frozen statistics are measured; None if it cannot be read yet.
+        Opens the volume, on which frozen statistics are measured; None if it cannot be read yet.
 
     Returns
     -------
@@ -249,8 +249,8 @@ def draft_run(volume: Place, settings: RunSettings, limits: Limits, started: Rec
         If volume, model and settings do not fit together.
     """
     place = locate_model(settings.model, settings.predictor)
-    source = open_volume(volume, part=_part(settings, started))
-    spec, card, known = _described(place, settings, started, source)
+    spec, card, known = _described(place, settings, started, lambda: open_volume(volume, part=part_of(settings, None, started)))
+    source = open_volume(volume, part=part_of(settings, spec, started))
     _check_heads(spec, settings, started)
     spec = _augmented(spec, settings, started)
     region = parse_region(settings.roi, source.spec) if isinstance(settings.roi, str) else settings.roi
@@ -331,19 +331,43 @@ def settle(draft: Draft, executor: Executor, device: Device) -> tuple[Draft, Rec
     return draft, recipe, (*notices, *_warnings(draft), *_chosen(choice))
 
 
-def _part(settings: RunSettings, started: Recipe | None) -> Selection:
-    """Return the requested channel and timepoint, else those that the output was started with."""
-    there = started.volume.selection if started is not None else None
-    if there is None:
-        return Selection(settings.channel, settings.timepoint)
-    return Selection(
-        there.channel if settings.channel is None else settings.channel,
-        there.timepoint if settings.timepoint is None else settings.timepoint,
-    )
+def part_of(settings: RunSettings, spec: NetworkSpec | None = None, started: Recipe | None = None) -> Selection:
+    """Return the channels and the timepoint to read.
+
+    Parameters
+    ----------
+    settings
+        Settings of the run.
+    spec
+        The network, which may say which channels it takes; None for one that takes a single channel.
+    started
+        Recipe of the output, if an earlier run has started it.
+
+    Returns
+    -------
+    Selection
+        The requested channel and timepoint, else those that the output was started with.
+
+    Raises
+    ------
+    PlanError
+        If a channel is requested, but the network takes several.
+    """
+    there = (started.volume.selection if started is not None else None) or Selection()
+    timepoint = there.timepoint if settings.timepoint is None else settings.timepoint
+    channels = spec.inputs.channels if isinstance(spec, Contract) else ()
+    if not channels:
+        return Selection(there.channel if settings.channel is None else settings.channel, timepoint)
+    if settings.channel is not None:
+        raise PlanError(
+            f"--channel names the channel {settings.channel}, but the model takes the channels "
+            f"{', '.join(map(str, channels))}, as the file beside it says: leave out --channel, or change inputs there"
+        )
+    return Selection(timepoint=timepoint, channels=channels)
 
 
 def _described(
-    path: ModelPlace, settings: RunSettings, started: Recipe | None, source: VolumeReader
+    path: ModelPlace, settings: RunSettings, started: Recipe | None, source: Callable[[], VolumeReader]
 ) -> tuple[NetworkSpec, dict[str, str], str]:
     """Return what a model is, its card and its digest; experiments that the output remembers are not made again."""
     digest = digest_of(path)
@@ -356,9 +380,10 @@ def _described(
         _check_norms(path, spec, settings.norms)
         return spec, card, digest
     card = dict(freezable(path).card)
-    normalisation, _ = _normalisation(source, card, settings.normalise)
+    volume = source()
+    normalisation, _ = _normalisation(volume, card, settings.normalise)
     mask = None if settings.mask is None else open_volume(settings.mask, dtypes=MASK_DTYPES)
-    return describe_frozen(path, source, normalisation, mask), card, digest
+    return describe_frozen(path, volume, normalisation, mask), card, digest
 
 
 def _check_norms(path: ModelPlace, spec: NetworkSpec, asked: Norms | None) -> None:
@@ -387,6 +412,8 @@ def _empty(empty: tuple[float, str] | None, spec: NetworkSpec) -> Empty | None:
 
 def _normalisations(source: VolumeReader, cards: Sequence[Mapping[str, str]], asked: Scope | None) -> tuple[Normalisation, str]:
     """Return what the model wants, or each member of an ensemble, and the digest of the first one's sample."""
+    if len(cards) == 1:  # which may have those of further channels
+        return _normalisation(source, cards[0], asked)
     (first, digest), *others = (_normalisation(source, card, asked) for card in cards)
     return replace(first, others=tuple(normalisation for normalisation, _ in others)), digest
 
@@ -410,7 +437,8 @@ def _normalisation(source: VolumeReader, card: Mapping[str, str], asked: Scope |
     scope: Scope = "slice" if card.get("normalise") == "slice" else "volume"
     measured, digest = survey(source, scope, percentiles=percentiles, eps=float(card.get("eps", 0)))
     if "mean" in card:
-        return Normalisation("volume", (float(card["mean"]),), (float(card["deviation"]),)), digest
+        stated = Normalisation("volume", (float(card["mean"]),), (float(card["deviation"]),))
+        return replace(stated, others=(stated,) * len(measured.others)), digest
     return measured, digest
 
 
