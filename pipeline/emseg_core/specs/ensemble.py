@@ -9,6 +9,7 @@ from typing import Any
 
 from emseg_core.box import Triple, triple
 from emseg_core.errors import ModelError
+from emseg_core.specs.contract import Contract
 from emseg_core.specs.heads import ACTIVATIONS, Head, channels_of
 from emseg_core.specs.model import FLOAT32_BYTES
 from emseg_core.specs.network import NetworkSpec, Tiled
@@ -240,6 +241,8 @@ def check_agreement(members: Sequence[NetworkSpec]) -> None:
             raise ModelError(
                 f"model 1 takes {first.channels} channels, model {number} {other.channels}: give models with the same input"
             )
+        if taken := next((spec.inputs for spec in (first, other) if isinstance(spec, Contract) and spec.inputs.channels), None):
+            raise ModelError(f"an ensemble reads one channel, but a model takes {taken}: run it alone")
         mine, theirs = ({head.name: _meaning(head) for head in spec.heads} for spec in (first, other))
         for name in dict.fromkeys((*mine, *theirs)):
             if mine.get(name) != theirs.get(name):
