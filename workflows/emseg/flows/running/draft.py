@@ -488,7 +488,7 @@ def _warnings(draft: Draft) -> Iterator[str]:
         yield f"the input of the network is taken for: {draft.plan.model.inputs}"
     if "output" in draft.card:
         yield f"the output of the network is taken for: {draft.card['output']}"
-    trained = draft.card.get("voxel_size", "")
+    trained = draft.card.get("voxel_size", "").removesuffix(" (z, y, x)")
     here = " ".join(f"{scale:g}" for scale in volume.scale)
     if trained and None in volume.units[-volume.rank :]:
         yield f"the model was trained on voxels of {trained} (z y x), and the volume does not state its voxel size"
