@@ -15,7 +15,7 @@ import zarr
 from numpy.typing import NDArray
 from object_store import object_store
 from readmes import PAGES, ROOT, block, blocks, run
-from runs import save_volume, texture
+from runs import PLANAR, save_random_model, save_volume, texture
 from scipy import ndimage
 
 from emseg.access import token_file
@@ -36,7 +36,15 @@ BLOCKS = {
     "README.md": ["make demo", "emseg ingest", "from emseg"],
     f"{TUTORIALS}/tiff-to-neurons.md": ["emseg ingest", "emseg plan", "emseg label"],
     f"{TUTORIALS}/train-on-five-slices.md": ["name =", "emseg train", "EMSEG_DATA="],
-    f"{TUTORIALS}/your-own-network.md": ["output =", "[[heads]]", "normalise =", "mean =", "percentiles =", "import numpy"],
+    f"{TUTORIALS}/your-own-network.md": [
+        "output =",
+        "[[heads]]",
+        "normalise =",
+        "mean =",
+        "percentiles =",
+        "import numpy",
+        "emseg models export",
+    ],
     f"{TUTORIALS}/object-stores.md": ["emseg run"],
     f"{HOW_TO}/evaluate.md": ["emseg run"],
     f"{HOW_TO}/proxy.md": ["export DASK_"],
@@ -153,6 +161,12 @@ def test_what_is_told_of_a_network_of_others_is_known(tmp_path: Path) -> None:
     tables = tomllib.loads(block(f"{TUTORIALS}/your-own-network.md", "[[heads]]"))["heads"]
     heads = read_heads(tables, (NetworkOutput("out", 8, None),), "n.onnx.toml")
     assert [head.kind for head in heads] == ["affinities", "independent", "values", "classes"]
+
+
+def test_a_network_is_written_for_other_tools(tmp_path: Path) -> None:
+    save_random_model(tmp_path / "model.safetensors", PLANAR)
+    run("bash", "-euc", block(f"{TUTORIALS}/your-own-network.md", "emseg models export"), folder=tmp_path)
+    assert {"model.onnx", "model.pt2", "model.zip"} < {path.name for path in tmp_path.iterdir()}
 
 
 def test_a_class_of_ones_own(tmp_path: Path) -> None:
