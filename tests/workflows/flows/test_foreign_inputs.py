@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from runs import assert_same_labels, bytes_of, save_volume, shards, texture
 from torch import Tensor, nn
 
-from emseg import segment
+from emseg import report, segment
 from emseg.cli import cli
 from emseg.flows.repair import repair
 from emseg.flows.verify import verify
@@ -373,6 +373,9 @@ def test_the_recipe_keeps_the_channels_and_their_normalisation(tmp_path: Path) -
     for command in ("preview", "report", "status"):
         done = CliRunner().invoke(cli, [command, str(tmp_path / "o.zarr")])
         assert done.exit_code == 0, done.output
+    page = report(tmp_path / "o.zarr").read_text()
+    first, second = (f"once per volume: mean {one.mean[0]:.6g}, deviation {one.deviation[0]:.6g}" for one in kept)
+    assert f"for each channel: {first}; {second}<" in page
     planned = CliRunner().invoke(cli, ["plan", str(tmp_path / "v.zarr"), "--model", str(path)])
     assert planned.exit_code == 0, planned.output
     shown = CliRunner().invoke(cli, ["models", "show", str(path)])

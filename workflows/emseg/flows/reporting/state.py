@@ -89,16 +89,16 @@ def _voxel_size(recipe: Recipe) -> str:
 
 def _normalisation(recipe: Recipe) -> str:
     used = recipe.normalisation
-    if used.others:
-        return f"for each model: {'; '.join(map(_of_one, (used, *used.others)))}"
-    return _of_one(used)
+    told = "; ".join(map(_of_one, (used, *used.others)))
+    if not used.others:
+        return told
+    return f"for each {'channel' if recipe.volume.channels else 'model'}: {told}"
 
 
 def _of_one(used: Normalisation) -> str:
     if used.scope == "slice":
         return "once per z slice"
-    told = (f"mean {one.mean[0]:.6g}, deviation {one.deviation[0]:.6g}" for one in (used, *used.others))
-    return f"once per volume: {'; '.join(told)}"
+    return f"once per volume: mean {used.mean[0]:.6g}, deviation {used.deviation[0]:.6g}"
 
 
 def run_progress(stored: Output, found: Status, history: History) -> Iterator[Markup]:
