@@ -55,14 +55,13 @@ def accuracy_of(fast: Predictor, exact: Predictor, volume: VolumeReader, normali
     same = voxels = 0
     largest = 0.0
     for box in sample_boxes(exact.spec, volume.spec.box):
-        tile = exact.spec.tile_for(box.shape)
         try:
-            reference = predict_box(volume, exact, normalisation, box, tile, (0, 0, 0))
+            reference = predict_sample(exact, volume, normalisation, box)
         except BlockError:
             continue
         voxels += box.voxels
         try:
-            candidate = predict_box(volume, fast, normalisation, box, tile, (0, 0, 0))
+            candidate = predict_sample(fast, volume, normalisation, box)
         except (BlockError, RuntimeError):  # torch and OpenVINO raise RuntimeError for what they cannot compute
             largest = 1.0
             continue
@@ -87,8 +86,8 @@ def _agrees(head: Head, reference: NDArray[np.float32], candidate: NDArray[np.fl
         kept, found = np.clip(reference, *head.scale), np.clip(candidate, *head.scale)
         alike = (np.abs(kept - found) <= _span(head, reference) / QUANTA).all(axis=0)
     else:
-        thresholds = np.array(head.thresholds or (0.5,), np.float32)[:, None, None, None]
-        alike = ((reference >= thresholds) == (candidate >= thresholds)).all(axis=0)
+        limits = np.array(head.limits, np.float32)[:, None, None, None]
+        alike = ((reference >= limits) == (candidate >= limits)).all(axis=0)
     return alike
 
 
@@ -99,6 +98,33 @@ def _span(head: Head, reference: NDArray[np.float32]) -> float:
     if head.scale is not None:
         return head.scale[1] - head.scale[0]
     return float(np.abs(reference).max()) or 1.0
+
+
+def predict_sample(predictor: Predictor, volume: VolumeReader, normalisation: Normalisation, box: Box) -> NDArray[np.float32]:
+    """Predict a box of the sample in one tile.
+
+    Parameters
+    ----------
+    predictor
+        The network.
+    volume
+        The volume.
+    normalisation
+        The normalisation of the run.
+    box
+        What `sample_boxes` yields.
+
+    Returns
+    -------
+    ndarray
+        Channels of all heads, ``(channel, z, y, x) float32``, as `emseg_core.block.predict_box` returns.
+
+    Raises
+    ------
+    BlockError
+        If the box cannot be read or predicted.
+    """
+    return predict_box(volume, predictor, normalisation, box, predictor.spec.tile_for(box.shape), (0, 0, 0))
 
 
 def sample_boxes(model: NetworkSpec, region: Box, seed: int = 0) -> Iterator[Box]:

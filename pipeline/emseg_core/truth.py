@@ -9,12 +9,13 @@ so that a membrane is two voxels wide, one on each side of the face.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from emseg_core.box import Triple
 from emseg_core.errors import InputError
 
 INSIDE, MEMBRANE, IGNORE = 0, 1, 255
@@ -87,6 +88,32 @@ def check_meaning(meaning: Mapping[str, tuple[int, ...]], classes: tuple[str, ..
             if value in owners:
                 raise InputError(f"the value {value} stands for {owners[value]} and for {name}: remove one of the two")
             owners[value] = name
+
+
+def ends_of_edges(offset: Triple, shape: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Find the voxels of an array that edges start from and lead to.
+
+    Parameters
+    ----------
+    offset
+        Offset (z, y, x) in voxels, of any sign.
+    shape
+        Shape (z, y, x) of the array, in voxels.
+
+    Returns
+    -------
+    source, target : tuple of slice
+        Where edges start, and where they end, in the same order; empty if the offset is longer than the array.
+
+    Examples
+    --------
+    >>> ends_of_edges((0, -1, 2), (1, 4, 4))
+    ((slice(0, 1, None), slice(1, 4, None), slice(0, 2, None)), (slice(0, 1, None), slice(0, 3, None), slice(2, 4, None)))
+    """
+    pairs = list(zip(offset, shape, strict=True))
+    source = tuple(slice(max(0, -step), max(0, length - max(0, step))) for step, length in pairs)
+    target = tuple(slice(max(0, step), max(0, length + min(0, step))) for step, length in pairs)
+    return source, target
 
 
 def class_truth(

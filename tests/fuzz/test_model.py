@@ -22,7 +22,6 @@ from safetensors.torch import load, save
 from emseg_core.errors import ModelError
 from emseg_core.model.file import load_model
 from emseg_core.model.header import (
-    FLOAT32_BYTES,
     LENGTH_BYTES,
     METADATA_KEY,
     header_metadata,
@@ -31,7 +30,7 @@ from emseg_core.model.header import (
     read_header,
 )
 from emseg_core.model.unet import UNet
-from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.model import FLOAT32_BYTES, ModelSpec
 
 SPECS = {
     "planar": ModelSpec.unet(width=2, depth=1),

@@ -133,7 +133,7 @@ def better_reading(head: Head, boxes: Sequence[NDArray[np.float32]]) -> tuple[Re
         The best reading, how well it fits, and how well the stated one does; None if the stated one is as good, or if there
         are too few borders to judge.
     """
-    cuts = [(box >= np.float32(0.5)) == head.repulsive for box in boxes]
+    cuts = _cuts(head, boxes)
     fits = []
     for reading in readings_of(head):
         counts = [fit_of(cut, reading) for cut in cuts]
@@ -164,7 +164,7 @@ def mostly_cut(head: Head, boxes: Sequence[NDArray[np.float32]]) -> bool:
         Whether `repulsive` seems to be stated wrongly.
     """
     stated = Reading(head.offsets, head.anchor)
-    cuts = [(box >= np.float32(0.5)) == head.repulsive for box in boxes]
+    cuts = _cuts(head, boxes)
     if not cuts or np.mean([float(cut.mean()) for cut in cuts]) < 0.5:
         return False
     here, there = ([fit_of(cut, stated) for cut in kind] for kind in (cuts, [~cut for cut in cuts]))
@@ -193,6 +193,12 @@ def lines_of(reading: Reading, head: Head) -> str:
     if reading.offsets != head.offsets:
         parts.append(f"offsets = {[list(offset) for offset in reading.offsets]}")
     return ", ".join(parts)
+
+
+def _cuts(head: Head, boxes: Sequence[NDArray[np.float32]]) -> list[NDArray[np.bool_]]:
+    """Return which edges lie between different objects, as the head states its affinities."""
+    limits = np.array(head.limits, np.float32)[:, None, None, None]
+    return [(box >= limits) == head.repulsive for box in boxes]
 
 
 def _sum(a: Triple, b: Triple) -> Triple:

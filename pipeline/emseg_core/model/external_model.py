@@ -430,8 +430,10 @@ def inputs_of(model: ExternalModel, shape: Lengths) -> Inputs:
         If nothing says what they are, or what is told does not fit.
     """
     told, channels, beside = model.settings.get("inputs"), shape[1] or 1, model.stated.beside
-    ranks = {model.outputs()[number].rank for number in model.used_outputs}
-    stacked = len(shape) == 5 and channels == 1 and ranks == {4}
+    stacked = False
+    if len(shape) == 5 and channels == 1:
+        outputs = model.outputs()
+        stacked = {outputs[number].rank for number in model.used_outputs} == {4}
     count = shape[2] if stacked else channels
     what = "several slices" if count is None else f"{count} slices" if stacked else f"{channels} channel{'s'[: channels > 1]}"
     if stacked and told is None:

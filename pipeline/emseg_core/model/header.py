@@ -24,13 +24,12 @@ from typing import Any, NoReturn
 from emseg_core.box import Triple
 from emseg_core.errors import ModelError
 from emseg_core.printable import printable
-from emseg_core.specs.model import ModelSpec
+from emseg_core.specs.model import FLOAT32_BYTES, ModelSpec
 
 METADATA_KEY = "emseg"
 MODEL_FORMAT = 1
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 1 << 20
-FLOAT32_BYTES = 4
 PICKLE_PREFIXES = (b"PK", b"\x80")
 """First bytes of a zip file, in which torch stores its pickle, and of a bare pickle."""
 

@@ -12,8 +12,6 @@ from emseg_core.model.ensemble import EnsembleModel, EnsemblePlace, ensemble_car
 from emseg_core.model.external_model import ExternalModel, contract_of, is_external, norms_refusal, read_external
 from emseg_core.model.header import model_digest, read_header
 from emseg_core.model.python_predictor import ImportPath, PythonModel, import_model, python_contract
-from emseg_core.normalise import Normalisation
-from emseg_core.ports import VolumeReader
 from emseg_core.specs.augmented import without_margin
 from emseg_core.specs.contract import Contract
 from emseg_core.specs.ensemble import EnsembleSpec
@@ -104,37 +102,6 @@ def describe(path: ModelPlace) -> tuple[NetworkSpec, dict[str, str]]:
         return read_header(path)
     model = read_external(path)
     return contract_of(model), model.card
-
-
-def describe_frozen(
-    path: ModelPlace, volume: VolumeReader, normalisation: Normalisation, mask: VolumeReader | None
-) -> NetworkSpec:
-    """Describe a network whose normalisations over space use statistics of a volume; see `emseg_core.model.frozen_norms`.
-
-    Parameters
-    ----------
-    path
-        Place of the network.
-    volume
-        The volume.
-    normalisation
-        How its grey values are normalised.
-    mask
-        Where it is nonzero, statistics are measured; None for the whole volume.
-
-    Returns
-    -------
-    NetworkSpec
-        The network, with its statistics.
-
-    Raises
-    ------
-    InputError
-        If it has nothing to freeze, or no tile of the volume can be computed.
-    """
-    from emseg_core.model.frozen_norms import freeze  # torch takes seconds to import
-
-    return contract_of(freeze(freezable(path), volume, normalisation, mask))
 
 
 def freezable(path: ModelPlace) -> ExternalModel:

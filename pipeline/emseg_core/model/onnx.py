@@ -21,9 +21,8 @@ from emseg_core.model.onnx_graph import trace_graph
 from emseg_core.model.onnx_norms import freezable, freeze, measured, measuring
 from emseg_core.model.receptive_arithmetic import Trace
 from emseg_core.specs.contract import Contract, FrozenNorm
+from emseg_core.specs.model import FLOAT32_BYTES
 from emseg_core.specs.numerics import Precision
-
-FLOAT32_BYTES = 4
 
 
 class OnnxNetwork:
@@ -43,7 +42,6 @@ class OnnxNetwork:
         What is done to the input first; see `emseg_core.model.adapter.prepare`.
     precision
         Type of the activations.
-
     norms
         Statistics of normalisations over space; see `emseg_core.model.frozen_norms`.
 

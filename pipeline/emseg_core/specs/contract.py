@@ -11,6 +11,7 @@ from emseg_core.box import Triple, triple
 from emseg_core.errors import ModelError
 from emseg_core.specs.heads import ACTIVATIONS, Activation, Head, channels_of, check_heads, classes_head, classes_of
 from emseg_core.specs.inputs import GREY, Inputs
+from emseg_core.specs.model import FLOAT32_BYTES
 from emseg_core.specs.network import Tiled
 
 Basis = Literal["experiment", "graph", "graph and experiment", "told"]
@@ -18,7 +19,6 @@ Basis = Literal["experiment", "graph", "graph and experiment", "told"]
 
 Experiments; arithmetic on the operations of the network, which experiments may have confirmed; or the word of the user.
 """
-FLOAT32_BYTES = 4
 OUTPUT_COPIES = 2
 """Copies of the outputs of all slices of a tile that exist while they are joined."""
 Norms = Literal["frozen", "tile"]

@@ -128,6 +128,11 @@ class Head:
                 "first, which differ in float32"
             )
 
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """Probability from which each channel counts as 1: the thresholds of independent classes, 0.5 of affinities."""
+        return self.thresholds or (0.5,) * len(self.channels)
+
     def __str__(self) -> str:
         names = ", ".join(self.channels)
         match self.kind:

@@ -231,8 +231,9 @@ def fit(
         trained = state.average.network(spec)
         if spec.classes:
             return trained, calibrate(trained, tune, settings.output, settings.aim)
-        logits = [predict(trained, sample.raw, settings.output) for sample in tune]
-        return trained, channel_score(spec, logits, [sample.truth for sample in tune])
+        score = state.best_score if settings.patience else state.score  # of these weights, from their validation
+        assert score is not None
+        return trained, score
 
 
 def _take_steps(

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from emseg_core.box import Triple
 from emseg_core.specs.model import ModelSpec
-from emseg_core.truth import IGNORE
+from emseg_core.truth import IGNORE, ends_of_edges
 
 
 class WeightedSum(NamedTuple):
@@ -101,8 +101,7 @@ def affinity_loss(logits: Tensor, truth: Tensor, segments: Tensor, offsets: Sequ
     """
     losses, pairs = [], []
     for channel, offset in enumerate(offsets):
-        far = tuple(slice(shift, None) for shift in offset)
-        near = tuple(slice(0, max(0, length - shift)) for shift, length in zip(offset, truth.shape[1:], strict=True))
+        near, far = ends_of_edges(offset, truth.shape[1:])
         ours, theirs = segments[:, *far], segments[:, *near]
         together = (ours == theirs) & (ours != 0)
         known = (truth[:, *far] != IGNORE) & (truth[:, *near] != IGNORE)

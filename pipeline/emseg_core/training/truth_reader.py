@@ -17,7 +17,7 @@ from emseg_core.grid.mirror import fold, reflect
 from emseg_core.normalise import Normalisation, normalised
 from emseg_core.ports import VolumeReader
 from emseg_core.specs.heads import Head
-from emseg_core.truth import BACKGROUND, IGNORE, between, class_truth, membrane_truth, whole_numbers
+from emseg_core.truth import BACKGROUND, IGNORE, between, class_truth, ends_of_edges, membrane_truth, whole_numbers
 
 
 class TruthKind(Protocol):
@@ -309,10 +309,8 @@ class Edges:
         InputError
             If a value is not a whole number.
         """
-        numbers: NDArray[np.int32] = fastremap.renumber(whole_numbers(stored), preserve_zero=True)[0].astype(np.int32)
+        numbers = InstanceIds(planar=False, ignore=self.ignore).numbers(stored)
         numbers[numbers > 0] += 1
-        if self.ignore:
-            numbers[np.isin(stored, self.ignore)] = 0
         if self.background:
             numbers[np.isin(stored, self.background)] = 1
         return numbers
@@ -333,9 +331,7 @@ class Edges:
         """
         found = np.full((len(self.head.offsets), *numbers.shape), IGNORE, np.uint8)
         for channel, offset in zip(found, self.head.offsets, strict=True):
-            pairs = list(zip(offset, numbers.shape, strict=True))
-            source = tuple(slice(max(0, -shift), max(0, length - max(0, shift))) for shift, length in pairs)
-            target = tuple(slice(max(0, shift), max(0, length + min(0, shift))) for shift, length in pairs)
+            source, target = ends_of_edges(offset, numbers.shape)
             ours, theirs = numbers[source], numbers[target]
             together = (ours == theirs) & (ours > 1)
             edges = np.where((ours > 0) & (theirs > 0), together != self.head.repulsive, IGNORE)

@@ -125,8 +125,7 @@ def channel_scores(
     """
     scores = []
     for head, part in parts_of(spec.heads):
-        limits = head.thresholds or (0.5,) * len(head.channels)
-        for channel, (name, limit) in enumerate(zip(head.channels, limits, strict=True), part.start):
+        for channel, (name, limit) in enumerate(zip(head.channels, head.limits, strict=True), part.start):
             table = np.zeros((2, 2), np.int64)
             for found, truth in zip(logits, truths, strict=True):
                 predicted = (found[channel] >= logit(limit)).astype(np.uint8)

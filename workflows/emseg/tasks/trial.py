@@ -7,8 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from emseg_core.accuracy import accuracy_of, sample_boxes
-from emseg_core.block import predict_box
+from emseg_core.accuracy import accuracy_of, predict_sample, sample_boxes
 from emseg_core.box import Triple
 from emseg_core.canary import speed_of
 from emseg_core.errors import BlockError
@@ -127,8 +126,7 @@ def _doubts(trial: Trial, predictor: BasePredictor) -> Iterator[str]:
     volume, found = open_volume(trial.volume, part=trial.part), []
     for box in sample_boxes(predictor.spec, volume.spec.box):
         with suppress(BlockError):  # a run reports it
-            tile = predictor.spec.tile_for(box.shape)
-            found.append(predict_box(volume, predictor, trial.normalisation, box, tile, (0, 0, 0)))
+            found.append(predict_sample(predictor, volume, trial.normalisation, box))
     for head, part in heads:
         boxes = [box[part] for box in found]
         if mostly_cut(head, boxes):

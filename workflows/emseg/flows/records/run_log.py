@@ -72,6 +72,8 @@ class RunRecord:
         covering_runs
             Runs whose records cover all blocks that are already done; None if the records are incomplete.
         """
+        from emseg_core.model.ensemble import EnsemblePlace  # `emseg status` starts without it
+
         self._on_problem = on_problem
         self._warned = False
         self._records = output.records
@@ -86,7 +88,7 @@ class RunRecord:
             "started",
             volume=str(job.volume),
             model=str(job.model),
-            **({"models": list(map(str, paths))} if (paths := getattr(job.model, "paths", ())) else {}),
+            **({"models": list(map(str, job.model.paths))} if isinstance(job.model, EnsemblePlace) else {}),
             fingerprint=job.recipe.fingerprint,
             generation=output.generation,
             tellers=covering_runs,

@@ -27,13 +27,12 @@ from emseg_core.grid.symmetry import augmented
 from emseg_core.model.backend import backend_of
 from emseg_core.model.device import Device
 from emseg_core.model.ensemble import EnsemblePlace
-from emseg_core.model.external_model import norms_refusal
+from emseg_core.model.external_model import contract_of, norms_refusal
 from emseg_core.model.model_place import (
     ModelPlace,
     card_of,
     cards_of,
     describe,
-    describe_frozen,
     digest_of,
     freezable,
     locate_model,
@@ -379,11 +378,12 @@ def _described(
         spec, card = describe(path)
         _check_norms(path, spec, settings.norms)
         return spec, card, digest
-    card = dict(freezable(path).card)
-    volume = source()
-    normalisation, _ = _normalisation(volume, card, settings.normalise)
+    from emseg_core.model.frozen_norms import freeze  # torch takes seconds to import
+
+    model, volume = freezable(path), source()
+    normalisation, _ = _normalisation(volume, model.card, settings.normalise)
     mask = None if settings.mask is None else open_volume(settings.mask, dtypes=MASK_DTYPES)
-    return describe_frozen(path, volume, normalisation, mask), card, digest
+    return contract_of(freeze(model, volume, normalisation, mask)), model.card, digest
 
 
 def _check_norms(path: ModelPlace, spec: NetworkSpec, asked: Norms | None) -> None:
